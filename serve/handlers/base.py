@@ -1,0 +1,112 @@
+"""What the runner gives a handler, and what it asks of one.
+
+A handler is a class built from a `Model`; building it loads the weights (built means usable). It has one of two forms:
+
+* `Predictor`: `decode` each request, then `predict` a batch of compatible ones.
+* `Stepwise`: `decode` each request, then advance all that have joined by one `step`, a token for instance.
+
+Everything runs on the one thread of the runner's loop; a handler needs no locks and starts no threads of its own
+beyond those of its framework.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from serve.errors import ServeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as a handler sees it: where its files are and what its owner asked for."""
+
+    name: str
+    directory: Path
+    task: str | None = None
+    threads: int = 1  # for the framework's own pool, within this process
+    max_batch: int = 32  # requests (or sequences, for generation) in one batch
+    options: Mapping[str, Any] = field(default_factory=dict)  # the `[options]` table of model.toml
+    model_field: str = "model_type"  # the key in a JSON body that chose the model: to be ignored by handlers
+    default_accept: str | None = None  # SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT
+    batch_transform: bool = False  # SAGEMAKER_BATCH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request: the whole body, already decompressed, and the headers by lower-case name."""
+
+    body: bytes
+    content_type: str  # media type alone, lower case, without parameters; "" when the header is missing
+    charset: str = "utf-8"
+    accept: str = ""  # as sent; see serve.media.choose
+    headers: Mapping[str, str] = field(default_factory=dict)
+    deadline: float = float("inf")  # time.monotonic() after which nobody listens
+    stream_deadline: float = float("inf")  # the same for an answer that is streamed (8 minutes on the platform)
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer. An iterator body is a stream: each item leaves as one chunk as soon as it is made."""
+
+    body: bytes | Iterator[bytes]
+    content_type: str
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Job(Protocol):
+    """A decoded request on its way to an answer. Exactly one of `reply`, `fail` or `start`..`finish` ends it."""
+
+    request: Request
+    item: Any  # what `decode` returned
+
+    def reply(self, reply: Reply) -> None:
+        """Answer whole, or with a stream the loop will pull from."""
+
+    def fail(self, error: ServeError) -> None:
+        """Answer with an error; after `start` the connection is cut instead, so that it cannot pass for success."""
+
+    def start(self, content_type: str) -> None:
+        """Open a stream: status 200 and headers leave at once."""
+
+    def send(self, chunk: bytes) -> None:
+        """One chunk of an opened stream, flushed at once; never blocks (what the peer cannot take yet is kept)."""
+
+    def finish(self) -> None:
+        """End an opened stream."""
+
+
+class Predictor(Protocol):
+    def __init__(self, model: Model) -> None:
+        """Load. Raise ModelUnusable when the files are at fault, DoesNotFit (or MemoryError) for memory."""
+
+    def decode(self, request: Request) -> Any:
+        """Validate and parse one request into an item. Raise a ServeError (400, 406, 415...) here, not in `predict`."""
+
+    def compatible(self, item: Any) -> Hashable:
+        """Items with equal keys may share a batch."""
+
+    def predict(self, items: Sequence[Any]) -> Sequence[Reply | ServeError]:
+        """One outcome for each item, in order. If it raises, the loop runs the items one by one."""
+
+
+class Stepwise(Protocol):
+    def __init__(self, model: Model) -> None:
+        """As for a Predictor."""
+
+    def decode(self, request: Request) -> Any:
+        """As for a Predictor."""
+
+    def join(self, job: Job) -> None:
+        """Take a decoded job in; it is advanced by each `step` until the handler ends it."""
+
+    def leave(self, job: Job) -> None:
+        """The caller hung up: forget the job at once, answer nothing."""
+
+    def step(self) -> None:
+        """One turn of work for all that have joined. If it raises, every joined job is failed and forgotten."""
+
+    def room(self) -> int:
+        """How many further jobs may `join` now; those beyond wait in the socket's queue."""
