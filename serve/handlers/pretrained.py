@@ -1,0 +1,152 @@
+"""Load a transformers model and its tokenizer from a directory, or say which of its files is at fault and what to do.
+
+The library runs code from pickles and from the model's own `.py` files when it is let; here it is not. What it merely
+warns about, weights left random and a tokenizer without words, is an error.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from serve.errors import DoesNotFit, ModelUnusable
+from serve.handlers.base import Model
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_INDEX = "model.safetensors.index.json"
+
+
+def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
+    """The model, in eval mode on the GPU if there is one, and its tokenizer. `auto_class`: AutoModelForCausalLM...
+
+    Raises ModelUnusable or DoesNotFit. Sets this process's number of torch threads. `[options] dtype` overrides the
+    precision of the weights.
+    """
+    check(model.directory)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(max(1, model.threads))
+    tokenizer = _tokenizer(model.directory)
+    try:
+        network, report = auto_class.from_pretrained(
+            model.directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=model.options.get("dtype", "auto"),
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:  # the library fills these with random numbers and goes on
+            raise ModelUnusable(
+                f"config.json describes {len(report['missing_keys'])} weights that the safetensors files do not have, "
+                f"{min(report['missing_keys'])} for one",
+                hint="save config.json and the weights together, with save_pretrained",
+            )
+        network.eval().requires_grad_(False)
+        if torch.cuda.is_available():
+            network.to("cuda")
+    except (ModelUnusable, MemoryError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(f"the accelerator has no room for the weights: {_first_line(error)}") from error
+    except Exception as error:  # the library lets through whatever its parsers and constructors raise
+        if "DefaultCPUAllocator" in str(error):
+            raise DoesNotFit(f"there is no memory for the weights: {_first_line(error)}") from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise ModelUnusable("the shapes config.json asks for are not those in the safetensors files") from error
+        raise ModelUnusable(
+            f"{auto_class.__name__} cannot be built from config.json and the safetensors files: {_first_line(error)}",
+            hint="check that the files belong together and suit the model's task",
+        ) from error
+    return network, tokenizer
+
+
+def check(directory: Path) -> dict[str, Any]:
+    """The parsed config.json of a directory whose files can be read without running code from them."""
+    config = _json(directory / "config.json")
+    _refuse_own_code(directory / "config.json", config)
+    if (directory / "tokenizer_config.json").is_file():
+        _refuse_own_code(directory / "tokenizer_config.json", _json(directory / "tokenizer_config.json"))
+    for path in _weights(directory):
+        try:
+            with safe_open(path, framework="pt"):  # reads the header and compares it with the file's length
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelUnusable(
+                f"{path.name} is not a whole safetensors file ({_first_line(error)}); it has {_size(path)} bytes",
+                hint="copy the file again; an interrupted upload leaves it short",
+            ) from error
+    return config
+
+
+def _weights(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    if index.is_file() and not (directory / "model.safetensors").is_file():
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelUnusable(f"{index.name} has no weight_map")
+        paths = [directory / Path(str(name)).name for name in sorted(set(map(str, shards.values())))]
+        if missing := [path.name for path in paths if not path.is_file()]:
+            raise ModelUnusable(f"{index.name} names {missing[0]}, which is not there ({len(missing)} missing in all)")
+        return paths
+    if paths := sorted(directory.glob("*.safetensors")):
+        return paths
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise ModelUnusable(
+            f"the weights are a pickle ({pickles[0]}), which can run code when opened",
+            hint="convert them where you trust them: model.save_pretrained(directory) writes model.safetensors",
+        )
+    raise ModelUnusable(f"there is no model.safetensors, nor {_INDEX}", hint="save with model.save_pretrained")
+
+
+def _tokenizer(directory: Path) -> Any:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    except MemoryError:
+        raise
+    except Exception as error:  # as above; tokenizer.json alone can raise a bare Exception
+        raise ModelUnusable(
+            f"the tokenizer cannot be loaded (tokenizer.json, tokenizer_config.json): {_first_line(error)}",
+            hint="save it beside the weights with tokenizer.save_pretrained",
+        ) from error
+    if not words:  # without files the library makes up an empty one
+        raise ModelUnusable(
+            "there is no tokenizer: tokenizer.json is missing",
+            hint="save it beside the weights with tokenizer.save_pretrained",
+        )
+    return tokenizer
+
+
+def _refuse_own_code(path: Path, settings: dict[str, Any]) -> None:
+    if settings.get("auto_map"):
+        raise ModelUnusable(
+            f"{path.name} has an auto_map: the model asks for Python code of its own to be run",
+            hint="if transformers knows the model type, remove auto_map; else write code/inference.py, a custom model",
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelUnusable(f"there is no {path.name}", hint="save the model with save_pretrained") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelUnusable(f"{path.name} is not JSON: {_first_line(error)}") from error
+    if not isinstance(settings, dict):
+        raise ModelUnusable(f"{path.name} is not a JSON object")
+    return settings
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
