@@ -1,0 +1,71 @@
+# Everything a person or CI does here, one target each. Needs: Python 3.11 or newer with venv, nginx.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+# Debian keeps nginx where only root's PATH looks.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+IMAGE ?= sagemaker-serve
+TORCH ?= cpu
+MODELS ?= local_test/models
+VENV := .venv
+PY := $(VENV)/bin/python
+SHELLS = $(shell find . -name '*.sh' -not -path './.venv/*' -not -path './local_test/models/*') container/serve .ci/run
+CODE = $(wildcard serve deploy local_test tests bench container/slim.py container/smoke.py)
+
+# $(call step,what,command): one line, with the seconds it took; what the command says is shown only when it fails.
+step = printf '%-58s' "$(1)"; begun=$$SECONDS; \
+	said=$$($(2) 2>&1) || { echo 'failed'; printf '%s\n' "$$said" >&2; exit 1; }; echo "$$((SECONDS - begun)) s"
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */make \1\t/' | expand -t 14
+
+run: $(VENV)/runtime nginx models ## serve the sample models on http://127.0.0.1:8080 (Ctrl-C stops it)
+	@SERVE_MODEL_DIR="$${SERVE_MODEL_DIR:-$(MODELS)}" exec $(PY) -m serve
+
+test: $(VENV)/dev nginx ## the tests: pure, with real processes, and of the image where a Docker engine answers
+	@image=; if docker info >/dev/null 2>&1; then image=tests/image; else echo 'no Docker engine answers: tests/image left out'; fi; \
+	exec $(PY) -m pytest tests/unit tests/live $$image
+
+check: $(VENV)/dev nginx ## ruff, mypy --strict, shellcheck, nginx -t
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy $(CODE)
+	$(VENV)/bin/shellcheck $(SHELLS)
+	@conf=$$(mktemp -d); trap 'rm -rf "$$conf"' EXIT; $(PY) -m serve conf >"$$conf/nginx.conf"; \
+	nginx -t -q -e stderr -c "$$conf/nginx.conf" && echo 'nginx -t: good'
+
+bench: $(VENV)/dev nginx ## the workloads, measured
+	@exec $(PY) -m bench
+
+image: ## the container image (IMAGE=sagemaker-serve TORCH=cpu; cu130 for CUDA)
+	docker build --platform linux/amd64 --build-arg TORCH=$(TORCH) --tag $(IMAGE) .
+
+models: $(VENV)/runtime ## the sample models, where they are missing (minutes the first time)
+	@$(PY) -m local_test.make_models $(MODELS)
+
+clean: ## remove all that was made here: the environment, the models, caches
+	rm -rf $(VENV) local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp each: made again only when what it was made from changes.
+$(VENV)/runtime: container/requirements.txt container/install_torch.sh
+	@python=$$(container/find_python.sh); $(call step,.venv with $$python,$$python -m venv $(VENV))
+	@$(call step,Python packages (some 150 MB),$(PY) -m pip install --quiet --no-deps -r container/requirements.txt)
+	@$(call step,PyTorch $(TORCH) (some 200 MB),container/install_torch.sh $(PY) $(TORCH))
+	@$(PY) -m pip check >/dev/null || { $(PY) -m pip check >&2; exit 1; }
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/runtime
+	@$(call step,packages for tests and checks,$(PY) -m pip install --quiet --no-deps -r requirements-dev.txt)
+	@touch $@
+
+nginx:
+	@command -v nginx >/dev/null && exit; \
+	if [[ $$(id -u) == 0 ]] && command -v apt-get >/dev/null; then \
+	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
+	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
+
+.PHONY: help run test check bench image models clean nginx
