@@ -1,0 +1,81 @@
+"""How much memory a load will take, guessed before it begins from headers and file sizes; corrected once measured."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from serve.host.recognition import pickled, weights, xgboost_files
+
+MB = 1 << 20
+# What a runner holds of its own beside the model.
+XGBOOST_FLOOR = 8 * MB
+TORCH_FLOOR = 32 * MB
+CUSTOM_FLOOR = 32 * MB
+XGBOOST_GROWTH = 1.5  # trees in memory over the same trees in a file
+
+LONGEST_HEADER = 100 * MB  # safetensors' own limit
+BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+# Bits of a weight once loaded, by the `dtype` option; processors want float32 unless told otherwise.
+LOADED = {"float32": 32, "float16": 16, "bfloat16": 16, "float64": 64}
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def memory_bytes(directory: Path, handler: str, dtype: str | None = None) -> int:
+    """Private bytes a runner of this model will hold. Reads file sizes and safetensors headers, never weights."""
+    if handler == "xgboost":
+        return XGBOOST_FLOOR + int(XGBOOST_GROWTH * sum(_size(each) for each in xgboost_files(directory)))
+    if handler == "custom":
+        return CUSTOM_FLOOR + _tree(directory)
+    tensors = weights(directory)
+    if not tensors:
+        return TORCH_FLOOR + sum(_size(each) for each in pickled(directory))
+    return TORCH_FLOOR + sum(_loaded(each, LOADED.get(dtype or "", 32)) for each in tensors)
+
+
+def _loaded(path: Path, bits: int) -> int:
+    """Bytes of a safetensors file's tensors in memory, floats at `bits` each; its size when the header is no good."""
+    size = _size(path)
+    header = _header(path, size)
+    if header is None:
+        return size
+    return sum(_tensor_bytes(each, bits) for each in header)
+
+
+def _tensor_bytes(tensor: _Tensor, bits: int) -> int:
+    stored = max(0, tensor.data_offsets[1] - tensor.data_offsets[0])
+    if tensor.dtype in FLOATS:
+        return stored * bits // BITS[tensor.dtype]
+    return stored
+
+
+def _header(path: Path, size: int) -> list[_Tensor] | None:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(LONGEST_HEADER, size - 8):
+                return None
+            parts = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+            tensors = [msgspec.json.decode(raw, type=_Tensor) for name, raw in parts.items() if name != "__metadata__"]
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return None
+    # Offsets that point outside the file are not to be believed.
+    return tensors if all(each.data_offsets[1] <= size for each in tensors) else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _tree(directory: Path) -> int:
+    """Bytes of all files below, without following links to directories."""
+    return sum(_size(Path(parent, name)) for parent, _, names in os.walk(directory) for name in names)

@@ -1,0 +1,194 @@
+"""Which handler serves a directory, told from its files: names, config.json and first bytes; weights stay unread."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from serve.errors import ModelUnusable
+from serve.host.card import Card
+
+CODE = "code"
+PROGRAM = "inference.py"
+PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
+JUNK = frozenset({"__MACOSX", "__pycache__", "lost+found"})
+PEEK = 4096
+LONGEST_CONFIG = 8 << 20
+# Summarizers by trade; facebook/bart-large-cnn and google/pegasus-* say no more than their type in config.json.
+SUMMARIZERS = frozenset({"bart", "pegasus", "pegasus_x", "bigbird_pegasus", "led"})
+# Keys of configs whose input is not text alone (Llava, Whisper...), though they end in ForConditionalGeneration too.
+NOT_TEXT = ("vision_config", "audio_config", "num_mel_bins")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognised:
+    handler: str
+    task: str | None = None
+    model_type: str | None = None
+
+
+def shown(name: str) -> str:
+    """A file's name fit for a message, whatever bytes it was made of."""
+    return name if name.isprintable() else ascii(name)
+
+
+def visible(directory: Path) -> list[Path]:
+    """What lies in a directory, sorted, without what no model is made of."""
+    return sorted(each for each in directory.iterdir() if not each.name.startswith(".") and each.name not in JUNK)
+
+
+def top(directory: Path) -> Path:
+    """The directory itself, or the only one in it: `tar czf m.tar.gz mymodel/` wraps a model once too often."""
+    found = visible(directory)
+    if len(found) == 1 and found[0].is_dir() and not found[0].is_symlink() and found[0].name != CODE:
+        return found[0]
+    return directory
+
+
+def weights(directory: Path) -> list[Path]:
+    """The safetensors that a load reads: one whole file where there is one, else all shards."""
+    whole = directory / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(each for each in directory.glob("*.safetensors") if each.is_file())
+
+
+def pickled(directory: Path) -> list[Path]:
+    """Files that run code when they are loaded."""
+    named = [
+        each
+        for each in visible(directory)
+        if each.suffix in PICKLES or (each.suffix == ".bin" and each.name.startswith("pytorch_model"))
+    ]
+    return [each for each in named if each.is_file()]
+
+
+def xgboost_files(directory: Path) -> list[Path]:
+    """XGBoost models at the top of a directory, by name or, for *.json, by their first bytes."""
+    return [
+        each
+        for each in visible(directory)
+        if (each.name == "xgboost-model" or each.suffix in (".ubj", ".json"))
+        and each.is_file()
+        and (each.suffix != ".json" or _is_booster(each))
+    ]
+
+
+def _is_booster(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'"learner"' in file.read(PEEK)
+
+
+def marked(directory: Path) -> bool:
+    """Whether files right here make this directory a model, rather than a place of several."""
+    return (
+        any((directory / name).is_file() for name in ("model.toml", "config.json", f"{CODE}/{PROGRAM}"))
+        or bool(weights(directory))
+        or bool(xgboost_files(directory))
+    )
+
+
+def config(directory: Path) -> Mapping[str, Any] | None:
+    """Hugging Face's config.json, None where there is none. Raises ModelUnusable when it is not one JSON object."""
+    path = directory / "config.json"
+    if not path.is_file():
+        return None
+    if path.stat().st_size > LONGEST_CONFIG:
+        raise ModelUnusable(f"config.json: longer than {LONGEST_CONFIG >> 20} MB")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
+        raise ModelUnusable(f"config.json: not a JSON object: {bad}") from None
+
+
+def recognise(directory: Path, card: Card) -> Recognised:
+    """What serves this directory: what its card says, else what its files are. Raises ModelUnusable, saying why not."""
+    program = _program(directory, card)
+    if card.handler in ("custom", "xgboost") or (card.handler is None and program):
+        return Recognised(handler=card.handler or "custom", task=card.task, model_type=_type_at_most(directory))
+    described = config(directory)
+    if card.handler is not None:
+        found = architecture(described or {})
+        return Recognised(
+            handler=card.handler,
+            task=card.task or (found.task if found else None),
+            model_type=_text(described or {}, "model_type"),
+        )
+    if described and (weights(directory) or pickled(directory)):
+        found = architecture(described)
+        if found is None:
+            named = ", ".join(_architectures(described)) or "none"
+            raise ModelUnusable(
+                f"config.json: no handler for this architecture ({named}); put {CODE}/{PROGRAM} beside it, "
+                "or a model.toml with handler = ..."
+            )
+        return Recognised(handler=found.handler, task=card.task or found.task, model_type=found.model_type)
+    if xgboost_files(directory):
+        return Recognised(handler="xgboost", task=card.task)
+    raise ModelUnusable(_why_not(directory, described))
+
+
+def architecture(config: Mapping[str, Any]) -> Recognised | None:
+    """The handler and task for a config.json, None when we have none."""
+    names = _architectures(config)
+    first = names[0] if names else ""
+    model_type = _text(config, "model_type")
+    if any(key in config for key in NOT_TEXT):
+        return None
+    # T5WithLMHeadModel ends like GPT2LMHeadModel, so what the config says of itself comes first.
+    both = config.get("is_encoder_decoder") is True
+    if (both and not first.endswith("ForCausalLM")) or first.endswith(("ForConditionalGeneration", "MTModel")):
+        task = "summarization" if model_type in SUMMARIZERS else "text2text-generation"
+        return Recognised(handler="summarization", task=task, model_type=model_type)
+    if first.endswith(("ForCausalLM", "LMHeadModel")):
+        return Recognised(handler="text_generation", task="text-generation", model_type=model_type)
+    return None
+
+
+def _program(directory: Path, card: Card) -> str | None:
+    """The user's own code, relative to code/, where there is some."""
+    named = card.options.get("program")
+    if card.handler not in (None, "custom") or (named is None and not (directory / CODE / PROGRAM).is_file()):
+        return None
+    if named is None:
+        return PROGRAM
+    if not isinstance(named, str) or not named or named.startswith("/") or ".." in named.split("/"):
+        raise ModelUnusable(f"model.toml: options.program: needs the name of a file in {CODE}/, not {named!r}")
+    if not (directory / CODE / named).is_file():
+        raise ModelUnusable(f"model.toml: options.program: there is no {CODE}/{shown(named)}")
+    return named
+
+
+def _type_at_most(directory: Path) -> str | None:
+    try:
+        return _text(config(directory) or {}, "model_type")
+    except ModelUnusable:
+        return None  # the user's own code may keep anything in config.json
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    named = config.get("architectures")
+    return [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
+
+
+def _text(config: Mapping[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _why_not(directory: Path, described: Mapping[str, Any] | None) -> str:
+    fix = f"put a model.toml with handler = ... or {CODE}/{PROGRAM}"
+    if described and _architectures(described):
+        return "config.json: no weights beside it; needs *.safetensors"
+    if pickles := pickled(directory):
+        return (
+            f"{shown(pickles[0].name)}: a pickle runs code when it is loaded, so none is loaded unasked; save it as "
+            f"*.safetensors (with config.json) or *.ubj, or load it yourself in {CODE}/{PROGRAM}"
+        )
+    found = _some(each.name + "/" * each.is_dir() for each in visible(directory)) or "nothing"
+    return f"no handler recognises it: found {found}; {fix}"
+
+
+def _some(names: Iterable[str], most: int = 8) -> str:
+    every = [shown(name) for name in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
