@@ -1,0 +1,94 @@
+"""Rows of numbers in JSON: bare lists and the shapes of SageMaker's built-in algorithms, to a float32 matrix."""
+
+import msgspec
+import numpy as np
+
+from serve.errors import BadRequest
+from serve.handlers.tabular import Matrix, finite, wrong_width
+
+Values = list[float | None]
+
+
+class _Values(msgspec.Struct, forbid_unknown_fields=True):
+    values: Values
+    keys: list[int] | None = None
+    shape: list[int] | None = None
+
+
+class _Features(msgspec.Struct, forbid_unknown_fields=True):
+    features: _Values
+
+
+class _Instance(msgspec.Struct, forbid_unknown_fields=True):
+    features: Values | None = None
+    data: _Features | None = None
+
+
+_ROW = msgspec.json.Decoder(Values)
+_ROWS = msgspec.json.Decoder(list[Values])
+_INSTANCE = msgspec.json.Decoder(_Instance)
+_INSTANCES = msgspec.json.Decoder(list[_Instance])
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def rows(body: bytes, width: int, model_field: str) -> Matrix:
+    """A row, a list of rows, or an object with either under `instances` or `inputs`; null is nan."""
+    try:
+        text = body.lstrip()
+        if text[:1] == b"{":
+            keys = _OBJECT.decode(text)
+            asked = [key for key in keys if key != model_field]
+            if len(asked) == 1 and asked[0] in ("features", "data"):
+                return _matrix([_instance_row(_INSTANCE.decode(text), 1, width)], width)
+            if len(asked) != 1 or asked[0] not in ("instances", "inputs"):
+                raise BadRequest(
+                    f"the object's keys are {', '.join(map(repr, asked))[:300] or 'missing'}",
+                    hint='send {"instances": [[...], ...]} or a bare list',
+                )
+            text = bytes(keys[asked[0]]).lstrip()
+        inner = text[1:].lstrip()[:1] if text[:1] == b"[" else b""
+        if inner == b"[":
+            return _matrix(_ROWS.decode(text), width)
+        if inner == b"{":
+            instances = enumerate(_INSTANCES.decode(text), 1)
+            return _matrix([_instance_row(instance, number, width) for number, instance in instances], width)
+        return _matrix([_ROW.decode(text)], width)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON is not rows of numbers: {error}") from error
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadRequest("the JSON is nested too deeply") from error
+
+
+def lines(body: bytes, width: int, model_field: str) -> Matrix:
+    """JSON, one row a line."""
+    return np.concatenate([rows(line, width, model_field) for line in body.rstrip(b"\r\n").split(b"\n")])
+
+
+def _instance_row(instance: _Instance, number: int, width: int) -> Values:
+    if instance.features is not None and instance.data is None:
+        return instance.features
+    if instance.data is None or instance.features is not None:
+        raise BadRequest(f"row {number} needs either features or data.features.values")
+    sparse = instance.data.features
+    if sparse.keys is None:
+        return sparse.values
+    if sparse.shape not in (None, [width]):
+        raise BadRequest(f"row {number} has shape {sparse.shape}; the model has {width} features")
+    if len(sparse.keys) != len(sparse.values) or not all(0 <= key < width for key in sparse.keys):
+        raise BadRequest(f"row {number} needs as many keys as values, each from 0 to {width - 1}")
+    row: Values = [None] * width
+    for key, value in zip(sparse.keys, sparse.values, strict=True):
+        row[key] = value
+    return row
+
+
+def _matrix(rows: list[Values], width: int) -> Matrix:
+    if not rows:
+        raise BadRequest("there are no rows")
+    for number, row in enumerate(rows, 1):
+        if len(row) != width:
+            wrong_width(number, len(row), width)
+    with np.errstate(over="ignore"):
+        return finite(np.array(rows, np.float64).astype(np.float32))  # None becomes nan

@@ -1,0 +1,205 @@
+"""Rows of numbers: request bytes to a float32 matrix, and float32 to decimals.
+
+Whatever is wrong with them is a 400 that says where. Missing values are nan. `width` is the number of columns wanted; memory stays within a few times the body.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+from serve.errors import BadRequest
+from serve.handlers.base import Request
+
+Matrix = npt.NDArray[np.float32]
+
+SMALL = 8192  # bytes; below it plain Python beats pyarrow, which spends 65 us on a call
+
+
+def csv(body: bytes, width: int) -> Matrix:
+    """Rows separated by newlines, cells by the comma, semicolon or tab of the first line; an empty cell is nan."""
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    # For one column a blank line is a missing value, else it is slack at the end.
+    body = body.rstrip(b"\r\n") if width > 1 else body.removesuffix(b"\n").removesuffix(b"\r")
+    first = body[: body.find(b"\n")] if b"\n" in body else body
+    delimiter = next((each for each in (b",", b";", b"\t") if each in first), b",")
+    if first.count(delimiter) + 1 != width:
+        _check_cells(first.split(delimiter, 50)[:50], 1)  # a header line is the likelier mistake
+        wrong_width(1, first.count(delimiter) + 1, width)
+    if len(body) > SMALL:
+        matrix = _csv_with_arrow(body, delimiter.decode(), width, len(first))
+    else:
+        matrix = _csv_with_float(body, delimiter, width)
+    return finite(_csv_cell_by_cell(body, delimiter, width) if matrix is None else matrix)
+
+
+def _csv_with_float(body: bytes, delimiter: bytes, width: int) -> Matrix | None:
+    if b"_" in body:  # float() reads 1_000
+        return None
+    try:
+        rows = [list(map(float, line.split(delimiter))) for line in body.split(b"\n")]
+    except ValueError:
+        return None
+    if len(rows) > 1 and any(len(row) != width for row in rows):
+        return None
+    return np.array(rows, np.float64).astype(np.float32)
+
+
+def _csv_with_arrow(body: bytes, delimiter: str, width: int, line: int) -> Matrix | None:
+    import pyarrow as pa  # here and not above: importing it starts a thread, which a process that forks must not have
+    import pyarrow.csv as arrow_csv
+
+    names = list(map(str, range(width)))
+    try:
+        table = arrow_csv.read_csv(
+            pa.py_buffer(body),
+            arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=max(1 << 20, 8 * line)),
+            arrow_csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False),
+            arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.float64()), null_values=[""]),
+        )
+    except pa.ArrowInvalid:
+        return None
+    matrix = np.empty((table.num_rows, width), np.float32)
+    with np.errstate(over="ignore"):
+        for index, column in enumerate(table.columns):
+            matrix[:, index] = column.to_numpy()
+    return matrix
+
+
+def _csv_cell_by_cell(body: bytes, delimiter: bytes, width: int) -> Matrix:
+    """The slow way, which knows where it is."""
+    lines = body.split(b"\n")
+    matrix = np.empty((len(lines), width), np.float32)
+    for number, line in enumerate(lines, 1):
+        cells = line.removesuffix(b"\r").split(delimiter)
+        if len(cells) != width:
+            wrong_width(number, len(cells), width)
+        with np.errstate(over="ignore"):
+            matrix[number - 1] = _check_cells(cells, number)
+    return matrix
+
+
+def _check_cells(cells: list[bytes], row: int) -> list[float]:
+    values = []
+    for column, cell in enumerate(cells, 1):
+        text = cell.strip()
+        if len(text) > 1 and text[:1] == text[-1:] == b'"':
+            text = text[1:-1].strip()
+        try:
+            if b"_" in text:
+                raise ValueError
+            values.append(float(text) if text else math.nan)
+        except ValueError:
+            shown = text[:60].decode(errors="replace")
+            raise BadRequest(
+                f"row {row}, column {column}: {shown!r} is not a number",
+                hint="send rows of numbers, without a header line" if row == 1 else "",
+            ) from None
+    return values
+
+
+def libsvm(body: bytes, width: int) -> csr_matrix:
+    """`[label] index:value ...` a line. Indices count from 0 if a 0 is among them, else from 1."""
+    indices: list[int] = []
+    values: list[float] = []
+    ends = [0]
+    for number, line in enumerate(body.rstrip(b"\r\n").split(b"\n"), 1):
+        pairs = line.partition(b"#")[0].split()
+        for position, pair in enumerate(pairs):
+            index, colon, value = pair.partition(b":")
+            if index == b"qid" and colon:
+                continue
+            try:
+                if not colon:
+                    float(pair)
+                    if position:
+                        raise ValueError
+                    continue
+                if not index.isdigit() or len(index) > 18 or b"_" in value:
+                    raise ValueError
+                indices.append(int(index))
+                values.append(float(value))
+            except ValueError:
+                shown = pair[:60].decode(errors="replace")
+                raise BadRequest(f"row {number}: {shown!r} is not index:value with a number on both sides") from None
+        if not pairs:
+            raise BadRequest(f"row {number} is empty", hint="a row without features still has a label: 0")
+        ends.append(len(indices))
+    columns = np.array(indices, np.int64)
+    if len(columns) and columns.min() >= 1:
+        columns -= 1
+    if len(columns) and columns.max() >= width:
+        raise BadRequest(f"a row has feature number {max(indices)}; the model has {width} features")
+    with np.errstate(over="ignore"):
+        data = finite(np.array(values, np.float64).astype(np.float32).reshape(1, -1))[0]
+    return csr_matrix((data, columns, np.array(ends, np.int64)), shape=(len(ends) - 1, width))
+
+
+def npy(body: bytes, width: int) -> Matrix:
+    """A numpy array of one or two dimensions, never of objects; one dimension is one row."""
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        readers: Mapping[tuple[int, int], Callable[..., Any]] = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, fortran, dtype = readers[version](stream)
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as error:
+        raise BadRequest(f"the body is not a .npy file: {str(error)[:200]}") from error
+    if dtype.kind not in "biuf":
+        raise BadRequest(f"the array is of type {str(dtype)[:60]}; numbers are needed")
+    if len(shape) not in (1, 2):
+        raise BadRequest(f"the array has {len(shape)} dimensions; one row or rows and columns are needed")
+    rows, columns = (1, *shape) if len(shape) == 1 else shape
+    if columns != width:
+        wrong_width(1, columns, width)
+    left = len(body) - stream.tell()
+    if rows * columns * dtype.itemsize != left:  # before anything is allocated: the header can promise terabytes
+        raise BadRequest(f"the array of shape {shape} and type {dtype} does not fill the {left} bytes after its header")
+    if rows == 0:
+        raise BadRequest("there are no rows")
+    array = np.frombuffer(body, dtype, offset=stream.tell()).reshape((rows, columns), order="F" if fortran else "C")
+    with np.errstate(over="ignore"):
+        return finite(np.require(array, np.float32, ["C", "A"]))
+
+
+def finite(matrix: Matrix) -> Matrix:
+    """The same matrix, without infinities."""
+    infinite = np.isinf(matrix)
+    if infinite.any():
+        row, column = divmod(int(infinite.argmax()), matrix.shape[1])
+        raise BadRequest(f"row {row + 1}, column {column + 1} is infinite, or too large for a 32-bit number")
+    return matrix
+
+
+def decimals(values: Matrix) -> list[str]:
+    """The shortest decimals that read back as the same float32, as `str` of numpy's scalars gives them."""
+    if len(values) < 256:
+        return list(map(str, values))
+    import pyarrow as pa  # six times the speed; not above: importing it starts a thread
+
+    texts: list[str] = pa.array(values).cast(pa.string()).to_pylist()
+    size = np.abs(values)
+    alike = (size > 1e-4) & (size < 1e6) & (values != np.trunc(values))  # elsewhere it writes 1 for 1.0, e-7 for e-07
+    for index in np.flatnonzero(~alike).tolist():
+        texts[index] = str(values[index])
+    return texts
+
+
+def text(request: Request) -> bytes:
+    """The body in UTF-8, whatever charset the request named."""
+    if request.charset.lower() in ("utf-8", "utf8", "us-ascii", "ascii"):
+        return request.body
+    try:
+        return request.body.decode(request.charset).encode()
+    except (LookupError, ValueError) as error:
+        raise BadRequest(f"the body cannot be read with charset {request.charset[:40]!r}") from error
+
+
+def wrong_width(row: int, found: int, width: int) -> NoReturn:
+    raise BadRequest(f"row {row} has {found} columns; the model has {width} features")
