@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs an image as the platform does: serve_local.sh IMAGE [MODEL_DIR]. Ctrl-C stops it as a scale-in would.
+# PORT (8080) and MEMORY (4g) are taken from the environment. More options for docker run: RUN_OPTIONS="-e NAME=value".
+# The platform's root is writable, but only /tmp is promised everywhere (serverless, Marketplace): so only /tmp is here,
+# as a volume, since what lies on a tmpfs would count as the container's memory.
+set -euo pipefail
+
+image=${1:?usage: serve_local.sh IMAGE [MODEL_DIR]}
+models=$(realpath -e "${2:-$(dirname "$0")/models}") || { echo "no such directory; 'make models' makes the samples" >&2; exit 1; }
+url=http://127.0.0.1:${PORT:-8080}
+docker info >/dev/null 2>&1 || { echo "serve_local.sh: no Docker engine answers: start it first" >&2; exit 1; }
+
+# shellcheck disable=SC2086 # RUN_OPTIONS is a list of words
+container=$(docker run --detach --memory "${MEMORY:-4g}" --read-only --volume /tmp \
+  --publish "127.0.0.1:${PORT:-8080}:8080" --volume "$models:/opt/ml/model:ro" ${RUN_OPTIONS:-} "$image" serve)
+# 30 seconds from SIGTERM to SIGKILL, as the platform has it.
+trap 'docker stop --time 30 "$container" >/dev/null; docker rm --force --volumes "$container" >/dev/null' EXIT
+trap 'exit 130' INT TERM
+
+printf 'waiting for %s/ping ' "$url"
+for ((second = 0; second < ${WAIT:-480}; second++)); do
+  if curl --silent --fail --max-time 2 --output /dev/null "$url/ping"; then
+    printf ' answers after %s s\n' "$second"
+    docker logs --follow "$container" &
+    wait $!
+    exit "$(docker wait "$container")"
+  fi
+  [[ $(docker inspect --format '{{.State.Running}}' "$container") == true ]] || break
+  printf .
+  sleep 1
+done
+printf ' it never answered. Its log:\n'
+docker logs "$container" 2>&1
+docker inspect --format 'exit code {{.State.ExitCode}}, out of memory: {{.State.OOMKilled}}' "$container"
+exit 1
