@@ -108,7 +108,7 @@ def _extract_all(archive: Path, into: Path, limit_bytes: int) -> None:
                 meter.left = limit_bytes
                 while meter.read(CHUNK):
                     pass
-    except (FileNotFoundError, PermissionError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         if error.filename != str(archive):
             raise
         raise ModelUnusable(f"cannot be read: {error.strerror}") from error
@@ -138,8 +138,8 @@ def _extract_from(meter: _Meter, into: Path, limit_bytes: int) -> None:
             if path.parts:
                 _extract(tar, member, into)
             tar.members = []  # tarfile keeps them all
-    if not seen:
-        raise ModelUnusable("nothing is in it")
+    if all(seen.values()):
+        raise ModelUnusable("no file is in it")
 
 
 def _checked(member: tarfile.TarInfo) -> PurePosixPath:

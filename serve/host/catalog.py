@@ -21,6 +21,7 @@ ONLY = "model"  # the name of a model that is the model directory itself and doe
 ARCHIVES = (".tar.gz", ".tgz")
 LISTED = 600  # characters of names in a message; InvokeEndpoint shows its caller 2,048 of the whole
 ASKED = 120
+COMPARED = 40  # a comparison costs the square of the length, and anybody may ask: 900 names took 2.3 s at 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +94,8 @@ class Catalog:
         stem = _stem(asked)
         if stem in self._types:
             return f"{_cut(stem)!r} is the type of several: {_cut(', '.join(self._types[stem]))}; ask for one by name"
-        by_lower = {known.lower(): known for known in self._known}
-        close = difflib.get_close_matches(_cut(stem).lower(), by_lower, n=1)
+        by_lower = {known[:COMPARED].lower(): known for known in self._known}
+        close = difflib.get_close_matches(stem[:COMPARED].lower(), by_lower, n=1)
         return f"did you mean {_cut(by_lower[close[0]])!r}?" if close else ""
 
 

@@ -1,11 +1,10 @@
 """Which handler serves a directory, told from its files: names, config.json and first bytes; weights stay unread."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from serve.errors import ModelUnusable
 from serve.host.card import Card
@@ -96,9 +95,12 @@ def config(directory: Path) -> Mapping[str, Any] | None:
     if path.stat().st_size > LONGEST_CONFIG:
         raise ModelUnusable(f"config.json: longer than {LONGEST_CONFIG >> 20} MB")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
-        raise ModelUnusable(f"config.json: not a JSON object: {bad}") from None
+        parsed = json.loads(path.read_bytes())  # not msgspec: transformers writes Infinity, which JSON has not
+    except (ValueError, RecursionError) as bad:
+        raise ModelUnusable(f"config.json: not JSON: {bad}") from None
+    if not isinstance(parsed, dict):
+        raise ModelUnusable("config.json: not a JSON object")
+    return parsed
 
 
 def recognise(directory: Path, card: Card) -> Recognised:
