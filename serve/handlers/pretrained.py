@@ -26,7 +26,7 @@ def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
     precision of the weights.
     """
     check(model.directory)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
     tokenizer = _tokenizer(model.directory)
     try:

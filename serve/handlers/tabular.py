@@ -1,6 +1,7 @@
 """Rows of numbers: request bytes to a float32 matrix, and float32 to decimals.
 
-Whatever is wrong with them is a 400 that says where. Missing values are nan. `width` is the number of columns wanted; memory stays within a few times the body.
+Whatever is wrong with the bytes is a 400 that says where. Missing values are nan. `width` is the number of columns
+wanted; memory stays within a few times the body.
 """
 
 import io

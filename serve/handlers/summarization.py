@@ -1,0 +1,174 @@
+"""Encoder-decoder language models (BART, T5, Pegasus...): summaries, translations, any text from text.
+
+transformers 5 has no pipeline for these; the request and the answer have the shapes its pipelines had.
+"""
+
+import time
+from collections.abc import Hashable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import torch
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from serve import media
+from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
+from serve.handlers import pretrained
+from serve.handlers.base import Model, Reply, Request
+from serve.handlers.summarization_request import Parameters, parse
+
+_KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
+_TASK = "summarization"
+_CHARACTERS = 64  # no token is longer; what is past so many for each token we may read is not worth tokenizing
+
+
+@dataclass(slots=True, eq=False)  # compared and hashed by identity
+class Item:
+    sequences: list[list[int]]
+    parameters: Parameters
+    config: GenerationConfig
+    deadline: float
+    texts: list[list[str]] = field(default_factory=list)  # answers, by sequence
+
+
+class Summarization:
+    def __init__(self, model: Model) -> None:
+        self._network, self._tokenizer = pretrained.load(model, AutoModelForSeq2SeqLM)
+        self._model_field = model.model_field
+        self._max_batch = max(1, model.max_batch)
+        self._key = _KEYS.get((model.task or _TASK).partition("_")[0], "generated_text")
+        config = self._network.config
+        # Older models keep the settings and the prompt of each task here; the pipelines honoured them.
+        settings = (getattr(config, "task_specific_params", None) or {}).get(model.task or _TASK) or {}
+        self._prefix = str(settings.get("prefix") or "")
+        defaults = {key: settings[key] for key in Parameters.__struct_fields__ if key in settings}
+        self._defaults = deepcopy(self._network.generation_config)
+        self._defaults.update(**defaults)
+        self._network.generation_config = GenerationConfig()  # else `generate` fills in what we left out on purpose
+        self._positions = getattr(config, "max_position_embeddings", None)
+        self._limit = min(self._positions or 1 << 20, self._tokenizer.model_max_length)
+        self._pad = next(
+            (each for each in (self._tokenizer.pad_token_id, self._defaults.pad_token_id) if each is not None), 0
+        )
+        self._config = lru_cache(maxsize=256)(self._make_config)
+
+    def decode(self, request: Request) -> Item:
+        media.choose(request.accept, ("application/json",), "application/json")
+        inputs, parameters = parse(request, self._model_field)
+        if not inputs:
+            raise BadRequest("inputs is an empty list", hint='send {"inputs": "a text"}')
+        return Item(
+            [self._tokens(text, parameters) for text in inputs], parameters, self._config(parameters), request.deadline
+        )
+
+    def compatible(self, item: Item) -> Hashable:
+        if item.config.do_sample and item.parameters.seed is not None:
+            return item  # what the seed promises holds only for a batch of its own
+        return item.parameters
+
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
+        seed = items[0].parameters.seed
+        if items[0].config.do_sample:  # without a seed: not what the last seeded request left behind
+            torch.manual_seed(seed if seed is not None else torch.seed())
+        beams = max(items[0].config.num_beams or 1, items[0].config.num_return_sequences or 1)
+        together = max(1, self._max_batch // beams)
+        for item in items:
+            item.texts = [[] for _ in item.sequences]
+        # Neighbours in length share a batch, so that little of it is padding.
+        waiting = [(item, index) for item in items for index in range(len(item.sequences))]
+        waiting.sort(key=lambda each: len(each[0].sequences[each[1]]))
+        for start in range(0, len(waiting), together):
+            now = time.monotonic()
+            batch = [each for each in waiting[start : start + together] if each[0].deadline > now]
+            if batch:
+                self._generate(batch)
+        return [self._outcome(item) for item in items]
+
+    def _generate(self, batch: list[tuple[Item, int]]) -> None:
+        sequences = [item.sequences[index] for item, index in batch]
+        width = max(map(len, sequences))
+        ids = torch.tensor([each + [self._pad] * (width - len(each)) for each in sequences])
+        mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in sequences])
+        config = batch[0][0].config
+        deadline = _Deadline([item.deadline for item, _ in batch])
+        try:
+            with torch.inference_mode():
+                output = self._network.generate(
+                    input_ids=ids.to(self._network.device),
+                    attention_mask=mask.to(self._network.device),
+                    generation_config=config,
+                    stopping_criteria=StoppingCriteriaList([deadline]),
+                )
+        except torch.OutOfMemoryError as error:
+            raise DoesNotFit("the accelerator has no room for these texts") from error
+        texts = self._tokenizer.batch_decode(output, skip_special_tokens=True)
+        each = len(texts) // len(batch)
+        for position, (item, index) in enumerate(batch):
+            if not deadline.passed[position]:
+                item.texts[index] = texts[position * each : (position + 1) * each]
+
+    def _outcome(self, item: Item) -> Reply | ServeError:
+        if not all(item.texts):
+            return TooLate("the text was not finished before the deadline", hint="ask for fewer tokens or fewer texts")
+        answer = [{self._key: text} for texts in item.texts for text in texts]
+        return Reply(body=msgspec.json.encode(answer), content_type="application/json")
+
+    def _tokens(self, text: str, parameters: Parameters) -> list[int]:
+        cut = parameters.truncation not in (None, False, "do_not_truncate")
+        text = self._prefix + text
+        if len(text) > _CHARACTERS * self._limit:
+            if not cut:
+                raise self._too_long(f"{len(text)} characters")
+            text = text[: _CHARACTERS * self._limit]
+        ids: list[int] = self._tokenizer(
+            text, truncation=cut, max_length=self._limit if cut else None, verbose=False
+        ).input_ids
+        if len(ids) > self._limit:
+            raise self._too_long(f"{len(ids)} tokens")
+        return ids
+
+    def _too_long(self, length: str) -> BadRequest:
+        return BadRequest(
+            f"inputs has {length}; the model reads {self._limit} tokens",
+            hint='send less, or "parameters": {"truncation": true} to have the end cut off',
+        )
+
+    def _make_config(self, parameters: Parameters) -> GenerationConfig:
+        asked = msgspec.structs.asdict(parameters)
+        asked = {key: asked[key] for key in asked if asked[key] is not None and key not in ("seed", "truncation")}
+        for key in ("max_length", "max_new_tokens"):
+            if self._positions and asked.get(key, 0) > self._positions:
+                raise BadRequest(f"{key} is {asked[key]}; the model has positions for {self._positions}")
+        config = deepcopy(self._defaults)
+        if "max_new_tokens" in asked:  # the model's own limit would only be warned about; likewise below
+            config.max_length = None
+        elif "max_length" in asked:
+            config.max_new_tokens = None
+        try:
+            config.update(**asked)
+        except ValueError as error:
+            raise BadRequest(f"the parameters do not go together: {str(error)[:500]}") from error
+        longest = config.max_new_tokens or config.max_length
+        shortest = config.min_new_tokens or config.min_length or 0
+        if longest is not None and shortest > longest:
+            if asked.keys() & {"min_length", "min_new_tokens"}:
+                raise BadRequest(f"the least length asked for, {shortest}, is over the greatest, {longest}")
+            config.min_length = longest  # a model's own least gives way to a short summary asked for
+        return config
+
+
+class _Deadline(StoppingCriteria):
+    """Ends each sequence at its own deadline; `passed` tells which were ended."""
+
+    def __init__(self, deadlines: list[float]) -> None:
+        self._deadlines = deadlines
+        self.passed = [False] * len(deadlines)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        now = time.monotonic()
+        self.passed = [deadline <= now for deadline in self._deadlines]
+        rows = input_ids.shape[0] // len(self.passed)  # one for each beam
+        return torch.tensor(self.passed, device=input_ids.device).repeat_interleave(rows)
