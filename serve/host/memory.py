@@ -77,3 +77,18 @@ def private_bytes(pid: int) -> int:
         return 0
     kb = [int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")]
     return sum(kb) * 1024
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed a process of this container for memory."""
+    for group in _own_cgroup("memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                lines = (group / name).read_text().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+    return 0

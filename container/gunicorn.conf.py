@@ -1,0 +1,32 @@
+"""How gunicorn runs the web workers. Read by gunicorn itself; every number comes from serve.settings."""
+
+from typing import Any
+
+from serve import log, settings
+from serve.host.forkserver import die_with_parent
+from serve.web import wsgi
+
+_settings = settings.read()
+assert _settings.run_dir is not None
+
+wsgi_app = "serve.web.wsgi:create()"
+bind = f"unix:{_settings.run_dir}/web.sock"
+umask = 0
+workers = _settings.web_workers
+# A web worker only decides, in well under a millisecond, and nginx has read the body before: measured against gthread
+# and gevent in docs/decisions/0002-worker-class.md.
+worker_class = "sync"
+backlog = 2048
+worker_tmp_dir = str(_settings.run_dir)  # gunicorn's heartbeat file; serverless inference has no /dev/shm
+control_socket_disable = True
+timeout = 30
+graceful_timeout = 5
+accesslog = None
+loglevel = "warning"
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Each worker counts in a slot of its own, logs as we do, and does not outlive gunicorn."""
+    die_with_parent()
+    wsgi.slot = worker.age - 1
+    log.start("web", _settings.log_level)

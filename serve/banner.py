@@ -1,0 +1,60 @@
+"""What the server says of itself at the start: what it chose and why, and what to try."""
+
+import json
+import shlex
+
+from serve.host.catalog import Catalog
+from serve.settings import MB, Settings
+
+
+def text(settings: Settings, catalog: Catalog) -> str:
+    """A few aligned lines: each choice with its source."""
+    source = settings.sources
+    rows = [
+        ("port", str(settings.port), source["port"]),
+        ("models", f"{settings.model_dir}", source["model_dir"]),
+        ("budget", f"{settings.budget_bytes / MB:.0f} MB for models", source["budget_bytes"]),
+        ("workers", f"{settings.web_workers} web, {settings.threads} threads a model", source["web_workers"]),
+        ("time limit", f"{settings.request_limit:g} s a request", source["request_limit"]),
+        ("payload", f"{settings.payload_bytes / MB:g} MB", source["payload_bytes"]),
+        ("run dir", str(settings.run_dir), source["run_dir"]),
+    ]
+    shown = [f"  {name:<11}{value:<34} ({why})" for name, value, why in rows]
+    for entry in catalog.entries.values():
+        if entry.problem:
+            what = f"cannot be served: {entry.problem}"
+        elif entry.spec:
+            preload = ", preloaded" if entry.spec.preload or {"*", entry.name} & set(settings.preload) else ""
+            what = f"{entry.spec.handler}, about {entry.spec.bytes / MB:.0f} MB{preload}"
+        else:
+            what = "archive, unpacked on first use"
+        shown.append(f"  {'model':<11}{entry.name:<20} {what}")
+    if not catalog.entries:
+        shown.append(f"  {'model':<11}none found in {settings.model_dir}")
+    return "\n".join(["serve", *shown])
+
+
+def curls(settings: Settings, catalog: Catalog) -> str:
+    """Up to three commands to paste, one a handler, from the examples the models carry."""
+    lines, handlers = [], set()
+    for entry in catalog.entries.values():
+        spec = entry.spec
+        if spec is None or spec.example is None or spec.handler in handlers:
+            continue
+        handlers.add(spec.handler)
+        body, media = spec.example.body, spec.example.content_type
+        command = f"curl localhost:{settings.port}/invocations -H 'Content-Type: {media}'"
+        if media == "application/json" and _is_object(body):
+            named = {settings.model_field: entry.name, **json.loads(body)}
+            command += f" -d {shlex.quote(json.dumps(named, ensure_ascii=False))}"
+        else:
+            command += f" -H 'TargetModel: {entry.name}' -d {shlex.quote(body)}"
+        lines.append(command)
+    return "\n".join(["", "ready. Try:", *(f"  {line}" for line in lines[:3]), ""]) if lines else "\nready.\n"
+
+
+def _is_object(body: str) -> bool:
+    try:
+        return isinstance(json.loads(body), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The parts of text generation: checkpoint -> weights -> cache -> decoder -> sampling -> text -> answers."""

@@ -1,0 +1,152 @@
+"""Keys and values of a batch, kept in place: a row for each sequence, filled from column 0.
+
+Column = position in the sequence, so rows of different lengths need no padding on the left, nothing moves when a long
+row leaves, and a sliding window is a distance between columns. What lies right of a row's length is finite garbage that
+the mask hides and later tokens overwrite. A row that leaves is replaced by the last one: one row is copied, not a batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+FIRST_COLUMNS = 128
+
+
+def doubled(have: int, need: int) -> int:
+    """A capacity that holds `need`, at least twice the last one: copying stays linear in what is written."""
+    return have if have >= need else max(need, 2 * have)
+
+
+class Extent:
+    """What all layers of a cache share: how many rows there are, and where the next tokens go."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.start = 0  # first column written now, for all rows...
+        self.width = 0  # columns that attention may look at
+        self.columns: Tensor | None = None  # ...unless rows differ: then one column for each row
+        self._targets: dict[tuple[int, int], Tensor] = {}
+
+    def set(self, start: int, width: int, columns: Tensor | None = None) -> None:
+        self.start, self.width, self.columns = start, width, columns
+        self._targets.clear()
+
+    def targets(self, columns: Tensor, heads: int, held: int) -> Tensor:
+        """Where `columns` lie in storage seen as a list of vectors; reckoned once for all layers of a shape."""
+        if (heads, held) not in self._targets:
+            rows = torch.arange(self.rows * heads, device=columns.device).view(self.rows, heads) * held
+            self._targets[heads, held] = (rows + columns[:, None]).view(-1)
+        return self._targets[heads, held]
+
+
+class RowLayer(CacheLayerMixin):
+    """One layer's keys and values: [rows, heads, columns, size], views of larger storage."""
+
+    def __init__(self, extent: Extent) -> None:
+        super().__init__()
+        self.extent = extent
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = _storage(key_states), _storage(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new columns; what attention shall see, without copying it."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.reserve(self.extent.rows, self.extent.width)
+        assert self.keys is not None and self.values is not None
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
+
+    def _write(self, storage: Tensor, new: Tensor) -> Tensor:
+        extent = self.extent
+        if extent.columns is None:
+            storage[: extent.rows, :, extent.start : extent.width].copy_(new)
+        else:
+            # index_copy_ on the flat view: 18 us for 16 rows of GPT-2 where index_put_ takes 39.
+            _, heads, held, size = storage.shape
+            targets = extent.targets(extent.columns, heads, held)
+            storage.view(-1, size).index_copy_(0, targets, new.reshape(-1, size))
+        return storage[: extent.rows, :, : extent.width]
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Room for so many rows and columns, keeping what is there."""
+        assert self.keys is not None and self.values is not None
+        held_rows, _, held_columns, _ = self.keys.shape
+        if rows <= held_rows and columns <= held_columns:
+            return
+        rows, columns = doubled(held_rows, rows), doubled(held_columns, max(columns, FIRST_COLUMNS))
+        keys, values = _grown(self.keys, rows, columns), _grown(self.values, rows, columns)
+        self.keys, self.values = keys, values
+
+    def adopt(self, other: "RowLayer", lengths: Sequence[int]) -> None:
+        """Append the first rows of another cache's layer."""
+        assert other.keys is not None and other.values is not None
+        if not self.is_initialized:
+            self.lazy_initialization(other.keys, other.values)
+        self.reserve(self.extent.rows + len(lengths), max(lengths))
+        assert self.keys is not None and self.values is not None
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for row, length in enumerate(lengths):
+                mine[self.extent.rows + row, :, :length] = theirs[row, :, :length]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy one row over another."""
+        if self.keys is not None and self.values is not None:
+            for storage in (self.keys, self.values):
+                storage[target, :, :length] = storage[source, :, :length]
+
+    def get_seq_length(self) -> int:
+        return self.extent.start
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.extent.width, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RowCache(Cache):
+    """The cache a forward pass is given. `write_at` says where the pass writes; the layers follow."""
+
+    def __init__(self, layers: int) -> None:
+        self.extent = Extent()
+        self.rows_of_layers = [RowLayer(self.extent) for _ in range(layers)]
+        super().__init__(layers=list(self.rows_of_layers))
+
+    def write_at(self, start: int, count: int) -> None:
+        """The next pass writes `count` columns from `start` in every row."""
+        self.extent.set(start, start + count)
+
+    def write_at_each(self, columns: Tensor, widest: int) -> None:
+        """The next pass writes one column in each row, `widest` being the furthest."""
+        self.extent.set(widest, widest + 1, columns)
+
+    def adopt(self, other: "RowCache", lengths: Sequence[int]) -> None:
+        """Append rows that were filled elsewhere."""
+        for mine, theirs in zip(self.rows_of_layers, other.rows_of_layers, strict=True):
+            mine.adopt(theirs, lengths)
+        self.extent.rows += len(lengths)
+
+    def drop(self, row: int, length_of_last: int) -> None:
+        """Forget a row; the last one takes its place."""
+        last = self.extent.rows - 1
+        if row != last:
+            for layer in self.rows_of_layers:
+                layer.move(last, row, length_of_last)
+        self.extent.rows = last
+
+
+def _storage(like: Tensor) -> Tensor:
+    rows, heads, _, size = like.shape
+    return like.new_zeros(rows, heads, FIRST_COLUMNS, size)
+
+
+def _grown(storage: Tensor, rows: int, columns: int) -> Tensor:
+    # Zeros and not empty: garbage beside a row's end may be anything but NaN, which survives a mask.
+    grown = storage.new_zeros(rows, storage.shape[1], columns, storage.shape[3])
+    grown[: storage.shape[0], :, : storage.shape[2]] = storage
+    return grown

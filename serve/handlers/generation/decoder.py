@@ -1,0 +1,168 @@
+"""The model as the batch uses it: prefill newcomers apart, then advance all rows by one token in one pass."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from serve.errors import ModelUnusable
+from serve.handlers.generation.cache import RowCache
+
+
+class Prefill:
+    """Prompts on their way into the batch, in a cache of their own so that the batch can go on between the pieces."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], layers: int, device: torch.device) -> None:
+        self.lengths = [len(prompt) for prompt in prompts]
+        self.done = 0
+        self.cache = RowCache(layers)
+        self.cache.extent.rows = len(prompts)
+        longest = max(self.lengths)
+        self.tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+
+    @property
+    def left(self) -> int:
+        return self.tokens.shape[1] - self.done
+
+
+class Decoder:
+    """A causal language model over a batch of rows that come and go. Row numbers are the caller's: dense, from 0."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        config = model.config.get_text_config(decoder=True)
+        self._windows = _windows(config)
+        self._alibi = _needs_plain_mask(model, config)
+        self._positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._wanted: tuple[Tensor, Tensor] | None = None
+        # Any architecture has a head; not all take logits_to_keep, and none a different position for each row.
+        model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted)
+        self.device = model.device
+        self.cache = RowCache(len(self._windows))
+        self.lengths: list[int] = []
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> Prefill:
+        return Prefill(prompts, len(self._windows), self.device)
+
+    def advance(self, prefill: Prefill, most: int) -> Tensor | None:
+        """Work on the next `most` columns; the logits [rows, vocabulary] after the last piece, else None.
+
+        Shorter prompts are padded on the right: what their rows compute there is hidden, then overwritten.
+        """
+        start, count = prefill.done, min(most, prefill.left)
+        rows = len(prefill.lengths)
+        prefill.cache.write_at(start, count)
+        positions = torch.arange(start, start + count, device=self.device)[None]
+        last = start + count == prefill.tokens.shape[1]
+        # Prompts padded by more than a piece would end in an earlier one; the caller only joins similar lengths.
+        ends = [length - 1 - start if last else 0 for length in prefill.lengths]
+        self._wanted = (torch.arange(rows, device=self.device), torch.tensor(ends, device=self.device))
+        try:
+            logits = self._forward(
+                prefill.tokens[:, start : start + count], positions.expand(rows, count), positions, prefill.cache
+            )
+        finally:
+            self._wanted = None
+        prefill.done += count
+        return logits if last else None
+
+    def join(self, prefill: Prefill) -> None:
+        """Take finished prompts into the batch, as its last rows."""
+        if self.lengths:
+            self.cache.adopt(prefill.cache, prefill.lengths)
+        else:
+            self.cache = prefill.cache  # nobody else is here: no copy
+        self.lengths.extend(prefill.lengths)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """The logits [rows, vocabulary] after one more token in each row."""
+        widest = max(self.lengths)
+        columns = torch.tensor(self.lengths, device=self.device)
+        if min(self.lengths) == widest:
+            self.cache.write_at(widest, 1)
+        else:
+            self.cache.write_at_each(columns, widest)
+        positions = columns[:, None]
+        logits = self._forward(torch.tensor(tokens, device=self.device)[:, None], positions, positions, self.cache)
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits
+
+    def leave(self, row: int) -> None:
+        """Forget a row; the last row takes its number."""
+        self.cache.drop(row, self.lengths[-1])
+        self.lengths[row] = self.lengths[-1]
+        self.lengths.pop()
+        if not self.lengths:
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows and give their memory back."""
+        self.cache = RowCache(len(self._windows))
+        self.lengths = []
+
+    def _forward(self, tokens: Tensor, positions: Tensor, queries: Tensor, cache: RowCache) -> Tensor:
+        arguments: dict[str, Any] = {"position_ids": positions} if self._positions else {}
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=self._mask(queries, cache),
+            past_key_values=cache,
+            use_cache=True,
+            **arguments,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def _mask(self, queries: Tensor, cache: RowCache) -> Tensor | dict[str, Tensor] | None:
+        """Which columns each query may see, built once for all layers: transformers takes a 4-D mask as it is.
+
+        `queries` are the columns of the queries, [rows or 1, count].
+        """
+        width = cache.extent.width
+        columns = torch.arange(width, device=self.device)
+        if self._alibi:
+            return (columns <= queries[:, -1:]).expand(cache.extent.rows, -1).long()
+        kinds = set(self._windows)
+        if queries.shape[1] == width > 1 and kinds == {("full_attention", 0)}:
+            return None  # a prompt from its start: plain causal attention, which has the fastest kernel
+        masks = {kind: self._bias(queries, columns, kind, size) for kind, size in kinds}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _bias(self, queries: Tensor, columns: Tensor, kind: str, size: int) -> Tensor:
+        at = queries[:, None, :, None]
+        seen = columns <= at
+        if kind == "sliding_attention":
+            seen = seen & (columns > at - size)
+        elif kind == "chunked_attention":
+            seen = seen & (columns // size == at // size)
+        dtype = self._model.dtype
+        # The lowest number and not -inf: a padded query that sees nothing must not become NaN.
+        return torch.zeros((), dtype=dtype, device=self.device).where(seen, torch.finfo(dtype).min)
+
+    def _keep_wanted(self, head: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Let the head see only the wanted position of each row: a vocabulary of logits for each is all we need."""
+        if self._wanted is None:
+            return None
+        hidden, *rest = arguments
+        return (hidden[self._wanted][:, None], *rest)
+
+
+def _windows(config: Any) -> list[tuple[str, int]]:
+    """For each layer the kind of its attention and the size of its window or chunk."""
+    kinds, sizes = get_layer_types_and_kwargs(config)
+    known = {"full_attention", "sliding_attention", "chunked_attention"}
+    if not set(kinds) <= known:
+        raise ModelUnusable(
+            f"config.json: layers of type {', '.join(sorted(set(kinds) - known))} keep a state that cannot be batched",
+            hint="text generation serves models whose layers all use attention (full, sliding or chunked)",
+        )
+    return [(kind, size.get("sliding_window", 0)) for kind, size in zip(kinds, sizes, strict=True)]
+
+
+def _needs_plain_mask(model: PreTrainedModel, config: Any) -> bool:
+    """ALiBi models (BLOOM, MPT, some Falcons) derive the bias from a 2-D mask, and take no positions."""
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return bool(getattr(config, "alibi", False)) or not takes_positions

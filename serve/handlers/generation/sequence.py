@@ -1,0 +1,137 @@
+"""A joined request and its sequences: what they have made, when they end, and what the caller is told."""
+
+import random
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from serve.handlers.base import Job
+from serve.handlers.generation import answers
+from serve.handlers.generation.request import Item, Prompt
+from serve.handlers.generation.sampling import Choice
+from serve.handlers.generation.text import Text
+
+
+class Row:
+    """One sequence: a row of the batch from its prefill to its end."""
+
+    def __init__(
+        self, owner: "Joined", prompt: Prompt, number: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
+    ) -> None:
+        settings = prompt.settings
+        self.owner = owner
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.text = Text(tokenizer, prompt.tokens, settings.stop)
+        self.reason: str | None = None  # why it ended
+        self._ends = ends
+        # Nothing need be decoded before the end when nobody sees it.
+        self._eager = owner.item.form.streams or bool(settings.stop)
+        seed = None if settings.seed is None else f"{settings.seed}/{number}"
+        self.choice = Choice(
+            temperature=settings.temperature if settings.do_sample else None,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            penalty=settings.repetition_penalty,
+            dice=random.Random(seed),
+            seen=list(prompt.tokens) if settings.repetition_penalty != 1.0 else None,
+            banned=sorted(ends) if settings.least else (),
+        )
+
+    def add(self, token: int, late: bool) -> str:
+        """Take one more token; the text that may be shown now. `late`: there is no time for another."""
+        settings = self.prompt.settings
+        self.tokens.append(token)
+        if self.choice.seen is not None:
+            self.choice.seen.append(token)
+        if len(self.tokens) >= settings.least:
+            self.choice.banned = ()
+        if token in self._ends:
+            self.reason = "stop"
+        elif len(self.tokens) >= settings.most:
+            self.reason = "length"
+        elif late:
+            self.reason = "deadline"
+        if not self._eager:
+            if self.reason is not None:
+                self.close(self.reason)
+            return ""
+        piece = self.text.add([] if token in self._ends else [token], last=self.reason is not None)
+        if self.text.stopped:
+            self.reason = "stop"
+        return piece
+
+    def close(self, reason: str) -> None:
+        """End here; all text there is."""
+        self.reason = reason
+        if not self._eager:
+            # An end token is not text, even when its tokenizer does not call it special.
+            self.text.add([token for token in self.tokens if token not in self._ends], last=True)
+            if self.text.stopped:
+                self.reason = "stop"
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Its part of a whole answer."""
+        made = str(self.text)
+        entry = {"generated_text": self.prompt.text + made if self.prompt.settings.full_text else made}
+        return entry | {"finish_reason": "deadline"} if self.reason == "deadline" else entry
+
+
+class Joined:
+    """A request between `join` and its answer."""
+
+    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
+        self.job = job
+        self.item: Item = job.item
+        self._opened = False
+        self.groups: list[list[Row]] = []  # for each prompt its sequences
+        number = 0
+        for prompt in self.item.prompts:
+            group = [Row(self, prompt, number + i, tokenizer, ends) for i in range(prompt.settings.sequences)]
+            self.groups.append(group)
+            number += len(group)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for group in self.groups for row in group]
+
+    @property
+    def deadline(self) -> float:
+        request = self.job.request
+        return request.stream_deadline if self.item.form.streams else request.deadline
+
+    def add(self, row: Row, token: int, late: bool) -> None:
+        """Give a row its next token and tell the caller, if it may hear of it."""
+        piece = row.add(token, late)
+        if self.item.form.streams:
+            self._open()
+            self.job.send(answers.token(self.item.form.content_type, token, piece))
+        if row.reason is not None:
+            self.ended()
+
+    def ended(self) -> None:
+        """Answer if nothing is left to make."""
+        if any(row.reason is None for row in self.rows):
+            return
+        if self.item.form.streams:
+            (row,) = self.rows
+            self._open()
+            self.job.send(
+                answers.end(
+                    self.item.form.content_type,
+                    row.entry["generated_text"],
+                    row.reason or "",
+                    len(row.prompt.tokens),
+                    len(row.tokens),
+                )
+            )
+            self.job.finish()
+        else:
+            groups = [[row.entry for row in group] for group in self.groups]
+            self.job.reply(answers.whole(self.item.form.content_type, groups, self.item.single))
+
+    def _open(self) -> None:
+        if not self._opened:
+            self._opened = True
+            self.job.start(self.item.form.content_type)

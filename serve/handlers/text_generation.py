@@ -1,0 +1,203 @@
+"""Text generation with any causal language model transformers can load: one token a step for all who have joined."""
+
+import time
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from serve.errors import DoesNotFit
+from serve.handlers.base import Job, Model, Request
+from serve.handlers.generation import beams, checkpoint, weights
+from serve.handlers.generation.decoder import Decoder, Prefill
+from serve.handlers.generation.request import Decoding, Item
+from serve.handlers.generation.sampling import choose
+from serve.handlers.generation.sequence import Joined, Row
+
+# Tokens of prompts worked on between two tokens of everybody else: longer ones are taken in pieces, so that those who
+# stream wait for one piece only; shorter ones are put together, padded, up to as much.
+PREFILL = 256
+
+
+class TextGeneration:
+    """Continuous batching: newcomers are prefilled apart, then their rows join the batch; ended rows leave it.
+
+    `options`: `dtype` (float32, bfloat16, float16) and `pack` (false keeps float32 weights mapped from their file, half
+    as fast but without private memory).
+    """
+
+    def __init__(self, model: Model) -> None:
+        torch.set_num_threads(model.threads)
+        dtype = checkpoint.data_type(model.options)
+        self._model, self._tokenizer = checkpoint.load(model.directory, dtype)
+        if model.options.get("pack", True) and weights.packable(self._model):
+            weights.pack(self._model)
+        defaults = self._model.generation_config
+        self._decoding = Decoding(model, self._tokenizer, defaults, position_limit(self._model))
+        self._ends = end_tokens(self._model)
+        self._max_batch = model.max_batch
+        self._decoder = Decoder(self._model)
+        self._joined: list[Joined] = []
+        self._waiting: list[Row] = []  # not yet prefilled
+        self._prefill: Prefill | None = None
+        self._prefilled: list[Row] = []  # whose prompts are in `_prefill`
+        self._rows: list[Row] = []  # in the order of the decoder's rows
+        self._step_s = 0.0
+
+    def decode(self, request: Request) -> Item:
+        return self._decoding.item(request)
+
+    def room(self) -> int:
+        return max(0, self._max_batch - sum(joined.item.rows for joined in self._joined))
+
+    def join(self, job: Job) -> None:
+        joined = Joined(job, self._tokenizer, self._ends)
+        self._joined.append(joined)
+        if joined.item.beams == 1:
+            self._waiting += joined.rows
+
+    def leave(self, job: Job) -> None:
+        for joined in self._joined:
+            if joined.job is job:
+                self._forget(joined)
+                return
+
+    def step(self) -> None:
+        began = time.monotonic()
+        try:
+            with torch.inference_mode():
+                self._end_late(began)
+                self._decode()
+                self._admit()
+                self._search()
+        except BaseException as error:
+            self._reset()
+            if checkpoint.out_of_memory(error):
+                raise DoesNotFit("no memory for another token of this batch") from error
+            raise
+        self._step_s = time.monotonic() - began
+
+    def _end_late(self, now: float) -> None:
+        """Answer with what there is, where the next token would come too late."""
+        for joined in list(self._joined):
+            if joined.deadline <= now + self._step_s and joined.item.beams == 1:
+                for row in joined.rows:
+                    if row.reason is None:
+                        row.close("deadline")
+                joined.ended()
+                self._forget(joined)
+
+    def _decode(self) -> None:
+        """One token for every row of the batch."""
+        if self._rows:
+            logits = self._decoder.step([row.tokens[-1] for row in self._rows])
+            self._take(self._rows, logits)
+
+    def _admit(self) -> None:
+        """Prefill who waits, as far as a step goes; their first token is made here."""
+        if self._prefill is None:
+            self._prefilled = self._next()
+            if not self._prefilled:
+                return
+            self._prefill = self._decoder.begin([row.prompt.tokens for row in self._prefilled])
+        try:
+            logits = self._decoder.advance(self._prefill, PREFILL)
+            if logits is None:
+                return
+            self._decoder.join(self._prefill)
+        except Exception as error:
+            if not checkpoint.out_of_memory(error):
+                raise
+            for joined in {id(row.owner): row.owner for row in self._prefilled}.values():
+                self._forget(joined)
+                joined.job.fail(DoesNotFit("no memory for a prompt of this length beside the others"))
+            self._prefill, self._prefilled = None, []
+            return
+        rows, self._prefill, self._prefilled = self._prefilled, None, []
+        self._rows += rows
+        self._take(rows, logits)
+
+    def _next(self) -> list[Row]:
+        """Who is prefilled together: in order of arrival, as long as padding stays small."""
+        chosen: list[Row] = []
+        room = self._max_batch - len(self._rows)
+        for row in self._waiting[:room]:
+            lengths = [len(each.prompt.tokens) for each in (*chosen, row)]
+            if chosen and (max(lengths) * len(lengths) > PREFILL or sum(lengths) * 2 < max(lengths) * len(lengths)):
+                break
+            chosen.append(row)
+        del self._waiting[: len(chosen)]
+        return chosen
+
+    def _take(self, rows: list[Row], logits: torch.Tensor) -> None:
+        """Choose the next token of `rows` from their logits and hand it on."""
+        tokens = choose(logits, [row.choice for row in rows])
+        now = time.monotonic()
+        for row, token in zip(list(rows), tokens, strict=True):
+            row.owner.add(row, token, late=row.owner.deadline <= now + self._step_s)
+        for row in list(rows):
+            if row.reason is not None:
+                self._drop(row)
+        self._joined = [joined for joined in self._joined if any(row.reason is None for row in joined.rows)]
+
+    def _search(self) -> None:
+        """One turn of beam search: the oldest such request, and all that can share its batch."""
+        searches = [joined for joined in self._joined if joined.item.beams > 1]
+        if not searches:
+            return
+        key = beams.compatible(searches[0].item.prompts[0])
+        together = [each for each in searches if all(beams.compatible(p) == key for p in each.item.prompts)]
+        together = together or searches[:1]
+        prompts = [(joined, i) for joined in together for i in range(len(joined.item.prompts))]
+        made = beams.generate(
+            self._model,
+            self._tokenizer,
+            [joined.item.prompts[i] for joined, i in prompts],
+            [joined.deadline for joined, _ in prompts],
+        )
+        now = time.monotonic()
+        for (joined, i), sequences in zip(prompts, made, strict=True):
+            for row, tokens in zip(joined.groups[i], sequences, strict=True):
+                row.tokens = tokens
+                row.close("deadline" if joined.deadline <= now else "length")
+        for joined in together:
+            joined.ended()
+            self._forget(joined)
+
+    def _drop(self, row: Row) -> None:
+        """Take a row out of the batch."""
+        number = self._rows.index(row)
+        self._decoder.leave(number)
+        self._rows[number] = self._rows[-1]
+        self._rows.pop()
+
+    def _forget(self, joined: Joined) -> None:
+        self._joined.remove(joined)
+        self._waiting = [row for row in self._waiting if row.owner is not joined]
+        if self._prefill is not None and any(row.owner is joined for row in self._prefilled):
+            # Whoever shared its prefill begins again: rare, and simpler than cutting a cache in two.
+            self._waiting = [row for row in self._prefilled if row.owner is not joined] + self._waiting
+            self._prefill, self._prefilled = None, []
+        for row in [row for row in self._rows if row.owner is joined]:
+            self._drop(row)
+
+    def _reset(self) -> None:
+        self._joined, self._waiting, self._rows = [], [], []
+        self._prefill, self._prefilled = None, []
+        self._decoder.reset()
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Prompt and new tokens together, or None when the model states none."""
+    config = model.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        limit: Any = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 1:
+            return limit
+    return None
+
+
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end a text: one, several or none."""
+    ends = model.generation_config.eos_token_id
+    return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])

@@ -1,0 +1,136 @@
+"""One runner as the host sees it, and the way to get one: an order to the forkserver."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from serve.host.catalog import Spec
+from serve.host.forkserver import MESSAGE
+from serve.settings import Settings
+from serve.slots import Slot
+
+
+class Phase(Enum):
+    LOADING = "loading"
+    READY = "ready"
+    RETIRING = "retiring"
+
+
+class RunnerProcess:
+    """A runner from the order to its death; `number` is its slot, and its name until the process id is known."""
+
+    def __init__(self, number: int, model: str, slot: Slot, reserved: int) -> None:
+        self.number = number
+        self.model = model
+        self.slot = slot
+        self.bytes = reserved  # an estimate until measured
+        self.phase = Phase.LOADING
+        self.pid = 0
+        self.since = time.monotonic()
+        self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
+        self.killed_for = ""  # why we killed it, when we did
+        self.told_failure = False
+        self.control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.setblocking(False)
+
+    def retire(self) -> None:
+        """Ask it to stop accepting, answer what it holds, and end."""
+        self.phase = Phase.RETIRING
+        try:
+            self.control.send(b"retire")
+        except OSError:
+            pass  # it has ended; the forkserver says so soon
+
+    def kill(self, why: str) -> None:
+        self.killed_for = why
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)  # not reaped before its death was reported: the id cannot be another's
+
+    def messages(self) -> Iterator[Mapping[str, Any]]:
+        """What it has said since last asked; nothing more once it has ended."""
+        while True:
+            try:
+                raw = self.control.recv(MESSAGE)
+            except OSError:
+                return
+            if not raw:
+                return
+            yield json.loads(raw)
+
+    def hand_over(self) -> socket.socket:
+        """The end of the control channel that goes to the runner; ours to close once sent."""
+        return self._theirs
+
+
+class Forkserver:
+    """The forkserver process, by the channel to it."""
+
+    def __init__(self, settings: Settings, modules: Sequence[str]) -> None:
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environ = {
+            **os.environ,
+            # numpy's OpenBLAS would start its threads at import, and threads do not survive a fork.
+            "OPENBLAS_NUM_THREADS": "1",
+            # Freed pages go back to the system, and threads share few heaps: what a model held is given back.
+            "MALLOC_ARENA_MAX": "2",
+            "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
+            "HF_HUB_OFFLINE": "1",
+            "SERVE_RUN_DIR": str(settings.run_dir),
+        }
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serve", "forkserver", str(theirs.fileno()), *modules],
+                pass_fds=[theirs.fileno()],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+            )
+        self.channel.setblocking(False)
+
+    def fork(self, runner: RunnerProcess, order: Mapping[str, Any], listener: socket.socket) -> None:
+        self.channel.setblocking(True)  # an order is a few hundred bytes; while imports go on they wait in the channel
+        control = runner.hand_over()
+        message = json.dumps({**order, "runner": runner.number, "slot": runner.number}).encode()
+        socket.send_fds(self.channel, [message], [listener.fileno(), control.fileno()])
+        control.close()
+        self.channel.setblocking(False)
+
+    def messages(self) -> Iterator[Mapping[str, Any]]:
+        """Births and deaths since last asked. Raises EOFError when the forkserver has ended."""
+        while True:
+            try:
+                raw = self.channel.recv(MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError as broken:
+                raise EOFError from broken
+            if not raw:
+                raise EOFError
+            yield json.loads(raw)
+
+    def stop(self) -> None:
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def order(spec: Spec, settings: Settings) -> dict[str, Any]:
+    """What a runner must know of its model, as plain values for the way through the forkserver."""
+    return {
+        "name": spec.name,
+        "directory": str(spec.directory),
+        "handler": spec.handler,
+        "task": spec.task,
+        "threads": spec.threads or settings.threads,
+        "max_batch": spec.max_batch or settings.max_batch,
+        "options": dict(spec.options),
+        "model_field": settings.model_field,
+        "default_accept": settings.default_accept or None,
+        "batch_transform": settings.batch_transform,
+    }

@@ -1,0 +1,262 @@
+"""The host's loop: it hears sockets nobody serves, runners, the forkserver and the web workers, and acts on each."""
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from serve import errors, wire
+from serve.errors import ModelNotFound, PathNotFound, ServeError
+from serve.handlers import HANDLERS
+from serve.host import catalog
+from serve.host.hosted import Hosted
+from serve.host.metrics import exposition
+from serve.host.runner_process import Forkserver, RunnerProcess
+from serve.host.store import Store
+from serve.settings import Settings
+from serve.slots import Slots, State
+
+log = logging.getLogger(__name__)
+
+BEAT = 0.5  # seconds between looks at what only time brings; /ping calls the host dead after ten of them
+HURRY = 0.02  # the same while a load waits for a runner to become idle
+FRESH = 2.0  # seconds for which a death explains a connection that broke off
+PATIENT = 1.0  # seconds a web worker may wait to hear why
+
+
+class Host:
+    """Built means listening: every model's socket is there, preloads are wanted."""
+
+    def __init__(self, settings: Settings) -> None:
+        found = catalog.scan(settings.model_dir)
+        used = sorted({entry.spec.handler for entry in found.entries.values() if entry.spec})
+        # What an archive holds is not known yet, nor what the platform will bring: then all of them.
+        unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
+        modules = [HANDLERS[name].partition(":")[0] for name in (HANDLERS if unknown else used)]
+        self._settings = settings
+        self._forks = Forkserver(settings, modules)
+        self._slots = Slots(settings.slots, create=True)
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._store = Store(settings, found, self._slots, self._forks, self._wake)
+        self._by_listener = {model.listener.fileno(): model for model in self._store.models.values()}
+        self._listening: set[int] = set()
+        self._controls: dict[int, RunnerProcess] = {}
+        self._callers: dict[int, wire.Connection] = {}
+        self._asking: list[tuple[float, Hosted, wire.Connection]] = []  # who waits to hear why, and until when
+        self._draining = False
+        self._ending = False
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._door.bind(str(settings.host_socket))
+        settings.host_socket.chmod(0o666)
+        self._door.listen(1024)
+        self._door.setblocking(False)
+        self._poll = select.epoll()
+        for each in (self._door, self._woken, self._forks.channel):
+            self._poll.register(each, select.EPOLLIN)
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b".")
+        except BlockingIOError:
+            pass  # enough wake-ups are on their way
+
+    def run(self) -> None:
+        """Serve until told to end. SIGTERM: /ping turns 503. SIGQUIT: end, once the launcher knows nobody waits."""
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._drain)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGQUIT, self._end)
+        for model in self._store.preloads:
+            self._store.want(model)
+        looked = 0.0
+        while not self._ending:
+            self._watch()
+            self._beat()
+            pause = HURRY if self._store.busy() or self._asking else BEAT
+            for fd, _ in self._poll.poll(pause):
+                self._hear(fd)
+            if time.monotonic() - looked >= pause:
+                looked = time.monotonic()
+                self._store.tick()
+                self._tell_who_asked()
+        self._store.retire_all()
+        self._forks.stop()
+
+    def _drain(self, *_: object) -> None:
+        self._draining = True
+
+    def _end(self, *_: object) -> None:
+        self._ending = True
+
+    # Hearing.
+
+    def _watch(self) -> None:
+        """Listen for models that nobody serves any more, and for new runners. Costs what has changed, not what there is."""
+        while self._store.changed:
+            model = self._store.changed.pop()
+            fd, wanted = model.listener.fileno(), self._store.listens_for(model)
+            if wanted and fd not in self._listening:
+                self._poll.register(fd, select.EPOLLIN)
+                self._listening.add(fd)
+            elif not wanted and fd in self._listening:
+                self._poll.unregister(fd)
+                self._listening.remove(fd)
+            for runner in model.runners:
+                control = runner.control.fileno()
+                if self._controls.get(control) is not runner:
+                    self._controls[control] = runner
+                    # Edge-triggered: an ended runner's end of file is told once.
+                    self._poll.register(control, select.EPOLLIN | select.EPOLLET)
+
+    def _hear(self, fd: int) -> None:
+        if fd in self._by_listener:
+            self._someone_came(self._by_listener[fd])
+        elif fd in self._controls:
+            runner = self._controls[fd]
+            if runner.number in self._store.runners:
+                self._store.heard(runner)
+        elif fd == self._forks.channel.fileno():
+            self._store.forked()
+        elif fd == self._door.fileno():
+            self._accept()
+        elif fd == self._woken.fileno():
+            self._woken.recv(4096)
+            self._store.prepared()
+        elif fd in self._callers:
+            self._read(self._callers[fd])
+
+    def _someone_came(self, model: Hosted) -> None:
+        if not self._store.listens_for(model):
+            return
+        if not model.failure():
+            self._store.want(model)
+        if model.failure():
+            _turn_away(model)
+
+    # Answering web workers.
+
+    def _beat(self) -> None:
+        ready = [model.state() == "ready" for model in self._store.preloads]
+        if self._draining:
+            state, says = State.DRAINING, "draining: told to stop"
+        elif all(ready):
+            state, says = State.READY, "ready"
+        else:
+            state = State.STARTING
+            says = f"starting: {sum(ready)} of {len(ready)} preloaded models are ready"
+            failed = [each.failure() for each in self._store.preloads if each.failure()]
+            if failed and failed[0]:
+                says += f"; {failed[0].model}: {failed[0].message}"
+        self._slots.beat(state, says)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._door.accept()
+            except BlockingIOError:
+                return
+            self._read(wire.Connection(sock))
+
+    def _read(self, caller: wire.Connection) -> None:
+        fd = caller.sock.fileno()
+        known = fd in self._callers
+        try:
+            whole = caller.read()
+        except (wire.Gone, ServeError):
+            whole = False
+            self._close(caller)
+            return
+        if whole:
+            self._answer(caller)
+        elif not known:
+            self._callers[fd] = caller
+            self._poll.register(fd, select.EPOLLIN)
+
+    def _answer(self, caller: wire.Connection) -> None:
+        target = urlsplit(caller.target.decode("latin-1"))
+        path, query = target.path, parse_qs(target.query)
+        try:
+            if path == "/models":
+                shown = [model.shown() for model in self._store.models.values()]
+                self._reply(caller, msgspec.json.encode({"models": shown}))
+            elif path == "/model":
+                self._reply(caller, msgspec.json.encode(self._model(query).shown()))
+            elif path == "/trouble":
+                self._asking.append((time.monotonic() + PATIENT, self._model(query), caller))
+                self._tell_who_asked()
+            elif path == "/metrics":
+                text = exposition(self._store, self._slots, self._settings)
+                self._reply(caller, text, content_type="text/plain; version=0.0.4; charset=utf-8")
+            else:
+                raise PathNotFound(f"the host has no {path[:100]}")
+        except ServeError as error:
+            self._reply(caller, errors.body(error), status=error.status)
+
+    def _model(self, query: dict[str, list[str]]) -> Hosted:
+        name = query.get("name", [""])[0]
+        if name not in self._store.models:
+            raise ModelNotFound(f"no model named {name[:100]!r}")
+        return self._store.models[name]
+
+    def _tell_who_asked(self) -> None:
+        """Why a connection to a model broke off: its failure, a death just now, or, after a while, no idea."""
+        still = []
+        for until, model, caller in self._asking:
+            now = time.monotonic()
+            error = model.failure()
+            if error is None and model.trouble and now - model.trouble[0] < FRESH:
+                error = model.trouble[1]
+            if error is None and now < until and model.state() == "ready":
+                still.append((until, model, caller))
+                continue
+            shown = {
+                "state": model.state(),
+                "since": round(now - model.wanted_since, 1),
+                "error": errors.to_wire(error) if error else None,
+            }
+            self._reply(caller, msgspec.json.encode(shown))
+        self._asking = still
+
+    def _reply(
+        self, caller: wire.Connection, body: bytes, *, status: int = 200, content_type: str = "application/json"
+    ) -> None:
+        try:
+            # Web workers take an answer at once; waiting here for one that does not would stop the host.
+            caller.sock.settimeout(1.0)
+            caller.sock.sendall(wire.answer(status, content_type, body))
+        except OSError:
+            log.warning("a web worker went away", extra={"path": caller.target.decode("latin-1")})
+        self._close(caller)
+
+    def _close(self, caller: wire.Connection) -> None:
+        self._callers.pop(caller.sock.fileno(), None)
+        caller.close()
+
+
+def _turn_away(model: Hosted) -> None:
+    """Close on everyone who waits: nginx then sends them to a web worker, which asks here why and says it."""
+    while True:
+        try:
+            sock, _ = model.listener.accept()
+        except OSError:
+            return
+        sock.close()
+
+
+def run(settings: Settings) -> int:
+    """The host, from its start to its end; the exit status."""
+    host = Host(settings)
+    log.info("host started", extra={"pid": os.getpid(), "budget": settings.budget_bytes})
+    try:
+        host.run()
+    except EOFError:
+        log.critical("the forkserver died, and all runners with it")
+        return 1
+    return 0

@@ -1,0 +1,233 @@
+"""PID 1: starts host, gunicorn and nginx, passes the stop on, reaps; when one of them ends, all end.
+
+Nothing outlives it: each child asks the kernel to be killed with its parent, and orphans come to us to be ended.
+"""
+
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from serve import banner, nginx
+from serve.host import catalog
+from serve.settings import BadSetting, Settings
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+GUNICORN_CONF = Path(__file__).parent.parent / "container" / "gunicorn.conf.py"
+# The platform sends SIGKILL 30 s after SIGTERM; the issue is to be gone, with status 0, well before.
+END_WITHIN = 24.0
+
+
+class Launcher:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._children: dict[int, str] = {}
+        self._stopping = False
+        self._woken, self._waker = socket.socketpair()
+
+    def run(self) -> int:
+        """Serve until told to stop (0), or until a part of us ends (1)."""
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        try:
+            self._start_all()
+            ended = self._wait_ready()
+            if ended is None:
+                ended = self._wait()
+            if ended is None:
+                self._drain()
+                return 0
+            name, status = ended
+            log.critical("ended, so all end", extra={"part": name, "status": status})
+            return 1
+        finally:
+            self._kill_all()
+
+    # Starting.
+
+    def _start_all(self) -> None:
+        settings = self._settings
+        assert settings.run_dir is not None
+        settings.sockets.mkdir(mode=0o755)
+        found = catalog.scan(settings.model_dir)
+        conf = settings.run_dir / "nginx.conf"
+        conf.write_text(nginx.rendered(settings, found))
+        environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
+        print(banner.text(settings, found), flush=True)
+        python = [sys.executable, "-m"]
+        self._spawn("host", [*python, "serve", "host"], environ)
+        self._await_file(settings.slots)
+        self._spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
+        nginx_command = [nginx.program(), "-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf), "-g", "daemon off;"]
+        # SIGTERM, not SIGKILL: the nginx master must take its workers with it.
+        self._spawn("nginx", nginx_command, environ, with_parent=signal.SIGTERM)
+
+    def _spawn(
+        self, name: str, command: list[str], environ: Mapping[str, str], with_parent: int = signal.SIGKILL
+    ) -> None:
+        libc = ctypes.CDLL(None)
+
+        def in_child() -> None:
+            libc.prctl(PR_SET_PDEATHSIG, with_parent)
+
+        child = subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+        )
+        child.returncode = 0  # we reap, not Popen
+        self._children[child.pid] = name
+
+    def _await_file(self, path: Path) -> None:
+        """The host has made its counters: only then can web workers open them."""
+        while not path.exists() and not self._stopping and not self._reap():
+            self._pause(0.01)
+
+    def _wait_ready(self) -> tuple[str, int] | None:
+        """Say once when the first /ping is 200, and what to try."""
+        began = time.monotonic()
+        while not self._stopping:
+            ended = self._reap()
+            if ended:
+                return ended
+            if _pings(self._settings.port):
+                log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
+                print(banner.curls(self._settings, catalog.scan(self._settings.model_dir)), flush=True)
+                return None
+            self._pause(0.05)
+        return None
+
+    # Waiting.
+
+    def _wait(self) -> tuple[str, int] | None:
+        while not self._stopping:
+            ended = self._reap()
+            if ended:
+                return ended
+            self._pause(5.0)
+        return None
+
+    def _pause(self, seconds: float) -> None:
+        """Until a signal comes, or so long."""
+        self._woken.settimeout(seconds)
+        try:
+            self._woken.recv(4096)
+        except TimeoutError:
+            pass
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _reap(self) -> tuple[str, int] | None:
+        """Take every child that has ended, orphans too; the first of ours among them, with its status."""
+        first = None
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return first
+            if not pid:
+                return first
+            name = self._children.pop(pid, None)
+            if name and first is None:
+                first = name, os.waitstatus_to_exitcode(status)
+
+    # Stopping.
+
+    def _drain(self) -> None:
+        """/ping turns 503, the door closes, what is in flight is answered, then everyone goes."""
+        began = time.monotonic()
+        log.info("draining")
+        self._signal("host", signal.SIGTERM)
+        self._signal("nginx", signal.SIGQUIT)
+        self._await_end("nginx", began + self._settings.drain_limit)
+        self._signal("gunicorn", signal.SIGTERM)
+        self._signal("host", signal.SIGQUIT)
+        for name in ("gunicorn", "host"):
+            self._await_end(name, min(began + END_WITHIN, time.monotonic() + 2.0))
+        log.info("drained", extra={"seconds": round(time.monotonic() - began, 2)})
+
+    def _signal(self, name: str, number: int) -> None:
+        for pid, each in self._children.items():
+            if each == name:
+                os.kill(pid, number)
+
+    def _await_end(self, name: str, until: float) -> None:
+        while name in self._children.values() and time.monotonic() < until:
+            self._reap()
+            if name in self._children.values():
+                self._pause(min(0.05, max(0.0, until - time.monotonic())) or 0.01)
+
+    def _kill_all(self) -> None:
+        """Whoever is left, and whoever they leave to us: until we have no child."""
+        for name in ("nginx",):
+            self._signal(name, signal.SIGTERM)
+            self._await_end(name, time.monotonic() + 1.0)
+        until = time.monotonic() + 3.0
+        while time.monotonic() < until:
+            self._reap()
+            left = _children_of(os.getpid())
+            if not left:
+                return
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self._pause(0.02)
+
+
+def _children_of(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _pings(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2.0) as sock:
+            sock.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+            return sock.recv(64).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("0.0.0.0", port))
+        except OSError as error:
+            raise BadSetting(f"port {port}: {error.strerror}; SAGEMAKER_BIND_TO_PORT moves it") from error
+
+
+def run(settings: Settings) -> int:
+    """Everything, from start to end; the exit status. Raises BadSetting for a port that is taken."""
+    _refuse_taken(settings.port)
+    made = None
+    if settings.run_dir is None:
+        made = tempfile.mkdtemp(prefix="serve-")
+        os.chmod(made, 0o755)  # nginx's workers may be another user
+        settings = replace(settings, run_dir=Path(made))
+    try:
+        return Launcher(settings).run()
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""nginx.conf, filled in from the settings."""
+
+import re
+import shutil
+from pathlib import Path
+
+from serve import errors
+from serve.errors import BadRequest, NotReady, PayloadTooLarge, ServeError
+from serve.host.catalog import Catalog
+from serve.host.names import socket_name
+from serve.settings import MB, Settings
+
+TEMPLATE = Path(__file__).parent.parent / "nginx.conf"
+
+
+def rendered(settings: Settings, catalog: Catalog) -> str:
+    """The configuration as text. Raises KeyError for a name in the template that has no value here."""
+    limit = f"{settings.payload_bytes / MB:g} MB"
+    only = next(iter(catalog.entries.values())) if len(catalog.entries) == 1 else None
+    values = {
+        # Two, like the web workers: each carries ten thousand requests/s, and a core more is a core less for models.
+        "workers": str(settings.web_workers),
+        "run": str(settings.run_dir),
+        "sockets": str(settings.sockets),
+        "port": str(settings.port),
+        "payload_bytes": str(settings.payload_bytes),
+        "model_field": re.escape(settings.model_field),
+        "default_socket": socket_name(only.name) if only and not only.problem else "",
+        "read_ms": str(int(nginx_limit(settings.request_limit) * 1000)),
+        "access_log": "/dev/stdout events if=$logged" if _writable("/dev/stdout") else "off",
+        "error_down": _json(NotReady("the web tier does not answer", hint="starting or overloaded: try again")),
+        "error_large": _json(
+            PayloadTooLarge(
+                f"the body is larger than the limit of {limit}",
+                hint="SERVE_MAX_PAYLOAD_MB moves it; the platform itself takes 25 MB, 100 in batch, 1 GB async",
+            )
+        ),
+        "error_malformed": _json(BadRequest("not an HTTP request this server reads", hint="check path and headers")),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], TEMPLATE.read_text())
+
+
+def nginx_limit(limit: float) -> float:
+    """When nginx gives up on a runner: after the runner itself has (serve.runner.loop.margin), before the platform."""
+    return limit - min(0.5, limit / 20)
+
+
+def program() -> str:
+    """Where nginx is. Raises FileNotFoundError saying how to get it."""
+    found = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if not found:
+        raise FileNotFoundError("nginx is not installed: apt-get install nginx-light (or nginx)")
+    return found
+
+
+def _json(error: ServeError) -> str:
+    return errors.body(error, "$rid").decode().replace("'", "’")
+
+
+def _writable(path: str) -> bool:
+    """Whether nginx will be able to open its log: as another user on a pipe it may not."""
+    try:
+        with open(path, "ab"):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,76 @@
+"""A runner from its birth to its end: one process, one model. Called in the forkserver's child, never returns."""
+
+import ctypes
+import gc
+import importlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from serve import errors
+from serve import log as serve_log
+from serve.errors import DoesNotFit, InternalError, ServeError
+from serve.handlers import HANDLERS
+from serve.handlers.base import Model, Predictor, Stepwise
+from serve.runner.batching import Batches
+from serve.runner.loop import Engine, Loop
+from serve.settings import Settings
+from serve.slots import Slots
+
+log = logging.getLogger(__name__)
+
+
+def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socket, settings: Settings) -> None:
+    """Load the model that `order` (see serve.host.runner_process.order) describes, tell the host, serve."""
+    serve_log.start(f"runner {order['name']}", settings.log_level)
+    slot = Slots(settings.slots).slot(order["slot"])
+    slot.clear()
+    began = time.monotonic()
+    try:
+        handler = _load(order)
+    except ServeError as error:
+        error.model = order["name"]
+        _tell(control, {"failed": errors.to_wire(error)})
+        os._exit(1)
+    # What loading needed and does not keep goes back to the system before the host measures what is held, and the
+    # collector need not look at weights and modules again.
+    gc.collect()
+    gc.freeze()
+    ctypes.CDLL(None).malloc_trim(0)
+    engine = handler if hasattr(handler, "step") else Batches(handler, order["max_batch"])
+    loop = Loop(cast(Engine, engine), listener, control, slot, settings)
+    _tell(control, {"ready": {"seconds": time.monotonic() - began}})
+    loop.run()
+
+
+def _load(order: Mapping[str, Any]) -> Predictor | Stepwise:
+    module, _, cls = HANDLERS[order["handler"]].partition(":")
+    model = Model(
+        name=order["name"],
+        directory=Path(order["directory"]),
+        task=order["task"],
+        threads=order["threads"],
+        max_batch=order["max_batch"],
+        options=order["options"],
+        model_field=order["model_field"],
+        default_accept=order["default_accept"],
+        batch_transform=order["batch_transform"],
+    )
+    try:
+        return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(model))
+    except ServeError:
+        raise
+    except MemoryError as error:
+        raise DoesNotFit("out of memory while loading", hint="raise the container's memory") from error
+    except Exception as error:
+        log.exception("load failed")
+        raise InternalError(f"loading failed: {type(error).__name__}: {error}", hint="see the log") from error
+
+
+def _tell(control: socket.socket, message: Mapping[str, Any]) -> None:
+    control.send(json.dumps(message).encode())

@@ -1,0 +1,94 @@
+"""Counters that cross processes without messages: one mmap'd file, one slot a process, one writer a slot.
+
+The host reads a runner's slot to choose a victim or to find it stuck; web workers read the header to answer /ping.
+The file lies in the run directory, not in /dev/shm, which serverless inference does not have. A slot's fields are
+aligned 8-byte numbers, so a reader never sees half of one.
+"""
+
+import mmap
+import os
+import time
+from enum import IntEnum
+from pathlib import Path
+
+HEADER = 512
+FIELDS = (
+    "pid",
+    "in_flight",
+    "last_used",  # time.monotonic_ns() of the newest arrival or answer
+    "busy_since",  # time.monotonic_ns() when the current turn of work began; 0 when waiting
+    "requests",  # answered or refused
+    "client_errors",
+    "server_errors",
+    "batches",
+    "queue_ns",  # waiting before work began, summed over requests
+    "work_ns",  # inside the handler, summed over batches
+    "batch_items",
+    "streams",
+)
+SLOT = 8 * len(FIELDS)
+WEB_SLOTS = 64  # the first ones are the web workers'
+SLOTS = 4096
+_AT = {name: index for index, name in enumerate(FIELDS)}
+
+
+class State(IntEnum):
+    STARTING = 0
+    READY = 1
+    DRAINING = 2
+
+
+class Slots:
+    """The file, mapped. `create` makes it, once, in the host; everyone else opens it."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        if create:
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(bytes(HEADER + SLOT * SLOTS))
+            fresh.rename(path)
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), HEADER + SLOT * SLOTS)
+        self._numbers = memoryview(self._map).cast("q")
+
+    def slot(self, index: int) -> "Slot":
+        return Slot(self._numbers[(HEADER + SLOT * index) // 8 : (HEADER + SLOT * (index + 1)) // 8])
+
+    def beat(self, state: State, message: str) -> None:
+        """The host is alive, in this state, for this reason."""
+        raw = message.encode()[:400]
+        self._map[16:18] = len(raw).to_bytes(2, "little")
+        self._map[18 : 18 + len(raw)] = raw
+        self._numbers[0] = state
+        self._numbers[1] = time.monotonic_ns()
+
+    def pulse(self) -> tuple[State, float, str]:
+        """The host's state, seconds since its last beat, and its reason."""
+        length = int.from_bytes(self._map[16:18], "little")
+        message = self._map[18 : 18 + length].decode(errors="replace")
+        return State(self._numbers[0]), (time.monotonic_ns() - self._numbers[1]) / 1e9, message
+
+
+class Slot:
+    """One process's counters, by name or by number."""
+
+    __slots__ = ("numbers",)
+
+    def __init__(self, numbers: memoryview) -> None:
+        self.numbers = numbers
+
+    def get(self, name: str) -> int:
+        return int(self.numbers[_AT[name]])
+
+    def set(self, name: str, value: int) -> None:
+        self.numbers[_AT[name]] = value
+
+    def add(self, name: str, value: int = 1) -> None:
+        self.numbers[_AT[name]] += value
+
+    def clear(self) -> None:
+        for index in range(len(FIELDS)):
+            self.numbers[index] = 0
+        self.set("pid", os.getpid())
+
+    def all(self) -> dict[str, int]:
+        return dict(zip(FIELDS, self.numbers.tolist(), strict=True))

@@ -1,0 +1,99 @@
+"""The Flask application: it decides and explains, and holds no request while a model works on it.
+
+/invocations ends in `X-Accel-Redirect: @runner` and the name of a socket; nginx, which has kept the body, takes it
+there. When nginx comes back because that failed, the same view says why.
+"""
+
+import logging
+import os
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from serve import errors
+from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
+from serve.host import catalog
+from serve.settings import Settings
+from serve.slots import Slot, Slots, State
+from serve.web import models
+from serve.web.host import HostClient
+from serve.web.invocations import Invocations
+
+log = logging.getLogger(__name__)
+
+SILENCE = 5.0  # seconds without a beat after which the host counts as dead
+
+
+def create(settings: Settings, slot: int) -> Flask:
+    """The application of one web worker; `slot` is where it counts."""
+    app = Flask("serve", static_folder=None)
+    app.url_map.strict_slashes = False  # `GET /ping/` answered with a redirect is not a 200
+    slots = Slots(settings.slots)
+    counts = slots.slot(slot)
+    counts.set("pid", os.getpid())
+    host = HostClient(settings.host_socket)
+    invocations = Invocations(settings, catalog.scan(settings.model_dir), host)
+
+    @app.route("/ping", methods=["GET", "HEAD", "POST"])
+    def ping() -> Response:
+        state, silence, says = slots.pulse()
+        if silence > SILENCE:
+            state, says = State.STARTING, f"the host has been silent for {silence:.0f} s"
+        if state is not State.READY:
+            raise NotReady(says, hint="GET /models shows each model's state", retry_after=1)
+        return Response(b"", mimetype="application/json")
+
+    @app.post("/invocations")
+    def invoke() -> Response:
+        return invocations.answer(None)
+
+    @app.post("/models/<path:name>/invoke")
+    def invoke_named(name: str) -> Response:
+        return invocations.answer(name)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        _, text = host.get("/metrics")
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    models.add_routes(app, host, invocations)
+    _answer_errors(app)
+    _count(app, counts)
+    return app
+
+
+def _answer_errors(app: Flask) -> None:
+    """One place renders errors, ours and Flask's own, in one shape."""
+
+    @app.errorhandler(ServeError)
+    def ours(error: ServeError) -> Response:
+        body = errors.body(error, request.headers.get("X-Request-Id", ""))
+        return Response(body, error.status, errors.headers(error), content_type="application/json")
+
+    @app.errorhandler(HTTPException)
+    def theirs(error: HTTPException) -> Response:
+        if error.code == 405:
+            allowed = ", ".join(getattr(error, "valid_methods", None) or ())
+            return ours(MethodNotAllowed(f"{request.method} {request.path[:200]} is not answered", hint=f"use {allowed}"))
+        if error.code == 404:
+            return ours(PathNotFound(f"no such path: {request.path[:200]}", hint="POST /invocations, GET /ping or /models"))
+        log.error("refused", extra={"status": error.code, "path": request.path[:200]})
+        return ours(errors.BadRequest(f"{error.name}: {error.description}"))
+
+    @app.errorhandler(Exception)
+    def unknown(error: Exception) -> Response:
+        log.exception("web worker failed", extra={"request_id": request.headers.get("X-Request-Id", "")})
+        return ours(InternalError("internal error", hint="see the log"))
+
+
+def _count(app: Flask, counts: Slot) -> None:
+    @app.after_request
+    def count(response: Response) -> Response:
+        counts.add("requests")
+        if response.status_code >= 500:
+            counts.add("server_errors")
+        elif response.status_code >= 400:
+            counts.add("client_errors")
+        return response
+
+

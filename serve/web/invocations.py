@@ -1,0 +1,124 @@
+"""POST /invocations on the Flask lane: send it to the right model, or say why nginx could not."""
+
+from flask import Response, request
+
+from serve import wire
+from serve.errors import (
+    BadRequest,
+    InternalError,
+    ModelUnusable,
+    QueueFull,
+    ServeError,
+    TooLate,
+    Unavailable,
+)
+from serve.host.catalog import Catalog
+from serve.host.names import socket_name
+from serve.settings import Settings
+from serve.web import routing
+from serve.web.host import HostClient
+
+
+class Invocations:
+    def __init__(self, settings: Settings, catalog: Catalog, host: HostClient) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._host = host
+        self._name_in = routing.peek(settings.model_field)
+        self._default = catalog.default(settings.default_model)
+        self._by_socket = {socket_name(name): name for name in catalog.entries}
+
+    def resolve(self, asked: str) -> str:
+        """The model called so, if it can be served. Raises ModelNotFound, or ModelUnusable with the cause."""
+        name = self._catalog.resolve(asked)
+        problem = self._catalog.entries[name].problem
+        if problem:
+            raise ModelUnusable(problem, model=name, hint="mend the model's files and start the container again")
+        return name
+
+    def unusable(self) -> list[dict[str, object]]:
+        """What lies in the model directory and cannot be served, as entries of GET /models."""
+        return [
+            {"modelName": each.name, "modelUrl": str(each.path), "state": "failed", "cause": each.problem}
+            for each in self._catalog.entries.values()
+            if each.problem
+        ]
+
+    def answer(self, named: str | None) -> Response:
+        """`named` comes from the path. nginx tells in X-Serve-Tried what it has tried before it came here."""
+        tried = request.headers.get("X-Serve-Tried", "")
+        if tried:
+            self._explain(named, tried)
+        return _sent_to(self.resolve(self._asked(named)))
+
+    def _asked(self, named: str | None) -> str:
+        """What the caller calls the model: path, header, body, custom attributes, default, in this order."""
+        if named:
+            return named
+        for header in routing.TARGET_HEADERS:
+            if header in request.headers:
+                return request.headers[header]
+        asked = self._in_body() or routing.in_attributes(
+            request.headers.get("X-Amzn-SageMaker-Custom-Attributes", ""), self._settings.model_field
+        )
+        asked = asked or self._default
+        if asked:
+            return asked
+        names = ", ".join(list(self._catalog.entries)[:20]) or "none: the model directory is empty"
+        raise BadRequest(
+            f"the request names no model; there are: {names}",
+            hint=f"put {self._settings.model_field!r} into the JSON body, or send the header {routing.TARGET_HEADERS[0]}",
+        )
+
+    def _in_body(self) -> str | None:
+        if request.mimetype not in ("", "application/json") and not request.mimetype.endswith("+json"):
+            return None  # nginx has not even sent it here
+        body = request.get_data(cache=False)
+        body = wire.decompressed(body, request.headers.get("Content-Encoding", ""), self._settings.payload_bytes)
+        if not body:
+            raise BadRequest("the body is empty", hint="send JSON")
+        return self._name_in(body)
+
+    def _explain(self, named: str | None, tried: str) -> None:
+        """Raise why the model could not be reached; return where the caller used another of its names."""
+        status = tried.rsplit(" : ", maxsplit=1)[-1].strip()
+        began = request.headers.get("X-Serve-Connected", "").split(" : ")[-1].strip() not in ("", "-")
+        name = self._by_socket.get(request.headers.get("X-Serve-Socket", ""))
+        if name is None:
+            if len(tried.split(" : ")) > 1:
+                raise InternalError("the model's socket is gone", hint="see the log")
+            return  # an alias, or no model at all: nginx tried the name as it came
+        self.resolve(name)
+        if not began and status != "504":
+            raise QueueFull(
+                f"{self._settings.queue_limit} requests are waiting for model {name!r}",
+                hint="try again later; raise copies in model.toml, or SERVE_QUEUE_LIMIT",
+                model=name,
+                retry_after=1,
+            )
+        raise self._what_happened(name, late=status == "504")
+
+    def _what_happened(self, name: str, *, late: bool) -> ServeError:
+        limit = self._settings.request_limit
+        error, shown = self._host.trouble(name)
+        if error is not None:
+            return error
+        if shown["state"] == "loading":
+            waited = shown["since"]
+            return Unavailable(
+                f"model {name!r} has been loading for {waited:.0f} s and goes on loading",
+                hint="try again: the load continues",
+                model=name,
+                retry_after=5,
+            )
+        if late:
+            hint = "send less at once, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT"
+            return TooLate(f"no answer within {limit:g} s", hint=hint, model=name, retry_after=1)
+        return InternalError("the model's process broke off without an answer", hint="see the log", model=name)
+
+
+def _sent_to(name: str) -> Response:
+    response = Response(b"")
+    response.headers["X-Accel-Redirect"] = "@runner"
+    response.headers["X-Serve-Socket"] = socket_name(name)
+    return response

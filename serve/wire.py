@@ -1,0 +1,156 @@
+"""HTTP/1.1 on Unix sockets between nginx, web workers, host and runners: one request and one answer a connection.
+
+The only place that turns bytes into requests and answers into bytes. Nothing here blocks: what is not there yet, or
+what the peer cannot take yet, is left for the next turn of the caller's loop.
+"""
+
+import socket
+import zlib
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import httptools
+
+from serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+
+CHUNK = 1 << 18  # a Unix socket holds about 208 kB (net.core.wmem_default): more at once never comes
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Gone(Exception):
+    """The peer closed its end, or broke off."""
+
+
+class Connection:
+    """One accepted connection. `read` until it says True, then write one answer."""
+
+    __slots__ = ("_body", "_complete", "_out", "_parser", "_size", "headers", "sock", "target")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.target = b""
+        self.headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        self._size = 0
+        self._complete = False
+        self._out = bytearray()
+        self._parser = httptools.HttpRequestParser(self)
+
+    # What httptools calls back.
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, piece: bytes) -> None:
+        self._body.append(piece)
+        self._size += len(piece)
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+
+    # What the loops call.
+
+    @property
+    def method(self) -> str:
+        return str(self._parser.get_method().decode())
+
+    def read(self) -> bool:
+        """Take in what has arrived; True once the request is whole. Raises Gone, or BadRequest on bytes not HTTP."""
+        while not self._complete:
+            try:
+                data = self.sock.recv(CHUNK, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError as broken:
+                raise Gone from broken
+            if not data:
+                raise Gone
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserError as error:
+                raise BadRequest(f"not an HTTP request: {error}") from error
+        return True
+
+    def body(self) -> bytes:
+        """The whole body as sent; given away once, so that a large one is not held twice."""
+        pieces, self._body = self._body, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def write(self, data: bytes) -> bool:
+        """Send, keeping what the peer cannot take yet; True when all has left. Raises Gone."""
+        if self._out:
+            self._out += data
+            return self.flush()
+        try:
+            sent = self.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError as broken:
+            raise Gone from broken
+        if sent == len(data):
+            return True
+        self._out += memoryview(data)[sent:]
+        return False
+
+    def flush(self) -> bool:
+        """Send more of what `write` kept; True when all has left. Raises Gone."""
+        while self._out:
+            try:
+                with memoryview(self._out) as view:
+                    sent = self.sock.send(view[:CHUNK], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError as broken:
+                raise Gone from broken
+            del self._out[:sent]
+        return True
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def answer(status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+    """A whole answer with Content-Length, which async inference demands (contract of InvokeEndpointAsync)."""
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
+    head = (
+        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\n{more}Connection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + body
+
+
+def stream_head(content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
+    """The head of a chunked answer; nginx passes each chunk on at once because of X-Accel-Buffering."""
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
+    return (
+        f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n"
+        f"X-Accel-Buffering: no\r\n{more}Connection: close\r\n\r\n"
+    ).encode("latin-1")
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
+    """A body as its Content-Encoding says; never more than `limit` bytes, however far a bomb would unfold."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not read", hint="send gzip or no encoding")
+    unpacker = zlib.decompressobj(47)  # 32 + 15: gzip or zlib header, told apart by zlib itself
+    try:
+        out = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise BadRequest(f"the body is not {encoding}: {error}", hint="Content-Encoding says it is") from error
+    if len(out) > limit:
+        raise PayloadTooLarge(f"the body unfolds to more than {limit} bytes", hint="raise SERVE_MAX_PAYLOAD_MB")
+    if not unpacker.eof:
+        raise BadRequest(f"the {encoding} body is cut short", hint="send it whole")
+    return out
