@@ -2,7 +2,7 @@
 
 Column = position in the sequence, so rows of different lengths need no padding on the left, nothing moves when a long
 row leaves, and a sliding window is a distance between columns. What lies right of a row's length is finite garbage that
-the mask hides and later tokens overwrite. A row that leaves is replaced by the last one: one row is copied, not a batch.
+the mask hides and later tokens overwrite. A row that leaves is replaced by the last: one row is copied.
 """
 
 from collections.abc import Sequence
@@ -43,14 +43,15 @@ class Extent:
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's keys and values: [rows, heads, columns, size], views of larger storage."""
+    """One layer's keys and values: [rows, heads, columns, size], both in storage that doubles as it fills."""
 
     def __init__(self, extent: Extent) -> None:
         super().__init__()
         self.extent = extent
+        self.both: list[Tensor] = []  # keys, values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = _storage(key_states), _storage(value_states)
+        self.both = [_storage(key_states), _storage(value_states)]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -58,8 +59,8 @@ class RowLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.reserve(self.extent.rows, self.extent.width)
-        assert self.keys is not None and self.values is not None
-        return self._write(self.keys, key_states), self._write(self.values, value_states)
+        keys, values = self.both
+        return self._write(keys, key_states), self._write(values, value_states)
 
     def _write(self, storage: Tensor, new: Tensor) -> Tensor:
         extent = self.extent
@@ -74,30 +75,22 @@ class RowLayer(CacheLayerMixin):
 
     def reserve(self, rows: int, columns: int) -> None:
         """Room for so many rows and columns, keeping what is there."""
-        assert self.keys is not None and self.values is not None
-        held_rows, _, held_columns, _ = self.keys.shape
-        if rows <= held_rows and columns <= held_columns:
-            return
-        rows, columns = doubled(held_rows, rows), doubled(held_columns, max(columns, FIRST_COLUMNS))
-        keys, values = _grown(self.keys, rows, columns), _grown(self.values, rows, columns)
-        self.keys, self.values = keys, values
+        held_rows, _, held_columns, _ = self.both[0].shape
+        if rows > held_rows or columns > held_columns:
+            rows, columns = doubled(held_rows, rows), doubled(held_columns, columns)
+            self.both = [_grown(storage, rows, columns) for storage in self.both]
 
     def adopt(self, other: "RowLayer", lengths: Sequence[int]) -> None:
         """Append the first rows of another cache's layer."""
-        assert other.keys is not None and other.values is not None
-        if not self.is_initialized:
-            self.lazy_initialization(other.keys, other.values)
         self.reserve(self.extent.rows + len(lengths), max(lengths))
-        assert self.keys is not None and self.values is not None
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+        for mine, theirs in zip(self.both, other.both, strict=True):
             for row, length in enumerate(lengths):
                 mine[self.extent.rows + row, :, :length] = theirs[row, :, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one row over another."""
-        if self.keys is not None and self.values is not None:
-            for storage in (self.keys, self.values):
-                storage[target, :, :length] = storage[source, :, :length]
+        for storage in self.both:
+            storage[target, :, :length] = storage[source, :, :length]
 
     def get_seq_length(self) -> int:
         return self.extent.start

@@ -13,6 +13,7 @@ from serve.errors import BadRequest
 
 MOST_TOKENS = 1_000_000  # for models that state no position limit
 Tokens = Annotated[int, Meta(ge=1, le=MOST_TOKENS, description="a whole number from 1 to 1,000,000")]
+Count = Annotated[int, Meta(ge=0, le=MOST_TOKENS, description="a whole number from 0 to 1,000,000")]
 Chance = Annotated[float, Meta(gt=0, le=1, description="a number above 0, up to 1")]
 Degree = Annotated[float, Meta(gt=0, le=100, description="a number above 0, up to 100")]
 Rows = Annotated[int, Meta(ge=1, le=1024, description="a whole number from 1 to 1,024")]
@@ -26,16 +27,12 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     """The `parameters` object. null means not given, as clients write it."""
 
     max_new_tokens: Tokens | None = None
-    min_new_tokens: (
-        Annotated[int, Meta(ge=0, le=MOST_TOKENS, description="a whole number from 0 to 1,000,000")] | None
-    ) = None
+    min_new_tokens: Count | None = None
     max_length: Tokens | None = None
     do_sample: Annotated[bool, Meta(description=YES_OR_NO)] | None = None
     temperature: Degree | None = None
     top_p: Chance | None = None
-    top_k: (
-        Annotated[int, Meta(ge=0, le=MOST_TOKENS, description="a whole number from 0 (off) to 1,000,000")] | None
-    ) = None
+    top_k: Count | None = None  # 0 is off
     repetition_penalty: Degree | None = None
     num_return_sequences: Rows | None = None
     num_beams: Rows | None = None
@@ -63,7 +60,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def body_type(model_field: str) -> type[msgspec.Struct]:
-    """The type of a JSON body; the key that chose the model, and the client library's `options`, are not looked into."""
+    """The type of a JSON body; the key that chose the model and the client's `options` are not looked into."""
     ignored = {name for name in ("options", model_field) if name not in ("inputs", "parameters", "stream")}
     fields: list[tuple[str, Any, Any]] = [
         ("inputs", str | Annotated[list[str], Meta(min_length=1)], msgspec.field()),
@@ -129,9 +126,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
 
 
-def resolve(
-    asked: Parameters, defaults: GenerationConfig, prompt: int, limit: int | None, max_batch: int
-) -> Resolved:
+def resolve(asked: Parameters, defaults: GenerationConfig, prompt: int, limit: int | None, max_batch: int) -> Resolved:
     """Fill in what was not asked for, and refuse what this model cannot do with a prompt of so many tokens."""
     most = new_tokens(asked, defaults, prompt, limit)
     least = _first(asked.min_new_tokens, defaults.min_new_tokens, 0)

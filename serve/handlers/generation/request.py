@@ -66,7 +66,9 @@ class Decoding:
                 hint="send one prompt as a string, without num_beams or num_return_sequences; or do not stream",
             )
         if form.content_type == answers.PLAIN and (len(texts) > 1 or prompts[0].settings.sequences > 1):
-            raise NotAcceptable("text/plain holds one sequence, and more were asked for", hint="ask for application/json")
+            raise NotAcceptable(
+                "text/plain holds one sequence, and more were asked for", hint="ask for application/json"
+            )
         return item
 
     def _body(self, request: Request) -> tuple[str | list[str], Parameters, bool]:
@@ -105,5 +107,3 @@ class Decoding:
                 tokens = tokens[-keep:] if self._tokenizer.truncation_side == "left" else tokens[:keep]
         settings = resolve(asked, self._defaults, len(tokens), self._limit, self._max_batch)
         return Prompt(text, tokens, settings)
-
-

@@ -1,8 +1,8 @@
 """From logits to one token for each row: one argmax for all greedy rows, one pass for all that sample.
 
-A row's draw depends on its seed and its own distribution only. Logits differ in their last bits with the batch they were
-made in, so the draw is the inverse of the cumulative distribution in the order of token ids: a difference of 1e-7 moves
-the borders by as much, where an order by probability could swap two tokens.
+A row's draw depends on its seed and its own distribution only. Logits differ in their last bits with the batch they
+were made in, so the draw is the inverse of the cumulative distribution in the order of token ids: a difference of 1e-7
+moves the borders by as much, where an order by probability could swap two tokens.
 """
 
 import random
