@@ -140,33 +140,37 @@ def libsvm(body: bytes, width: int) -> csr_matrix:
     return csr_matrix((data, columns, np.array(ends, np.int64)), shape=(len(ends) - 1, width))
 
 
-def npy(body: bytes, width: int) -> Matrix:
-    """A numpy array of one or two dimensions, never of objects; one dimension is one row."""
+def array(body: bytes) -> npt.NDArray[Any]:
+    """The array of a .npy file, never of objects: those are pickles."""
     stream = io.BytesIO(body)
+    readers: Mapping[tuple[int, int], Callable[..., Any]] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     try:
-        version = np.lib.format.read_magic(stream)
-        readers: Mapping[tuple[int, int], Callable[..., Any]] = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, fortran, dtype = readers[version](stream)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as error:
+        shape, fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise BadRequest(f"the body is not a .npy file: {str(error)[:200]}") from error
-    if dtype.kind not in "biuf":
+    if dtype.kind not in "biufc":
         raise BadRequest(f"the array is of type {str(dtype)[:60]}; numbers are needed")
-    if len(shape) not in (1, 2):
-        raise BadRequest(f"the array has {len(shape)} dimensions; one row or rows and columns are needed")
-    rows, columns = (1, *shape) if len(shape) == 1 else shape
-    if columns != width:
-        wrong_width(1, columns, width)
     left = len(body) - stream.tell()
-    if rows * columns * dtype.itemsize != left:  # before anything is allocated: the header can promise terabytes
-        raise BadRequest(f"the array of shape {shape} and type {dtype} does not fill the {left} bytes after its header")
-    if rows == 0:
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != left:  # before any of it is allocated
+        raise BadRequest(f"the array of shape {str(shape)[:100]} and type {dtype} does not fill the {left} bytes given")
+    return np.frombuffer(body, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def npy(body: bytes, width: int) -> Matrix:
+    """A numpy array of one or two dimensions; one dimension is one row."""
+    matrix = array(body)
+    if matrix.ndim not in (1, 2) or matrix.dtype.kind == "c":
+        raise BadRequest(f"the array has {matrix.ndim} dimensions of {matrix.dtype}; rows of real numbers are needed")
+    matrix = matrix.reshape(1, -1) if matrix.ndim == 1 else matrix
+    if matrix.shape[1] != width:
+        wrong_width(1, matrix.shape[1], width)
+    if not len(matrix):
         raise BadRequest("there are no rows")
-    array = np.frombuffer(body, dtype, offset=stream.tell()).reshape((rows, columns), order="F" if fortran else "C")
     with np.errstate(over="ignore"):
-        return finite(np.require(array, np.float32, ["C", "A"]))
+        return finite(np.require(matrix, np.float32, ["C", "A"]))
 
 
 def finite(matrix: Matrix) -> Matrix:

@@ -1,0 +1,9 @@
+"""Cannot be loaded."""
+
+
+def model_fn(model_dir):
+    raise ValueError("weights are corrupt")
+
+
+def predict_fn(data, model):
+    return data
