@@ -11,7 +11,6 @@ assert _settings.run_dir is not None
 
 wsgi_app = "serve.web.wsgi:create()"
 bind = f"unix:{_settings.run_dir}/web.sock"
-umask = 0
 workers = _settings.web_workers
 # A web worker only decides, in well under a millisecond, and nginx has read the body before: measured against gthread
 # and gevent in docs/decisions/0002-worker-class.md.
@@ -21,6 +20,9 @@ worker_tmp_dir = str(_settings.run_dir)  # gunicorn's heartbeat file; serverless
 control_socket_disable = True
 timeout = 30
 graceful_timeout = 5
+# nginx has refused what is too long (large_client_header_buffers), with an error of our shape.
+limit_request_line = 0
+limit_request_field_size = 1 << 17
 accesslog = None
 loglevel = "warning"
 

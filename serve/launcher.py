@@ -4,8 +4,10 @@ Nothing outlives it: each child asks the kernel to be killed with its parent, an
 """
 
 import ctypes
+import fcntl
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -20,6 +22,7 @@ from pathlib import Path
 from serve import banner, nginx
 from serve.host import catalog
 from serve.settings import BadSetting, Settings
+from serve.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Launcher:
         self._settings = settings
         self._children: dict[int, str] = {}
         self._stopping = False
+        self._ended: tuple[str, int] | None = None  # the first part of us that ended, with its status
         self._woken, self._waker = socket.socketpair()
 
     def run(self) -> int:
@@ -49,13 +53,12 @@ class Launcher:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             self._start_all()
-            ended = self._wait_ready()
-            if ended is None:
-                ended = self._wait()
-            if ended is None:
+            self._wait_ready()
+            self._wait()
+            if self._ended is None:
                 self._drain()
                 return 0
-            name, status = ended
+            name, status = self._ended
             log.critical("ended, so all end", extra={"part": name, "status": status})
             return 1
         finally:
@@ -66,16 +69,17 @@ class Launcher:
     def _start_all(self) -> None:
         settings = self._settings
         assert settings.run_dir is not None
-        settings.sockets.mkdir(mode=0o755)
+        settings.sockets.mkdir(mode=0o700, exist_ok=True)
         found = catalog.scan(settings.model_dir)
         conf = settings.run_dir / "nginx.conf"
         conf.write_text(nginx.rendered(settings, found))
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
         print(banner.text(settings, found), flush=True)
         python = [sys.executable, "-m"]
+        Slots(settings.slots, create=True)
         self._spawn("host", [*python, "serve", "host"], environ)
-        self._await_file(settings.slots)
         self._spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
+        self._await(settings.run_dir / "web.sock")
         nginx_command = [nginx.program(), "-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf), "-g", "daemon off;"]
         # SIGTERM, not SIGKILL: the nginx master must take its workers with it.
         self._spawn("nginx", nginx_command, environ, with_parent=signal.SIGTERM)
@@ -94,34 +98,34 @@ class Launcher:
         child.returncode = 0  # we reap, not Popen
         self._children[child.pid] = name
 
-    def _await_file(self, path: Path) -> None:
-        """The host has made its counters: only then can web workers open them."""
-        while not path.exists() and not self._stopping and not self._reap():
+    def _await(self, path: Path) -> None:
+        """The door opens when someone is behind it; what ends meanwhile is seen by the next look."""
+        while not path.exists() and not self._stopping and len(self._children) == 2:
+            self._ended = self._reap() or self._ended
             self._pause(0.01)
 
-    def _wait_ready(self) -> tuple[str, int] | None:
+    def _wait_ready(self) -> None:
         """Say once when the first /ping is 200, and what to try."""
         began = time.monotonic()
-        while not self._stopping:
-            ended = self._reap()
-            if ended:
-                return ended
-            if _pings(self._settings.port):
+        run_dir, port = self._settings.run_dir, self._settings.port
+        assert run_dir is not None
+        while self._going():
+            # Asked behind nginx first, so that its log does not begin with our own impatience.
+            if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
                 print(banner.curls(self._settings, catalog.scan(self._settings.model_dir)), flush=True)
-                return None
+                return
             self._pause(0.05)
-        return None
 
     # Waiting.
 
-    def _wait(self) -> tuple[str, int] | None:
-        while not self._stopping:
-            ended = self._reap()
-            if ended:
-                return ended
+    def _wait(self) -> None:
+        while self._going():
             self._pause(5.0)
-        return None
+
+    def _going(self) -> bool:
+        self._ended = self._reap() or self._ended
+        return not self._stopping and self._ended is None
 
     def _pause(self, seconds: float) -> None:
         """Until a signal comes, or so long."""
@@ -200,11 +204,13 @@ def _children_of(pid: int) -> list[int]:
         return []
 
 
-def _pings(port: int) -> bool:
+def _pings(family: int, address: str | tuple[str, int]) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2.0) as sock:
+        with socket.socket(family) as sock:
+            sock.settimeout(2.0)
+            sock.connect(address)
             sock.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
-            return sock.recv(64).startswith(b"HTTP/1.1 200")
+            return sock.recv(64).startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
     except OSError:
         return False
 
@@ -221,10 +227,16 @@ def _refuse_taken(port: int) -> None:
 def run(settings: Settings) -> int:
     """Everything, from start to end; the exit status. Raises BadSetting for a port that is taken."""
     _refuse_taken(settings.port)
+    for stream in (sys.stdout, sys.stderr):
+        # nginx opens the log for itself; where it is a file, both must append or they write over each other.
+        flags = fcntl.fcntl(stream, fcntl.F_GETFL)
+        fcntl.fcntl(stream, fcntl.F_SETFL, flags | os.O_APPEND)
+    # A file descriptor for each model's socket, two for each request: all that we are allowed.
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     made = None
     if settings.run_dir is None:
         made = tempfile.mkdtemp(prefix="serve-")
-        os.chmod(made, 0o755)  # nginx's workers may be another user
         settings = replace(settings, run_dir=Path(made))
     try:
         return Launcher(settings).run()

@@ -1,6 +1,8 @@
 """nginx.conf, filled in from the settings."""
 
+import os
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -19,7 +21,11 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
     only = next(iter(catalog.entries.values())) if len(catalog.entries) == 1 else None
     values = {
         # Two, like the web workers: each carries ten thousand requests/s, and a core more is a core less for models.
+        # One user for all, so that the sockets need be open to nobody else; as root nginx would make its workers `nobody`.
+        "user": "user root;" if os.geteuid() == 0 else "",
         "workers": str(settings.web_workers),
+        # A request takes two: the client's and the model's. The launcher has raised the limit on files as far as it goes.
+        "connections": str(min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)),
         "run": str(settings.run_dir),
         "sockets": str(settings.sockets),
         "port": str(settings.port),

@@ -37,7 +37,6 @@ class Hosted:
         self.spec: Spec | None = entry.spec
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(path))
-        path.chmod(0o666)  # nginx's workers may run as another user; the directory above decides who gets here
         self.listener.listen(backlog)
         self.listener.setblocking(False)
         self.stage = Stage.NONE

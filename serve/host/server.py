@@ -40,7 +40,7 @@ class Host:
         modules = [HANDLERS[name].partition(":")[0] for name in (HANDLERS if unknown else used)]
         self._settings = settings
         self._forks = Forkserver(settings, modules)
-        self._slots = Slots(settings.slots, create=True)
+        self._slots = Slots(settings.slots)
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
@@ -54,7 +54,6 @@ class Host:
         self._ending = False
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._door.bind(str(settings.host_socket))
-        settings.host_socket.chmod(0o666)
         self._door.listen(1024)
         self._door.setblocking(False)
         self._poll = select.epoll()

@@ -1,5 +1,7 @@
 """POST /invocations on the Flask lane: send it to the right model, or say why nginx could not."""
 
+from typing import NoReturn
+
 from flask import Response, request
 
 from serve import wire
@@ -48,7 +50,7 @@ class Invocations:
         """`named` comes from the path. nginx tells in X-Serve-Tried what it has tried before it came here."""
         tried = request.headers.get("X-Serve-Tried", "")
         if tried:
-            self._explain(named, tried)
+            self._explain(tried)
         return _sent_to(self.resolve(self._asked(named)))
 
     def _asked(self, named: str | None) -> str:
@@ -79,15 +81,13 @@ class Invocations:
             raise BadRequest("the body is empty", hint="send JSON")
         return self._name_in(body)
 
-    def _explain(self, named: str | None, tried: str) -> None:
-        """Raise why the model could not be reached; return where the caller used another of its names."""
+    def _explain(self, tried: str) -> NoReturn:
+        """Raise why the model could not be reached."""
         status = tried.rsplit(" : ", maxsplit=1)[-1].strip()
         began = request.headers.get("X-Serve-Connected", "").split(" : ")[-1].strip() not in ("", "-")
         name = self._by_socket.get(request.headers.get("X-Serve-Socket", ""))
         if name is None:
-            if len(tried.split(" : ")) > 1:
-                raise InternalError("the model's socket is gone", hint="see the log")
-            return  # an alias, or no model at all: nginx tried the name as it came
+            raise InternalError("the model's socket is gone", hint="see the log")
         self.resolve(name)
         if not began and status != "504":
             raise QueueFull(
@@ -118,7 +118,8 @@ class Invocations:
 
 
 def _sent_to(name: str) -> Response:
-    response = Response(b"")
+    # Without a charset: nginx would add it to the runner's Content-Type.
+    response = Response(b"", content_type="application/octet-stream")
     response.headers["X-Accel-Redirect"] = "@runner"
     response.headers["X-Serve-Socket"] = socket_name(name)
     return response

@@ -1,0 +1,155 @@
+"""The real thing for tests: nginx, gunicorn, host and runners as processes on a free port, toy models under them."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TOYS = ROOT / "tests" / "toys"
+
+
+def wait_until(condition: Callable[[], Any], within: float = 20.0, every: float = 0.02) -> Any:
+    """The first true value of `condition`; fails when there is none within so many seconds."""
+    until = time.monotonic() + within
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < until, f"not within {within:g} s: {condition}"
+        time.sleep(every)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def descendants(pid: int) -> set[int]:
+    """Every process below this one."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found |= {int(child)} | descendants(int(child))
+    return found
+
+
+def toy(models: Path, kind: str, name: str | None = None, files: Mapping[str, str] | None = None) -> Path:
+    """A toy model of tests/toys in a model directory, with further files (model.toml, say)."""
+    directory = models / (name or kind)
+    shutil.copytree(TOYS / kind, directory)
+    for file, text in (files or {}).items():
+        (directory / file).write_text(text)
+    return directory
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]  # lower-case names
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Server:
+    """A running stack. Its log is in `log`; `stop` returns the launcher's exit status."""
+
+    def __init__(self, models: Path, work: Path, environ: Mapping[str, str]) -> None:
+        self.models = models
+        self.port = free_port()
+        self.run_dir = work / "r"
+        self.run_dir.mkdir(parents=True)
+        self._log_path = work / "log"
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("SERVE_", "SAGEMAKER_"))}
+        with self._log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serve"],
+                cwd=ROOT,
+                env={
+                    **clean,
+                    "SAGEMAKER_BIND_TO_PORT": str(self.port),
+                    "SERVE_MODEL_DIR": str(models),
+                    "SERVE_RUN_DIR": str(self.run_dir),
+                    **environ,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text()
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Log lines of this kind."""
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [line for line in lines if line["event"] == event]
+
+    def wait_ready(self) -> "Server":
+        wait_until(lambda: self.pings() or self.process.poll() is not None, within=60)
+        assert self.process.poll() is None, self.log
+        return self
+
+    def pings(self) -> bool:
+        try:
+            return self.get("/ping").status == 200
+        except OSError:
+            return False
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 70,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body.encode() if isinstance(body, str) else body, dict(headers or {}))
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def invoke(self, model: str | None, body: Any, content_type: str = "application/json", **headers: str) -> Answer:
+        """POST /invocations; `model` goes into the TargetModel header. A body that is not bytes or str is sent as JSON."""
+        raw = body if isinstance(body, bytes | str) else json.dumps(body)
+        named = {"TargetModel": model} if model else {}
+        return self.request("POST", "/invocations", raw, {"Content-Type": content_type, **named, **headers})
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What GET /models says of one."""
+        listed: list[dict[str, Any]] = self.get("/models").json["models"]
+        return next(each for each in listed if each["modelName"] == name)
+
+    def stop(self, number: int = signal.SIGTERM, within: float = 30.0) -> int:
+        """Signal the launcher and wait for its end; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(within)

@@ -1,0 +1,39 @@
+"""Which model gets a request, by every way of naming one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import Start
+from tests.live.stack import toy
+
+
+def test_each_way_of_naming_a_model_reaches_it(start: Start, models: Path) -> None:
+    """Path, either header, body field, custom attributes: the echo answers on both lanes."""
+    toy(models, "echo")
+    toy(models, "slow")
+    server = start(models)
+    said = {"model_type": "echo", "n": 1}
+
+    by_path = server.request("POST", "/models/echo/invoke", '{"n":1}', {"Content-Type": "application/json"})
+    by_header = server.invoke("echo.tar.gz", {"n": 1})
+    by_long_header = server.invoke(None, {"n": 1}, **{"X-Amzn-SageMaker-Target-Model": "echo"})
+    by_field = server.invoke(None, said)
+    by_attributes = server.invoke(None, "x", "text/plain", **{"X-Amzn-SageMaker-Custom-Attributes": "a=1,model_type=echo"})
+
+    answers = [by_path, by_header, by_long_header, by_field, by_attributes]
+    assert [each.status for each in answers] == [200] * 5, [each.body for each in answers]
+    assert by_attributes.headers["x-amzn-sagemaker-custom-attributes"] == "a=1,model_type=echo"
+
+
+@pytest.mark.parametrize("name", ["nope", "../echo", "a/../../b", "%2e%2e", "x" * 10_000, "ec ho"])
+def test_an_unknown_name_is_404_and_says_what_there_is(start: Start, models: Path, name: str) -> None:
+    """Whatever the name looks like, nothing outside the model directory is reached."""
+    toy(models, "echo")
+    toy(models, "slow")
+    server = start(models)
+
+    answer = server.invoke(name, {})
+
+    assert answer.status == 404, answer.body
+    assert "echo, slow" in answer.json["message"]
