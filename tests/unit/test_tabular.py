@@ -1,0 +1,298 @@
+"""Request bytes become the right float32 matrix, or a 400 that says where they are wrong."""
+
+import io
+import re
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.errors import BadRequest
+from serve.handlers import instances, tabular
+from serve.handlers.base import Request
+
+NAN = float("nan")
+LARGE = 2000  # rows enough to leave the way of small bodies
+
+
+def matrix(rows: list[list[float]]) -> Any:
+    return np.array(rows, np.float32)
+
+
+def same(found: Any, wanted: Any) -> bool:
+    return bool(found.dtype == np.float32 and found.shape == wanted.shape and np.array_equal(found, wanted, True))
+
+
+def npy(array: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        (b"1,2,3", [[1, 2, 3]]),
+        (b"1,2,3\n", [[1, 2, 3]]),
+        (b"1,2,3\r\n4,5,6\r\n", [[1, 2, 3], [4, 5, 6]]),
+        (b"1;2.5;-3e2\n4;5;6", [[1, 2.5, -300], [4, 5, 6]]),
+        (b"1\t2\t3\n", [[1, 2, 3]]),
+        (b" 1 , 2,3 \n", [[1, 2, 3]]),
+        (b"1,,3\n,,\n", [[1, NAN, 3], [NAN, NAN, NAN]]),
+        (b"1,nan,NaN\n", [[1, NAN, NAN]]),
+        (b'"1","2",""\n', [[1, 2, NAN]]),
+        (b"\xef\xbb\xbf1,2,3\n", [[1, 2, 3]]),
+        (b"1,2,3\n\n\n", [[1, 2, 3]]),
+    ],
+)
+def test_a_csv_reads_the_same_however_long_it_is(body: bytes, rows: list[list[float]]) -> None:
+    """What a short body means does not depend on which parser its length selects."""
+    assert same(tabular.csv(body, 3), matrix(rows))
+
+    block = body.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n"
+    assert same(tabular.csv(block * LARGE, 3), np.tile(matrix(rows), (LARGE, 1)))
+
+
+def test_a_cell_is_rounded_once_from_double() -> None:
+    """The nearest float32 of the decimal's double, as numpy makes it, on either way."""
+    cells = [f"{value!r}" for value in np.random.default_rng(0).normal(size=6000).tolist()]
+    wanted = np.array(cells, np.float64).astype(np.float32)
+    assert same(tabular.csv("\n".join(cells).encode(), 1), wanted.reshape(-1, 1))
+    assert same(tabular.csv(",".join(cells[:300]).encode(), 300), wanted[:300].reshape(1, -1))
+
+
+def test_with_one_column_a_blank_line_is_a_missing_value() -> None:
+    """Only the newline that ends the last row is taken off, so that rows and answers stay in step."""
+    assert same(tabular.csv(b"1\n\n3\n", 1), matrix([[1], [NAN], [3]]))
+    assert same(tabular.csv(b"1\n\n3\n" * 4000, 1), np.tile(matrix([[1], [NAN], [3]]), (4000, 1)))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"age,height,size\n1,2,3\n", "row 1, column 1: 'age' is not a number"),
+        (b"age,height\n1,2,3\n", "row 1, column 1: 'age' is not a number"),
+        (b"1,2\n", "row 1 has 2 columns; the model has 3 features"),
+        (b"1,2,3\n1,2,3,4\n", "row 2 has 4 columns; the model has 3 features"),
+        (b"1,2,3\n\n1,2,3\n", "row 2 has 1 columns; the model has 3 features"),
+        (b"1,2,3\n1,x,3\n", "row 2, column 2: 'x' is not a number"),
+        (b"1,2,1_000\n", "row 1, column 3: '1_000' is not a number"),
+        (b"1,2,\xff\n", "row 1, column 3: '\ufffd' is not a number"),
+        (b"1,2,inf\n", "row 1, column 3 is infinite, or too large for a 32-bit number"),
+        (b"1,2,3\n1,1e39,3\n", "row 2, column 2 is infinite, or too large for a 32-bit number"),
+        (b"\n", "row 1 has 1 columns; the model has 3 features"),
+        (b"," * 1_000_000, "row 1 has 1000001 columns; the model has 3 features"),
+    ],
+)
+def test_a_wrong_csv_is_told_where(body: bytes, message: str) -> None:
+    """Row, column and cell, at the end of a long body as at the start of a short one."""
+    with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
+        tabular.csv(body, 3)
+
+
+def test_the_last_of_many_rows_is_told_too() -> None:
+    """The fast parser's failures are looked up by the thorough one."""
+    good = b"1,2,3\n" * LARGE
+    for last, message in [
+        (b"1,2,x", f"row {LARGE + 1}, column 3: 'x' is not a number"),
+        (b"1,2", f"row {LARGE + 1} has 2 columns; the model has 3 features"),
+        (b"1,1e999,3", f"row {LARGE + 1}, column 2 is infinite, or too large for a 32-bit number"),
+    ]:
+        with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
+            tabular.csv(good + last, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        (b"1 1:0.5 3:2\n0 2:7\n", [[0.5, NAN, 2], [NAN, 7, NAN]]),
+        (b"0:0.5 2:2\n1:7", [[0.5, NAN, 2], [NAN, 7, NAN]]),
+        (b"1 qid:4 1:0.5 # a comment\n", [[0.5, NAN, NAN]]),
+        (b"-1\n+1 1:1\n", [[NAN, NAN, NAN], [1, NAN, NAN]]),
+    ],
+)
+def test_libsvm_indices_count_from_one_unless_a_zero_is_among_them(body: bytes, rows: list[list[float]]) -> None:
+    """Features that are not named are missing; labels and query ids are passed over."""
+    found = tabular.libsvm(body, 3)
+    dense = np.full(found.shape, np.nan, np.float32)
+    pairs = found.tocoo()
+    dense[pairs.row, pairs.col] = pairs.data
+    assert same(dense, matrix(rows))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"1 4:1\n", "a row has feature number 4; the model has 3 features"),
+        (b"1 a:1\n", "row 1: 'a:1' is not index:value with a number on both sides"),
+        (b"1 1:1\n1 2:x\n", "row 2: '2:x' is not index:value with a number on both sides"),
+        (b"1 2 3\n", "row 1: '2' is not index:value with a number on both sides"),
+        (b"1 -1:3\n", "row 1: '-1:3' is not index:value with a number on both sides"),
+        (
+            b"1 99999999999999999999:3\n",
+            "row 1: '99999999999999999999:3' is not index:value with a number on both sides",
+        ),
+        (b"\xff\xfe", "row 1: '\ufffd\ufffd' is not index:value with a number on both sides"),
+        (b"1 1:1\n\n1 1:1\n", "row 2 is empty"),
+        (b"1 1:inf", "row 1, column 1 is infinite, or too large for a 32-bit number"),
+    ],
+)
+def test_wrong_libsvm_is_told_where(body: bytes, message: str) -> None:
+    """The row and what stands there."""
+    with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
+        tabular.libsvm(body, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        (b"[1, 2, 3]", [[1, 2, 3]]),
+        (b"[[1, 2, null], [4, 5, 6.5]]", [[1, 2, NAN], [4, 5, 6.5]]),
+        (b' {"instances": [[1, 2, 3]]}', [[1, 2, 3]]),
+        (b'{"instances": [{"features": [1, 2, 3]}, {"features": [4, 5, 6]}]}', [[1, 2, 3], [4, 5, 6]]),
+        (b'{"instances": [{"data": {"features": {"values": [1, 2, 3]}}}]}', [[1, 2, 3]]),
+        (b'{"instances": [{"data": {"features": {"keys": [2], "shape": [3], "values": [9]}}}]}', [[NAN, NAN, 9]]),
+        (b'{"features": [1, 2, 3]}', [[1, 2, 3]]),
+        (b'{"inputs": [[1, 2, 3]], "kind": "trees"}', [[1, 2, 3]]),
+        (b'{"kind": "trees", "inputs": [1, 2, 3]}', [[1, 2, 3]]),
+    ],
+)
+def test_json_rows_have_the_shapes_of_the_built_in_algorithms(body: bytes, rows: list[list[float]]) -> None:
+    """null is missing, and the key that chose the model is passed over."""
+    assert same(instances.rows(body, 3, "kind"), matrix(rows))
+
+
+def test_json_lines_hold_one_record_each() -> None:
+    """As SageMaker's batch jobs split them."""
+    assert same(instances.lines(b'[1, 2]\n{"features": [3, null]}\n', 2, "kind"), matrix([[1, 2], [3, NAN]]))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[[1, 2, 3], [4, 5]]", "row 2 has 2 columns; the model has 3 features"),
+        (b'[[1, 2, "x"]]', "the JSON is not rows of numbers: Expected `float | null`, got `str` - at `$[0][2]`"),
+        (b"[[1, 2, true]]", "the JSON is not rows of numbers: Expected `float | null`, got `bool` - at `$[0][2]`"),
+        (b"[]", "row 1 has 0 columns; the model has 3 features"),
+        (b"[[]]", "row 1 has 0 columns; the model has 3 features"),
+        (b'{"instances": [[1, 2, 3]], "extra": 1}', "the object's keys are 'instances', 'extra'"),
+        (b'{"rows": [[1, 2, 3]]}', "the object's keys are 'rows'"),
+        (b"{}", "the object's keys are missing"),
+        (b'{"instances": [{}]}', "row 1 needs either features or data.features.values"),
+        (
+            b'{"instances": [{"data": {"features": {"keys": [3], "values": [9]}}}]}',
+            "row 1 needs as many keys as values, each from 0 to 2",
+        ),
+        (b"[[1, 2, 1e39]]", "row 1, column 3 is infinite, or too large for a 32-bit number"),
+        (b"7", "the JSON is not rows of numbers: Expected `array`, got `int`"),
+    ],
+)
+def test_wrong_json_is_told_where(body: bytes, message: str) -> None:
+    """The path of what is wrong, or both widths."""
+    with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
+        instances.rows(body, 3, "kind")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[[1, 2, NaN]]",
+        b"[[1, 2, Infinity]]",
+        b"[[1, 2, 3]",
+        b"[" * 10_000,
+        b"[" * 1_000_000,
+        b'{"instances": ' + b"[" * 1_000_000,
+        b'{"a":' * 1_000_000,
+        b'"\xff"',
+        b"[[1, 2, 1" + b"0" * 400 + b"]]",
+        b"[" + b"[]," * 100_000 + b"[]]",
+    ],
+)
+def test_hostile_json_is_a_400(body: bytes) -> None:
+    """Whatever the bytes."""
+    with pytest.raises(BadRequest):
+        instances.rows(body, 3, "kind")
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2", "i8", "u1", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_npy_of_numbers_is_read(dtype: str, order: Any) -> None:
+    """Any real type and order; one dimension is one row."""
+    array = np.array([[0, 1, 1], [1, 0, 0]], dtype, order=order)
+    assert same(tabular.npy(npy(array), 3), array.astype(np.float32))
+    assert same(tabular.npy(npy(array[0]), 3), array[:1].astype(np.float32))
+
+
+def header(shape: str, descr: str = "'<f4'") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"\x80\x04N.",
+        npy(np.zeros((2, 3), np.float32))[:-1],
+        npy(np.zeros((2, 3), np.float32)) + b"\0",
+        npy(np.zeros((2, 4), np.float32)),
+        npy(np.zeros((0, 3), np.float32)),
+        npy(np.zeros((1, 1, 3), np.float32)),
+        npy(np.float32(1)),
+        npy(np.zeros((1, 3), complex)),
+        npy(np.array([["a", "b", "c"]])),
+        npy(np.array([[1, None, 3]], object), allow_pickle=True),
+        npy(np.array([[1, 2, np.inf]])),
+        header("(1000000000000, 3)") + b"\0" * 12,
+        header("(-1, 3)") + b"\0" * 12,
+        header("(" * 3000),
+        header("(1, 3)", "'O'") + b"\0" * 24,
+        header("(1, 3)", "[('a', 'O')]") + b"\0" * 24,
+        b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
+    ],
+)
+def test_a_hostile_npy_is_a_400(body: bytes) -> None:
+    """Objects (pickles), promises of terabytes, and files cut short: nothing of them is opened or allocated."""
+    with pytest.raises(BadRequest):
+        tabular.npy(body, 3)
+
+
+def test_memory_stays_within_a_few_times_the_body() -> None:
+    """The smallest of cells are the most wasteful, and still cost no more than tens of bytes."""
+    for read, body in [
+        (lambda body: tabular.csv(body, 3), b"1,2,3\n" * 100_000),
+        (lambda body: instances.rows(body, 3, "kind"), b"[" + b"[1,2,3]," * 100_000 + b"[1,2,3]]"),
+        (lambda body: tabular.libsvm(body, 100_000), b"0\n" * 100_000),
+    ]:
+        tracemalloc.start()
+        read(body)  # type: ignore[no-untyped-call]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 40 * len(body)
+
+
+def test_decimals_are_the_shortest_that_read_back() -> None:
+    """A long array prints as its values do one by one, in the form of numpy's scalars."""
+    generator = np.random.default_rng(0)
+    values = np.concatenate(
+        [
+            generator.random(2000).astype(np.float32),
+            generator.integers(0, 2**32, 20_000, np.uint32).view(np.float32),  # every kind of bit pattern
+            np.array([0, -0.0, 1, -1, 1e-4, 9.9e-5, 1e6, 1e7, 1e15, 1e16, 16777216, NAN, np.inf, -np.inf], np.float32),
+        ]
+    )
+    wanted = [str(value) for value in values]
+    assert tabular.decimals(values) == wanted
+    assert tabular.decimals(values[-14:]) == wanted[-14:]
+    assert np.array_equal(np.array(wanted, np.float64).astype(np.float32), values, equal_nan=True)
+
+
+def test_a_charset_is_honoured() -> None:
+    """UTF-16 is read; a charset that does not exist, or does not fit, is a 400."""
+    assert tabular.text(Request(body="1,2".encode("utf-16"), content_type="text/csv", charset="utf-16")) == b"1,2"
+    for charset, body in [("klingon", b"1,2"), ("utf-16", b"1,2")]:
+        with pytest.raises(BadRequest, match="charset"):
+            tabular.text(Request(body=body, content_type="text/csv", charset=charset))
