@@ -22,14 +22,15 @@ step = printf '%-58s' "$(1)"; begun=$$SECONDS; \
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */make \1\t/' | expand -t 14
 
-run: $(VENV)/runtime nginx models ## serve the sample models on http://127.0.0.1:8080 (Ctrl-C stops it)
+run: nginx $(VENV)/runtime ## serve the sample models on http://127.0.0.1:8080 (Ctrl-C stops it)
+	@$(PY) -m local_test.make_models $(MODELS) || echo 'Some sample models could not be made, see above: serving the others.'
 	@SERVE_MODEL_DIR="$${SERVE_MODEL_DIR:-$(MODELS)}" exec $(PY) -m serve
 
-test: $(VENV)/dev nginx ## the tests: pure, with real processes, and of the image where a Docker engine answers
+test: nginx $(VENV)/dev ## the tests: pure, with real processes, and of the image where a Docker engine answers
 	@image=; if docker info >/dev/null 2>&1; then image=tests/image; else echo 'no Docker engine answers: tests/image left out'; fi; \
 	exec $(PY) -m pytest tests/unit tests/live $$image
 
-check: $(VENV)/dev nginx ## ruff, mypy --strict, shellcheck, nginx -t
+check: nginx $(VENV)/dev ## ruff, mypy --strict, shellcheck, nginx -t
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy $(CODE)
@@ -37,7 +38,7 @@ check: $(VENV)/dev nginx ## ruff, mypy --strict, shellcheck, nginx -t
 	@conf=$$(mktemp -d); trap 'rm -rf "$$conf"' EXIT; $(PY) -m serve conf >"$$conf/nginx.conf"; \
 	nginx -t -q -e stderr -c "$$conf/nginx.conf" && echo 'nginx -t: good'
 
-bench: $(VENV)/dev nginx ## the workloads, measured
+bench: nginx $(VENV)/dev ## the workloads, measured
 	@exec $(PY) -m bench
 
 image: ## the container image (IMAGE=sagemaker-serve TORCH=cpu; cu130 for CUDA)
