@@ -152,10 +152,11 @@ def fields(error: ServeError, request_id: str = "") -> dict[str, Any]:
 def body(error: ServeError, request_id: str = "") -> bytes:
     """The JSON body, cut to stay under `MAX_BODY` bytes: what is long is the message or the hint, never the keys."""
     parts = fields(error, request_id)
-    while len(encoded := msgspec.json.encode(parts)) > MAX_BODY:
+    while (over := len(encoded := msgspec.json.encode(parts)) - MAX_BODY) > 0:
         longest = max(("message", "hint", "model"), key=lambda key: len(parts[key] or ""))
         text = parts[longest].encode()
-        kept = max(0, len(text) - max(len(encoded) - MAX_BODY, 16))
+        # At most half at once: escaped characters take more room than they have bytes.
+        kept = max(len(text) // 2, len(text) - over - len("…".encode()))
         parts[longest] = text[:kept].decode(errors="ignore") + "…"
     return encoded
 

@@ -1,0 +1,112 @@
+"""Settings come from the environment, once, checked."""
+
+from pathlib import Path
+
+import pytest
+
+from serve import settings
+from serve.host import memory
+from serve.settings import MB, BadSetting
+
+
+def test_defaults_say_that_they_are() -> None:
+    """An empty environment is enough."""
+    chosen = settings.read({})
+    assert (chosen.port, chosen.model_dir, chosen.request_limit) == (8080, Path("/opt/ml/model"), 60.0)
+    assert chosen.sources["port"] == "default"
+    assert chosen.web_workers >= 1
+    assert chosen.budget_bytes > 0
+
+
+def test_a_value_remembers_its_variable() -> None:
+    """The banner can tell where each choice came from."""
+    chosen = settings.read({"SAGEMAKER_BIND_TO_PORT": "9001", "SAGEMAKER_CONTAINER_LOG_LEVEL": "10"})
+    assert (chosen.port, chosen.sources["port"]) == (9001, "SAGEMAKER_BIND_TO_PORT")
+    assert chosen.log_level == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SAGEMAKER_BIND_TO_PORT", "eighty"),
+        ("SAGEMAKER_BIND_TO_PORT", "0"),
+        ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "-1"),
+        ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "nan"),
+        ("SAGEMAKER_CONTAINER_LOG_LEVEL", "LOUD"),
+        ("SERVE_MEMORY_FRACTION", "2"),
+        ("SERVE_WEB_WORKERS", "1.5"),
+    ],
+)
+def test_a_bad_value_is_named(variable: str, value: str) -> None:
+    """The start stops, and says which variable and what it takes."""
+    with pytest.raises(BadSetting, match=f"{variable}='{value}': needs "):
+        settings.read({variable: value})
+
+
+@pytest.mark.parametrize("value", ["false", "0", "yes", ""])
+def test_only_true_is_multi_model(value: str) -> None:
+    """`SAGEMAKER_MULTI_MODEL=false` does not mean yes."""
+    assert not settings.read({"SAGEMAKER_MULTI_MODEL": value}).multi_model
+    assert settings.read({"SAGEMAKER_MULTI_MODEL": "true"}).multi_model
+
+
+def test_an_unknown_name_of_ours_is_refused_with_a_suggestion() -> None:
+    """A typing mistake does not become a silent default."""
+    with pytest.raises(BadSetting, match=r"SERVE_PRELAOD: no such setting; did you mean SERVE_PRELOAD\?"):
+        settings.read({"SERVE_PRELAOD": "x"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, 25 * MB),
+        ({"SAGEMAKER_BATCH": "true"}, 100 * MB),
+        ({"SAGEMAKER_BATCH": "true", "SAGEMAKER_MAX_PAYLOAD_IN_MB": "6"}, 6 * MB),
+        ({"SERVE_MAX_PAYLOAD_MB": "1024"}, 1024 * MB),
+        ({"MAX_CONTENT_LENGTH": "1000"}, 1000),
+    ],
+)
+def test_the_body_limit_follows_the_mode(environ: dict[str, str], expected: int) -> None:
+    """25 MB real-time, 100 MB in batch, what is asked for otherwise."""
+    assert settings.read(environ).payload_bytes == expected
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cgroup file system of our own, this process at its root."""
+    monkeypatch.setattr(memory, "_own_cgroup", lambda _controller: [tmp_path])
+    return tmp_path
+
+
+def test_memory_and_processors_come_from_the_cgroup(cgroup: Path) -> None:
+    """Version 2: a container of 2 GiB and one and a half processors."""
+    (cgroup / "memory.max").write_text(f"{2 << 30}\n")
+    (cgroup / "cpu.max").write_text("150000 100000\n")
+    assert memory.limit() == (2 << 30, "cgroup")
+    assert memory.cpus() == (1, "cgroup")
+
+
+def test_cgroup_version_1_too(cgroup: Path) -> None:
+    """The files have other names, and "no limit" is a huge number."""
+    (cgroup / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (cgroup / "cpu.cfs_quota_us").write_text("100000\n")
+    (cgroup / "cpu.cfs_period_us").write_text("100000\n")
+    assert memory.limit()[1] == "machine"
+    assert memory.cpus() == (1, "cgroup")
+    (cgroup / "memory.limit_in_bytes").write_text("1073741824\n")
+    assert memory.limit() == (1 << 30, "cgroup")
+
+
+def test_no_limit_means_the_machine(cgroup: Path) -> None:
+    """`max` is how version 2 says there is none."""
+    (cgroup / "memory.max").write_text("max\n")
+    (cgroup / "cpu.max").write_text("max 100000\n")
+    assert memory.limit()[1] == memory.cpus()[1] == "machine"
+
+
+def test_a_budget_never_vanishes() -> None:
+    """In a container smaller than our own processes a tenth is left for models, and the banner shows it."""
+    assert (
+        memory.budget(4 << 30, 0.9, 2) == int((4 << 30) * 0.9) - memory.FORKSERVER - memory.REST - 2 * memory.WEB_WORKER
+    )
+    assert memory.budget(256 << 20, 0.9, 2) == (256 << 20) // 10

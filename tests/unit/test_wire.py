@@ -1,0 +1,83 @@
+"""HTTP on our sockets: whole requests in pieces, answers that wait for their reader, bodies that do not explode."""
+
+import gzip
+import socket
+import zlib
+from collections.abc import Iterator
+
+import pytest
+
+from serve import wire
+from serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[wire.Connection, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    yield wire.Connection(ours), theirs
+    ours.close()
+    theirs.close()
+
+
+REQUEST = b"POST /invocations?x=1 HTTP/1.1\r\nHost: h\r\nContent-Type: text/csv\r\nContent-Length: 5\r\n\r\n1,2,3"
+
+
+def test_a_request_may_come_byte_by_byte(pair: tuple[wire.Connection, socket.socket]) -> None:
+    """`read` says when it is whole and not before."""
+    connection, peer = pair
+    for byte in REQUEST[:-1]:
+        peer.send(bytes([byte]))
+        assert not connection.read()
+    peer.send(REQUEST[-1:])
+    assert connection.read()
+    assert (connection.method, connection.target, connection.body()) == ("POST", b"/invocations?x=1", b"1,2,3")
+    assert connection.headers["content-type"] == "text/csv"
+
+
+def test_a_peer_that_leaves_half_way_is_gone(pair: tuple[wire.Connection, socket.socket]) -> None:
+    """Half a request is nobody's request."""
+    connection, peer = pair
+    peer.send(REQUEST[:40])
+    assert not connection.read()
+    peer.close()
+    with pytest.raises(wire.Gone):
+        connection.read()
+
+
+def test_what_is_not_http_is_a_bad_request(pair: tuple[wire.Connection, socket.socket]) -> None:
+    """And not an exception of the parser's."""
+    connection, peer = pair
+    peer.send(b"\x16\x03\x01 hello\r\n\r\n")
+    with pytest.raises(BadRequest, match="not an HTTP request"):
+        connection.read()
+
+
+def test_an_answer_larger_than_the_socket_waits_for_its_reader(pair: tuple[wire.Connection, socket.socket]) -> None:
+    """Nothing blocks and nothing is lost."""
+    connection, peer = pair
+    peer.setblocking(False)
+    sent = wire.answer(200, "text/plain", bytes(range(256)) * 20_000)
+    done = connection.write(sent)
+    assert not done
+    got = bytearray()
+    while not done or len(got) < len(sent):
+        try:
+            got += peer.recv(1 << 16)
+        except BlockingIOError:
+            done = connection.flush()
+    assert bytes(got) == sent
+
+
+def test_gzip_is_read_and_never_beyond_the_limit() -> None:
+    """A bomb of 10 MB is stopped at the limit; one byte less than cut short is cut short."""
+    packed = gzip.compress(b"hello" * 100)
+    assert wire.decompressed(packed, "gzip", 1000) == b"hello" * 100
+    assert wire.decompressed(zlib.compress(b"x"), "deflate", 10) == b"x"
+    with pytest.raises(PayloadTooLarge):
+        wire.decompressed(gzip.compress(bytes(10 << 20)), "gzip", 1 << 20)
+    with pytest.raises(BadRequest, match="cut short"):
+        wire.decompressed(packed[:-1], "gzip", 1000)
+    with pytest.raises(BadRequest):
+        wire.decompressed(b"not gzip", "gzip", 1000)
+    with pytest.raises(UnsupportedMediaType):
+        wire.decompressed(b"", "br", 1000)
