@@ -44,7 +44,8 @@ class XGBoost:
         self._threads = max(1, model.threads)
         self._nthread = 1
         config = json.loads(self._booster.save_config())
-        self._linear = config["learner"]["gradient_booster"]["name"] == "gblinear"  # has no in-place prediction
+        # In place, gblinear cannot predict and dart's last digit differs.
+        self._in_place = config["learner"]["gradient_booster"]["name"] == "gbtree"
         best = self._booster.attr("best_iteration")
         self._iterations = (0, 0 if best is None else int(best) + 1)
         self._dense = _DenseCall(self._booster, self._iterations)
@@ -92,7 +93,7 @@ class XGBoost:
         if nthread != self._nthread:
             self._booster.set_param({"nthread": nthread})
             self._nthread = nthread
-        if self._linear:
+        if not self._in_place:
             data = xgboost.DMatrix(matrix, nthread=nthread)
             scores = self._booster.predict(data, iteration_range=self._iterations, validate_features=False)
         elif isinstance(matrix, csr_matrix):

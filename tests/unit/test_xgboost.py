@@ -1,0 +1,293 @@
+"""XGBoost models answer what the library predicts, to the last digit, in the shapes of SageMaker's own container."""
+
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import xgboost
+
+from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, UnsupportedMediaType
+from serve.handlers.base import Model, Reply, Request
+from serve.handlers.xgboost import XGBoost
+
+WIDTH = 5
+CLASSES = 3
+OBJECTIVES = [
+    {"objective": "reg:squarederror"},
+    {"objective": "reg:gamma"},
+    {"objective": "reg:tweedie"},
+    {"objective": "count:poisson"},
+    {"objective": "binary:logistic"},
+    {"objective": "binary:logitraw"},
+    {"objective": "binary:hinge"},
+    {"objective": "multi:softprob", "num_class": CLASSES},
+    {"objective": "multi:softmax", "num_class": CLASSES},
+    {"objective": "reg:squarederror", "booster": "gblinear", "feature_selector": "cyclic", "updater": "coord_descent"},
+    {"objective": "binary:logistic", "booster": "dart"},
+]
+generator = np.random.default_rng(0)
+ROWS = generator.normal(size=(400, WIDTH)).astype(np.float32)
+ROWS[generator.random(ROWS.shape) < 0.1] = np.nan
+
+
+def train(rounds: int = 8, **parameters: Any) -> xgboost.Booster:
+    labels = generator.integers(0, CLASSES if "num_class" in parameters else 2, len(ROWS)) + np.float32(0)
+    if parameters.get("objective") in ("reg:gamma", "reg:tweedie"):
+        labels = labels + 1
+    data = xgboost.DMatrix(ROWS, labels)
+    return xgboost.train({"max_depth": 3, "nthread": 1, "seed": 0, "verbosity": 0, **parameters}, data, rounds)
+
+
+@pytest.fixture(scope="module")
+def logistic() -> xgboost.Booster:
+    return train(objective="binary:logistic")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Callable[..., XGBoost]:
+    def serve(booster: xgboost.Booster, **settings: Any) -> XGBoost:
+        booster.save_model(tmp_path / "model.ubj")
+        return XGBoost(Model(name="trees", directory=tmp_path, **settings))
+
+    return serve
+
+
+def csv(rows: Any) -> bytes:
+    return "".join(
+        ",".join("" if np.isnan(value) else str(value) for value in row) + "\n" for row in rows.tolist()
+    ).encode()
+
+
+def ask(handler: XGBoost, body: bytes, content_type: str = "text/csv", accept: str = "") -> Reply:
+    (reply,) = handler.predict([handler.decode(Request(body=body, content_type=content_type, accept=accept))])
+    assert isinstance(reply, Reply)
+    return reply
+
+
+@pytest.mark.parametrize("parameters", OBJECTIVES, ids=lambda each: "-".join(map(str, each.values())))
+@pytest.mark.parametrize("count", [1, 7, 400])
+def test_scores_are_those_of_the_library_to_the_last_digit(
+    served: Callable[..., XGBoost], parameters: dict[str, Any], count: int
+) -> None:
+    """For each objective, for one row and for many, in CSV and in JSON."""
+    booster = train(**parameters)
+    wanted = booster.predict(xgboost.DMatrix(ROWS[:count]))
+    handler = served(booster)
+    body = csv(ROWS[:count])
+
+    lines = [",".join(map(str, np.atleast_1d(each))) for each in wanted]
+    assert ask(handler, body) == Reply(body=("\n".join(lines) + "\n").encode(), content_type="text/csv")
+
+    scores = [f"[{', '.join(map(str, each))}]" if each.ndim else str(each) for each in wanted]
+    objects = ", ".join(f'{{"score": {each}}}' for each in scores)
+    assert ask(handler, body, accept="application/json") == Reply(
+        body=f'{{"predictions": [{objects}]}}'.encode(), content_type="application/json"
+    )
+    assert ask(handler, body, accept="application/jsonlines") == Reply(
+        body="".join(f'{{"score": {each}}}\n' for each in scores).encode(), content_type="application/jsonlines"
+    )
+
+
+def test_every_format_of_a_row_gives_the_same_answer(served: Callable[..., XGBoost], logistic: xgboost.Booster) -> None:
+    """Content types may be missing: commas make it CSV, else it is libsvm."""
+    handler = served(logistic)
+    row = ROWS[:1]
+    values = [None if np.isnan(value) else float(value) for value in row[0]]
+    libsvm = b"1 " + b" ".join(b"%d:%b" % (n, str(v).encode()) for n, v in enumerate(values, 1) if v is not None)
+    wanted = ask(handler, csv(row))
+    for body, content_type in [
+        (csv(row), ""),
+        (libsvm, ""),
+        (libsvm, "text/libsvm"),
+        (libsvm, "text/x-libsvm"),
+        (libsvm, "libsvm"),
+        (msgspec.json.encode(values), "application/json"),
+        (msgspec.json.encode({"instances": [{"features": values}]}), "application/json"),
+        (msgspec.json.encode({"model_type": "trees", "inputs": [values]}), "application/json"),
+        (msgspec.json.encode(values) + b"\n", "application/jsonlines"),
+    ]:
+        assert ask(handler, body, content_type) == wanted
+
+
+def test_a_batch_answers_each_request_with_its_own_rows(
+    served: Callable[..., XGBoost], logistic: xgboost.Booster
+) -> None:
+    """One prediction for all; formats, row counts and missing features of each are kept apart."""
+    handler = served(logistic)
+    requests = [
+        Request(body=csv(ROWS[:1]), content_type="text/csv"),
+        Request(body=csv(ROWS[1:300]), content_type="text/csv", accept="application/json"),
+        Request(body=csv(ROWS[300:303]), content_type="text/csv", accept="application/jsonlines"),
+    ]
+    sparse = [Request(body=body, content_type="text/libsvm") for body in (b"1 1:0.5 3:1\n0 2:1\n", b"1 5:1\n")]
+    for batch in (requests, sparse):
+        alone = [handler.predict([handler.decode(each)])[0] for each in batch]
+        items = [handler.decode(each) for each in batch]
+
+        assert len({handler.compatible(item) for item in items}) == 1
+        assert handler.predict(items) == alone
+    assert handler.compatible(handler.decode(requests[0])) != handler.compatible(handler.decode(sparse[0]))
+
+
+def test_libsvm_may_be_narrower_than_the_model(served: Callable[..., XGBoost], logistic: xgboost.Booster) -> None:
+    """What is not named is missing."""
+    row = np.full((1, WIDTH), np.nan, np.float32)
+    row[0, 1] = 0.5
+    handler = served(logistic)
+    assert ask(handler, b"0 2:0.5 1:nan", "text/libsvm") == ask(handler, csv(row))
+
+
+def test_an_empty_body_is_answered_by_204(served: Callable[..., XGBoost], logistic: xgboost.Booster) -> None:
+    """As the container of SageMaker answers it."""
+    assert ask(served(logistic), b"") == Reply(body=b"", content_type="text/csv", status=204)
+
+
+def test_only_the_rounds_up_to_the_best_are_used(served: Callable[..., XGBoost]) -> None:
+    """A model that was stopped early predicts as at its best round."""
+    booster = train(rounds=8, objective="binary:logistic")
+    booster.set_attr(best_iteration="2")
+    wanted = booster.predict(xgboost.DMatrix(ROWS[:3]), iteration_range=(0, 3))
+    assert ask(served(booster), csv(ROWS[:3])).body == "".join(str(each) + "\n" for each in wanted).encode()
+
+
+def test_a_large_request_may_use_the_threads_of_the_model(
+    served: Callable[..., XGBoost], logistic: xgboost.Booster
+) -> None:
+    """The answer is the same, for it and for the small one after it."""
+    handler = served(logistic, threads=2)
+    small = ask(handler, csv(ROWS[:1])).body
+    rows = np.tile(ROWS, (30, 1))
+    wanted = logistic.predict(xgboost.DMatrix(rows))
+    assert ask(handler, csv(rows)).body == "".join(str(each) + "\n" for each in wanted).encode()
+    assert ask(handler, csv(ROWS[:1])).body == small
+
+
+def test_a_score_that_json_cannot_write_is_null(served: Callable[..., XGBoost]) -> None:
+    """An overflown prediction is `inf` in CSV; JSON has no such number."""
+    data = xgboost.DMatrix(ROWS, np.full(len(ROWS), 3e38, np.float32))
+    booster = xgboost.train({"objective": "reg:gamma", "base_score": 1.6e38, "learning_rate": 5}, data, 1)
+    rows = ROWS[:1]
+    assert ask(served(booster), csv(rows)).body == b"inf\n"
+    assert ask(served(booster), csv(rows), accept="application/json").body == b'{"predictions": [{"score": null}]}'
+
+
+def test_the_default_accept_of_the_server_is_honoured_where_it_can_be(
+    served: Callable[..., XGBoost], logistic: xgboost.Booster
+) -> None:
+    """Without Accept, or with any; an unknown default leaves CSV."""
+    for default, wanted in [("application/json", "application/json"), ("image/png", "text/csv"), (None, "text/csv")]:
+        handler = served(logistic, default_accept=default)
+        for accept in ("", "*/*"):
+            assert ask(handler, csv(ROWS[:1]), accept=accept).content_type == wanted
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "accept", "error", "message"),
+    [
+        (b"1,2,3\n", "text/csv", "", BadRequest, "row 1 has 3 columns; the model has 5 features"),
+        (b"[[1, 2]]", "application/json", "", BadRequest, "row 1 has 2 columns; the model has 5 features"),
+        (b"1 9:1", "text/libsvm", "", BadRequest, "a row has feature number 9; the model has 5 features"),
+        (b"a,b,c,d,e\n1,2,3,4,5\n", "text/csv", "", BadRequest, "row 1, column 1: 'a' is not a number"),
+        (b"1,2,3,4,5", "text/csv", "image/png", NotAcceptable, "Accept 'image/png' names none of the formats"),
+        (b"\x00", "image/png", "", UnsupportedMediaType, "Content-Type 'image/png' is not read by this model"),
+    ],
+)
+def test_a_bad_request_is_refused_with_its_reason(
+    served: Callable[..., XGBoost],
+    logistic: xgboost.Booster,
+    body: bytes,
+    content_type: str,
+    accept: str,
+    error: type[ServeError],
+    message: str,
+) -> None:
+    """Before anything is predicted."""
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        served(logistic).decode(Request(body=body, content_type=content_type, accept=accept))
+
+
+@pytest.mark.parametrize("name", ["model.ubj", "trees.json", "xgboost-model"])
+def test_each_usual_name_of_a_model_file_loads(tmp_path: Path, logistic: xgboost.Booster, name: str) -> None:
+    """Beside JSON files that are no models, hidden files and code."""
+    kind = "json" if name.endswith("json") else "ubj"
+    (tmp_path / name).write_bytes(bytes(logistic.save_raw(raw_format=kind)))
+    for other in ("config.json", ".hidden.ubj", "model.toml"):
+        (tmp_path / other).write_text("{}")
+    (tmp_path / "code").mkdir()
+    wanted = logistic.predict(xgboost.DMatrix(ROWS[:1]))[0]
+    assert ask(XGBoost(Model(name="trees", directory=tmp_path)), csv(ROWS[:1])).body == str(wanted).encode() + b"\n"
+
+
+def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, logistic: xgboost.Booster) -> None:
+    """By its first byte, whatever its name and protocol; the message says how to convert it."""
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (tmp_path.joinpath("sprung").touch, ())
+
+    for name in ("xgboost-model", "model.ubj", "model.pkl"):
+        for protocol in (0, 1, 2, 4, 5):
+            path = tmp_path / name
+            path.write_bytes(pickle.dumps(Trap(), protocol))
+            with pytest.raises(ModelUnusable, match=rf"^{name} is a pickle") as refused:
+                XGBoost(Model(name="trees", directory=tmp_path))
+            assert "save_model" in refused.value.hint
+            path.unlink()
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_that_is_no_whole_model_is_named(tmp_path: Path, logistic: xgboost.Booster) -> None:
+    """Cut short, empty, foreign."""
+    ubj, json = (bytes(logistic.save_raw(raw_format=each)) for each in ("ubj", "json"))
+    for name, content in [
+        ("model.ubj", ubj[:-100]),
+        ("model.ubj", ubj[:20]),
+        ("model.ubj", b""),
+        ("model.ubj", b"binf" + b"\0" * 100),
+        ("model.ubj", json),
+        ("model.json", json[:-100]),
+        ("model.json", ubj),
+        ("model.json", b'{"learner": 3}'),
+        ("model.json", b"{}"),
+        ("xgboost-model", b"hello"),
+        ("xgboost-model", json[:-1]),
+    ]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ModelUnusable, match=rf"^{name} is not (a whole|an) XGBoost model"):
+            XGBoost(Model(name="trees", directory=tmp_path))
+        path.unlink()
+
+
+def test_there_must_be_exactly_one_model_file(tmp_path: Path, logistic: xgboost.Booster) -> None:
+    """None is told with the names looked for, several with the names found."""
+    with pytest.raises(ModelUnusable, match=r"^there is no model.ubj, model.json or xgboost-model$"):
+        XGBoost(Model(name="trees", directory=tmp_path))
+    for name in ("a.ubj", "b.json"):
+        logistic.save_model(tmp_path / name)
+    with pytest.raises(ModelUnusable, match=r"^there are several model files: a.ubj, b.json$"):
+        XGBoost(Model(name="trees", directory=tmp_path))
+
+
+def test_importing_the_handlers_starts_no_thread() -> None:
+    """A process that forks imports them; a thread there, or a tensor, would be lost in its children."""
+    script = (
+        "import serve.handlers.xgboost, serve.handlers.summarization, serve.handlers.custom, sys, torch, pathlib;"
+        "print(len(list(pathlib.Path('/proc/self/task').iterdir())), 'pyarrow' in sys.modules,"
+        " torch.cuda.is_initialized())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.stdout == "1 False False\n"
