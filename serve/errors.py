@@ -1,24 +1,24 @@
 """Every error this server can answer with, its HTTP status, and the one place that renders them.
 
-    ServeError
-    ├─ BadRequest             400  the caller's bytes are wrong; the message says where
-    ├─ ModelNotFound          404  no such model; the message names those there are
-    ├─ PathNotFound           404  no such route
-    ├─ MethodNotAllowed       405
-    ├─ NotAcceptable          406  Accept names nothing we can write
-    ├─ RequestTimeout         408  the client took too long to send its request
-    ├─ Conflict               409  the model is already loaded (multi-model mode)
-    ├─ PayloadTooLarge        413  the body is over the limit
-    ├─ UnsupportedMediaType   415  Content-Type or Content-Encoding we cannot read
-    ├─ ModelUnusable          424  the model's files cannot be served, and trying again will not help
-    ├─ InternalError          500  our own fault; the log has the traceback
-    │  └─ RunnerDied          500  the model's process ended while it held the request
-    ├─ Unavailable            503  not now; Retry-After says when
-    │  ├─ QueueFull           503
-    │  ├─ TooLate             503  it could not, or cannot, be done before the deadline
-    │  ├─ ModelFailed         503  the model keeps failing and is being left alone for a while
-    │  └─ NotReady            503  starting or draining
-    └─ DoesNotFit             507  memory; the platform unloads something and tries again
+ServeError
+├─ BadRequest             400  the caller's bytes are wrong; the message says where
+├─ ModelNotFound          404  no such model; the message names those there are
+├─ PathNotFound           404  no such route
+├─ MethodNotAllowed       405
+├─ NotAcceptable          406  Accept names nothing we can write
+├─ RequestTimeout         408  the client took too long to send its request
+├─ Conflict               409  the model is already loaded (multi-model mode)
+├─ PayloadTooLarge        413  the body is over the limit
+├─ UnsupportedMediaType   415  Content-Type or Content-Encoding we cannot read
+├─ ModelUnusable          424  the model's files cannot be served, and trying again will not help
+├─ InternalError          500  our own fault; the log has the traceback
+│  └─ RunnerDied          500  the model's process ended while it held the request
+├─ Unavailable            503  not now; Retry-After says when
+│  ├─ QueueFull           503
+│  ├─ TooLate             503  it could not, or cannot, be done before the deadline
+│  ├─ ModelFailed         503  the model keeps failing and is being left alone for a while
+│  └─ NotReady            503  starting or draining
+└─ DoesNotFit             507  memory; the platform unloads something and tries again
 """
 
 from collections.abc import Mapping

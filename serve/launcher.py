@@ -80,7 +80,17 @@ class Launcher:
         self._spawn("host", [*python, "serve", "host"], environ)
         self._spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
         self._await(settings.run_dir / "web.sock")
-        nginx_command = [nginx.program(), "-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf), "-g", "daemon off;"]
+        nginx_command = [
+            nginx.program(),
+            "-e",
+            "stderr",
+            "-p",
+            str(settings.run_dir),
+            "-c",
+            str(conf),
+            "-g",
+            "daemon off;",
+        ]
         # SIGTERM, not SIGKILL: the nginx master must take its workers with it.
         self._spawn("nginx", nginx_command, environ, with_parent=signal.SIGTERM)
 
@@ -93,7 +103,11 @@ class Launcher:
             libc.prctl(PR_SET_PDEATHSIG, with_parent)
 
         child = subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=in_child,  # noqa: PLW1509 - one thread here
         )
         child.returncode = 0  # we reap, not Popen
         self._children[child.pid] = name

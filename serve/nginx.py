@@ -21,10 +21,10 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
     only = next(iter(catalog.entries.values())) if len(catalog.entries) == 1 else None
     values = {
         # Two, like the web workers: each carries ten thousand requests/s, and a core more is a core less for models.
-        # One user for all, so that the sockets need be open to nobody else; as root nginx would make its workers `nobody`.
+        # One user for all, so that the sockets are open to nobody else: as root nginx would make its workers `nobody`.
         "user": "user root;" if os.geteuid() == 0 else "",
         "workers": str(settings.web_workers),
-        # A request takes two: the client's and the model's. The launcher has raised the limit on files as far as it goes.
+        # A request takes two: the client's and the model's. The launcher has raised the limit as far as it goes.
         "connections": str(min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)),
         "run": str(settings.run_dir),
         "sockets": str(settings.sockets),
@@ -60,13 +60,14 @@ def program() -> str:
 
 
 def _json(error: ServeError) -> str:
-    return errors.body(error, "$rid").decode().replace("'", "’")
+    """The error's body, quoted as nginx's single-quoted strings want it; nginx itself puts the request id in."""
+    return errors.body(error, "$rid").decode().replace("\\", "\\\\").replace("'", "\\'")
 
 
 def _writable(path: str) -> bool:
     """Whether nginx will be able to open its log: as another user on a pipe it may not."""
     try:
-        with open(path, "ab"):
+        with Path(path).open("ab"):
             return True
     except OSError:
         return False

@@ -122,7 +122,9 @@ class Settings:
     )
     budget_bytes: int = env(0, "memory all loaded models may fill together", ("SERVE_MEMORY_BUDGET_MB", from_mb))
     memory_fraction: float = env(
-        0.9, "share of the container's memory we use, models and our own processes", ("SERVE_MEMORY_FRACTION", number(0.05, 1))
+        0.9,
+        "share of the container's memory we use, models and our own processes",
+        ("SERVE_MEMORY_FRACTION", number(0.05, 1)),
     )
     web_workers: int = env(
         0,
@@ -135,7 +137,9 @@ class Settings:
     queue_limit: int = env(1024, "requests that may wait for one model", ("SERVE_QUEUE_LIMIT", whole(1, 65535)))
     drain_limit: float = env(20.0, "seconds to finish requests after SIGTERM", ("SERVE_DRAIN_LIMIT", number(0, 25)))
     log_level: str = env("INFO", "how much is logged", ("SAGEMAKER_CONTAINER_LOG_LEVEL", level))
-    run_dir: Path | None = env(None, "sockets and temporary files; made anew when not set", ("SERVE_RUN_DIR", directory))
+    run_dir: Path | None = env(
+        None, "sockets and temporary files; made anew when not set", ("SERVE_RUN_DIR", directory)
+    )
     sources: Mapping[str, str] = field(default_factory=dict)  # field -> "default", a variable's name, "cgroup"...
 
     @property

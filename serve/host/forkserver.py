@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from serve import log as serve_log
 from serve.runner import main as runner
@@ -121,7 +122,6 @@ def die_with_parent() -> None:
 def _offer_to_oom_killer() -> None:
     """When the container runs out of memory, the kernel shall take a runner and not the processes that serve all."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("800")
+        Path("/proc/self/oom_score_adj").write_text("800")
     except OSError:
         log.warning("oom_score_adj cannot be set")

@@ -1,10 +1,11 @@
 """/metrics: the whole container in Prometheus text, summed where each fact lives; reading it touches no model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from serve.host.hosted import Hosted
 from serve.host.store import Store
 from serve.settings import Settings
 from serve.slots import WEB_SLOTS, Slots
@@ -19,6 +20,12 @@ COUNTERS = (
     ("batch_items", "serve_model_batch_items", "Requests at work, summed over turns", 1.0),
     ("queue_ns", "serve_model_queue_seconds", "Time requests waited before work began", 1e-9),
     ("work_ns", "serve_model_work_seconds", "Time at work", 1e-9),
+)
+OF_A_MODEL: tuple[tuple[str, str, Callable[[Hosted], float]], ...] = (
+    ("serve_model_loads", "Runners started", lambda model: model.loads),
+    ("serve_model_evictions", "Runners retired to make room", lambda model: model.evictions),
+    ("serve_model_deaths", "Runners that died while serving", lambda model: model.died),
+    ("serve_model_load_seconds", "From wanted to ready", lambda model: model.load_seconds),
 )
 STATES = ("absent", "loading", "ready", "retiring", "failed")
 
@@ -36,12 +43,7 @@ class _Collector:
             for model in models:
                 family.add_metric([model.name], model.count(field) * scale)
             yield family
-        for name, says, value in (
-            ("serve_model_loads", "Runners started", lambda model: model.loads),
-            ("serve_model_evictions", "Runners retired to make room", lambda model: model.evictions),
-            ("serve_model_deaths", "Runners that died while serving", lambda model: model.died),
-            ("serve_model_load_seconds", "From wanted to ready", lambda model: model.load_seconds),
-        ):
+        for name, says, value in OF_A_MODEL:
             family = CounterMetricFamily(name, says, labels=["model"])
             for model in models:
                 family.add_metric([model.name], value(model))

@@ -97,7 +97,7 @@ class Host:
     # Hearing.
 
     def _watch(self) -> None:
-        """Listen for models that nobody serves any more, and for new runners. Costs what has changed, not what there is."""
+        """Listen for models nobody serves any more, and to new runners; it costs what changed, not what there is."""
         while self._store.changed:
             model = self._store.changed.pop()
             fd, wanted = model.listener.fileno(), self._store.listens_for(model)

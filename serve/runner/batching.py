@@ -92,9 +92,9 @@ def outcome_of(error: Exception) -> ServeError:
     if isinstance(error, ServeError):
         return error
     if isinstance(error, MemoryError):
-        log.exception("out of memory in predict")
+        log.error("out of memory in predict", exc_info=error)
         return DoesNotFit("the model ran out of memory on this request", hint="send less at once, or raise the memory")
-    log.exception("predict failed")
+    log.error("predict failed", exc_info=error)
     return InternalError(f"the model failed on this request: {type(error).__name__}: {error}", hint="see the log")
 
 

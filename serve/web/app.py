@@ -74,15 +74,19 @@ def _answer_errors(app: Flask) -> None:
     def theirs(error: HTTPException) -> Response:
         if error.code == 405:
             allowed = ", ".join(getattr(error, "valid_methods", None) or ())
-            return ours(MethodNotAllowed(f"{request.method} {request.path[:200]} is not answered", hint=f"use {allowed}"))
+            return ours(
+                MethodNotAllowed(f"{request.method} {request.path[:200]} is not answered", hint=f"use {allowed}")
+            )
         if error.code == 404:
-            return ours(PathNotFound(f"no such path: {request.path[:200]}", hint="POST /invocations, GET /ping or /models"))
+            return ours(
+                PathNotFound(f"no such path: {request.path[:200]}", hint="POST /invocations, GET /ping or /models")
+            )
         log.error("refused", extra={"status": error.code, "path": request.path[:200]})
         return ours(errors.BadRequest(f"{error.name}: {error.description}"))
 
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> Response:
-        log.exception("web worker failed", extra={"request_id": request.headers.get("X-Request-Id", "")})
+        log.error("web worker failed", exc_info=error, extra={"request_id": request.headers.get("X-Request-Id", "")})
         return ours(InternalError("internal error", hint="see the log"))
 
 
@@ -95,5 +99,3 @@ def _count(app: Flask, counts: Slot) -> None:
         elif response.status_code >= 400:
             counts.add("client_errors")
         return response
-
-

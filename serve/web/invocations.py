@@ -69,7 +69,7 @@ class Invocations:
         names = ", ".join(list(self._catalog.entries)[:20]) or "none: the model directory is empty"
         raise BadRequest(
             f"the request names no model; there are: {names}",
-            hint=f"put {self._settings.model_field!r} into the JSON body, or send the header {routing.TARGET_HEADERS[0]}",
+            hint=f"put {self._settings.model_field!r} into the JSON body, or send {routing.TARGET_HEADERS[0]}",
         )
 
     def _in_body(self) -> str | None:
