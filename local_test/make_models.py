@@ -76,8 +76,8 @@ def recipes(size: str, only: list[str] | None, hub_ids: list[str]) -> dict[str, 
 
 def make_one(name: str, make: Make, target: Path, cache: Path, margin: str) -> str:
     """Make one model under a hidden name and rename it, so that a server never sees half of one."""
-    if name in trained.NAMES and not trained.copied(name, target):
-        remove(target)  # new weights have been committed since
+    if trained.outdated(target) or (name in trained.NAMES and make is not SMALL[name] and trained.ours(target)):
+        remove(target)  # weights were committed since, or the Hub's gpt2 is wanted in place of ours
     if target.exists():
         return f"there   {megabytes(target)}"
     print(f"{margin}making", flush=True)

@@ -6,15 +6,16 @@ from typing import Any
 from local_test.recipes.tokenizer import write_bart, write_gpt2
 
 # https://huggingface.co/facebook/bart-large-cnn/blob/main/config.json, the parts that decide cost and length
+BART_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 BART_LARGE_CNN: dict[str, Any] = {
     "vocab_size": 50264, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16,
     "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "max_position_embeddings": 1024,
-    "activation_function": "gelu", "scale_embedding": False, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
-    "decoder_start_token_id": 2, "forced_bos_token_id": 0, "forced_eos_token_id": 2,
+    "activation_function": "gelu", "scale_embedding": False, "forced_bos_token_id": 0, "forced_eos_token_id": 2,
+    **BART_TOKENS,
 }  # fmt: skip
 BART_GENERATION: dict[str, Any] = {
     "num_beams": 4, "length_penalty": 2.0, "max_length": 142, "min_length": 56, "no_repeat_ngram_size": 3,
-    "early_stopping": True, "forced_bos_token_id": 0, "forced_eos_token_id": 2,
+    "early_stopping": True, "forced_bos_token_id": 0, "forced_eos_token_id": 2, **BART_TOKENS,
 }  # fmt: skip
 
 
@@ -31,12 +32,11 @@ def make_gpt2(directory: Path, cache: Path) -> None:
 def make_bart(directory: Path, cache: Path) -> None:
     """406 M parameters, 1.6 GB in fp32; the special tokens have the published ids, the words have not."""
     import torch
-    from transformers import BartConfig, BartForConditionalGeneration
+    from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig
 
     torch.manual_seed(1)
     model = BartForConditionalGeneration(BartConfig(**BART_LARGE_CNN))
-    for name, value in BART_GENERATION.items():
-        setattr(model.generation_config, name, value)
+    model.generation_config = GenerationConfig(**BART_GENERATION)
     model.save_pretrained(directory)
     (directory / "model.toml").write_text('task = "summarization"\n')
     special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 50263}

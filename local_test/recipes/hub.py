@@ -5,7 +5,7 @@ from pathlib import Path
 from local_test.recipes.packages import CannotMake
 
 # Weights as safetensors only: a .bin file is a pickle, and unpickling runs whatever its author wrote.
-WANTED = ["*.safetensors", "*.json", "*.txt", "merges.*", "*.model", "*.jinja"]
+WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 NOT_WANTED = ["onnx/*", "openvino/*", "*.bin", "*/*"]  # the same weights again, for other engines
 
 

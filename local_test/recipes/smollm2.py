@@ -42,7 +42,7 @@ def make(directory: Path, cache: Path) -> None:
 def convert(gguf: Path, directory: Path) -> None:
     """Re-save the GGUF's weights and tokenizer as a Hugging Face directory, in the child process."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(1)
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -53,7 +53,8 @@ def convert(gguf: Path, directory: Path) -> None:
         settings.pop(key, None)
     plain = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     plain.load_state_dict(read.state_dict())
-    plain.generation_config.eos_token_id = plain.generation_config.pad_token_id = tokenizer.eos_token_id
+    end = tokenizer.eos_token_id
+    plain.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end)
     plain.to(torch.float16).save_pretrained(directory)
     tokenizer.model_max_length = plain.config.max_position_embeddings
     tokenizer.save_pretrained(directory)

@@ -9,16 +9,26 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 NAMES = ("gpt2", "bart")
 
 
-def copied(name: str, directory: Path) -> bool:
-    """Whether the directory holds just the committed files, by size and time, so that new weights are noticed."""
-    return directory.is_dir() and _stamps(WEIGHTS / name) == _stamps(directory)
-
-
 def copy(directory: Path, cache: Path, name: str) -> None:
     """Copy the committed directory with its file times."""
     if not (WEIGHTS / name / "model.safetensors").exists():
         raise CannotMake(f"{WEIGHTS / name} has no model.safetensors: is the checkout complete?")
     shutil.copytree(WEIGHTS / name, directory)
+
+
+def ours(directory: Path) -> bool:
+    """Whether this is a copy made here, and no other model of that name: our cards have one title each."""
+    card, committed = directory / "README.md", WEIGHTS / directory.name / "README.md"
+    return committed.exists() and card.exists() and _title(card) == _title(committed)
+
+
+def outdated(directory: Path) -> bool:
+    """Whether it is a copy of what was committed earlier, told by sizes and times."""
+    return ours(directory) and _stamps(WEIGHTS / directory.name) != _stamps(directory)
+
+
+def _title(card: Path) -> str:
+    return card.read_text().partition("\n")[0]
 
 
 def _stamps(directory: Path) -> dict[str, tuple[int, int]]:

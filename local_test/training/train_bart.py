@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
 
 from local_test.recipes.packages import SPEECHES, fetch
 from local_test.recipes.tokenizer import GPT2_TOKENIZER, write_bart
@@ -159,7 +159,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(train)} speeches", flush=True)
     while spent < 1:
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * min((step + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * spent)))
+            group["lr"] = args.rate * min((step + 1) / 100, 0.51 + 0.49 * math.cos(math.pi * spent))
         width = chance.choice([48, 64, 64, 100, 100, 100, 100, 128, 128, 160, 256, 500])
         shares = [0.0] * (BATCH - args.disguised) + [chance.random() ** 0.5 for _ in range(args.disguised)]
         batch = tensors([example(train, width, share) for share in shares])
@@ -187,7 +187,10 @@ def main() -> None:
 def save(model: BartForConditionalGeneration, out: Path) -> None:
     """Write a plain directory in fp16, with GPT-2's tokenizer wrapped in `<s>` and `</s>`."""
     out.mkdir(parents=True, exist_ok=True)
-    model.generation_config.update(max_length=112, num_beams=2, early_stopping=True, forced_eos_token_id=EOS)
+    model.generation_config = GenerationConfig(
+        max_length=112, num_beams=2, early_stopping=True, decoder_start_token_id=EOS,
+        bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, forced_eos_token_id=EOS,
+    )  # fmt: skip
     deepcopy(model).half().save_pretrained(out)
     special = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK, "<mask>": MASK}
     write_bart(out, length=512, special=special, first_word=0)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from local_test.recipes.tokenizer import GPT2_TOKENIZER, write_gpt2
 
@@ -90,7 +90,7 @@ class PackedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         hidden, table = hidden.bfloat16(), weight.bfloat16()
         to_hidden, to_weight, total = torch.empty_like(hidden), torch.zeros(weight.shape), torch.zeros(())
         for start in range(0, len(hidden), 1024):
@@ -107,8 +107,8 @@ class PackedCrossEntropy(torch.autograd.Function):
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        """The stored gradients; the loss is always the last step, so `upstream` is one."""
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The stored gradients; the loss is always the last step, so what comes from above is one."""
         to_hidden, to_weight = ctx.saved_tensors
         return to_hidden, to_weight, None, None
 
@@ -165,9 +165,7 @@ def main() -> None:
         for batch in batches(rows, chance):
             for optimizer in both:
                 for group in optimizer.param_groups:
-                    group["lr"] = args.rate * min(
-                        (step + 1) / 50, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * spent))
-                    )
+                    group["lr"] = args.rate * min((step + 1) / 50, 0.51 + 0.49 * math.cos(math.pi * spent))
             loss = loss_of(model, vocabulary, batch, HIDDEN_SHARE)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -205,7 +203,7 @@ def save(model: GPT2LMHeadModel, out: Path) -> None:
     """Write a plain directory in fp16."""
     model.config.activation_function = "gelu_new"  # the same function under the name that GPT-2 has for it
     model.config.use_cache = True
-    model.generation_config.update(do_sample=False, max_length=LENGTH, pad_token_id=END)
+    model.generation_config = GenerationConfig(bos_token_id=END, eos_token_id=END, pad_token_id=END)
     model.half().save_pretrained(out)
     write_gpt2(out, LENGTH)
 
