@@ -64,11 +64,14 @@ def functions(path: Path, model_name: str) -> dict[str, Callable[..., Any]]:
     """The model's functions, each to be called with a context before its arguments, wanted or not."""
     program = path.name
     found = {}
-    for name, value in vars(_module(path, model_name)).items():
+    names = vars(_module(path, model_name))
+    for name, value in names.items():
         if name in _FUNCTIONS and callable(value):
             found[name] = _with_context(value, name, program)
-        elif name.endswith("_fn") and (near := get_close_matches(name, _FUNCTIONS, n=1, cutoff=0.8)):
-            raise ModelUnusable(f"{program} has a function {name}", hint=f"did you mean {near[0]}?")
+        elif re.fullmatch("[a-z]+(_batch)?_fn", name):  # perhaps misspelt; it would never be called
+            near = get_close_matches(name, _FUNCTIONS.keys() - names.keys(), n=1, cutoff=0.85)
+            if near:
+                raise ModelUnusable(f"{program} has a function {name}", hint=f"did you mean {near[0]}?")
     replaced = found.keys() & {"input_fn", "predict_fn", "predict_batch_fn", "output_fn"}
     if "transform_fn" in found and replaced:
         raise ModelUnusable(
