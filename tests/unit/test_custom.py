@@ -372,10 +372,6 @@ def test_without_predict_batch_fn_requests_run_alone(served: Callable[..., Custo
         ("def predict_fn(data): ...", "inference.py predict_fn(data) cannot be called with (data, model)"),
         ("def predict_fn(a, b, c, d): ...", "inference.py predict_fn(a, b, c, d) cannot be called with (data, model)"),
         ("x = 1", "inference.py has neither predict_fn nor predict_batch_fn nor transform_fn"),
-        (
-            "def predict_fnn(data, model): ...",
-            "inference.py has neither predict_fn nor predict_batch_fn nor transform_fn",
-        ),
         ("def modle_fn(d): ...\ndef predict_fn(data, model): ...", "inference.py has a function modle_fn"),
         (
             "def transform_fn(m, b, c, a): ...\ndef input_fn(b, c): ...",
@@ -397,6 +393,17 @@ def test_code_that_cannot_serve_makes_the_model_unusable(
     with pytest.raises(ModelUnusable) as refused:
         served(code)
     assert refused.value.message.startswith(message)
+
+
+def test_a_helper_with_a_name_like_a_functions_is_left_alone(served: Callable[..., Custom]) -> None:
+    """Where the function itself is there, or the name is private."""
+    handler = served("""
+        def predict_fn(data, model): return inputs_fn(_output_fn(data))
+        def input_fn(body, content_type): return 1
+        def inputs_fn(data): return data
+        def _output_fn(data): return data
+    """)
+    assert outcome(handler) == json("1")
 
 
 def test_memory_that_model_fn_lacks_is_not_the_models_fault(served: Callable[..., Custom]) -> None:
@@ -431,5 +438,5 @@ def test_the_toys_do_what_their_names_say(tmp_path: Path) -> None:
     assert outcome(toy("crash"), b'{"crash": false}') == json(f'{{"pid":{pid},"data":{{"crash":false}}}}')
     assert outcome(toy("stuck")) == json(f'{{"pid":{pid}}}')
     assert stream(outcome(toy("stream"), b'{"chunks": 2}')) == [b"chunk 0\n", b"chunk 1\n"]
-    with pytest.raises(ModelUnusable, match="^inference.py model_fn raised ValueError: weights are corrupt$"):
+    with pytest.raises(ModelUnusable, match=r"^inference.py model_fn raised ValueError: weights are corrupt$"):
         toy("badload")
