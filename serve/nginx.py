@@ -9,7 +9,7 @@ from pathlib import Path
 from serve import errors
 from serve.errors import BadRequest, NotReady, PayloadTooLarge, ServeError
 from serve.host.catalog import Catalog
-from serve.host.names import socket_name
+from serve.names import socket_name
 from serve.settings import MB, Settings
 
 TEMPLATE = Path(__file__).parent.parent / "nginx.conf"

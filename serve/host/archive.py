@@ -133,7 +133,7 @@ def _extract_from(meter: _Meter, into: Path, limit_bytes: int) -> None:
             seen[path] = member.isdir()
             total += member.size
             if total > limit_bytes:
-                raise ModelUnusable(f"{name}: with it more than {limit_bytes:,} bytes are unpacked, which is the limit")
+                raise DoesNotFit(f"{name}: with it more than {limit_bytes:,} bytes are unpacked, which is the limit")
             meter.left = member.size + HEADERS
             if path.parts:
                 _extract(tar, member, into)

@@ -82,6 +82,8 @@ class Forkserver:
             "MALLOC_ARENA_MAX": "2",
             "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
             "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is lines of JSON
+            "TRANSFORMERS_VERBOSITY": "error",
             "SERVE_RUN_DIR": str(settings.run_dir),
         }
         with theirs:
@@ -124,6 +126,8 @@ def order(spec: Spec, settings: Settings) -> dict[str, Any]:
     """What a runner must know of its model, as plain values for the way through the forkserver."""
     return {
         "name": spec.name,
+        # What a caller may call it; a single model gets requests whose body nobody else has looked into.
+        "known_as": [spec.name, f"{spec.name}.tar.gz", *spec.aliases, *([spec.model_type] if spec.model_type else [])],
         "directory": str(spec.directory),
         "handler": spec.handler,
         "task": spec.task,

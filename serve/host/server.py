@@ -72,7 +72,7 @@ class Host:
         signal.signal(signal.SIGTERM, self._drain)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGQUIT, self._end)
-        for model in self._store.preloads:
+        for model in self._store.awaited:
             self._store.want(model)
         looked = 0.0
         while not self._ending:
@@ -142,17 +142,16 @@ class Host:
     # Answering web workers.
 
     def _beat(self) -> None:
-        ready = [model.state() == "ready" for model in self._store.preloads]
+        awaited, count = self._store.awaited, len(self._store.preloads)
         if self._draining:
             state, says = State.DRAINING, "draining: told to stop"
-        elif all(ready):
+        elif not awaited:
             state, says = State.READY, "ready"
         else:
             state = State.STARTING
-            says = f"starting: {sum(ready)} of {len(ready)} preloaded models are ready"
-            failed = [each.failure() for each in self._store.preloads if each.failure()]
-            if failed and failed[0]:
-                says += f"; {failed[0].model}: {failed[0].message}"
+            says = f"starting: {count - len(awaited)} of {count} preloaded models are ready"
+            failures = [f"; {each.name}: {error.message}" for each in awaited if (error := each.failure())]
+            says += "".join(failures[:1])
         self._slots.beat(state, says)
 
     def _accept(self) -> None:
@@ -175,6 +174,7 @@ class Host:
         if whole:
             self._answer(caller)
         elif not known:
+            self._controls.pop(fd, None)  # an ended runner's channel had this number; its messages are not ours to hear
             self._callers[fd] = caller
             self._poll.register(fd, select.EPOLLIN)
 

@@ -17,8 +17,8 @@ from serve.host import archive, catalog, memory
 from serve.host.catalog import Catalog, Spec
 from serve.host.eviction import Held, can_ever_fit, plan
 from serve.host.hosted import MINUTE, Hosted, Stage
-from serve.host.names import socket_name
 from serve.host.runner_process import Forkserver, Phase, RunnerProcess, order
+from serve.names import socket_name
 from serve.settings import MB, Settings
 from serve.slots import SLOTS, WEB_SLOTS, Slots
 
@@ -52,6 +52,7 @@ class Store:
         }
         self.changed.update(self.models.values())
         self.preloads = self._chosen(settings.preload, found, lambda spec: spec.preload)
+        self.awaited = list(self.preloads)  # those that have not been ready yet; afterwards they are as any other
         self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda spec: spec.pin)}
 
     def _chosen(self, names: Sequence[str], found: Catalog, card: Callable[[Spec], bool]) -> list[Hosted]:
@@ -187,6 +188,8 @@ class Store:
     def _ready(self, model: Hosted, runner: RunnerProcess, seconds: float) -> None:
         runner.phase = Phase.READY
         runner.slot.set("last_used", time.monotonic_ns())
+        if model in self.awaited and not model.missing():
+            self.awaited.remove(model)
         model.load_seconds += time.monotonic() - model.wanted_since
         self._measure(model, runner)
         extra = {
@@ -244,7 +247,7 @@ class Store:
         elif runner.phase is Phase.READY:
             hint = "send less at once, or give the container more memory" if kernel else "see the log"
             model.died_serving(RunnerDied(f"the model's process died: {cause}", hint=hint, model=model.name))
-            if model.of_phase(Phase.READY) or model in self.preloads:
+            if model.of_phase(Phase.READY) or model.name in self._pinned:
                 self.want(model)  # a copy, or one that must always be there
         elif status:
             log.warning("runner ended badly", extra={"model": model.name, "cause": cause})
@@ -274,7 +277,7 @@ class Store:
             for runner in sorted(ready, key=lambda each: each.measured)[:MEASURED_AT_ONCE]:
                 self._measure(self.models[runner.model], runner)
             self._keep_within_budget()
-        for model in self.preloads:
+        for model in self.awaited:
             if not model.pause_left():
                 self.want(model)
         self.admit()

@@ -17,6 +17,7 @@ from serve.errors import InternalError, PayloadTooLarge, ServeError, TooLate
 from serve.handlers.base import Request
 from serve.runner.batching import outcome_of, too_late
 from serve.runner.job import Job
+from serve.runner.names import Names
 from serve.settings import Settings
 from serve.slots import Slot
 
@@ -38,9 +39,16 @@ class Engine(Protocol):
 
 class Loop:
     def __init__(
-        self, engine: Engine, listener: socket.socket, control: socket.socket, slot: Slot, settings: Settings
+        self,
+        engine: Engine,
+        names: Names,
+        listener: socket.socket,
+        control: socket.socket,
+        slot: Slot,
+        settings: Settings,
     ) -> None:
         self._engine = engine
+        self._names = names
         self._listener = listener
         self._control = control
         self._slot = slot
@@ -150,6 +158,7 @@ class Loop:
         self._slot.set("busy_since", time.monotonic_ns())
         self._slot.set("last_used", time.monotonic_ns())
         try:
+            self._names.check(request)
             job.item = self._engine.decode(request)
         except Exception as error:
             job.fail(outcome_of(error))

@@ -19,6 +19,7 @@ from serve.handlers import HANDLERS
 from serve.handlers.base import Model, Predictor, Stepwise
 from serve.runner.batching import Batches
 from serve.runner.loop import Engine, Loop
+from serve.runner.names import Names
 from serve.settings import Settings
 from serve.slots import Slots
 
@@ -43,7 +44,8 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
     engine = handler if hasattr(handler, "step") else Batches(handler, order["max_batch"])
-    loop = Loop(cast(Engine, engine), listener, control, slot, settings)
+    names = Names(order["known_as"], settings.model_field)
+    loop = Loop(cast(Engine, engine), names, listener, control, slot, settings)
     _tell(control, {"ready": {"seconds": time.monotonic() - began}})
     loop.run()
 

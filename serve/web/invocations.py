@@ -15,7 +15,7 @@ from serve.errors import (
     Unavailable,
 )
 from serve.host.catalog import Catalog
-from serve.host.names import socket_name
+from serve.names import peek, socket_name
 from serve.settings import Settings
 from serve.web import routing
 from serve.web.host import HostClient
@@ -26,7 +26,7 @@ class Invocations:
         self._settings = settings
         self._catalog = catalog
         self._host = host
-        self._name_in = routing.peek(settings.model_field)
+        self._name_in = peek(settings.model_field)
         self._default = catalog.default(settings.default_model)
         self._by_socket = {socket_name(name): name for name in catalog.entries}
 

@@ -3,9 +3,9 @@
 import pytest
 
 from serve.errors import BadRequest, NotAcceptable
-from serve.host.names import socket_name
+from serve.names import peek, socket_name
 from serve.media import choose, content_type
-from serve.web.routing import in_attributes, peek
+from serve.web.routing import in_attributes
 
 
 @pytest.mark.parametrize(
