@@ -35,7 +35,7 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
 
     `into` appears whole or not at all: a crash leaves a `.unpacking-*` beside it, which nobody takes for finished, and
     of two callers at once the later is given what the first made. Raises ModelUnusable, naming the member at fault,
-    and DoesNotFit when the disk is full.
+    and DoesNotFit when the disk is full or it would unfold to more than `limit_bytes`.
     """
     if into.exists():
         return top(into)
@@ -45,7 +45,7 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
         try:
             fresh.mkdir(mode=0o755)
             _extract_all(archive, fresh, limit_bytes)
-        except ModelUnusable as error:
+        except (ModelUnusable, DoesNotFit) as error:
             error.message = f"{shown(archive.name)}: {error.message}"
             raise
         except OSError as error:
