@@ -35,7 +35,7 @@ check: nginx $(VENV)/dev ## ruff, mypy --strict, shellcheck, nginx -t
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy $(CODE)
 	$(VENV)/bin/shellcheck $(SHELLS)
-	@conf=$$(mktemp -d); trap 'rm -rf "$$conf"' EXIT; $(PY) -m serve conf >"$$conf/nginx.conf"; \
+	@conf=$$(mktemp -d); trap 'rm -rf "$$conf"' EXIT; SERVE_RUN_DIR="$$conf" $(PY) -m serve conf >"$$conf/nginx.conf"; \
 	nginx -t -q -e stderr -c "$$conf/nginx.conf" && echo 'nginx -t: good'
 
 bench: nginx $(VENV)/dev ## the workloads, measured
