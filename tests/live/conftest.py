@@ -1,6 +1,9 @@
 """Fixtures: `start` runs a stack over a model directory and sees to it that nothing of it is left afterwards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,31 @@ import pytest
 from tests.live.stack import Server, alive, descendants, wait_until
 
 Start = Callable[..., Server]
+Later = Callable[..., Future[Any]]
+
+_running: list[Server] = []
+
+
+def _all_gone(pids: set[int]) -> bool:
+    return not any(map(alive, pids))
+
+
+@contextmanager
+def _starter(directories: pytest.TempPathFactory) -> Iterator[Start]:
+    mine: list[Server] = []
+
+    def run(models: Path, *, ready: bool = True, **environ: Any) -> Server:
+        server = Server(models, directories.mktemp("s"), {key: str(value) for key, value in environ.items()})
+        mine.append(server)
+        _running.append(server)
+        return server.wait_ready() if ready else server
+
+    yield run
+    for server in mine:
+        below = descendants(server.process.pid) if alive(server.process.pid) else set()
+        server.stop()
+        wait_until(partial(_all_gone, below), within=10)
+        _running.remove(server)
 
 
 @pytest.fixture
@@ -19,28 +47,34 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Start]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """start(models, SETTING="value"...) -> a Server that answers /ping; ready=False: as soon as it is started."""
-    running: list[Server] = []
+    with _starter(tmp_path_factory) as run:
+        yield run
 
-    def run(models: Path, *, ready: bool = True, **environ: Any) -> Server:
-        server = Server(models, tmp_path_factory.mktemp("s"), {key: str(value) for key, value in environ.items()})
-        running.append(server)
-        return server.wait_ready() if ready else server
 
-    yield run
-    for server in running:
-        below = descendants(server.process.pid) if alive(server.process.pid) else set()
-        server.stop()
-        wait_until(lambda below=below: not any(map(alive, below)), within=5)
-        failed = getattr(request.node, "failed", False)
-        if failed:
-            print(server.log[-20_000:])
+@pytest.fixture(scope="module")
+def start_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """The same for a server that all tests of a module share."""
+    with _starter(tmp_path_factory) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def later() -> Iterator[Later]:
+    """later(call, ...) -> a Future: the call goes on beside the test."""
+    with ThreadPoolExecutor(16) as threads:
+        yield threads.submit
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call":
-        item.failed = report.failed  # type: ignore[attr-defined]
+    if report.when == "call" and report.failed:
+        report.sections += [(f"log of the server on port {each.port}", each.log[-8_000:]) for each in _running]
     return report

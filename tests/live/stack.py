@@ -9,10 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from serve.host.memory import private_bytes
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"
@@ -50,6 +53,24 @@ def descendants(pid: int) -> set[int]:
         for child in task.read_text().split():
             found |= {int(child)} | descendants(int(child))
     return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def at_once(count: int, call: Callable[[int], Any]) -> list[Any]:
+    """What `call(number)` gives in so many threads at the same time, in order."""
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(call, range(count)))
+
+
+def private(pids: Iterable[int]) -> int:
+    """Bytes that these processes hold for themselves."""
+    return sum(map(private_bytes, pids))
 
 
 def toy(models: Path, kind: str, name: str | None = None, files: Mapping[str, str] | None = None) -> Path:
@@ -138,7 +159,7 @@ class Server:
         return self.request("GET", path)
 
     def invoke(self, model: str | None, body: Any, content_type: str = "application/json", **headers: str) -> Answer:
-        """POST /invocations; `model` goes into the TargetModel header. A body that is not bytes or str is sent as JSON."""
+        """POST /invocations, `model` in the TargetModel header. A body that is not bytes or str is sent as JSON."""
         raw = body if isinstance(body, bytes | str) else json.dumps(body)
         named = {"TargetModel": model} if model else {}
         return self.request("POST", "/invocations", raw, {"Content-Type": content_type, **named, **headers})
@@ -147,6 +168,62 @@ class Server:
         """What GET /models says of one."""
         listed: list[dict[str, Any]] = self.get("/models").json["models"]
         return next(each for each in listed if each["modelName"] == name)
+
+    def loaded(self, name: str) -> dict[str, Any]:
+        """The same, once the model is in memory: its first answer may be quicker than the news of its load."""
+        return wait_until(lambda: (said := self.model(name))["state"] == "ready" and said)  # type: ignore[no-any-return]
+
+    def queued(self, name: str) -> int:
+        """Connections that a model has accepted or that wait in its socket: each has its path in /proc/net/unix."""
+        path = str(self.run_dir / "s" / f"{name}.sock")
+        return sum(line.endswith(" " + path) for line in Path("/proc/net/unix").read_text().splitlines()) - 1
+
+    def connect(self, timeout: float = 30.0) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def raw(self, data: bytes) -> bytes:
+        """Send these very bytes; all that comes back until nginx closes."""
+        with self.connect() as sock:
+            try:
+                sock.sendall(data)
+            except OSError:
+                pass  # refused before all was sent: the answer says why
+            got = bytearray()
+            while True:
+                try:
+                    piece = sock.recv(1 << 16)
+                except ConnectionResetError:
+                    return bytes(got)
+                if not piece:
+                    return bytes(got)
+                got += piece
+
+    def on_web_socket(self, path: str) -> int:
+        """The status of a GET sent to the web workers themselves, past nginx."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(str(self.run_dir / "web.sock"))
+            sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            return int(sock.recv(1 << 16).split()[1])
+
+    def part(self, name: str) -> int:
+        """The process id of nginx, gunicorn, host or forkserver (the master, where there are workers)."""
+        marks = {
+            "nginx": "nginx: master",
+            "gunicorn": "gunicorn -c",
+            "host": "serve host",
+            "forkserver": "serve forkserver",
+        }
+
+        def found() -> list[int]:
+            below = [(pid, _command(pid)) for pid in sorted(descendants(self.process.pid))]
+            return [pid for pid, command in below if marks[name] in command]
+
+        return int(wait_until(found)[0])
+
+    def runners(self) -> set[int]:
+        """Process ids of all runners."""
+        return descendants(self.part("forkserver"))
 
     def stop(self, number: int = signal.SIGTERM, within: float = 30.0) -> int:
         """Signal the launcher and wait for its end; the exit status."""

@@ -19,7 +19,9 @@ def test_each_way_of_naming_a_model_reaches_it(start: Start, models: Path) -> No
     by_header = server.invoke("echo.tar.gz", {"n": 1})
     by_long_header = server.invoke(None, {"n": 1}, **{"X-Amzn-SageMaker-Target-Model": "echo"})
     by_field = server.invoke(None, said)
-    by_attributes = server.invoke(None, "x", "text/plain", **{"X-Amzn-SageMaker-Custom-Attributes": "a=1,model_type=echo"})
+    by_attributes = server.invoke(
+        None, "x", "text/plain", **{"X-Amzn-SageMaker-Custom-Attributes": "a=1,model_type=echo"}
+    )
 
     answers = [by_path, by_header, by_long_header, by_field, by_attributes]
     assert [each.status for each in answers] == [200] * 5, [each.body for each in answers]

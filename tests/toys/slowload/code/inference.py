@@ -1,4 +1,4 @@
-"""Loads when the file whose path `gate.txt` holds appears, or after the seconds it holds."""
+"""Loads when the file whose path `gate.txt` holds appears; fails to when that file says why."""
 
 import os
 import time
@@ -6,12 +6,11 @@ from pathlib import Path
 
 
 def model_fn(model_dir):
-    gate = Path(model_dir, "gate.txt").read_text().strip()
-    try:
-        time.sleep(float(gate))
-    except ValueError:
-        while not Path(gate).exists():
-            time.sleep(0.01)
+    gate = Path(Path(model_dir, "gate.txt").read_text().strip())
+    while not gate.exists():
+        time.sleep(0.01)
+    if said := gate.read_text():
+        raise ValueError(said)
     return gate
 
 

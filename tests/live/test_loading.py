@@ -1,0 +1,170 @@
+"""A model comes in with its first request, once for all who wait, and a load that fails says why."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.conftest import Later, Start
+from tests.live.stack import Answer, Server, alive, at_once, toy, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    toy(shared_models, "echo", "lazy")
+    toy(shared_models, "echo")
+    toy(shared_models, "tally", "stampeded")
+    for name in ("fails", "mended", "slowly"):
+        toy(shared_models, "slowload", name, {"gate.txt": str(shared_models.parent / f"gate-{name}")})
+    toy(shared_models, "echo", "carded", {"model.toml": 'aliases = ["first", "second"]\noptions = {reverse = true}'})
+    toy(shared_models, "echo", "mistyped", {"model.toml": 'alias = ["x"]'})
+    return start_shared(shared_models)
+
+
+@pytest.fixture
+def gate(server: Server, request: pytest.FixtureRequest) -> Path:
+    """The file that the model named by the test's parameter waits for."""
+    return server.models.parent / f"gate-{request.param}"
+
+
+def _calls(server: Server, model: str, later: Later, count: int) -> list[Any]:
+    """So many calls, all of them waiting in the model's socket."""
+    calls = [later(server.invoke, model, {}) for _ in range(count)]
+    wait_until(lambda: server.queued(model) >= count)
+    return calls
+
+
+def test_a_model_is_loaded_by_its_first_request(server: Server) -> None:
+    """GET /models tells absent before, and ready with bytes, loads, requests and lastUsed after."""
+    before = server.model("lazy")
+    assert (before["state"], before["bytes"], before["loads"], before["lastUsed"]) == ("absent", 0, 0, None)
+
+    assert server.invoke("lazy", "hello", "text/plain").status == 200
+
+    after = server.loaded("lazy")
+    assert (after["loads"], after["requests"], after["runners"], after["handler"]) == (1, 1, 1, "custom")
+    assert after["bytes"] > 1 << 20
+    assert abs(time.time() - after["lastUsed"]) < 60
+    assert server.get("/models/lazy").json["loads"] == 1
+
+
+def test_first_requests_that_come_together_share_one_load(server: Server) -> None:
+    """32 at once: one load, and one process answers them all."""
+    answers = at_once(32, lambda number: server.invoke("stampeded", {"id": number}))
+
+    assert [each.status for each in answers] == [200] * 32
+    assert sorted(each.json["id"] for each in answers) == list(range(32))
+    loads = (server.models / "stampeded" / "loads").read_text().split()
+    assert {str(each.json["pid"]) for each in answers} == set(loads)
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize("gate", ["fails"], indirect=True)
+def test_a_failed_load_is_told_to_all_who_wait_and_remembered(server: Server, gate: Path, later: Later) -> None:
+    """Each gets the cause; whoever comes at once gets it too, with Retry-After, and nothing is loaded again."""
+    calls = _calls(server, "fails", later, 8)
+
+    gate.write_text("weights are corrupt")
+
+    answers = [call.result() for call in calls]
+    assert {each.status for each in answers} == {424}, answers
+    assert len({each.json["message"] for each in answers}) == 1
+    assert "weights are corrupt" in answers[0].json["message"]
+    assert server.model("fails")["loads"] == 1
+    _assert_remembered(server, "fails", answers[0])
+
+
+def _assert_remembered(server: Server, model: str, first: Answer) -> None:
+    """The pause doubles with each failure, so on a slow machine a later round is quick enough to see it."""
+    for _ in range(6):
+        began, loads = time.monotonic(), server.model(model)["loads"]
+        again = server.invoke(model, {})
+        shown = server.model(model)
+        assert again.status == first.status
+        assert again.json["message"] == first.json["message"]
+        assert int(again.headers["retry-after"]) >= 1
+        if shown["state"] == "failed" and time.monotonic() - began < shown["retryAfter"] and shown["loads"] == loads:
+            assert shown["cause"] == first.json["message"]
+            return
+    pytest.fail("each call loaded the model again")
+
+
+@pytest.mark.parametrize("gate", ["mended"], indirect=True)
+def test_a_failed_model_is_tried_again_after_its_pause(server: Server, gate: Path) -> None:
+    """Once its files are mended it works, without anybody starting anything again."""
+    gate.write_text("weights are corrupt")
+    assert server.invoke("mended", {}).status == 424
+
+    gate.write_text("")
+
+    wait_until(lambda: server.invoke("mended", {}).status == 200, within=30)
+    assert server.loaded("mended")["loads"] == 2
+
+
+@pytest.mark.parametrize("gate", ["slowly"], indirect=True)
+def test_while_one_model_loads_everything_else_answers(server: Server, gate: Path, later: Later) -> None:
+    """/ping, GET /models and other models, all before the load may end."""
+    waiting = later(server.invoke, "slowly", {})
+    wait_until(lambda: server.model("slowly")["state"] == "loading")
+
+    seen = [server.get("/ping").status, server.invoke("echo", {}).status, server.model("slowly")["state"]]
+
+    assert seen == [200, 200, "loading"]
+    assert not waiting.done()
+    gate.touch()
+    assert waiting.result().status == 200
+
+
+def test_a_model_has_the_aliases_and_options_of_its_card(server: Server) -> None:
+    """By each alias it answers, backwards as its options say."""
+    answers = [server.invoke(name, "abc", "text/plain").body for name in ("carded", "first", "second")]
+    assert [each.split(b":")[1] for each in answers] == [b"cba"] * 3
+
+
+def test_a_card_with_an_unknown_key_makes_a_model_unusable(server: Server) -> None:
+    """424 with the key and a suggestion; the other models are served."""
+    answer = server.invoke("mistyped", {})
+    assert answer.status == 424
+    assert "'alias'" in answer.json["message"]
+    assert "aliases" in answer.json["message"]
+    assert server.model("mistyped")["state"] == "failed"
+
+
+def test_a_load_beyond_its_limit_is_killed_and_says_so(start: Start, models: Path, later: Later) -> None:
+    """SERVE_LOAD_LIMIT ends it: the caller hears of the setting, the process is gone."""
+    toy(models, "slowload")
+    server = start(models, SERVE_LOAD_LIMIT=1)
+    call = later(server.invoke, "slowload", {})
+    runner = wait_until(server.runners)
+
+    answer = call.result()
+
+    assert answer.status == 500
+    assert "longer than 1 s" in answer.json["message"]
+    assert "SERVE_LOAD_LIMIT" in answer.json["message"]
+    wait_until(lambda: not any(map(alive, runner)))
+
+
+def test_ping_waits_for_preloaded_models(start: Start, models: Path, tmp_path: Path) -> None:
+    """503 with the reason until they are ready; other models answer meanwhile."""
+    gate = tmp_path / "gate"
+    toy(models, "slowload", files={"gate.txt": str(gate), "model.toml": "preload = true"})
+    toy(models, "echo")
+    server = start(models, ready=False)
+    wait_until(lambda: "0 of 1 preloaded" in _reason(server))
+
+    assert server.invoke("echo", {}).status == 200
+    assert server.get("/ping").status == 503
+
+    gate.touch()
+    wait_until(lambda: server.get("/ping").status == 200)
+    assert server.model("slowload")["loads"] == 1
+
+
+def _reason(server: Server) -> str:
+    try:
+        answer = server.get("/ping")
+    except OSError:
+        return ""
+    return str(answer.json["message"]) if answer.status == 503 else ""
