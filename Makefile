@@ -30,11 +30,19 @@ test: nginx $(VENV)/dev ## the tests: pure, with real processes, and of the imag
 	@image=; if docker info >/dev/null 2>&1; then image=tests/image; else echo 'no Docker engine answers: tests/image left out'; fi; \
 	exec $(PY) -m pytest tests/unit tests/live $$image
 
-check: nginx $(VENV)/dev ## ruff, mypy --strict, shellcheck, nginx -t
+check: check-style check-types check-shell check-nginx ## ruff, mypy --strict, shellcheck, nginx -t
+
+check-style: $(VENV)/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+check-types: $(VENV)/dev
 	$(PY) -m mypy $(CODE)
+
+check-shell: $(VENV)/dev
 	$(VENV)/bin/shellcheck $(SHELLS)
+
+check-nginx: nginx $(VENV)/dev
 	@conf=$$(mktemp -d); trap 'rm -rf "$$conf"' EXIT; SERVE_RUN_DIR="$$conf" $(PY) -m serve conf >"$$conf/nginx.conf"; \
 	nginx -t -q -e stderr -c "$$conf/nginx.conf" && echo 'nginx -t: good'
 
@@ -69,4 +77,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run test check bench image models clean nginx
+.PHONY: help run test check check-style check-types check-shell check-nginx bench image models clean nginx
