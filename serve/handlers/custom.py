@@ -53,6 +53,8 @@ class Custom:
         self._predict = functions.get("predict_fn")
         self._transform = functions.get("transform_fn")
         self._batch = functions.get("predict_batch_fn")
+        if torch := sys.modules.get("torch"):  # it would take every core of the machine
+            torch.set_num_threads(max(1, model.threads))
         self._model = self._load(functions["model_fn"]) if "model_fn" in functions else None
 
     def decode(self, request: Request) -> Item:

@@ -60,9 +60,13 @@ class Summarization:
         inputs, parameters = parse(request, self._model_field)
         if not inputs:
             raise BadRequest("inputs is an empty list", hint='send {"inputs": "a text"}')
-        return Item(
-            [self._tokens(text, parameters) for text in inputs], parameters, self._config(parameters), request.deadline
-        )
+        config = self._config(parameters)
+        sequences = []
+        for text in inputs:
+            if time.monotonic() >= request.deadline:
+                raise TooLate("the deadline passed while the texts were read", hint="send fewer of them")
+            sequences.append(self._tokens(text, parameters))
+        return Item(sequences, parameters, config, request.deadline)
 
     def compatible(self, item: Item) -> Hashable:
         if item.config.do_sample and item.parameters.seed is not None:

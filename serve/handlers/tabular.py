@@ -19,6 +19,7 @@ from serve.handlers.base import Request
 Matrix = npt.NDArray[np.float32]
 
 _NPY_HEADER = 10_000  # bytes; numpy's own limit
+_DENSE = 1 << 20  # cells; libsvm with more stays sparse, since short rows of a wide model would fill the memory
 SMALL = 8192  # bytes; below it plain Python beats pyarrow, which spends 65 us on a call
 
 
@@ -105,8 +106,8 @@ def _check_cells(cells: list[bytes], row: int) -> list[float]:
     return values
 
 
-def libsvm(body: bytes, width: int) -> csr_matrix:
-    """`[label] index:value ...` a line. Indices count from 0 if a 0 is among them, else from 1."""
+def libsvm(body: bytes, width: int) -> Matrix | csr_matrix:
+    """`[label] index:value ...` a line. Indices count from 0 if a 0 is among them, else from 1. Sparse if large."""
     indices: list[int] = []
     values: list[float] = []
     ends = [0]
@@ -139,7 +140,12 @@ def libsvm(body: bytes, width: int) -> csr_matrix:
         raise BadRequest(f"a row has feature number {max(indices)}; the model has {width} features")
     with np.errstate(over="ignore"):
         data = finite(np.array(values, np.float64).astype(np.float32).reshape(1, -1))[0]
-    return csr_matrix((data, columns, np.array(ends, np.int64)), shape=(len(ends) - 1, width))
+    rows = len(ends) - 1
+    if rows * width > _DENSE:
+        return csr_matrix((data, columns, np.array(ends, np.int64)), shape=(rows, width))
+    matrix = np.full((rows, width), np.nan, np.float32)
+    matrix[np.repeat(np.arange(rows), np.diff(ends)), columns] = data
+    return matrix
 
 
 def array(body: bytes) -> npt.NDArray[Any]:

@@ -15,7 +15,7 @@ from xgboost.core import _LIB
 
 from serve import media
 from serve.errors import DoesNotFit, InternalError, ModelUnusable, ServeError, UnsupportedMediaType
-from serve.handlers import instances, tabular
+from serve.handlers import instances, tabular, ubjson
 from serve.handlers.base import Model, Reply, Request
 
 _CSV, _JSON, _JSONLINES, _NPY = "text/csv", "application/json", "application/jsonlines", "application/x-npy"
@@ -151,9 +151,16 @@ def _load(path: Path) -> xgboost.Booster:
             hint='where you trust the file, load it with the XGBoost that wrote it and booster.save_model("model.ubj")',
         )
     try:
+        data = path.read_bytes()
+        binary = path.suffix == ".ubj" or (path.suffix != ".json" and data[1:2] not in b'" \r\n\t}')
+        if binary:
+            ubjson.check(data)
+        elif not data.endswith((b"}", b"}\n")):
+            raise ValueError("it is cut short")
+        del data
         with xgboost.config_context(verbosity=0):
             return xgboost.Booster({"nthread": 1}, model_file=str(path))
-    except (xgboost.core.XGBoostError, UnicodeDecodeError) as error:
+    except (xgboost.core.XGBoostError, ValueError) as error:  # UnicodeDecodeError, from its messages, is a ValueError
         if "bad_alloc" in str(error):
             raise DoesNotFit(f"there is no memory for {path.name}") from error
         reason = str(error).splitlines()[0].rpartition(": ")[2] if str(error) else "unreadable"

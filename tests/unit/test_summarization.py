@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,14 @@ def ask(handler: Summarization, inputs: Any, **parameters: Any) -> list[dict[str
     return answer
 
 
+@cache
+def library(directory: Path) -> tuple[Any, Any]:
+    return PreTrainedTokenizerFast.from_pretrained(directory), AutoModelForSeq2SeqLM.from_pretrained(directory)
+
+
 def reference(directory: Path, text: str, **parameters: Any) -> list[str]:
     """The library's own answer."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    network = AutoModelForSeq2SeqLM.from_pretrained(directory)
+    tokenizer, network = library(directory)
     ids = tokenizer(text, return_tensors="pt")
     output = network.generate(input_ids=ids.input_ids, attention_mask=ids.attention_mask, **parameters)
     texts: list[str] = tokenizer.batch_decode(output, skip_special_tokens=True)
@@ -287,7 +292,7 @@ def test_a_text_ends_at_its_deadline_and_its_neighbours_go_on(
     monkeypatch.setattr("serve.handlers.summarization.time.monotonic", lambda: float(next(clock)))
     items = [
         handler.decode(request({"inputs": text, "parameters": parameters}, deadline=deadline))
-        for text, deadline in [(TEXTS[0], float("inf")), (TEXTS[1], 10.0), (TEXTS[2], -1.0)]
+        for text, deadline in [(TEXTS[0], float("inf")), (TEXTS[1], 10.0), (TEXTS[2], 3.0)]
     ]
     good, late, expired = handler.predict(items)
     assert good == Reply(body=msgspec.json.encode(wanted), content_type="application/json")
@@ -303,6 +308,8 @@ def test_generation_stops_when_nobody_listens_any_more(handler: Summarization, m
     (late,) = handler.predict([handler.decode(request(body, deadline=5.0))])
     assert isinstance(late, TooLate)
     assert next(clock) == 6
+    with pytest.raises(TooLate):
+        handler.decode(request(body, deadline=5.0))
 
 
 def edit(name: str, **changes: Any) -> Callable[[Path], Any]:

@@ -114,11 +114,16 @@ def test_the_last_of_many_rows_is_told_too() -> None:
 )
 def test_libsvm_indices_count_from_one_unless_a_zero_is_among_them(body: bytes, rows: list[list[float]]) -> None:
     """Features that are not named are missing; labels and query ids are passed over."""
-    found = tabular.libsvm(body, 3)
+    assert same(tabular.libsvm(body, 3), matrix(rows))
+
+
+def test_much_libsvm_stays_sparse() -> None:
+    """Its cells are those of the same rows read one by one."""
+    found: Any = tabular.libsvm(b"1 1:0.5 1000:2\n0 2:7\n" * 1000, 1000)
+    found = found.tocoo()
     dense = np.full(found.shape, np.nan, np.float32)
-    pairs = found.tocoo()
-    dense[pairs.row, pairs.col] = pairs.data
-    assert same(dense, matrix(rows))
+    dense[found.row, found.col] = found.data
+    assert same(dense, np.tile(tabular.libsvm(b"1 1:0.5 1000:2\n0 2:7\n", 1000), (1000, 1)))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import xgboost
 
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, UnsupportedMediaType
+from serve.handlers import ubjson
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.xgboost import XGBoost
 
@@ -126,7 +127,8 @@ def test_a_batch_answers_each_request_with_its_own_rows(
         Request(body=csv(ROWS[1:300]), content_type="text/csv", accept="application/json"),
         Request(body=csv(ROWS[300:303]), content_type="text/csv", accept="application/jsonlines"),
     ]
-    sparse = [Request(body=body, content_type="text/libsvm") for body in (b"1 1:0.5 3:1\n0 2:1\n", b"1 5:1\n")]
+    rows = 110_000  # so many that they stay sparse
+    sparse = [Request(body=b"1 1:0.5 3:1\n0 2:1\n" * rows, content_type="text/libsvm") for _ in range(2)]
     for batch in (requests, sparse):
         alone = [handler.predict([handler.decode(each)])[0] for each in batch]
         items = [handler.decode(each) for each in batch]
@@ -264,6 +266,18 @@ def test_a_file_that_is_no_whole_model_is_named(tmp_path: Path, logistic: xgboos
         with pytest.raises(ModelUnusable, match=rf"^{name} is not (a whole|an) XGBoost model"):
             XGBoost(Model(name="trees", directory=tmp_path))
         path.unlink()
+
+
+def test_a_binary_model_cut_anywhere_is_told_before_the_library_reads_it(logistic: xgboost.Booster) -> None:
+    """The library's own reader runs past the end and may take the process with it."""
+    whole = bytes(logistic.save_raw(raw_format="ubj"))
+    ubjson.check(whole)
+    for end in range(1, len(whole)):
+        with pytest.raises(ValueError, match=r"^it is cut short$"):
+            ubjson.check(whole[:end])
+    for wrong in (whole + b"}", b"{L" + b"\x7f" * 8, b"[" * 100_000, b"?", b"[$SL", b'{"learner": 3}'):
+        with pytest.raises(ValueError, match=r"^(it is|it has|byte)"):
+            ubjson.check(wrong)
 
 
 def test_there_must_be_exactly_one_model_file(tmp_path: Path, logistic: xgboost.Booster) -> None:
