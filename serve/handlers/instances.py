@@ -55,7 +55,7 @@ def rows(body: bytes, width: int, model_field: str) -> Matrix:
         return _matrix([_ROW.decode(text)], width)
     except msgspec.ValidationError as error:
         raise BadRequest(f"the JSON is not rows of numbers: {error}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second for a key
         raise BadRequest(f"the body is not JSON: {error}") from error
     except RecursionError as error:
         raise BadRequest("the JSON is nested too deeply") from error

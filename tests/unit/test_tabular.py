@@ -211,6 +211,8 @@ def test_wrong_json_is_told_where(body: bytes, message: str) -> None:
         b'{"instances": ' + b"[" * 1_000_000,
         b'{"a":' * 1_000_000,
         b'"\xff"',
+        b'{"\xff": 1}',
+        b'[{"\xff": 1}]',
         b"[[1, 2, 1" + b"0" * 400 + b"]]",
         b"[" + b"[]," * 100_000 + b"[]]",
     ],
