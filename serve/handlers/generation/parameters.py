@@ -82,7 +82,7 @@ def json_decoder(model_field: str) -> Callable[[bytes], Any]:
         try:
             return decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise _wrong_value(str(error), body, model_field) from error
+            raise _wrong_value(str(error), body) from error
         except msgspec.DecodeError as error:
             raise BadRequest(f"the body is not JSON: {error} of {len(body)} bytes") from error
         except UnicodeDecodeError as error:
@@ -93,7 +93,7 @@ def json_decoder(model_field: str) -> Callable[[bytes], Any]:
     return decode
 
 
-def _wrong_value(message: str, body: bytes, model_field: str) -> BadRequest:
+def _wrong_value(message: str, body: bytes) -> BadRequest:
     """msgspec's message ("... - at `$.parameters.top_p`") in the caller's words, with the value and what is allowed."""
     what, _, at = message.partition(" - at ")
     path = at.strip("`").removeprefix("$.")
@@ -109,8 +109,7 @@ def _wrong_value(message: str, body: bytes, model_field: str) -> BadRequest:
     name = path.removeprefix("parameters.").partition("[")[0]
     if not path.startswith("parameters.") or name not in Parameters.__struct_fields__:
         return BadRequest(f"{path or 'the body'}: {what[:1].lower()}{what[1:]}", hint='send {"inputs": "your prompt"}')
-    value = msgspec.json.decode(body)["parameters"].get(name)
-    return BadRequest(f"parameters.{name} is {shown(value)}: it must be {_allowed(name)}")
+    return BadRequest(f"parameters.{name} is {_shown(body, name)}: it must be {_allowed(name)}")
 
 
 def _allowed(name: str) -> str:
@@ -120,9 +119,13 @@ def _allowed(name: str) -> str:
     return next(meta.description for meta in described if meta.description)
 
 
-def shown(value: Any) -> str:
-    """A value as its sender wrote it, not too much of it."""
-    text = msgspec.json.encode(value).decode()
+def _shown(body: bytes, name: str) -> str:
+    """A parameter as its sender wrote it, not too much of it; the rest of the body may still be no JSON at all."""
+    try:
+        written = msgspec.json.decode(body, type=dict[str, msgspec.Raw])["parameters"]
+        text = bytes(msgspec.json.decode(written, type=dict[str, msgspec.Raw])[name]).decode(errors="replace")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return "not right"
     return text if len(text) <= 60 else text[:60] + "…"
 
 

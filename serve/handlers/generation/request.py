@@ -42,6 +42,9 @@ class Decoding:
         self._max_batch, self._default_accept = model.max_batch, model.default_accept
         self._tokenizer, self._defaults, self._limit = tokenizer, defaults, limit
         self._json = json_decoder(model.model_field)
+        # A token is at most so many characters, so a far longer prompt need not be read to know that it does not fit:
+        # 6 MB of text would take the tokenizer seconds, while everybody waits.
+        self._longest = 4 * max(len(token) for token in tokenizer.get_vocab())
 
     def item(self, request: Request) -> Item:
         inputs, asked, streams = self._body(request)
@@ -94,7 +97,16 @@ class Decoding:
         )
 
     def _prompt(self, text: str, asked: Parameters) -> Prompt:
-        tokens: list[int] = self._tokenizer(text)["input_ids"]
+        if self._limit is not None and len(text) > self._limit * self._longest:
+            if not asked.truncation:
+                raise BadRequest(
+                    f"the prompt has {len(text)} characters, over {len(text) // self._longest} tokens, and the model "
+                    f"takes {self._limit}, at least one of them new",
+                    hint='shorten the prompt, or set "truncation": true',
+                )
+            most = self._limit * self._longest
+            text = text[-most:] if self._tokenizer.truncation_side == "left" else text[:most]
+        tokens: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         if not tokens:
             # As transformers does: an empty prompt is the beginning of a text.
             start = self._tokenizer.bos_token_id

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 # oneDNN chooses the blocking for a batch size; it is right for all, and fastest near this one.
-TYPICAL_ROWS = 16
+TYPICAL_ROWS = 64
 
 
 class PackedLinear(nn.Module):
