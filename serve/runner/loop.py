@@ -69,6 +69,8 @@ class Loop:
         while self._accepting or self._open():
             self._wait()
             self._turn()
+            # Here too, or a model would look busy from its last answer to its next request, and idle ones be spared.
+            self._slot.set("in_flight", self._open())
 
     def _open(self) -> int:
         return len(self._reading) + len(self._joined) + len(self._pulled) + len(self._leaving)
@@ -190,8 +192,10 @@ class Loop:
                 shared = outcome_of(error)
                 for job in list(self._joined.values()):
                     job.fail(shared)
-            self._slot.add("work_ns", time.monotonic_ns() - began)
+            ended = time.monotonic_ns()
+            self._slot.add("work_ns", ended - began)
             self._slot.set("busy_since", 0)
+            self._slot.set("last_used", ended)
             for fd in self._joined.keys() - self._watched.keys():
                 # It will be here for another turn: hear of it when its caller hangs up.
                 self._watch(fd, select.EPOLLRDHUP)

@@ -1,0 +1,137 @@
+"""What is evicted when memory is short, and that nobody who calls ever notices."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import Later, Start
+from tests.live.stack import Server, alive, at_once, descendants, private, toy, wait_until
+
+MB = 1 << 20
+BUDGET = 190  # MB: room for two of the models below, of some 70 MB each, and not for three
+SIZES = {"a": 60, "b": 64, "c": 68}
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    for name, mb in SIZES.items():
+        toy(shared_models, "hungry", name, {"mb.txt": str(mb)})
+    with (toy(shared_models, "echo", "huge") / "weights").open("wb") as file:
+        file.truncate(300 * MB)
+    toy(shared_models, "tally", "twins", {"model.toml": "copies = 2"})
+    return start_shared(shared_models, SERVE_MEMORY_BUDGET_MB=BUDGET)
+
+
+def _pid(server: Server, name: str) -> int:
+    """Which process answers for this model."""
+    answer = server.invoke(name, {})
+    assert answer.status == 200, answer.body
+    server.loaded(name)
+    return int(answer.json["pid"])
+
+
+def test_the_least_recently_used_model_goes(server: Server) -> None:
+    """A third model ends the process of the one whose last request is oldest; looking at models is no use of them."""
+    first, second = _pid(server, "a"), _pid(server, "b")
+    assert _pid(server, "a") == first
+    for path in ("/models", "/models/b", "/metrics", "/ping"):
+        assert server.get(path).status == 200
+
+    wait_until(lambda: server.model("a")["inFlight"] == server.model("b")["inFlight"] == 0)
+    before = {name: server.model(name)["evictions"] for name in SIZES}
+
+    _pid(server, "c")
+
+    wait_until(lambda: not alive(second))
+    assert {name: server.model(name)["evictions"] - before[name] for name in SIZES} == {"a": 0, "b": 1, "c": 0}
+    assert _pid(server, "a") == first
+    assert server.model("b")["state"] == "absent"
+    assert server.model("b")["bytes"] == 0
+
+
+def test_a_victim_finishes_what_it_holds(server: Server, tmp_path: Path, later: Later) -> None:
+    """With every model at work a new one gets in after a while: the victim answers first and then ends."""
+    gates = {name: tmp_path / name for name in ("a", "b")}
+    held = {name: _pid(server, name) for name in gates}
+    busy = {name: later(server.invoke, name, {"gate": str(gate)}) for name, gate in gates.items()}
+    for name in busy:
+        wait_until(lambda name=name: server.model(name)["inFlight"] == 1)  # type: ignore[misc]
+    wanted = later(server.invoke, "c", {})
+    victim = wait_until(lambda: next((name for name in busy if server.model(name)["state"] == "retiring"), None))
+    other = {"a": "b", "b": "a"}[victim]
+    assert not wanted.done()
+
+    gates[victim].touch()
+
+    assert busy[victim].result().json["pid"] == held[victim]
+    assert wanted.result().json["mb"] == SIZES["c"]
+    assert not alive(held[victim])
+    assert not busy[other].done()
+    gates[other].touch()
+    assert busy[other].result().json["pid"] == held[other]
+
+
+def test_what_is_bigger_than_the_budget_is_refused(server: Server) -> None:
+    """507 with its name, its size and the budget; nothing is evicted for it."""
+    resident = _pid(server, "a")
+
+    answer = server.invoke("huge", "hello", "text/plain")
+
+    assert answer.status == 507
+    for said in ("'huge'", "332 MB", f"{BUDGET} MB"):
+        assert said in answer.json["message"]
+    assert answer.json["model"] == "huge"
+    assert "SERVE_MEMORY_BUDGET_MB" in answer.json["hint"]
+    assert _pid(server, "a") == resident
+    assert server.model("huge")["loads"] == 0
+
+
+def test_two_copies_work_at_the_same_time(server: Server, tmp_path: Path, later: Later) -> None:
+    """While one copy is held up by a request, the other answers."""
+    assert server.invoke("twins", {}).status == 200
+    wait_until(lambda: server.model("twins")["runners"] == 2 and server.model("twins")["state"] == "ready")
+    held = later(server.invoke, "twins", {"gate": str(tmp_path / "gate"), "id": "held"})
+    wait_until(lambda: "held" in (server.models / "twins" / "seen").read_text())
+
+    free = server.invoke("twins", {})
+
+    assert not held.done()
+    (tmp_path / "gate").touch()
+    assert held.result().json["pid"] != free.json["pid"]
+
+
+def test_traffic_over_more_models_than_fit_loses_nothing(server: Server) -> None:
+    """Several hundred requests from many threads: each answer is right, and the memory is given back."""
+    before = server.model("a")["evictions"]
+    order = random.Random(3)
+    wanted = [[order.choice("abc") for _ in range(50)] for _ in range(8)]
+
+    def traffic(thread: int) -> list[tuple[int, int]]:
+        answers = [(name, server.invoke(name, {})) for name in wanted[thread]]
+        return [(each.status, each.json.get("mb", each.body) - SIZES[name]) for name, each in answers]
+
+    assert at_once(8, traffic) == [[(200, 0)] * 50] * 8
+
+    assert server.model("a")["evictions"] > before
+    held = sum(model["bytes"] for model in server.get("/models").json["models"])
+    assert held <= BUDGET * MB
+    runners = server.runners()
+    assert 100 * MB < private(runners) < (BUDGET + 10) * MB
+    # The other processes have none of it: nothing of a model stays where it was not.
+    assert private(descendants(server.process.pid) - runners) < 200 * MB
+
+
+def test_a_pinned_model_stays(start: Start, models: Path) -> None:
+    """Others take turns in what is left of the budget, however long the pinned one has been idle."""
+    toy(models, "hungry", "pinned", {"model.toml": "pin = true"})
+    toy(models, "hungry", "x")
+    toy(models, "hungry", "y")
+    server = start(models, SERVE_MEMORY_BUDGET_MB=BUDGET)
+    pinned = _pid(server, "pinned")
+
+    turns = [_pid(server, name) for name in ("x", "y", "x", "y")]
+
+    assert len(set(turns)) == 4
+    assert server.model("pinned")["evictions"] == 0
+    assert _pid(server, "pinned") == pinned
