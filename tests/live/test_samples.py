@@ -1,0 +1,74 @@
+"""The three sample models behind one port, on real input: what a new user's first minute looks like."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.live.stack import ROOT, Server, alive, descendants, wait_until
+
+ARTICLE = json.loads((ROOT / "local_test" / "payloads" / "article.json").read_text())
+STORY = json.loads((ROOT / "local_test" / "payloads" / "story.json").read_text())
+ROW = (ROOT / "local_test" / "payloads" / "abalone.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """gpt2, bart and both abalones, made as `make run` makes them."""
+    models = tmp_path_factory.mktemp("models")
+    only = ["--only", "gpt2", "bart", "abalone-1", "abalone-2"]
+    subprocess.run([sys.executable, "-m", "local_test.make_models", str(models), *only], cwd=ROOT, check=True)
+    server = Server(models, tmp_path_factory.mktemp("s"), {}).wait_ready()
+    below = descendants(server.process.pid)
+    yield server
+    server.stop()
+    wait_until(lambda: not any(map(alive, below)), within=5)
+
+
+def test_gpt2_goes_on_with_a_story_in_english(server: Server) -> None:
+    """Greedy, so the same each time; words, not tokens strung together."""
+    body = {**STORY, "model_type": "gpt2", "parameters": {"max_new_tokens": 40, "do_sample": False}}
+
+    first = server.invoke(None, body)
+    second = server.invoke(None, body)
+
+    text = first.json[0]["generated_text"]
+    assert (first.status, first.json) == (200, second.json)
+    assert text.startswith(STORY["inputs"])
+    words = re.findall(r"[a-z]+", text.removeprefix(STORY["inputs"]).lower())
+    common = {"the", "a", "and", "was", "to", "she", "he", "her", "his", "it", "in", "there", "with", "day", "little"}
+    assert len(words) >= 20
+    assert len([word for word in words if word in common]) >= len(words) / 5, text
+
+
+def test_bart_writes_the_lead_sentence(server: Server) -> None:
+    """What it was trained for, so the right answer is known."""
+    answer = server.invoke(None, ARTICLE)
+
+    lead = ARTICLE["inputs"].split(". ")[0] + "."
+    assert (answer.status, answer.json) == (200, [{"summary_text": lead}])
+
+
+def test_both_abalones_answer_and_differ(server: Server) -> None:
+    """A directory and an archive, by header and by path; a regressor of rings says a number of rings."""
+    one = server.invoke("abalone-1", ROW, "text/csv")
+    two = server.request("POST", "/models/abalone-2/invoke", ROW, {"Content-Type": "text/csv"})
+
+    rings = [[float(line) for line in answer.body.splitlines()] for answer in (one, two)]
+    assert [one.status, two.status] == [200, 200]
+    assert [len(each) for each in rings] == [len(ROW.split())] * 2
+    assert all(3 < each < 20 for each in rings[0] + rings[1])
+    assert rings[0] != rings[1]
+
+
+def test_the_banner_offers_a_command_for_each_kind(server: Server) -> None:
+    """And pasted into a shell each of them answers."""
+    commands = [line.strip() for line in server.log.splitlines() if line.strip().startswith("curl ")]
+
+    answers = [subprocess.run(["bash", "-c", each], capture_output=True, check=True).stdout for each in commands]
+
+    assert len(commands) == 3
+    assert all(answers)
+    assert not any(b'"code"' in answer for answer in answers), answers
