@@ -78,6 +78,7 @@ class Forkserver:
             **os.environ,
             # numpy's OpenBLAS would start its threads at import, and threads do not survive a fork.
             "OPENBLAS_NUM_THREADS": "1",
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for pyarrow's allocator
             # Freed pages go back to the system, and threads share few heaps: what a model held is given back.
             "MALLOC_ARENA_MAX": "2",
             "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out

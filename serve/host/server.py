@@ -12,7 +12,7 @@ import msgspec
 
 from serve import errors, wire
 from serve.errors import ModelNotFound, PathNotFound, ServeError
-from serve.handlers import HANDLERS
+from serve.handlers import ALSO_IMPORTED, HANDLERS
 from serve.host import catalog
 from serve.host.hosted import Hosted
 from serve.host.metrics import exposition
@@ -37,7 +37,9 @@ class Host:
         used = sorted({entry.spec.handler for entry in found.entries.values() if entry.spec})
         # What an archive holds is not known yet, nor what the platform will bring: then all of them.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
-        modules = [HANDLERS[name].partition(":")[0] for name in (HANDLERS if unknown else used)]
+        names = list(HANDLERS) if unknown else used
+        modules = [HANDLERS[name].partition(":")[0] for name in names]
+        modules += [module for name in names for module in ALSO_IMPORTED.get(name, ())]
         self._settings = settings
         self._forks = Forkserver(settings, modules)
         self._slots = Slots(settings.slots)
