@@ -19,6 +19,7 @@ from serve.host.eviction import Held, can_ever_fit, plan
 from serve.host.hosted import MINUTE, Hosted, Stage
 from serve.host.runner_process import Forkserver, Phase, RunnerProcess, order
 from serve.names import socket_name
+from serve.nginx import nginx_limit
 from serve.settings import MB, Settings
 from serve.slots import SLOTS, WEB_SLOTS, Slots
 
@@ -266,7 +267,8 @@ class Store:
             busy_since = runner.slot.get("busy_since")
             if runner.phase is Phase.LOADING and now - runner.since > self._settings.load_limit:
                 runner.kill(f"loading took longer than {self._settings.load_limit:g} s (SERVE_LOAD_LIMIT)")
-            elif busy_since and now - busy_since / 1e9 > self._settings.request_limit:
+            elif busy_since and now - busy_since / 1e9 > nginx_limit(self._settings.request_limit):
+                # Nobody waits for it any more but nginx's own question why, and that answer must be in time too.
                 limit = self._settings.request_limit
                 runner.kill(f"it was stuck in one request for {limit:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)")
             elif runner.phase is Phase.READY and now - runner.since > MINUTE:

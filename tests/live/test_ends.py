@@ -1,0 +1,86 @@
+"""When a part ends, all end and nothing is left; when told to stop, what has begun is answered first."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import Later, Start
+from tests.live.stack import Server, alive, descendants, toy, wait_until
+
+
+@pytest.fixture
+def server(start: Start, models: Path) -> Server:
+    """With one model loaded, so that there is a runner too."""
+    toy(models, "tally")
+    server = start(models)
+    assert server.invoke("tally", {"id": "warm"}).status == 200
+    return server
+
+
+@pytest.mark.parametrize("part", ["nginx", "gunicorn", "host", "forkserver"])
+def test_when_one_part_is_killed_all_end(server: Server, part: str) -> None:
+    """The launcher's status is not 0, its last line names the part, and no process is left."""
+    below = descendants(server.process.pid)
+    assert len(below) >= 8
+
+    os.kill(server.part(part), signal.SIGKILL)
+
+    assert server.process.wait(20) == 1
+    wait_until(lambda: not any(map(alive, below)))
+    last = [line for line in server.log.splitlines() if '"CRITICAL"' in line]
+    assert part in "".join(last), last
+    assert server.events("ended, so all end")[-1]["part"] == {"forkserver": "host"}.get(part, part)
+
+
+def test_nothing_outlives_a_killed_launcher(server: Server) -> None:
+    """kill -9 of PID 1 outside a container: every process goes with it."""
+    below = descendants(server.process.pid)
+    assert len(below) >= 8
+
+    server.process.kill()
+
+    wait_until(lambda: not any(map(alive, below)))
+    with pytest.raises(ConnectionRefusedError):
+        server.connect()
+
+
+def test_a_stop_answers_what_has_begun(server: Server, tmp_path: Path, later: Later) -> None:
+    """Then the end with status 0; meanwhile the door is closed, and /ping says 503 to who is still inside."""
+    gate = tmp_path / "gate"
+    held = later(server.invoke, "tally", {"id": "held", "gate": str(gate)})
+    wait_until(lambda: "held" in (server.models / "tally" / "seen").read_text())
+
+    server.process.send_signal(signal.SIGTERM)
+
+    wait_until(lambda: _refuses(server))
+    wait_until(lambda: server.on_web_socket("/ping") == 503)
+    assert not held.done()
+    gate.touch()
+    assert held.result().json["id"] == "held"
+    assert server.process.wait(20) == 0
+    assert server.events("drained")
+
+
+def _refuses(server: Server) -> bool:
+    try:
+        server.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_an_idle_server_stops_at_once(server: Server) -> None:
+    """With status 0, though a client keeps its connection open; long before the platform's patience ends."""
+    below = descendants(server.process.pid)
+    with server.connect() as idle:
+        idle.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+
+        assert server.stop() == 0
+
+    assert time.monotonic() - began < 8
+    wait_until(lambda: not any(map(alive, below)))

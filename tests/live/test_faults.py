@@ -1,0 +1,168 @@
+"""A model that crashes, hangs or is overrun costs only what was in its hands, and the caller hears why."""
+
+import time
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.conftest import Later, Start
+from tests.live.stack import Server, alive, toy, wait_until
+
+DEATHS: dict[str, tuple[dict[str, Any], str]] = {
+    "sigkill": ({"crash": True}, "killed by SIGKILL"),
+    "sigsegv": ({"segv": True}, "killed by SIGSEGV"),
+    "exit": ({"exit": 3}, "exited with status 3"),
+}
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    for name in (*DEATHS, "often"):
+        toy(shared_models, "crash", name)
+    toy(shared_models, "batch")
+    toy(shared_models, "tally")
+    return start_shared(shared_models)
+
+
+@pytest.fixture(scope="module")
+def hasty(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server with a time limit of 3 s."""
+    models = tmp_path_factory.mktemp("models")
+    for kind in ("stuck", "slow", "tally", "echo"):
+        toy(models, kind)
+    return start_shared(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=3)
+
+
+def _seen(server: Server, name: str = "tally") -> list[str]:
+    """The ids of all requests that a tally has begun, in order."""
+    path = server.models / name / "seen"
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_death_is_told_to_its_caller_alone(server: Server, how: str) -> None:
+    """500 with the cause to the one in its hands; the next request has a new process."""
+    body, cause = DEATHS[how]
+    first = server.invoke(how, {}).json["pid"]
+
+    answer = server.invoke(how, body)
+
+    assert answer.status == 500
+    assert answer.json["type"] == "RunnerDiedException"
+    assert cause in answer.json["message"]
+    assert answer.json["model"] == how
+    assert server.invoke(how, {}).json["pid"] != first
+    assert server.model(how)["deaths"] == 1
+
+
+def test_those_in_the_queue_of_a_dying_model_are_answered(server: Server, tmp_path: Path, later: Later) -> None:
+    """By its next process, each sent once; the one that may have begun is not sent again."""
+    gate = tmp_path / "gate"
+    crashed = later(server.invoke, "tally", {"id": "first", "gate": str(gate), "crash": True})
+    wait_until(lambda: _seen(server) == ["first"])
+    queued = [later(server.invoke, "tally", {"id": f"next-{number}"}) for number in range(5)]
+    wait_until(lambda: server.queued("tally") == 6)
+
+    gate.touch()
+
+    assert crashed.result().status == 500
+    assert [call.result().json["id"] for call in queued] == [f"next-{number}" for number in range(5)]
+    assert len({call.result().json["pid"] for call in queued}) == 1
+    assert sorted(_seen(server)) == ["first", *(f"next-{number}" for number in range(5))]
+
+
+def test_a_model_that_keeps_dying_is_left_alone_for_a_while(server: Server) -> None:
+    """After three deaths in a minute 503 with cause and Retry-After; later it is tried again."""
+    answers = [server.invoke("often", {"crash": True}) for _ in range(3)]
+
+    assert [each.status for each in answers] == [500, 500, 503]
+    assert answers[2].json["type"] == "ModelFailedException"
+    assert "3 times" in answers[2].json["message"]
+    assert "SIGKILL" in answers[2].json["message"]
+    assert int(answers[2].headers["retry-after"]) >= 1
+    wait_until(lambda: server.invoke("often", {}).status == 200)
+
+
+def test_a_batch_that_fails_runs_its_members_alone(server: Server, tmp_path: Path, later: Later) -> None:
+    """The one at fault gets its error, the others their answers."""
+    gate = tmp_path / "gate"
+    first = later(server.invoke, "batch", {"gate": str(gate)})
+    wait_until(lambda: server.model("batch")["inFlight"] == 1)
+    together = [later(server.invoke, "batch", body) for body in ({"id": 1}, {"fail": True}, {"id": 2})]
+    wait_until(lambda: server.queued("batch") == 4)
+
+    gate.touch()
+
+    assert first.result().json["batch"] == 1
+    answers = [call.result() for call in together]
+    assert [each.status for each in answers] == [200, 500, 200]
+    assert [(each.json["id"], each.json["batch"]) for each in (answers[0], answers[2])] == [(1, 1), (2, 1)]
+    assert "ValueError: told to fail" in answers[1].json["message"]
+    assert [each["size"] for each in server.events("batch failed, running its members alone")] == [3]
+
+
+@pytest.mark.parametrize(("model", "body"), [("stuck", {"stuck": True}), ("slow", {"seconds": 60})])
+def test_a_request_beyond_the_limit_is_ended(hasty: Server, model: str, body: dict[str, Any]) -> None:
+    """The caller hears of limit and setting, before the platform gives up; the process is gone, the next one works."""
+    good = {"seconds": 0}
+    pid = hasty.invoke(model, good).json["pid"]
+    began = time.monotonic()
+
+    answer = hasty.invoke(model, body)
+
+    took = time.monotonic() - began
+    assert answer.status == 500
+    assert "3 s" in answer.json["message"]
+    assert "SAGEMAKER_MODEL_SERVER_TIMEOUT" in answer.json["message"]
+    assert 2 < took < 6  # nginx gives up just before 3 s; the rest is what a busy machine may add
+    wait_until(lambda: not alive(pid))
+    assert hasty.invoke(model, good).status == 200
+
+
+def test_what_cannot_be_done_in_time_is_not_begun(hasty: Server, tmp_path: Path, later: Later) -> None:
+    """A request that has waited too long in the queue gets 503 with Retry-After, and the model never sees it."""
+    gate = tmp_path / "gate"
+    assert hasty.invoke("echo", {}).status == 200
+    first = later(hasty.invoke, "tally", {"id": "first", "gate": str(gate)})
+    wait_until(lambda: _seen(hasty) == ["first"])
+    began = time.monotonic()
+    second = later(hasty.invoke, "tally", {"id": "second"})
+    # A request takes two seconds, as far as the model knows: for `second` less than one is left.
+    wait_until(lambda: time.monotonic() > began + 2)
+    gate.touch()
+
+    answer = second.result()
+
+    assert first.result().status == 200
+    assert answer.status == 503, answer.body
+    assert answer.json["type"] == "DeadlineExceededException"
+    assert "in the queue" in answer.json["message"]
+    assert int(answer.headers["retry-after"]) >= 1
+    assert hasty.invoke("tally", {"id": "third"}).status == 200
+    assert _seen(hasty) == ["first", "third"]
+
+
+def test_a_full_queue_refuses_at_once(start: Start, models: Path, tmp_path: Path, later: Later) -> None:
+    """503 with Retry-After while the model is at work; those that found room are answered."""
+    toy(models, "tally")
+    server = start(models, SERVE_QUEUE_LIMIT=2)
+    gate = tmp_path / "gate"
+    calls = [later(server.invoke, "tally", {"id": "first", "gate": str(gate)})]
+    wait_until(lambda: _seen(server) == ["first"])
+
+    calls += [later(server.invoke, "tally", {"id": number}) for number in range(10)]
+    wait_until(lambda: sum(call.done() for call in calls) >= 7)
+    refused = [call.result() for call in calls if call.done()]
+    gate.touch()
+    wait(calls)
+
+    assert {each.status for each in refused} == {503}
+    assert {each.json["type"] for each in refused} == {"QueueFullException"}
+    assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
+    assert "SERVE_QUEUE_LIMIT" in refused[0].json["hint"]
+    answered = [call.result() for call in calls if call.result().status == 200]
+    assert len(answered) + len(refused) == 11
+    assert len(answered) >= 3
+    assert len(_seen(server)) == len(answered)
