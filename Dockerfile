@@ -43,7 +43,7 @@ ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME=/
 COPY --from=builder /opt/serve /opt/serve
 # Where an image has no ENTRYPOINT the platform runs `serve` from PATH: that works here too.
 COPY container/serve /usr/local/bin/serve
-COPY container /opt/program/container
+COPY container/gunicorn.conf.py container/smoke.py container/requirements.txt /opt/program/container/
 COPY nginx.conf /opt/program/
 COPY serve /opt/program/serve
 # The .pth makes `python -m serve` work in any directory; unchecked bytecode is used whatever the files' dates.
