@@ -36,6 +36,7 @@ class TextGeneration:
         self._model, self._tokenizer = checkpoint.load(model.directory, dtype)
         if model.options.get("pack", True) and weights.packable(self._model):
             weights.pack(self._model)
+        weights.fuse_activations(self._model)
         defaults = self._model.generation_config
         self._decoding = Decoding(model, self._tokenizer, defaults, position_limit(self._model))
         self._ends = end_tokens(self._model)
@@ -60,12 +61,10 @@ class TextGeneration:
         if joined.item.beams == 1:
             self._waiting += joined.rows
 
-    @torch.inference_mode()
     def leave(self, job: Job) -> None:
-        for joined in self._joined:
-            if joined.job is job:
+        with torch.inference_mode():
+            for joined in [joined for joined in self._joined if joined.job is job]:
                 self._forget(joined)
-                return
 
     def step(self) -> None:
         began = time.monotonic()

@@ -84,10 +84,10 @@ def test_greedy_tokens_equal_generate_whoever_else_is_in_the_batch(
         handler.leave(job)
 
     assert handler.room() == 8
-    for (text, most), body, job in zip(asked, bodies, jobs, strict=True):
+    for (text, most), job in zip(asked, jobs, strict=True):
         (entry,) = job.answer
         assert [entry["generated_text"]] == generated(handler, model, text, max_new_tokens=most, do_sample=False)
-    for body, job in list(zip(bodies, jobs, strict=True))[:6]:
+    for body, job in zip(bodies[:6], jobs[:6], strict=True):
         assert job.answer == ask(handler, body)
 
 
@@ -191,7 +191,12 @@ def test_equal_beam_requests_share_one_generate(gpt2: TextGeneration, monkeypatc
     alone = [ask(gpt2, body) for body in bodies]
     sizes: list[int] = []
     generate = gpt2._model.generate
-    monkeypatch.setattr(gpt2._model, "generate", lambda ids, **more: sizes.append(len(ids)) or generate(ids, **more))
+
+    def counting(ids: torch.Tensor, **more: Any) -> Any:
+        sizes.append(len(ids))
+        return generate(ids, **more)
+
+    monkeypatch.setattr(gpt2._model, "generate", counting)
     jobs = [Asked(gpt2, body) for body in bodies]
 
     for job in jobs:
@@ -408,7 +413,7 @@ def test_after_a_step_that_raised_the_next_caller_is_served(
     gpt2.step()
 
     with monkeypatch.context() as patch:
-        patch.setattr(gpt2._decoder, "step", lambda tokens: 1 / 0)
+        patch.setattr(gpt2._decoder, "step", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             gpt2.step()
 
