@@ -25,10 +25,13 @@ from serve.slots import Slots
 
 log = logging.getLogger(__name__)
 
+PR_SET_NAME = 15
+
 
 def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socket, settings: Settings) -> None:
     """Load the model that `order` (see serve.host.runner_process.order) describes, tell the host, serve."""
     serve_log.start(f"runner {order['name']}", settings.log_level)
+    ctypes.CDLL(None).prctl(PR_SET_NAME, order["name"].encode()[:15])  # so that `top` tells one model from another
     slot = Slots(settings.slots).slot(order["slot"])
     slot.clear()
     began = time.monotonic()

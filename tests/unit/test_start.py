@@ -1,0 +1,112 @@
+"""What the launcher makes before anything runs: nginx.conf, banner, counters, log lines."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve import banner, nginx, settings
+from serve.host import catalog
+from serve.log import JsonLines
+from serve.slots import Slots, State
+
+
+def model(models: Path, name: str, card: str = "") -> None:
+    (models / name / "code").mkdir(parents=True)
+    (models / name / "code" / "inference.py").write_text("")
+    (models / name / "model.toml").write_text(card)
+
+
+def conf(models: Path, **changes: object) -> str:
+    chosen = replace(settings.read({}), run_dir=Path("/run/x"), **changes)  # type: ignore[arg-type]
+    return nginx.rendered(chosen, catalog.scan(models))
+
+
+def test_nginx_conf_has_no_name_left_unfilled(tmp_path: Path) -> None:
+    """And limits and port come from the settings."""
+    text = conf(tmp_path, port=9123, payload_bytes=1234)
+    assert "{{" not in text
+    assert "listen 9123 " in text
+    assert "client_max_body_size 1234;" in text
+
+
+def test_only_a_single_model_gets_requests_that_name_none(tmp_path: Path) -> None:
+    """With two, the Flask lane must ask which."""
+    model(tmp_path, "one")
+    assert '"one.sock"' in conf(tmp_path)
+    model(tmp_path, "two")
+    assert '.sock"' not in conf(tmp_path)
+
+
+def test_the_limits_stand_in_order() -> None:
+    """Runner before nginx before platform, whatever the one number is."""
+    from serve.runner.loop import margin
+
+    for limit in (1.0, 2.0, 10.0, 60.0, 3600.0):
+        assert margin(limit) < nginx.nginx_limit(limit) < limit
+
+
+def test_an_error_in_nginx_conf_survives_its_quotes() -> None:
+    """nginx's strings end at a quote and eat a backslash."""
+    from serve.errors import BadRequest
+
+    quoted = nginx._json(BadRequest('it\'s "so"'))
+    assert quoted.count("\\'") == 1
+    assert json.loads(quoted.replace("\\'", "'").replace("\\\\", "\\"))["message"] == 'it\'s "so"'
+
+
+def test_the_banner_tells_each_choice_with_its_source(tmp_path: Path) -> None:
+    """Also what cannot be served, and why."""
+    model(tmp_path, "good")
+    model(tmp_path, "bad", "colour = 1")
+    chosen = settings.read({"SAGEMAKER_BIND_TO_PORT": "9000", "SERVE_MODEL_DIR": str(tmp_path)})
+    text = banner.text(chosen, catalog.scan(tmp_path))
+    assert "9000" in text
+    assert "(SAGEMAKER_BIND_TO_PORT)" in text
+    assert "cannot be served: model.toml: no key named 'colour'" in text
+
+
+def test_the_commands_to_paste_name_the_model(tmp_path: Path) -> None:
+    """JSON gets the field, anything else the header; one for each handler."""
+    body = "content_type = 'application/json'\nbody = '''{\"inputs\": \"it's\"}'''"
+    model(tmp_path, "a", f"[example]\n{body}")
+    model(tmp_path, "b", f"[example]\n{body}")
+    text = banner.curls(settings.read({}), catalog.scan(tmp_path))
+    assert text.count("curl ") == 1
+    assert '"model_type": "a"' in text
+
+
+def test_counters_cross_processes_by_name(tmp_path: Path) -> None:
+    """Two mappings of one file see one another's numbers; clearing one slot leaves its neighbour."""
+    ours = Slots(tmp_path / "slots", create=True)
+    theirs = Slots(tmp_path / "slots")
+    ours.slot(64).add("requests", 3)
+    ours.slot(65).add("requests", 5)
+    theirs.slot(64).clear()
+    assert (ours.slot(64).get("requests"), theirs.slot(65).get("requests")) == (0, 5)
+
+
+def test_before_its_first_beat_the_host_is_not_alive(tmp_path: Path) -> None:
+    """A /ping that comes that early is a 503."""
+    slots = Slots(tmp_path / "slots", create=True)
+    assert slots.pulse()[1] > 5
+    slots.beat(State.READY, "ready")
+    state, silence, says = slots.pulse()
+    assert (state, says) == (State.READY, "ready")
+    assert silence < 5
+
+
+def test_a_log_line_is_one_json_object(caplog: pytest.LogCaptureFixture) -> None:
+    """Event, process and what was added; a traceback stays within the line."""
+    with caplog.at_level(logging.INFO):
+        try:
+            raise ValueError("x\ny")
+        except ValueError:
+            logging.getLogger("t").exception("broke", extra={"model": "m", "path": Path("/p")})
+    line = JsonLines("test").format(caplog.records[-1])
+    parsed = json.loads(line)
+    assert "\n" not in line
+    assert (parsed["event"], parsed["process"], parsed["model"], parsed["path"]) == ("broke", "test", "m", "/p")
+    assert "ValueError" in parsed["traceback"]
