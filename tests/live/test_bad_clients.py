@@ -1,0 +1,163 @@
+"""Clients that do not speak HTTP, or stop half way: each is told so where it can be told, and nobody else notices."""
+
+import http.client
+import io
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.live import neighbours
+from tests.live.conftest import Start
+from tests.live.neighbours import assert_refusal, assert_unhurt
+from tests.live.stack import Answer, Server, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    return neighbours.start(start_shared, shared_models)
+
+
+class _Bytes(socket.socket):
+    """Bytes that were read, as http.client wants them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, *_: object) -> io.BytesIO:  # type: ignore[override]
+        return io.BytesIO(self._data)
+
+
+def _answer(data: bytes) -> Answer:
+    response = http.client.HTTPResponse(_Bytes(data))
+    response.begin()
+    return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+
+POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+LONG = b"x" * 20_000
+# id -> bytes sent, status
+RAW = {
+    "no HTTP at all": (b"\x16\x03\x01\x02\x00\x01\x00\xfc\r\n\r\n", 400),
+    "no version it knows": (b"GET /ping HTTP/9.9\r\n\r\n", 400),
+    "no URI": (b"GET\r\n\r\n", 400),
+    "a path above the root": (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+    "a path with NUL": (b"POST /models/a%00b/invoke HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+    "a raw NUL in the path": (b"GET /models/a\0b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "a name with NUL": (POST + b"TargetModel: a\0b\r\nContent-Length: 2\r\n\r\n{}", 400),
+    "NUL in the name in the body": (POST + b'Content-Length: 26\r\n\r\n{"model_type": "a\\u0000b"}', 404),
+    "no host": (b"GET /ping HTTP/1.1\r\n\r\n", 400),
+    "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+    "a length in words": (POST + b"Content-Length: two\r\n\r\n{}", 400),
+    "a negative length": (POST + b"Content-Length: -2\r\n\r\n{}", 400),
+    "a chunk of no size": (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", 400),
+    "a length and chunks": (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n0\r\n\r\n", 400),
+    "a huge header": (POST + b"X-Large: " + LONG + b"\r\nContent-Length: 2\r\n\r\n{}", 400),
+    "a huge path": (b"GET /" + LONG + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+    "too many headers": (POST + b"".join(b"X-%d: %b\r\n" % (n, LONG[:5000]) for n in range(20)) + b"\r\n", 400),
+    "100 MB": (POST + b"Content-Length: 104857600\r\n\r\n" + bytes(100 << 20), 413),
+    "100 MB in one chunk": (POST + b"Transfer-Encoding: chunked\r\n\r\n6400000\r\n" + bytes(100 << 20), 413),
+    "100 MB in one chunk to echo": (
+        POST + b"TargetModel: echo\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n" + bytes(100 << 20),
+        413,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RAW)
+def test_what_is_no_request_is_refused(server: Server, case: str) -> None:
+    """In the shape of every error, whoever of us finds it."""
+    data, status = RAW[case]
+    before = neighbours.pids(server)
+
+    answer = _answer(server.raw(data))
+
+    assert answer.status == status, answer.body
+    assert_refusal(answer)
+    if status == 413:
+        assert "25 MB" in answer.json["message"]
+        assert "SERVE_MAX_PAYLOAD_MB" in answer.json["hint"]
+    assert_unhurt(server, before)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/nowhere", 404),
+        ("POST", "/nowhere", 404),
+        ("GET", "/-/malformed", 404),
+        ("GET", "/invocations/x", 404),
+        ("GET", "/invocations", 405),
+        ("PUT", "/invocations", 405),
+        ("DELETE", "/invocations", 405),
+        ("DELETE", "/ping", 405),
+        ("PUT", "/models/echo/invoke", 405),
+        ("GET", "/models/echo/invoke", 404),
+        ("BREW", "/ping", 405),
+    ],
+)
+def test_a_path_or_method_there_is_not_is_told(server: Server, method: str, path: str, status: int) -> None:
+    """404 or 405 as JSON."""
+    answer = server.request(method, path, headers={"TargetModel": "echo"})
+    assert answer.status == status, answer.body
+    assert_refusal(answer)
+    assert server.invoke("echo", "hello", "text/plain").status == 200
+
+
+@pytest.mark.parametrize("lane", [b"TargetModel: echo\r\n", b"X-Amzn-SageMaker-Custom-Attributes: model_type=echo\r\n"])
+def test_a_body_in_chunks_is_read_whole(server: Server, lane: bytes) -> None:
+    """On both lanes, as batch transform sends it."""
+    pieces = b"5\r\nhello\r\n1\r\n,\r\n6\r\n world\r\n0\r\n\r\n"
+    head = POST.replace(b"application/json", b"text/plain")
+
+    answer = _answer(server.raw(head + lane + b"Transfer-Encoding: chunked\r\n\r\n" + pieces))
+
+    assert answer.status == 200, answer.body
+    assert answer.body.partition(b":")[2] == b"hello, world"
+
+
+def test_who_asks_before_sending_is_told_to_go_on(server: Server) -> None:
+    """`Expect: 100-continue`, as curl says for a body of some size."""
+    with server.connect() as sock:
+        sock.sendall(POST + b"TargetModel: echo\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert sock.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"{}")
+        assert re.match(rb"HTTP/1.1 200 .*:{}$", sock.recv(4096), re.DOTALL)
+
+
+def test_slow_and_vanishing_clients_cost_nobody_anything(server: Server) -> None:
+    """Fifty with half a header, fifty with half a body, byte by byte: all others are answered; then they hang up."""
+    before = neighbours.pids(server)
+    heads = [server.connect() for _ in range(50)]
+    bodies = [server.connect() for _ in range(50)]
+    for sock in heads:
+        sock.sendall(POST[:-7])
+    for sock in bodies:
+        sock.sendall(POST + b"TargetModel: echo\r\nContent-Length: 1000\r\n\r\n{")
+    for _ in range(3):
+        for sock in heads + bodies:
+            sock.sendall(b"x")
+        assert_unhurt(server, before)
+        assert server.get("/ping").status == 200
+
+    for sock in heads + bodies:
+        sock.close()
+
+    assert_unhurt(server, before)
+    wait_until(lambda: server.queued("echo") == 0)
+
+
+def test_who_hangs_up_before_the_answer_costs_nobody_anything(server: Server) -> None:
+    """Whole requests, and nobody there to hear the answers."""
+    before = neighbours.pids(server)
+    for model in ("gpt2", "bart", "trees", "echo", "tally"):
+        for _ in range(5):
+            with server.connect() as sock:
+                sock.sendall(POST + b"TargetModel: %b\r\nContent-Length: 16\r\n\r\n" % model.encode())
+                sock.sendall(b'{"inputs": "w1"}')
+
+    assert_unhurt(server, before)
+    for model in before:
+        wait_until(lambda model=model: server.queued(model) == 0)  # type: ignore[misc]
