@@ -59,6 +59,8 @@ class Disguise:
     @staticmethod
     def shape(piece: str) -> str:
         space, word = piece.startswith("Ġ"), piece.removeprefix("Ġ")
+        if len(word) == 1:
+            return "other"  # the U and S of U.S. stay, or nothing would tell that the sentence goes on
         kind = "number" if word.isdigit() else "name" if word[:1].isupper() else "word" if word.isalpha() else "other"
         return kind if kind == "other" else f"{space} {kind}"
 
