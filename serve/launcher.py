@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serve import banner, nginx
+from serve.errors import ModelNotFound
 from serve.host import catalog
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
@@ -71,6 +72,7 @@ class Launcher:
         assert settings.run_dir is not None
         settings.sockets.mkdir(mode=0o700, exist_ok=True)
         found = catalog.scan(settings.model_dir)
+        _refuse_unknown_models(settings, found)
         conf = settings.run_dir / "nginx.conf"
         conf.write_text(nginx.rendered(settings, found))
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
@@ -227,6 +229,18 @@ def _pings(family: int, address: str | tuple[str, int]) -> bool:
             return sock.recv(64).startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
     except OSError:
         return False
+
+
+def _refuse_unknown_models(settings: Settings, found: catalog.Catalog) -> None:
+    """Raise BadSetting for a setting that names a model there is not."""
+    for field in ("preload", "pin", "default_model"):
+        said = getattr(settings, field)
+        for name in [said] if isinstance(said, str) else said:
+            try:
+                if name and name != "*":
+                    found.resolve(name)
+            except ModelNotFound as error:
+                raise BadSetting(f"{settings.sources[field]}: {error.message}. {error.hint}".rstrip(". ")) from error
 
 
 def _refuse_taken(port: int) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,18 +94,18 @@ class Answer:
 
 
 class Server:
-    """A running stack. Its log is in `log`; `stop` returns the launcher's exit status."""
+    """A running stack, started `by` another command if need be. Its log is in `log`; `stop` returns the exit status."""
 
-    def __init__(self, models: Path, work: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, models: Path, work: Path, environ: Mapping[str, str], *, by: Sequence[str] = ()) -> None:
         self.models = models
         self.port = free_port()
         self.run_dir = work / "r"
-        self.run_dir.mkdir(parents=True)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
         self._log_path = work / "log"
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SERVE_", "SAGEMAKER_"))}
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "serve"],
+                [*by, sys.executable, "-m", "serve"],
                 cwd=ROOT,
                 env={
                     **clean,

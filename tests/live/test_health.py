@@ -1,0 +1,144 @@
+"""/ping, request ids, the log and the metrics: what the platform and an operator see."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.live.conftest import Later, Start
+from tests.live.stack import Server, at_once, toy, wait_until
+
+JSON = {"Content-Type": "application/json"}
+MARKER = "payloads-are-nobodys-business"
+LANES = {"straight": {"TargetModel": "echo"}, "flask": {}}  # the second names the model in the body
+BODIES = {"straight": '{"n": 1}', "flask": '{"model_type": "echo"}'}
+ERRORS = {"straight": {"TargetModel": "nobody"}, "flask": {}}
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    for kind in ("echo", "tally", "crash"):
+        toy(shared_models, kind)
+    toy(shared_models, "stuck", "spins")
+    toy(shared_models, "stuck", "spins-too")
+    return start_shared(shared_models, SERVE_WEB_WORKERS=3)
+
+
+@pytest.mark.parametrize("path", ["/ping", "/ping/"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_ping_is_answered(server: Server, method: str, path: str) -> None:
+    """By every method the platform is said to use, with and without a slash, without a redirect, without a body."""
+    answer = server.request(method, path)
+    assert (answer.status, answer.body) == (200, b"")
+    assert "x-request-id" in answer.headers
+
+
+def test_ping_is_quick_while_models_work(server: Server, later: Later) -> None:
+    """Two models that compute without end on every core, and 99 of 100 pings stay far from the platform's 2 s."""
+    names = ("spins", "spins-too")
+    pids = [server.invoke(name, {}).json["pid"] for name in names]
+    spinning = [later(server.invoke, name, {"stuck": True}) for name in names]
+    wait_until(lambda: all(server.model(name)["inFlight"] for name in names))
+    took = []
+    for _ in range(200):
+        began = time.perf_counter()
+        assert server.get("/ping").status == 200
+        took.append(time.perf_counter() - began)
+
+    assert not any(call.done() for call in spinning)
+    assert sorted(took)[197] < 0.25
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert [call.result().status for call in spinning] == [500, 500]
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_request_keeps_its_id(server: Server, lane: str) -> None:
+    """X-Request-Id, else the platform's inference id, else one of ours; in the answer and in the body of an error."""
+    given = {"X-Request-Id": "mine-1", "X-Amzn-SageMaker-Inference-Id": "theirs-1"}
+    inference = {"X-Amzn-SageMaker-Inference-Id": "theirs-1"}
+    unfit = {"X-Request-Id": "no spaces, please"}
+
+    def asked(headers: dict[str, str]) -> str:
+        answer = server.request("POST", "/invocations", BODIES[lane], {**LANES[lane], **JSON, **headers})
+        assert answer.status == 200
+        return answer.headers["x-request-id"]
+
+    assert asked(given) == "mine-1"
+    assert asked(inference) == "theirs-1"
+    made = {asked({}), asked({}), asked(unfit)}
+    assert len(made) == 3
+    assert all(len(each) == 32 for each in made)
+    refused = server.request("POST", "/invocations", "{}", {**ERRORS[lane], **JSON, **given})
+    assert refused.status in (400, 404)
+    assert refused.json["request_id"] == refused.headers["x-request-id"] == "mine-1"
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_custom_attributes_come_back(server: Server, lane: str) -> None:
+    """On success and on error, once each: the platform hands the caller what the container answers."""
+    attributes = {"X-Amzn-SageMaker-Custom-Attributes": "trace=abc;tenant=7"}
+
+    good = server.request("POST", "/invocations", BODIES[lane], {**LANES[lane], **JSON, **attributes})
+    bad = server.request("POST", "/invocations", "{}", {**ERRORS[lane], **JSON, **attributes})
+
+    assert (good.status, bad.status in (400, 404)) == (200, True)
+    for answer in (good, bad):
+        assert answer.headers["x-amzn-sagemaker-custom-attributes"] == "trace=abc;tenant=7"
+
+
+def test_the_log_is_json_and_holds_no_payload(server: Server) -> None:
+    """One line a request with its id and model, on both lanes; nothing of pings, nothing of bodies, good or bad."""
+    bodies = {"good": MARKER, "bad": f'{{"{MARKER}": ', "named": json.dumps({"model_type": "echo", "x": MARKER})}
+    before = server.log.count('"/ping"')
+    server.invoke("echo", bodies["good"], "text/plain", **{"X-Request-Id": "straight-1"})
+    server.invoke(None, bodies["named"], **{"X-Request-Id": "flask-1"})
+    server.invoke(None, bodies["bad"], **{"X-Request-Id": "bad-1"})
+    server.invoke("tally", bodies["bad"], **{"X-Request-Id": "bad-2"})
+    server.invoke("crash", json.dumps({"crash": True, "x": MARKER}), **{"X-Request-Id": "died-1"})
+    server.get("/ping")
+
+    ids = {"straight-1": 200, "flask-1": 200, "bad-1": 400, "bad-2": 400, "died-1": 500}
+    wait_until(lambda: {line["request_id"] for line in server.events("request")} >= ids.keys())
+    lines = [line for line in server.events("request") if line["request_id"] in ids]
+    assert {line["request_id"]: line["status"] for line in lines} == ids
+    assert len(lines) == len(ids)
+    models = {line["request_id"]: line["model_socket"] for line in lines}
+    assert models["straight-1"] == models["flask-1"] == "echo.sock"
+    assert MARKER not in server.log
+    assert server.log.count('"/ping"') == before
+    _, _, after_banner = server.log.partition("\n{")
+    banner_of_the_end = after_banner.replace("\nready.\n", "\n")
+    for line in ("{" + banner_of_the_end).splitlines():
+        if line:
+            assert {"time", "level", "process", "event"} <= json.loads(line).keys()
+
+
+def _metrics(server: Server) -> dict[tuple[str, str], float]:
+    """Name and model (or "") -> value."""
+    families = text_string_to_metric_families(server.get("/metrics").body.decode())
+    samples = [sample for family in families for sample in family.samples if "state" not in sample.labels]
+    return {(sample.name, sample.labels.get("model", "")): sample.value for sample in samples}
+
+
+def test_metrics_count_what_all_processes_answered(server: Server) -> None:
+    """In Prometheus text: requests of a model, and those of every web worker."""
+    before = _metrics(server)
+
+    at_once(16, lambda _: [server.invoke("tally", {"id": 1}).status for _ in range(5)])
+    server.invoke("tally", "{", **{"X-Request-Id": "metric"})
+    at_once(16, lambda _: [server.get("/models").status for _ in range(5)])
+
+    after = _metrics(server)
+    grown = {key: after[key] - before[key] for key in after}
+    assert grown["serve_model_requests_total", "tally"] == 81
+    assert grown["serve_model_client_errors_total", "tally"] == 1
+    assert grown["serve_model_requests_total", "echo"] == 0
+    assert after["serve_model_loads_total", "tally"] >= 1
+    assert grown["serve_web_requests_total", ""] == 81  # with the /metrics before
+    assert 0 < after["serve_used_bytes", ""] < after["serve_budget_bytes", ""]
+    assert server.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")

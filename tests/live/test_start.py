@@ -1,0 +1,126 @@
+"""What the server makes of its environment: settings, ports, users; and what its processes hold."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import Start
+from tests.live.stack import ROOT, Server, descendants, toy, wait_until
+
+NOBODY = 65534
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("SERVE_PRELAOD", "echo", "did you mean SERVE_PRELOAD?"),
+        ("SAGEMAKER_BIND_TO_PORT", "http", "SAGEMAKER_BIND_TO_PORT='http'"),
+        ("SERVE_QUEUE_LIMIT", "0", "SERVE_QUEUE_LIMIT='0'"),
+        ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "1h", "SAGEMAKER_MODEL_SERVER_TIMEOUT='1h'"),
+        ("SAGEMAKER_CONTAINER_LOG_LEVEL", "loud", "SAGEMAKER_CONTAINER_LOG_LEVEL='loud'"),
+        ("SERVE_PIN", "nobody", "SERVE_PIN: no model named 'nobody'"),
+        ("SERVE_PRELOAD", "ehco", "did you mean 'echo'?"),
+        ("SERVE_DEFAULT_MODEL", "nobody", "SERVE_DEFAULT_MODEL: no model named 'nobody'"),
+    ],
+)
+def test_a_bad_setting_stops_the_start(start: Start, models: Path, setting: str, value: str, says: str) -> None:
+    """With status 2 and one line that names it."""
+    toy(models, "echo")
+    server = start(models, ready=False, **{setting: value})
+
+    assert server.process.wait(30) == 2
+    assert says in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_port_that_is_taken_is_named(start: Start, models: Path) -> None:
+    """Status 2, the port and the setting that moves it."""
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        server = start(models, ready=False, SAGEMAKER_BIND_TO_PORT=port)
+
+        assert server.process.wait(30) == 2
+    assert f"port {port}" in server.log
+    assert "SAGEMAKER_BIND_TO_PORT" in server.log
+
+
+def test_the_banner_tells_each_choice_and_its_source(start: Start, models: Path) -> None:
+    """Set, default and measured; and each model with what serves it, or why nothing does."""
+    toy(models, "echo")
+    toy(models, "echo", "mistyped", {"model.toml": "alias = 1"})
+    server = start(models, SERVE_MEMORY_BUDGET_MB=300, SAGEMAKER_CONTAINER_LOG_LEVEL=30)
+    lines = wait_until(lambda: "ready." in server.log and server.log.splitlines())
+
+    def line(*said: str) -> bool:
+        return any(all(each in text for each in said) for text in lines)
+
+    assert line("port", str(server.port), "(SAGEMAKER_BIND_TO_PORT)")
+    assert line("budget", "300 MB", "(SERVE_MEMORY_BUDGET_MB)")
+    assert line("time limit", "60 s", "(default)")
+    assert line("model", "echo", "custom")
+    assert line("model", "mistyped", "cannot be served", "alias")
+    # A level of 30 is WARNING: the launcher says nothing of being ready in JSON.
+    assert not [text for text in lines if '"level":"INFO"' in text and '"process":"nginx"' not in text]
+
+
+def test_the_web_tier_imports_no_framework(start: Start, models: Path) -> None:
+    """Nor does any other process but the forkserver and its children."""
+    heavy = "{'torch', 'transformers', 'xgboost', 'numpy', 'pyarrow'}"
+    code = f"import sys, serve.web.app, serve.web.wsgi, serve.host.server; assert not {heavy} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    toy(models, "echo")
+    server = start(models)
+    assert server.invoke("echo", "x", "text/plain").status == 200
+    workers = descendants(server.part("gunicorn"))
+    assert workers
+    for pid in workers | {server.part("host"), server.process.pid}:
+        assert "numpy" not in Path(f"/proc/{pid}/maps").read_text()
+    assert any("numpy" in Path(f"/proc/{pid}/maps").read_text() for pid in server.runners())
+
+
+def test_the_forkserver_has_one_thread(start: Start, models: Path) -> None:
+    """After importing every framework: what it started would be lost, and locked for ever, in its children."""
+    # Of an archive nobody knows what it will need.
+    (models / "packed.tar.gz").write_bytes(b"")
+    server = start(models)
+    (imported,) = wait_until(lambda: server.events("imported"), within=90)
+
+    assert {"serve.handlers.text_generation", "serve.handlers.xgboost"} <= set(imported["modules"])
+    forkserver = server.part("forkserver")
+    assert len(list(Path(f"/proc/{forkserver}/task").iterdir())) == 1
+    assert "libtorch" in Path(f"/proc/{forkserver}/maps").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_it_runs_as_any_user(models: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One who may read everything, for Python may lie in root's home, and write the run directory and nothing else."""
+    toy(models, "echo")
+    work = tmp_path_factory.mktemp("s")
+    (work / "r").mkdir()
+    os.chown(work / "r", NOBODY, NOBODY)
+    reads = ["--inh-caps", "-all,+dac_read_search", "--ambient-caps", "+dac_read_search"]
+    become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", *reads]
+
+    server = Server(models, work, {"HOME": "/nonexistent"}, by=become)
+
+    try:
+        server.wait_ready()
+        assert server.invoke("echo", "hello", "text/plain").body.endswith(b":hello")
+        owners = {_user(pid) for pid in descendants(server.process.pid) | {server.process.pid}}
+        assert owners == {NOBODY}
+    finally:
+        status = server.stop()
+    assert status == 0, server.log
+
+
+def _user(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("Uid:")[2].split()[0])
