@@ -73,9 +73,10 @@ def test_a_request_keeps_its_id(server: Server, lane: str) -> None:
     made = {asked({}), asked({}), asked(unfit)}
     assert len(made) == 3
     assert all(len(each) == 32 for each in made)
-    refused = server.request("POST", "/invocations", "{}", {**ERRORS[lane], **JSON, **given})
-    assert refused.status in (400, 404)
-    assert refused.json["request_id"] == refused.headers["x-request-id"] == "mine-1"
+    for headers, wanted in ((given, "mine-1"), (inference, "theirs-1")):
+        refused = server.request("POST", "/invocations", "{}", {**ERRORS[lane], **JSON, **headers})
+        assert refused.status in (400, 404)
+        assert refused.json["request_id"] == refused.headers["x-request-id"] == wanted
 
 
 @pytest.mark.parametrize("lane", LANES)

@@ -34,16 +34,16 @@ def _stream(server: Server, body: dict[str, Any], request_id: str = "stream") ->
 
 
 def test_chunks_arrive_as_they_are_made(server: Server, tmp_path: Path) -> None:
-    """The first is here while the model waits to make the second; the end comes after the gate has opened."""
-    gate = tmp_path / "gate"
-    with _stream(server, {"chunks": 3, "gate": str(gate)}) as answer:
+    """Each is here while the model still waits to make the next."""
+    gate = tmp_path / "gate-"
+    with _stream(server, {"chunks": 4, "gate": str(gate)}) as answer:
         assert answer.status == 200
         assert answer.getheader("Transfer-Encoding") == "chunked"
         assert answer.getheader("Content-Length") is None
-        first = answer.readline()
-        assert not gate.exists()
-        gate.touch()
-        assert [first, *answer.readlines()] == [b"chunk 0\n", b"chunk 1\n", b"chunk 2\n"]
+        for number in range(4):
+            assert answer.readline() == b"chunk %d\n" % number
+            Path(f"{gate}{number}").touch()
+        assert answer.read() == b""
 
 
 def test_a_late_failure_cannot_be_taken_for_the_end(server: Server) -> None:

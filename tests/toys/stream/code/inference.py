@@ -1,6 +1,6 @@
 """Streams {"chunks": n, "delay": seconds, "size": bytes}; {"fail_after": k} breaks off after k of them.
 
-{"gate": path} waits for that file after the first; {"progress": path} is told each step, and `closed` at the end.
+{"gate": path} waits after chunk n for the file `path`n, or `path`; {"progress": path} is told each step, and the end.
 """
 
 import time
@@ -15,7 +15,8 @@ def predict_fn(data, model):
                     raise RuntimeError("broke off")
                 print(number, file=progress)
                 yield f"chunk {number}\n".ljust(data.get("size", 0), ".")
-                while "gate" in data and not Path(data["gate"]).exists():
+                gates = [Path(data["gate"]), Path(f"{data['gate']}{number}")] if "gate" in data else []
+                while gates and not any(gate.exists() for gate in gates):
                     time.sleep(0.01)
                 time.sleep(data.get("delay", 0))
         finally:
