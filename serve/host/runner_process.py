@@ -64,6 +64,15 @@ class RunnerProcess:
                 return
             yield json.loads(raw)
 
+    def gone(self) -> bool:
+        """Whether it has ended: the kernel closes its channel before its connections, and its death is told later."""
+        try:
+            return not self.control.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def hand_over(self) -> socket.socket:
         """The end of the control channel that goes to the runner; ours to close once sent."""
         return self._theirs

@@ -212,9 +212,10 @@ class Host:
         for until, model, caller in self._asking:
             now = time.monotonic()
             error = model.failure()
-            if error is None and model.trouble and now - model.trouble[0] < FRESH:
+            died = any(each.gone() for each in model.runners)  # and the forkserver has yet to say how
+            if error is None and not died and model.trouble and now - model.trouble[0] < FRESH:
                 error = model.trouble[1]
-            if error is None and now < until and model.state() == "ready":
+            if error is None and now < until and (died or model.state() == "ready"):
                 still.append((until, model, caller))
                 continue
             shown = {
