@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 from serve import log, settings
 from serve.host.forkserver import die_with_parent
 from serve.web import wsgi
@@ -12,9 +14,10 @@ assert _settings.run_dir is not None
 wsgi_app = "serve.web.wsgi:create()"
 bind = f"unix:{_settings.run_dir}/web.sock"
 workers = _settings.web_workers
-# A web worker only decides, in well under a millisecond, and nginx has read the body before: measured against gthread
-# and gevent in docs/decisions/0002-worker-class.md.
-worker_class = "sync"
+# A web worker only decides, in well under a millisecond; but a sync one waits for nginx to hang up after each answer,
+# and for the host where it asks why a model broke off. Measured in docs/decisions/0002-worker-class.md.
+worker_class = "gthread"
+threads = 4
 backlog = 2048
 worker_tmp_dir = str(_settings.run_dir)  # gunicorn's heartbeat file; serverless inference has no /dev/shm
 control_socket_disable = True
@@ -23,7 +26,6 @@ graceful_timeout = 5
 # nginx has refused what is too long (large_client_header_buffers), with an error of our shape.
 limit_request_line = 0
 limit_request_field_size = 1 << 17
-accesslog = None
 loglevel = "warning"
 logconfig_dict = {
     "version": 1,
@@ -33,6 +35,13 @@ logconfig_dict = {
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {"gunicorn.error": {"handlers": ["stderr"], "level": "WARNING", "propagate": False}},
 }
+
+
+class logger_class(Logger):  # noqa: N801 (the name of the setting)
+    """Without an access log, which nginx writes: gunicorn would format each line and throw it away."""
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        pass
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -6,6 +6,7 @@ there. When nginx comes back because that failed, the same view says why.
 
 import logging
 import os
+import threading
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -91,11 +92,14 @@ def _answer_errors(app: Flask) -> None:
 
 
 def _count(app: Flask, counts: Slot) -> None:
+    one_at_a_time = threading.Lock()  # a worker has several threads, and `add` is a read and a write
+
     @app.after_request
     def count(response: Response) -> Response:
-        counts.add("requests")
-        if response.status_code >= 500:
-            counts.add("server_errors")
-        elif response.status_code >= 400:
-            counts.add("client_errors")
+        with one_at_a_time:
+            counts.add("requests")
+            if response.status_code >= 500:
+                counts.add("server_errors")
+            elif response.status_code >= 400:
+                counts.add("client_errors")
         return response
