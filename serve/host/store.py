@@ -245,7 +245,7 @@ class Store:
         if runner.phase is Phase.LOADING and not runner.told_failure:
             hint = "give the container more memory" if kernel else "see the log"
             model.fail((DoesNotFit if kernel else InternalError)(f"the model died while loading: {cause}", hint=hint))
-        elif runner.phase is Phase.READY:
+        elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and status):
             hint = "send less at once, or give the container more memory" if kernel else "see the log"
             model.died_serving(RunnerDied(f"the model's process died: {cause}", hint=hint, model=model.name))
             if model.of_phase(Phase.READY) or model.name in self._pinned:

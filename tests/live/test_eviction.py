@@ -1,6 +1,8 @@
 """What is evicted when memory is short, and that nobody who calls ever notices."""
 
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,25 @@ def test_a_victim_finishes_what_it_holds(server: Server, tmp_path: Path, later: 
     assert not busy[other].done()
     gates[other].touch()
     assert busy[other].result().json["pid"] == held[other]
+
+
+def test_a_victim_that_dies_at_its_last_work_says_so(server: Server, tmp_path: Path, later: Later) -> None:
+    """Its caller hears the cause, as from any other; the model that wanted the room gets it."""
+    gate = tmp_path / "never"
+    held = {name: _pid(server, name) for name in ("a", "b")}
+    busy = {name: later(server.invoke, name, {"gate": str(gate)}) for name in held}
+    for name in busy:
+        wait_until(lambda name=name: server.model(name)["inFlight"] == 1)  # type: ignore[misc]
+    wanted = later(server.invoke, "c", {})
+    victim = wait_until(lambda: next((name for name in busy if server.model(name)["state"] == "retiring"), None))
+
+    os.kill(held[victim], signal.SIGKILL)
+
+    assert busy[victim].result().status == 500
+    assert "killed by SIGKILL" in busy[victim].result().json["message"]
+    assert wanted.result().json["mb"] == SIZES["c"]
+    gate.touch()
+    assert all(call.done() or call.result().status == 200 for call in busy.values())
 
 
 def test_what_is_bigger_than_the_budget_is_refused(server: Server) -> None:
