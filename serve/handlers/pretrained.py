@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.handlers.base import Model
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
 
@@ -22,9 +24,10 @@ _INDEX = "model.safetensors.index.json"
 def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
     """The model, in eval mode on the GPU if there is one, and its tokenizer. `auto_class`: AutoModelForCausalLM...
 
-    Raises ModelUnusable or DoesNotFit. Sets this process's number of torch threads. `[options] dtype` overrides the
-    precision of the weights.
+    Raises ModelUnusable or DoesNotFit. Sets this process's number of torch threads. `[options] dtype` is the precision
+    of the weights: on a processor float32, however they are stored, unless it says otherwise.
     """
+    dtype = _dtype(model)
     check(model.directory)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
@@ -35,7 +38,7 @@ def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=model.options.get("dtype", "auto"),
+            dtype=dtype,
             output_loading_info=True,
         )
         if report["missing_keys"]:  # the library fills these with random numbers and goes on
@@ -49,10 +52,8 @@ def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
             network.to("cuda")
     except (ModelUnusable, MemoryError):
         raise
-    except torch.OutOfMemoryError as error:
-        raise DoesNotFit(f"the accelerator has no room for the weights: {_first_line(error)}") from error
     except Exception as error:  # the library lets through whatever its parsers and constructors raise
-        if "DefaultCPUAllocator" in str(error):
+        if out_of_memory(error):
             raise DoesNotFit(f"there is no memory for the weights: {_first_line(error)}") from error
         if "ignore_mismatched_sizes" in str(error):
             raise ModelUnusable("the shapes config.json asks for are not those in the safetensors files") from error
@@ -63,10 +64,27 @@ def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
     return network, tokenizer
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is any of torch's ways to say so."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _dtype(model: Model) -> Any:
+    name = model.options.get("dtype", "auto" if torch.cuda.is_available() else "float32")
+    if name != "auto" and name not in DTYPES:
+        raise ModelUnusable(
+            f"model.toml: options.dtype is {name!r}", hint="it must be auto or one of: " + ", ".join(DTYPES)
+        )
+    return DTYPES.get(name, name)
+
+
 def check(directory: Path) -> dict[str, Any]:
     """The parsed config.json of a directory whose files can be read without running code from them."""
     config = _json(directory / "config.json")
-    _refuse_own_code(directory / "config.json", config)
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:  # else the library's own class is used
+        _refuse_own_code(directory / "config.json", config)
     if (directory / "tokenizer_config.json").is_file():
         _refuse_own_code(directory / "tokenizer_config.json", _json(directory / "tokenizer_config.json"))
     for path in _weights(directory):
@@ -89,7 +107,10 @@ def _weights(directory: Path) -> list[Path]:
             raise ModelUnusable(f"{index.name} has no weight_map")
         paths = [directory / Path(str(name)).name for name in sorted(set(map(str, shards.values())))]
         if missing := [path.name for path in paths if not path.is_file()]:
-            raise ModelUnusable(f"{index.name} names {missing[0]}, which is not there ({len(missing)} missing in all)")
+            raise ModelUnusable(
+                f"{index.name} names {missing[0]}, which is not there ({len(missing)} missing in all)",
+                hint="copy all files of the weights",
+            )
         return paths
     if paths := sorted(directory.glob("*.safetensors")):
         return paths
@@ -137,9 +158,9 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelUnusable(f"there is no {path.name}", hint="save the model with save_pretrained") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelUnusable(f"{path.name} is not JSON: {_first_line(error)}") from error
+        raise ModelUnusable(f"{path.name} is not JSON: {_first_line(error)}", hint="copy the file again") from error
     if not isinstance(settings, dict):
-        raise ModelUnusable(f"{path.name} is not a JSON object")
+        raise ModelUnusable(f"{path.name} is not a JSON object", hint="save the model with save_pretrained")
     return settings
 
 

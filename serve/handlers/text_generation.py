@@ -1,13 +1,14 @@
 """Text generation with any causal language model transformers can load: one token a step for all who have joined."""
 
-import os
 import time
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from serve.errors import DoesNotFit
+from serve.handlers import pretrained
 from serve.handlers.base import Job, Model, Request
-from serve.handlers.generation import beams, checkpoint, weights
+from serve.handlers.generation import beams, config, weights
 from serve.handlers.generation.decoder import Decoder, Prefill
 from serve.handlers.generation.request import Decoding, Item
 from serve.handlers.generation.sampling import choose
@@ -21,22 +22,18 @@ PREFILL = 256
 class TextGeneration:
     """Continuous batching: newcomers are prefilled apart, then their rows join the batch; ended rows leave it.
 
-    `options`: `dtype` (float32, bfloat16, float16) and `pack` (false leaves float32 weights mapped from their file: no
-    private memory, but a step from 4 rows on takes half as long again).
+    `options`: `dtype` (float32, bfloat16, float16, auto: as stored) and `pack` (false leaves float32 weights mapped from
+    their file: no private memory, but a step from 4 rows on takes half as long again).
     """
 
     def __init__(self, model: Model) -> None:
-        # Read by torch at its first allocation. GPT-2's head in huge pages takes 11 ms for one row, in small ones 15.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        torch.set_num_threads(model.threads)
-        dtype = checkpoint.data_type(model.options)
-        self._model, self._tokenizer = checkpoint.load(model.directory, dtype)
+        self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)
         if model.options.get("pack", True) and weights.packable(self._model):
             weights.pack(self._model)
         weights.fuse_activations(self._model)
         defaults = self._model.generation_config
-        self._decoding = Decoding(model, self._tokenizer, defaults, checkpoint.position_limit(self._model))
-        self._ends = checkpoint.end_tokens(self._model)
+        self._decoding = Decoding(model, self._tokenizer, defaults, config.position_limit(self._model))
+        self._ends = config.end_tokens(self._model)
         self._max_batch = model.max_batch
         self._decoder = Decoder(self._model)
         self._joined: list[Joined] = []
@@ -73,7 +70,7 @@ class TextGeneration:
                 self._search()
         except BaseException as error:
             self._reset()
-            if checkpoint.out_of_memory(error):
+            if pretrained.out_of_memory(error):
                 raise DoesNotFit("no memory for another token of this batch") from error
             raise
         self._step_s = time.monotonic() - began
@@ -107,7 +104,7 @@ class TextGeneration:
                 return
             self._decoder.join(self._prefill)
         except Exception as error:
-            if not checkpoint.out_of_memory(error):
+            if not pretrained.out_of_memory(error):
                 raise
             for joined in {id(row.owner): row.owner for row in self._prefilled}.values():
                 self._forget(joined)

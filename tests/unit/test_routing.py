@@ -3,8 +3,8 @@
 import pytest
 
 from serve.errors import BadRequest, NotAcceptable
-from serve.names import peek, socket_name
 from serve.media import choose, content_type
+from serve.names import peek, socket_name
 from serve.web.routing import in_attributes
 
 

@@ -337,7 +337,7 @@ def cut(path: Path) -> None:
         (lambda path: (path / "config.json").unlink(), "there is no config.json"),
         (lambda path: (path / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda path: (path / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
-        (edit("config.json", auto_map={"AutoModel": "own.Own"}), "config.json has an auto_map"),
+        (edit("config.json", auto_map={"AutoModel": "own.Own"}, model_type="own"), "config.json has an auto_map"),
         (edit("tokenizer_config.json", auto_map={"AutoTokenizer": "own.Own"}), "tokenizer_config.json has an auto_map"),
         (edit("config.json", encoder_layers=3), "config.json describes 16 weights that the safetensors files do not"),
         (edit("config.json", d_model=64), "the shapes config.json asks for are not those in the safetensors files"),

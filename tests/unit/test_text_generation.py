@@ -537,7 +537,7 @@ def shard_missing(directory: Path) -> None:
         (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer"),
         (truncate, "model.safetensors"),
         (pickle_only, "pytorch_model.bin"),
-        (incomplete, "model.safetensors"),
+        (incomplete, "config.json describes"),
         (remote_code, "auto_map"),
         (shard_missing, "model-00001-of-00002.safetensors"),
     ],
