@@ -22,8 +22,8 @@ PREFILL = 256
 class TextGeneration:
     """Continuous batching: newcomers are prefilled apart, then their rows join the batch; ended rows leave it.
 
-    `options`: `dtype` (float32, bfloat16, float16, auto: as stored) and `pack` (false leaves float32 weights mapped from
-    their file: no private memory, but a step from 4 rows on takes half as long again).
+    `options`: `dtype` (float32, bfloat16, float16, auto: as stored) and `pack` (false leaves float32 weights mapped
+    from their file: no private memory, but a step from 4 rows on takes half as long again).
     """
 
     def __init__(self, model: Model) -> None:

@@ -90,8 +90,8 @@ class Forkserver:
             "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for pyarrow's allocator
             # Freed pages go back to the system, and threads share few heaps: what a model held is given back.
             "MALLOC_ARENA_MAX": "2",
-            # A thread with nothing to do sleeps. By default it spins until the next product, and where a neighbour is busy
-            # on its core, as with many models on few cores it is, the others wait for it: a token of a small GPT-2
+            # A thread with nothing to do sleeps. By default it spins until the next product, and where a neighbour is
+            # busy on its core, as with many models on few cores, the others wait for it: a token of a small GPT-2
             # beside one busy process took 300 ms, with this 3.3; alone 2.4, with this 3.2.
             "OMP_WAIT_POLICY": "passive",
             # torch's large blocks in huge pages: the head of GPT-2 takes 11 ms for one row and not 15.
