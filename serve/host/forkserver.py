@@ -59,6 +59,7 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
         if channel.fileno() in ready:
             message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 2)
             if not message:
+                signal.set_wakeup_fd(-1)  # children may still end while this process does
                 return
             _fork(channel, json.loads(message), fds, settings, (awake, wake))
 

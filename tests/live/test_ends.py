@@ -77,6 +77,8 @@ def test_a_stop_answers_what_has_begun(server: Server, tmp_path: Path, later: La
     assert held.result().json["id"] == "held"
     assert server.process.wait(20) == 0
     assert server.events("drained")
+    assert "Traceback" not in server.log
+    assert "Exception ignored" not in server.log
 
 
 def _refuses(server: Server) -> bool:
