@@ -51,7 +51,10 @@ class RunnerProcess:
     def kill(self, why: str) -> None:
         self.killed_for = why
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)  # not reaped before its death was reported: the id cannot be another's
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended by itself, and the news of it is on its way
 
     def messages(self) -> Iterator[Mapping[str, Any]]:
         """What it has said since last asked; nothing more once it has ended."""
