@@ -19,6 +19,8 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
     """The configuration as text. Raises KeyError for a name in the template that has no value here."""
     limit = f"{settings.payload_bytes / MB:g} MB"
     only = next(iter(catalog.entries.values())) if len(catalog.entries) == 1 else None
+    # NAME.tar.gz is NAME, but the platform's own names are opaque.
+    suffix = "" if settings.multi_model else r"(\.tar\.gz)?"
     values = {
         # Two, like the web workers: each carries ten thousand requests/s, and a core more is a core less for models.
         # One user for all, so that the sockets are open to nobody else: as root nginx would make its workers `nobody`.
@@ -32,6 +34,8 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         "payload_bytes": str(settings.payload_bytes),
         "model_field": re.escape(settings.model_field),
         "default_socket": socket_name(only.name) if only and not only.problem else "",
+        "suffix": suffix,
+        "load_ms": str(int(settings.load_limit * 1000) + 10_000),
         "read_ms": str(int(nginx_limit(settings.request_limit) * 1000)),
         "access_log": "/dev/stdout events if=$logged" if _writable("/dev/stdout") else "off",
         "error_down": _json(NotReady("the web tier does not answer", hint="starting or overloaded: try again")),

@@ -73,6 +73,11 @@ def directory(value: str) -> Path:
     return Path(value).absolute()
 
 
+def directories(value: str) -> tuple[Path, ...]:
+    """directories with colons between them"""
+    return tuple(directory(part) for part in value.split(":") if part)
+
+
 def from_mb(value: str) -> int:
     """a number of MB from 1 to 1048576"""
     return int(number(1, 1 << 20)(value) * MB)
@@ -96,6 +101,11 @@ class Settings:
     port: int = env(8080, "port nginx listens on", ("SAGEMAKER_BIND_TO_PORT", whole(1, 65535)))
     model_dir: Path = env(
         Path("/opt/ml/model"), "where the models are", ("SERVE_MODEL_DIR", directory), ("SM_MODEL_DIR", directory)
+    )
+    model_roots: tuple[Path, ...] = env(
+        (Path("/opt/ml/models"), Path("/opt/ml/model")),
+        "where POST /models may load from, on a multi-model endpoint",
+        ("SERVE_MODEL_ROOTS", directories),
     )
     multi_model: bool = env(False, "the platform loads and unloads", ("SAGEMAKER_MULTI_MODEL", only_true))
     batch_transform: bool = env(False, "a batch transform job", ("SAGEMAKER_BATCH", only_true))

@@ -39,6 +39,8 @@ class Hosted:
         self.listener.bind(str(path))
         self.listener.listen(backlog)
         self.listener.setblocking(False)
+        self._path = path
+        self.leaving = False  # unloaded: nobody may come any more
         self.stage = Stage.NONE
         self.wanted_since = 0.0
         self.runners: list[RunnerProcess] = []
@@ -53,6 +55,12 @@ class Hosted:
         self._failures = 0
         self._until = 0.0
         self.trouble: tuple[float, ServeError] | None = None  # the newest failure or death, and when
+
+    def close(self) -> None:
+        """Take the socket away: who connects now is told that there is no such model."""
+        self.leaving = True
+        self._path.unlink(missing_ok=True)
+        self.listener.close()
 
     # Copies.
 

@@ -6,14 +6,15 @@ import select
 import signal
 import socket
 import time
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
 from serve import errors, wire
-from serve.errors import ModelNotFound, PathNotFound, ServeError
+from serve.errors import BadRequest, ModelNotFound, ModelUnusable, PathNotFound, ServeError, Unavailable
 from serve.handlers import ALSO_IMPORTED, HANDLERS
-from serve.host import catalog
+from serve.host import catalog, multi_model
+from serve.host.catalog import Catalog
 from serve.host.hosted import Hosted
 from serve.host.metrics import exposition
 from serve.host.runner_process import Forkserver, RunnerProcess
@@ -33,7 +34,8 @@ class Host:
     """Built means listening: every model's socket is there, preloads are wanted."""
 
     def __init__(self, settings: Settings) -> None:
-        found = catalog.scan(settings.model_dir)
+        # On a multi-model endpoint there is nothing but what the platform brings.
+        found = Catalog([]) if settings.multi_model else catalog.scan(settings.model_dir)
         used = sorted({entry.spec.handler for entry in found.entries.values() if entry.spec})
         # What an archive holds is not known yet, nor what the platform will bring: then all of them.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
@@ -52,6 +54,8 @@ class Host:
         self._controls: dict[int, RunnerProcess] = {}
         self._callers: dict[int, wire.Connection] = {}
         self._asking: list[tuple[float, Hosted, wire.Connection]] = []  # who waits to hear why, and until when
+        self._loads: list[tuple[Hosted, wire.Connection]] = []  # the platform waits for these to be ready
+        self._unloads: list[tuple[Hosted, float, wire.Connection, bytes, int]] = []  # until when, and what to say then
         self._draining = False
         self._ending = False
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -83,6 +87,7 @@ class Host:
             pause = HURRY if self._store.busy() or self._asking else BEAT
             for fd, _ in self._poll.poll(pause):
                 self._hear(fd)
+            self._settle()
             if time.monotonic() - looked >= pause:
                 looked = time.monotonic()
                 self._store.tick()
@@ -102,6 +107,8 @@ class Host:
         """Listen for models nobody serves any more, and to new runners; it costs what changed, not what there is."""
         while self._store.changed:
             model = self._store.changed.pop()
+            if model.leaving:
+                continue
             fd, wanted = model.listener.fileno(), self._store.listens_for(model)
             if wanted and fd not in self._listening:
                 self._poll.register(fd, select.EPOLLIN)
@@ -184,6 +191,8 @@ class Host:
         target = urlsplit(caller.target.decode("latin-1"))
         path, query = target.path, parse_qs(target.query)
         try:
+            if self._settings.multi_model and self._platform(caller, path, query):
+                return
             if path == "/models":
                 shown = [model.shown() for model in self._store.models.values()]
                 self._reply(caller, msgspec.json.encode({"models": shown}))
@@ -199,6 +208,70 @@ class Host:
                 raise PathNotFound(f"the host has no {path[:100]}")
         except ServeError as error:
             self._reply(caller, errors.body(error), status=error.status)
+
+    # Answering the platform.
+
+    def _platform(self, caller: wire.Connection, path: str, query: dict[str, list[str]]) -> bool:
+        """Load, list, unload; whether that was what the caller asked for."""
+        if path == "/models" and caller.method == "POST":
+            model = self._store.load(multi_model.requested(caller.body(), self._settings.model_roots))
+            self._by_listener[model.listener.fileno()] = model
+            self._loads.append((model, caller))
+        elif path == "/models" and caller.method == "GET":
+            coming = {model.name for model, _ in self._loads}
+            loaded = {
+                name: model for name, model in self._store.models.items() if not (name in coming or model.leaving)
+            }
+            token, limit = (query.get(key, [""])[0] for key in ("next_page_token", "limit"))
+            listed = multi_model.page(loaded, token, limit)
+            listed["models"] = [model.shown() for model in listed["models"]]
+            self._reply(caller, msgspec.json.encode(listed))
+        elif path.startswith("/models/") and caller.method == "DELETE":
+            name = unquote(path.removeprefix("/models/"))
+            said = msgspec.json.encode({"status": f'Model "{name}" unregistered'})
+            self._unload(self._model({"name": [name]}), caller, said, 200)
+        else:
+            return False
+        return True
+
+    def _unload(self, model: Hosted, caller: wire.Connection, said: bytes, status: int) -> None:
+        """Answer once it is gone, and its memory with it."""
+        if model.leaving:
+            raise ModelNotFound(f"model {model.name!r} is being unloaded", model=model.name)
+        fd = model.listener.fileno()
+        if fd in self._listening:
+            self._poll.unregister(fd)
+            self._listening.remove(fd)
+        del self._by_listener[fd]
+        self._store.unload(model, "it was unloaded")
+        self._unloads.append((model, time.monotonic() + self._settings.request_limit, caller, said, status))
+
+    def _settle(self) -> None:
+        """Loads that are ready or have failed, and unloads that are done."""
+        for load in list(self._loads):
+            model, caller = load
+            error = model.failure()
+            if model.leaving:
+                error = Unavailable("unloaded while it was loading", model=model.name)
+                self._reply(caller, errors.body(error), status=error.status)
+            elif error is not None:
+                # Answered once nothing of it is left, so that the next try is a fresh one.
+                status = int(BadRequest.status if isinstance(error, ModelUnusable) else error.status)
+                error.retry_after = None
+                self._unload(model, caller, errors.body(error), status)
+            elif model.state() == "ready":
+                self._reply(caller, b'{"status": "Workers scaled"}')
+            else:
+                continue
+            self._loads.remove(load)
+        for unload in list(self._unloads):
+            model, until, caller, said, status = unload
+            if self._store.forget(model):
+                self._reply(caller, said, status=status)
+                self._unloads.remove(unload)
+            elif time.monotonic() > until:
+                for runner in model.runners:
+                    runner.kill("it had not finished when it was unloaded")
 
     def _model(self, query: dict[str, list[str]]) -> Hosted:
         name = query.get("name", [""])[0]

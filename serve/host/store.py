@@ -6,15 +6,16 @@ once for all who wait follows from there being one socket and one queue here.
 
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from serve.errors import DoesNotFit, InternalError, RunnerDied, ServeError, from_wire
+from serve.errors import Conflict, DoesNotFit, InternalError, RunnerDied, ServeError, from_wire
 from serve.host import archive, catalog, memory
-from serve.host.catalog import Catalog, Spec
+from serve.host.catalog import Catalog, Entry, Spec
 from serve.host.eviction import Held, can_ever_fit, plan
 from serve.host.hosted import MINUTE, Hosted, Stage
 from serve.host.runner_process import Forkserver, Phase, RunnerProcess, order
@@ -69,7 +70,7 @@ class Store:
 
     def want(self, model: Hosted) -> None:
         """Bring a model in, if it is not on its way already."""
-        if model.stage is not Stage.NONE or model.missing() <= 0:
+        if model.stage is not Stage.NONE or model.missing() <= 0 or model.leaving:
             return
         model.wanted_since = time.monotonic()
         self.changed.add(model)
@@ -85,7 +86,7 @@ class Store:
 
     def listens_for(self, model: Hosted) -> bool:
         """Whether the host, and no runner, should hear who connects."""
-        return model.stage is Stage.NONE and not model.of_phase(Phase.LOADING, Phase.READY)
+        return model.stage is Stage.NONE and not model.leaving and not model.of_phase(Phase.LOADING, Phase.READY)
 
     def admit(self) -> None:
         """Order runners for those who wait, oldest first, as far as memory goes; make room for the rest."""
@@ -117,7 +118,8 @@ class Store:
                 bytes=each.bytes,
                 last_used=each.slot.get("last_used") or int(each.since * 1e9),
                 in_flight=each.slot.get("in_flight"),
-                pinned=each.model in self._pinned,
+                # On a multi-model endpoint the platform evicts: whatever is loaded stays until it says otherwise.
+                pinned=each.model in self._pinned or (self._settings.multi_model and each.phase is not Phase.RETIRING),
                 loading=each.phase is Phase.LOADING,
                 retiring=each.phase is Phase.RETIRING,
             )
@@ -158,6 +160,39 @@ class Store:
             hint="give the container more memory, or set SERVE_MEMORY_BUDGET_MB",
         )
 
+    # What the platform asks for on a multi-model endpoint.
+
+    def load(self, entry: Entry) -> Hosted:
+        """Make a model and want it. Raises Conflict when there is one of this name, on its way in or out too."""
+        if entry.name in self.models:
+            raise Conflict(f"Model {entry.name} is already registered.", model=entry.name)
+        path = self._settings.sockets / socket_name(entry.name)
+        model = self.models[entry.name] = Hosted(entry, path, self._settings.queue_limit)
+        self.want(model)
+        return model
+
+    def unload(self, model: Hosted, why: str) -> None:
+        """Let nobody in any more; what is in flight is answered, what is loading is stopped. `forget` comes later."""
+        model.close()
+        if model in self._waiting:
+            self._waiting.remove(model)
+            model.stage = Stage.NONE
+        for runner in model.runners:
+            if runner.phase is Phase.LOADING:
+                runner.kill(why)
+            else:
+                runner.retire()
+
+    def forget(self, model: Hosted) -> bool:
+        """Whether all of an unloaded model is gone, memory too; then its name is free."""
+        if model.runners or model.stage is not Stage.NONE:
+            return False
+        del self.models[model.name]
+        self.changed.discard(model)
+        if model.entry.archive:
+            shutil.rmtree(_unpacked(model, self._settings), ignore_errors=True)
+        return True
+
     # What the loop hears.
 
     def prepared(self) -> None:
@@ -166,6 +201,8 @@ class Store:
             self._prepared.remove((model, future))
             self.changed.add(model)
             model.stage = Stage.NONE
+            if model.leaving:
+                continue
             try:
                 model.spec = future.result()
             except ServeError as error:
@@ -200,7 +237,9 @@ class Store:
             "wait_s": round(time.monotonic() - model.wanted_since, 3),
         }
         log.info("loaded", extra=extra)
-        if runner.bytes > self._settings.budget_bytes:
+        if self._settings.multi_model and self.used() > self._settings.budget_bytes:
+            model.fail(self._does_not_fit(model, runner.bytes))
+        elif runner.bytes > self._settings.budget_bytes:
             model.fail(self._does_not_fit(model, runner.bytes))
             self._evict(runner, "bigger than the budget")
         else:
@@ -296,10 +335,16 @@ class Store:
             runner.retire()
 
 
+def _unpacked(model: Hosted, settings: Settings) -> Path:
+    assert settings.run_dir is not None
+    return settings.run_dir / "unpacked" / socket_name(model.name)
+
+
 def _prepare(model: Hosted, settings: Settings) -> Spec:
     """Unpack a model's archive where we may write, and read what it is. Runs in a thread."""
-    assert settings.run_dir is not None
-    into = Path(settings.run_dir) / "unpacked" / socket_name(model.name)
+    if not model.entry.archive:
+        return catalog.describe(model.name, model.entry.path)
+    into = _unpacked(model, settings)
     into.parent.mkdir(exist_ok=True)
     room = max(archive.free_bytes(into.parent) - 256 * MB, 0)
     directory = archive.unpack(model.entry.path, into, limit_bytes=room)

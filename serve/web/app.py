@@ -19,6 +19,7 @@ from serve.slots import Slot, Slots, State
 from serve.web import models
 from serve.web.host import HostClient
 from serve.web.invocations import Invocations
+from serve.web.loaded import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ def create(settings: Settings, slot: int) -> Flask:
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
     host = HostClient(settings.host_socket)
-    invocations = Invocations(settings, catalog.scan(settings.model_dir), host)
+    known = Loaded(settings.sockets) if settings.multi_model else catalog.scan(settings.model_dir)
+    invocations = Invocations(settings, known, host)
 
     @app.route("/ping", methods=["GET", "HEAD", "POST"])
     def ping() -> Response:
@@ -57,7 +59,7 @@ def create(settings: Settings, slot: int) -> Flask:
         _, text = host.get("/metrics")
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    models.add_routes(app, host, invocations)
+    models.add_routes(app, host, invocations, multi_model=settings.multi_model)
     _answer_errors(app)
     _count(app, counts)
     return app

@@ -33,9 +33,9 @@ class Invocations:
     def resolve(self, asked: str) -> str:
         """The model called so, if it can be served. Raises ModelNotFound, or ModelUnusable with the cause."""
         name = self._catalog.resolve(asked)
-        problem = self._catalog.entries[name].problem
-        if problem:
-            raise ModelUnusable(problem, model=name, hint="mend the model's files and start the container again")
+        entry = self._catalog.entries.get(name)
+        if entry and entry.problem:
+            raise ModelUnusable(entry.problem, model=name, hint="mend the model's files and start the container again")
         return name
 
     def unusable(self) -> list[dict[str, object]]:
@@ -85,7 +85,8 @@ class Invocations:
         """Raise why the model could not be reached."""
         status = tried.rsplit(" : ", maxsplit=1)[-1].strip()
         began = request.headers.get("X-Serve-Connected", "").split(" : ")[-1].strip() not in ("", "-")
-        name = self._by_socket.get(request.headers.get("X-Serve-Socket", ""))
+        sock = request.headers.get("X-Serve-Socket", "")
+        name = self._by_socket.get(sock) or (sock.removesuffix(".sock") if self._settings.multi_model else None)
         if name is None:
             raise InternalError("the model's socket is gone", hint="see the log")
         self.resolve(name)
