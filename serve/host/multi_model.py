@@ -26,7 +26,7 @@ class LoadRequest(msgspec.Struct, frozen=True):
 
 
 def requested(body: bytes, roots: Sequence[Path]) -> Entry:
-    """What POST /models asks for, as an entry to load. Raises BadRequest, or ModelNotFound where there is no such path."""
+    """What POST /models asks for, as an entry to load. Raises BadRequest, or ModelNotFound for a path not there."""
     try:
         asked = msgspec.json.decode(body, type=LoadRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
