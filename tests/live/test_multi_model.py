@@ -174,9 +174,8 @@ def test_many_models_one_after_another_leave_nothing(platform: Callable[..., Ser
     server = platform()
 
     def held() -> tuple[int, int, int]:
-        host = next(
-            pid for pid in descendants(server.process.pid) if b"host" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
+        below = descendants(server.process.pid)
+        host = next(pid for pid in below if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"host\0"))
         return (
             len(below),
             len(list((server.run_dir / "s").iterdir())),
