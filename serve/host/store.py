@@ -179,6 +179,7 @@ class Store:
             model.stage = Stage.NONE
         for runner in model.runners:
             if runner.phase is Phase.LOADING:
+                runner.phase = Phase.RETIRING
                 runner.kill(why)
             else:
                 runner.retire()
@@ -262,7 +263,10 @@ class Store:
         """Births and deaths. Raises EOFError when the forkserver has ended."""
         for message in self._forks.messages():
             if "pid" in message:
-                self.runners[message["runner"]].pid = message["pid"]
+                runner = self.runners[message["runner"]]
+                runner.pid = message["pid"]
+                if runner.killed_for:  # before it was born
+                    runner.kill(runner.killed_for)
             elif "unborn" in message:
                 runner = self.runners[message["unborn"]]
                 runner.killed_for = message["cause"]
