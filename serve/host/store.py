@@ -244,7 +244,7 @@ class Store:
             model.fail(self._does_not_fit(model, runner.bytes))
             self._evict(runner, "bigger than the budget")
         else:
-            self._keep_within_budget()
+            self._keep_within_budget(runner)
 
     def _measure(self, model: Hosted, runner: RunnerProcess) -> None:
         runner.measured = time.monotonic()
@@ -253,9 +253,14 @@ class Store:
             runner.bytes = held
             model.learned = max(model.learned, held) if model.learned else held
 
-    def _keep_within_budget(self) -> None:
-        """Estimates were too low: let the least recently used go until the measured bytes fit."""
-        decision = plan(0, self._settings.budget_bytes, self.held(), patient=True)
+    def _keep_within_budget(self, spared: RunnerProcess | None = None) -> None:
+        """Estimates were too low: let the least recently used go until the measured bytes fit.
+
+        The one just loaded is spared: those who wait for it have not even connected yet.
+        """
+        held = [each for each in self.held() if spared is None or each.runner != spared.number]
+        budget = self._settings.budget_bytes - (spared.bytes if spared else 0)
+        decision = plan(0, budget, held, patient=True)
         for number in decision.victims:
             self._evict(self.runners[number], "over the budget")
 

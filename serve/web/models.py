@@ -5,6 +5,7 @@ from urllib.parse import quote
 import msgspec
 from flask import Flask, Response, request
 
+from serve.errors import MethodNotAllowed
 from serve.web.host import HostClient
 from serve.web.invocations import Invocations
 
@@ -22,6 +23,8 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations, *, multi_
 
     @app.get("/models/<path:asked>")
     def show_model(asked: str) -> Response:
+        if asked.endswith("/invoke"):
+            raise MethodNotAllowed(f"GET {request.path[:200]} is not answered", hint="use POST")
         status, body = host.get(f"/model?name={quote(invocations.resolve(asked))}")
         return Response(body, status, content_type="application/json")
 
