@@ -7,10 +7,10 @@ happens on the machine meets all of them. Nothing else should run meanwhile.
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,30 @@ def main(arguments: list[str] | None = None) -> int:
     make_samples("abalone-1", "gpt2-full")
     moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
     found: list[Row] = []
+    failed: list[Row] = []
+    busy_before = busy()
     with workplace() as work:
         context = Context(asked.quick, work)
         for name in asked.only:
-            found += WORKLOADS[name](context)
+            try:
+                found += WORKLOADS[name](context)
+            except Exception as error:
+                # Minutes of figures are not thrown away because one of them could not be had.
+                traceback.print_exc()
+                failed.append(Row(name, f"failed: {type(error).__name__}"))
+        found += failed
         found += ping_rows(context)
-    head = {"when": moment, "cpu": processor(), "cores": CORES, "load": os.getloadavg(), "quick": asked.quick}
-    print(f"{moment}  {head['cpu']}, {CORES} cores, Python {platform.python_version()}" + ("  QUICK" * asked.quick))
+    others = f"others kept {busy_before:.0%} of them busy before, {busy():.0%} after"
+    head = {"when": moment, "cpu": processor(), "cores": CORES, "others": others, "quick": asked.quick}
+    print(
+        f"{moment}  {head['cpu']}, {CORES} cores, Python {platform.python_version()}; {others}"
+        + "  QUICK" * asked.quick
+    )
     print(table.text(found))
     target = asked.json or RESULTS / f"{moment}.json"
     keep(target, {**head, "rows": [vars(row) for row in found], "raw": context.raw, "ping_ms": context.pings})
     print(f"raw figures: {target}")
-    return 0
+    return 1 if failed else 0
 
 
 def ping_rows(context: Context) -> list[Row]:
@@ -59,6 +71,18 @@ def ping_rows(context: Context) -> list[Row]:
     return [
         Row("/ping, p99 while the above ran", f"{p99['ours']:.1f} ms", usual, "", count, "50 ms", p99["ours"] <= 50)
     ]
+
+
+def busy(seconds: float = 2.0) -> float:
+    """The share of all processors that is in use while we do nothing."""
+    before = cpu_times()
+    time.sleep(seconds)
+    spent = [after - earlier for after, earlier in zip(cpu_times(), before, strict=True)]
+    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))  # idle, and waiting for disks
+
+
+def cpu_times() -> list[int]:
+    return [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
 def processor() -> str:

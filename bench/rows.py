@@ -26,7 +26,7 @@ def run(context: Context) -> list[Row]:
     limit = InProcess("xgboost", models / "abalone-1", 1)
     flask = InProcess("flask", models, 1)
     ours, usual = Ours(models, work / "ours").wait(), Usual(models, work / "usual", 2).wait()
-    seconds = 1.0 if context.quick else 4.0
+    seconds = 1.0 if context.quick else 2.5
     figures: Figures = defaultdict(list)
     alone: dict[str, list[float]] = defaultdict(list)
     try:
