@@ -30,19 +30,13 @@ NICENESS = 5  # runners yield to nginx, web workers and host, so that /ping is a
 
 
 def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> None:
-    """Import `modules`, then fork a runner an order until the host closes the channel."""
+    """Fork a runner an order until the host closes the channel; in between, import `modules`, one at a time.
+
+    An order whose handler is not imported yet has it imported first: a model that needs little does not wait for what
+    another model needs.
+    """
     serve_log.start("forkserver", settings.log_level)
     die_with_parent()
-    began = time.monotonic()
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception:
-            # The runner that needs it will say so to whoever asks for the model.
-            log.exception("import failed", extra={"module": module})
-    log.info("imported", extra={"modules": list(modules), "seconds": round(time.monotonic() - began, 2)})
-    gc.collect()
-    gc.freeze()  # a collection in a child would touch, and so copy, every page of what was imported here
     awake, wake = socket.socketpair()
     awake.setblocking(False)
     wake.setblocking(False)
@@ -51,8 +45,14 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(awake, select.POLLIN)
+    began = time.monotonic()
+    missing = list(modules)
+    told = False
     while True:
-        ready = [fd for fd, _ in poll.poll()]
+        if not missing and not told:
+            told = True
+            log.info("imported", extra={"modules": list(modules), "seconds": round(time.monotonic() - began, 2)})
+        ready = [fd for fd, _ in poll.poll(0 if missing else None)]
         if awake.fileno() in ready:
             awake.recv(4096)
             _reap(channel)
@@ -61,7 +61,24 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
             if not message:
                 signal.set_wakeup_fd(-1)  # children may still end while this process does
                 return
-            _fork(channel, json.loads(message), fds, settings, (awake, wake))
+            order = json.loads(message)
+            wanted = order["module"]
+            if wanted in missing:
+                missing.remove(wanted)
+                _import(wanted)
+            _fork(channel, order, fds, settings, (awake, wake))
+        elif not ready:
+            _import(missing.pop(0))
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception:
+        # The runner that needs it will say so to whoever asks for the model.
+        log.exception("import failed", extra={"module": module})
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, every page of what was imported here
 
 
 def _fork(

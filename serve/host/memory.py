@@ -12,6 +12,8 @@ FORKSERVER = 350 << 20
 WEB_WORKER = 35 << 20
 REST = 80 << 20
 
+COUNTED = ("Private_Dirty:", "Private_Hugetlb:")  # of smaps_rollup
+
 
 def _own_cgroup(controller: str) -> list[Path]:
     """This process's group and its parents, innermost first; a limit on any of them binds."""
@@ -70,12 +72,16 @@ def budget(limit_bytes: int, fraction: float, web_workers: int) -> int:
 
 
 def private_bytes(pid: int) -> int:
-    """Bytes only this process holds (what its end gives back); 0 when it is gone."""
+    """Bytes only this process holds (what its end gives back); 0 when it is gone.
+
+    Clean pages of mapped files are left out: they are the page cache's, which the kernel drops when it needs to, and
+    they change owner as soon as a second process maps the same file.
+    """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (OSError, ProcessLookupError):
         return 0
-    kb = [int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")]
+    kb = [int(line.split()[1]) for line in text.splitlines() if line.startswith(COUNTED)]
     return sum(kb) * 1024
 
 

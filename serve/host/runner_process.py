@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from serve.handlers import HANDLERS
 from serve.host.catalog import Spec
 from serve.host.forkserver import MESSAGE
 from serve.settings import Settings
@@ -84,7 +85,8 @@ class RunnerProcess:
 class Forkserver:
     """The forkserver process, by the channel to it."""
 
-    def __init__(self, settings: Settings, modules: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, modules: Sequence[str], *, alone: bool) -> None:
+        """`alone`: there will never be more than one runner, and no share of a processor is kept from it."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environ = {
             **os.environ,
@@ -93,10 +95,9 @@ class Forkserver:
             "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for pyarrow's allocator
             # Freed pages go back to the system, and threads share few heaps: what a model held is given back.
             "MALLOC_ARENA_MAX": "2",
-            # A thread with nothing to do sleeps. By default it spins until the next product, and where a neighbour is
-            # busy on its core, as with many models on few cores, the others wait for it: a token of a small GPT-2
-            # beside one busy process took 300 ms, with this 3.3; alone 2.4, with this 3.2.
-            "OMP_WAIT_POLICY": "passive",
+            # Threads that wait for the next product sleep, but for a runner that has its cores to itself: there they
+            # spin. Both ways matter: docs/decisions/0007-threads.md.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or ("active" if alone else "passive"),
             # torch's large blocks in huge pages: the head of GPT-2 takes 11 ms for one row and not 15.
             "THP_MEM_ALLOC_ENABLE": "1",
             "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
@@ -149,6 +150,7 @@ def order(spec: Spec, settings: Settings) -> dict[str, Any]:
         "known_as": [spec.name, f"{spec.name}.tar.gz", *spec.aliases, *([spec.model_type] if spec.model_type else [])],
         "directory": str(spec.directory),
         "handler": spec.handler,
+        "module": HANDLERS[spec.handler].partition(":")[0],
         "task": spec.task,
         "threads": spec.threads or settings.threads,
         "max_batch": spec.max_batch or settings.max_batch,

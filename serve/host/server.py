@@ -36,14 +36,16 @@ class Host:
     def __init__(self, settings: Settings) -> None:
         # On a multi-model endpoint there is nothing but what the platform brings.
         found = Catalog([]) if settings.multi_model else catalog.scan(settings.model_dir)
-        used = sorted({entry.spec.handler for entry in found.entries.values() if entry.spec})
+        used = {entry.spec.handler for entry in found.entries.values() if entry.spec}
         # What an archive holds is not known yet, nor what the platform will bring: then all of them.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
-        names = list(HANDLERS) if unknown else used
+        names = [name for name in HANDLERS if unknown or name in used]
         modules = [HANDLERS[name].partition(":")[0] for name in names]
         modules += [module for name in names for module in ALSO_IMPORTED.get(name, ())]
         self._settings = settings
-        self._forks = Forkserver(settings, modules)
+        specs = [entry.spec for entry in found.entries.values()]
+        alone = not settings.multi_model and len(specs) == 1 and specs[0] is not None and specs[0].copies == 1
+        self._forks = Forkserver(settings, modules, alone=alone and settings.sources["threads"] != "cgroup")
         self._slots = Slots(settings.slots)
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)

@@ -94,7 +94,7 @@ def test_what_is_no_request_is_refused(server: Server, case: str) -> None:
         ("DELETE", "/invocations", 405),
         ("DELETE", "/ping", 405),
         ("PUT", "/models/echo/invoke", 405),
-        ("GET", "/models/echo/invoke", 404),
+        ("GET", "/models/echo/invoke", 405),
         ("BREW", "/ping", 405),
     ],
 )

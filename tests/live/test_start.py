@@ -99,6 +99,17 @@ def test_the_forkserver_has_one_thread(start: Start, models: Path) -> None:
     assert "libtorch" in Path(f"/proc/{forkserver}/maps").read_text()
 
 
+def test_a_model_does_not_wait_for_what_another_needs(start: Start, models: Path) -> None:
+    """What is asked for is imported first: the echo is ready while the frameworks for the rest are on their way."""
+    toy(models, "echo")
+    (models / "packed.tar.gz").write_bytes(b"")  # might need any of them
+
+    server = start(models, SERVE_PRELOAD="echo")
+
+    assert server.model("echo")["state"] == "ready"
+    assert not server.events("imported")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_it_runs_as_any_user(models: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One who may read everything, for Python may lie in root's home, and write the run directory and nothing else."""
