@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 GUNICORN_CONF = Path(__file__).parent.parent / "container" / "gunicorn.conf.py"
-# The platform sends SIGKILL 30 s after SIGTERM; the issue is to be gone, with status 0, well before.
+# The platform sends SIGKILL 30 s after SIGTERM: be gone, with status 0, well before.
 END_WITHIN = 24.0
 
 
