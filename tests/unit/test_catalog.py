@@ -400,7 +400,7 @@ def test_a_lone_pickled_model_names_its_file(tmp_path: Path) -> None:
         ("[example]\nbody = 'b'", "model.toml: example: Object missing required field `content_type`"),
         ("example = 1", "model.toml: example: Expected `object | null`, got `int`"),
         ("handler = 'xgbost'", "no handler named 'xgbost'; did you mean xgboost?"),
-        ("handler = 'onnx'", "no handler named 'onnx'; known: text_generation"),
+        ("handler = 'onnx'", "no handler named 'onnx'; known: custom, xgboost"),
         ("handler = 1", "model.toml: handler: Expected `str | null`, got `int`"),
         ("copies = '2'", "model.toml: copies: Expected `int`, got `str`"),
         ("copies = true", "model.toml: copies: Expected `int`, got `bool`"),
