@@ -95,9 +95,6 @@ class Forkserver:
             "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for pyarrow's allocator
             # Freed pages go back to the system, and threads share few heaps: what a model held is given back.
             "MALLOC_ARENA_MAX": "2",
-            # Threads that wait for the next product sleep, but for a runner that has its cores to itself: there they
-            # spin. Both ways matter: docs/decisions/0007-threads.md.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or ("active" if alone else "passive"),
             # torch's large blocks in huge pages: the head of GPT-2 takes 11 ms for one row and not 15.
             "THP_MEM_ALLOC_ENABLE": "1",
             "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
@@ -106,6 +103,10 @@ class Forkserver:
             "TRANSFORMERS_VERBOSITY": "error",
             "SERVE_RUN_DIR": str(settings.run_dir),
         }
+        if not alone:
+            # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps libgomp's
+            # default, a short spin ("active" would spin for ever): docs/decisions/0007-threads.md.
+            environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "serve", "forkserver", str(theirs.fileno()), *modules],
