@@ -104,8 +104,8 @@ class Forkserver:
             "SERVE_RUN_DIR": str(settings.run_dir),
         }
         if not alone:
-            # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps libgomp's
-            # default, a short spin ("active" would spin for ever): docs/decisions/0007-threads.md.
+            # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
+            # libgomp does by default, a short spin ("active" would spin for ever): docs/decisions/0007-threads.md.
             environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(
