@@ -47,6 +47,11 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
             _extract_all(archive, fresh, limit_bytes)
         except (ModelUnusable, DoesNotFit) as error:
             error.message = f"{shown(archive.name)}: {error.message}"
+            error.hint = error.hint or (
+                "pack it again, files only: tar czf NAME.tar.gz -C DIRECTORY . and copy all of it"
+                if isinstance(error, ModelUnusable)
+                else "give the run directory's disk more room"
+            )
             raise
         except OSError as error:
             if error.errno not in FULL:

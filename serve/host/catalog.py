@@ -96,7 +96,7 @@ class Catalog:
             return f"{_cut(stem)!r} is the type of several: {_cut(', '.join(self._types[stem]))}; ask for one by name"
         by_lower = {known[:COMPARED].lower(): known for known in self._known}
         close = difflib.get_close_matches(stem[:COMPARED].lower(), by_lower, n=1)
-        return f"did you mean {_cut(by_lower[close[0]])!r}?" if close else ""
+        return f"did you mean {_cut(by_lower[close[0]])!r}?" if close else "GET /models shows what each of them is"
 
 
 def scan(model_dir: Path) -> Catalog:

@@ -53,6 +53,7 @@ def refusal(path: Path, limit: int = LIMIT) -> str:
     with pytest.raises((ModelUnusable, DoesNotFit)) as caught:
         unpack(path, into, limit_bytes=limit)
     assert list(into.parent.iterdir()) == []
+    assert caught.value.hint
     return caught.value.message
 
 
