@@ -1,9 +1,5 @@
-"""PID 1: starts host, gunicorn and nginx, passes the stop on, reaps; when one of them ends, all end.
+"""PID 1: starts host, gunicorn and nginx, passes the stop on; when one of them ends, all end (serve/children.py)."""
 
-Nothing outlives it: each child asks the kernel to be killed with its parent, and orphans come to us to be ended.
-"""
-
-import ctypes
 import fcntl
 import logging
 import os
@@ -11,15 +7,14 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from serve import banner, nginx
+from serve.children import Children
 from serve.errors import ModelNotFound
 from serve.host import catalog
 from serve.settings import BadSetting, Settings
@@ -27,8 +22,6 @@ from serve.slots import Slots
 
 log = logging.getLogger(__name__)
 
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
 GUNICORN_CONF = Path(__file__).parent.parent / "container" / "gunicorn.conf.py"
 # The platform sends SIGKILL 30 s after SIGTERM: be gone, with status 0, well before.
 END_WITHIN = 24.0
@@ -37,33 +30,28 @@ END_WITHIN = 24.0
 class Launcher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._children: dict[int, str] = {}
+        self._children = Children()
         self._stopping = False
-        self._ended: tuple[str, int] | None = None  # the first part of us that ended, with its status
-        self._woken, self._waker = socket.socketpair()
 
     def run(self) -> int:
         """Serve until told to stop (0), or until a part of us ends (1)."""
-        libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._woken.setblocking(False)
-        self._waker.setblocking(False)
-        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._children.adopt()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             self._start_all()
             self._wait_ready()
             self._wait()
-            if self._ended is None:
+            if self._children.ended is None:
                 self._drain()
                 return 0
-            name, status = self._ended
+            name, status = self._children.ended
             log.critical("ended, so all end", extra={"part": name, "status": status})
             return 1
         finally:
-            self._kill_all()
+            self._children.signal("nginx", signal.SIGTERM)
+            self._children.await_end("nginx", time.monotonic() + 1.0)
+            self._children.kill_all()
 
     # Starting.
 
@@ -79,46 +67,18 @@ class Launcher:
         print(banner.text(settings, found), flush=True)
         python = [sys.executable, "-m"]
         Slots(settings.slots, create=True)
-        self._spawn("host", [*python, "serve", "host"], environ)
-        self._spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
+        self._children.spawn("host", [*python, "serve", "host"], environ)
+        self._children.spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
         self._await(settings.run_dir / "web.sock")
-        nginx_command = [
-            nginx.program(),
-            "-e",
-            "stderr",
-            "-p",
-            str(settings.run_dir),
-            "-c",
-            str(conf),
-            "-g",
-            "daemon off;",
-        ]
+        where = ["-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf)]
         # SIGTERM, not SIGKILL: the nginx master must take its workers with it.
-        self._spawn("nginx", nginx_command, environ, with_parent=signal.SIGTERM)
-
-    def _spawn(
-        self, name: str, command: list[str], environ: Mapping[str, str], with_parent: int = signal.SIGKILL
-    ) -> None:
-        libc = ctypes.CDLL(None)
-
-        def in_child() -> None:
-            libc.prctl(PR_SET_PDEATHSIG, with_parent)
-
-        child = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=in_child,  # noqa: PLW1509 - one thread here
-        )
-        child.returncode = 0  # we reap, not Popen
-        self._children[child.pid] = name
+        command = [nginx.program(), *where, "-g", "daemon off;"]
+        self._children.spawn("nginx", command, environ, with_parent=signal.SIGTERM)
 
     def _await(self, path: Path) -> None:
         """The door opens when someone is behind it; what ends meanwhile is seen by the next look."""
-        while not path.exists() and not self._stopping and len(self._children) == 2:
-            self._ended = self._reap() or self._ended
-            self._pause(0.01)
+        while not path.exists() and self._going():
+            self._children.pause(0.01)
 
     def _wait_ready(self) -> None:
         """Say once when the first /ping is 200, and what to try."""
@@ -131,42 +91,20 @@ class Launcher:
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
                 print(banner.curls(self._settings, catalog.scan(self._settings.model_dir)), flush=True)
                 return
-            self._pause(0.05)
+            self._children.pause(0.05)
 
     # Waiting.
 
     def _wait(self) -> None:
         while self._going():
-            self._pause(5.0)
+            self._children.pause(5.0)
 
     def _going(self) -> bool:
-        self._ended = self._reap() or self._ended
-        return not self._stopping and self._ended is None
-
-    def _pause(self, seconds: float) -> None:
-        """Until a signal comes, or so long."""
-        self._woken.settimeout(seconds)
-        try:
-            self._woken.recv(4096)
-        except TimeoutError:
-            pass
+        self._children.reap()
+        return not self._stopping and self._children.ended is None
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
-
-    def _reap(self) -> tuple[str, int] | None:
-        """Take every child that has ended, orphans too; the first of ours among them, with its status."""
-        first = None
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return first
-            if not pid:
-                return first
-            name = self._children.pop(pid, None)
-            if name and first is None:
-                first = name, os.waitstatus_to_exitcode(status)
 
     # Stopping.
 
@@ -174,50 +112,14 @@ class Launcher:
         """/ping turns 503, the door closes, what is in flight is answered, then everyone goes."""
         began = time.monotonic()
         log.info("draining")
-        self._signal("host", signal.SIGTERM)
-        self._signal("nginx", signal.SIGQUIT)
-        self._await_end("nginx", began + self._settings.drain_limit)
-        self._signal("gunicorn", signal.SIGTERM)
-        self._signal("host", signal.SIGQUIT)
+        self._children.signal("host", signal.SIGTERM)
+        self._children.signal("nginx", signal.SIGQUIT)
+        self._children.await_end("nginx", began + self._settings.drain_limit)
+        self._children.signal("gunicorn", signal.SIGTERM)
+        self._children.signal("host", signal.SIGQUIT)
         for name in ("gunicorn", "host"):
-            self._await_end(name, min(began + END_WITHIN, time.monotonic() + 2.0))
+            self._children.await_end(name, min(began + END_WITHIN, time.monotonic() + 2.0))
         log.info("drained", extra={"seconds": round(time.monotonic() - began, 2)})
-
-    def _signal(self, name: str, number: int) -> None:
-        for pid, each in self._children.items():
-            if each == name:
-                os.kill(pid, number)
-
-    def _await_end(self, name: str, until: float) -> None:
-        while name in self._children.values() and time.monotonic() < until:
-            self._reap()
-            if name in self._children.values():
-                self._pause(min(0.05, max(0.0, until - time.monotonic())) or 0.01)
-
-    def _kill_all(self) -> None:
-        """Whoever is left, and whoever they leave to us: until we have no child."""
-        for name in ("nginx",):
-            self._signal(name, signal.SIGTERM)
-            self._await_end(name, time.monotonic() + 1.0)
-        until = time.monotonic() + 3.0
-        while time.monotonic() < until:
-            self._reap()
-            left = _children_of(os.getpid())
-            if not left:
-                return
-            for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            self._pause(0.02)
-
-
-def _children_of(pid: int) -> list[int]:
-    try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def _pings(family: int, address: str | tuple[str, int]) -> bool:

@@ -59,7 +59,7 @@ class _Collector:
                 state.add_metric([model.name, each], float(each == now))
         yield from (held, flight, state)
         yield GaugeMetricFamily("serve_budget_bytes", "Memory models may fill", self._settings.budget_bytes)
-        yield GaugeMetricFamily("serve_used_bytes", "Memory models fill", self._store.used())
+        yield GaugeMetricFamily("serve_used_bytes", "Memory models fill", self._store.runners.used())
         web = [self._slots.slot(number) for number in range(WEB_SLOTS)]
         for field, name, says in (
             ("requests", "serve_web_requests", "Requests that came to a web worker"),

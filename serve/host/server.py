@@ -70,7 +70,7 @@ class Host:
         while not self._ending:
             self._watch.refresh()
             self._beat()
-            pause = HURRY if self._store.busy() or self._control.waited_for() else BEAT
+            pause = HURRY if self._store.waits_for_room() or self._control.waited_for() else BEAT
             for fd, _ in self._poll.poll(pause):
                 self._hear(fd)
             self._control.settle()
@@ -78,7 +78,7 @@ class Host:
                 looked = time.monotonic()
                 self._store.tick()
                 self._control.tell_who_asked()
-        self._store.retire_all()
+        self._store.runners.retire_all()
         self._forks.stop()
 
     def _drain(self, *_: object) -> None:
@@ -93,7 +93,7 @@ class Host:
         if model := self._watch.model(fd):
             self._someone_came(model)
         elif runner := self._watch.runner(fd):
-            if runner.number in self._store.runners:
+            if runner.number in self._store.runners.alive:
                 self._store.heard(runner)
         elif fd == self._forks.channel.fileno():
             self._store.forked()

@@ -1,0 +1,106 @@
+"""The processes the launcher starts, and those that come to it as orphans: born, signalled, awaited, reaped, killed.
+
+Nothing outlives the launcher: each child asks the kernel to be killed with its parent.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Children:
+    """Ours, by name. `ended` is the first of them that has, with its status."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self.ended: tuple[str, int] | None = None
+        self._woken, self._waker = socket.socketpair()
+
+    def adopt(self) -> None:
+        """Take in orphans, and let a signal end every pause."""
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def spawn(
+        self, name: str, command: list[str], environ: Mapping[str, str], with_parent: int = signal.SIGKILL
+    ) -> None:
+        """Start one; `with_parent` is the signal it gets when we end."""
+        libc = ctypes.CDLL(None)
+
+        def in_child() -> None:
+            libc.prctl(PR_SET_PDEATHSIG, with_parent)
+
+        child = subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=in_child,  # noqa: PLW1509 - one thread here
+        )
+        child.returncode = 0  # we reap, not Popen
+        self._names[child.pid] = name
+
+    def pause(self, seconds: float) -> None:
+        """Until a signal comes, or so long."""
+        self._woken.settimeout(seconds)
+        try:
+            self._woken.recv(4096)
+        except TimeoutError:
+            pass
+
+    def reap(self) -> None:
+        """Take every child that has ended, orphans too."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            name = self._names.pop(pid, None)
+            if name and self.ended is None:
+                self.ended = name, os.waitstatus_to_exitcode(status)
+
+    def signal(self, name: str, number: int) -> None:
+        for pid, each in self._names.items():
+            if each == name:
+                os.kill(pid, number)
+
+    def await_end(self, name: str, until: float) -> None:
+        """Until it has ended, or it is `until` (time.monotonic())."""
+        while name in self._names.values() and time.monotonic() < until:
+            self.reap()
+            if name in self._names.values():
+                self.pause(min(0.05, max(0.0, until - time.monotonic())) or 0.01)
+
+    def kill_all(self) -> None:
+        """Whoever is left, and whoever they leave to us: until we have no child."""
+        until = time.monotonic() + 3.0
+        while time.monotonic() < until:
+            self.reap()
+            left = _children_of(os.getpid())
+            if not left:
+                return
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self.pause(0.02)
+
+
+def _children_of(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

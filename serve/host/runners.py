@@ -1,0 +1,138 @@
+"""All runner processes: how they are born, measured, found stuck, and of what they died."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from serve.errors import DoesNotFit
+from serve.host import memory
+from serve.host.hosted import Hosted
+from serve.host.runner_process import Forkserver, Phase, RunnerProcess, order
+from serve.nginx import nginx_limit
+from serve.settings import Settings
+from serve.slots import SLOTS, WEB_SLOTS, Slots
+
+MEASURE_EVERY = 2.0  # a measurement walks a process's page tables: about 1 ms for each GB it maps
+MEASURED_AT_ONCE = 8  # so that a thousand runners do not stop the loop
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A runner that has ended: its exit status as Python writes it, and what to say of it."""
+
+    runner: RunnerProcess
+    status: int
+    cause: str
+    of_memory: bool  # the kernel killed it for memory
+
+
+class Runners:
+    """Those alive, by number; a number is a slot."""
+
+    def __init__(self, settings: Settings, slots: Slots, forks: Forkserver) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._forks = forks
+        self._free = list(range(SLOTS - 1, WEB_SLOTS - 1, -1))
+        self._measured = 0.0
+        self._oom_kills = memory.oom_kills()
+        self.alive: dict[int, RunnerProcess] = {}
+
+    def start(self, model: Hosted) -> None:
+        """Order one more runner of this model. Raises DoesNotFit when there are as many as there can be."""
+        assert model.spec is not None
+        if not self._free:
+            raise DoesNotFit(f"{SLOTS - WEB_SLOTS} runners are alive, more are not supported")
+        number = self._free.pop()
+        slot = self._slots.slot(number)
+        slot.clear()
+        runner = RunnerProcess(number, model.name, slot, model.bytes_each())
+        self.alive[number] = runner
+        model.runners.append(runner)
+        model.loads += 1
+        self._forks.fork(runner, order(model.spec, self._settings), model.listener)
+
+    def used(self) -> int:
+        """Bytes that all of them hold, or have been promised."""
+        return sum(each.bytes for each in self.alive.values())
+
+    def retire_all(self) -> None:
+        for runner in self.alive.values():
+            runner.retire()
+
+    # Births and deaths.
+
+    def deaths(self, last_words: Callable[[RunnerProcess], None]) -> Iterator[Death]:
+        """Who has ended since last asked; births are noted. Raises EOFError when the forkserver has ended.
+
+        `last_words` is called before a runner counts as dead: what it said may still be in its channel.
+        """
+        for message in self._forks.messages():
+            if "pid" in message:
+                runner = self.alive[message["runner"]]
+                runner.pid = message["pid"]
+                if runner.killed_for:  # before it was born
+                    runner.kill(runner.killed_for)
+            elif "unborn" in message:
+                runner = self.alive[message["unborn"]]
+                runner.killed_for = message["cause"]
+                yield self._bury(runner, 1)
+            else:
+                runner = next(each for each in self.alive.values() if each.pid == message["died"])
+                last_words(runner)
+                yield self._bury(runner, message["status"])
+
+    def _bury(self, runner: RunnerProcess, status: int) -> Death:
+        of_memory = status == -signal.SIGKILL and not runner.killed_for and self._kernel_killed()
+        del self.alive[runner.number]
+        self._free.append(runner.number)
+        runner.control.close()
+        return Death(runner, status, _cause(runner, status, of_memory), of_memory)
+
+    def _kernel_killed(self) -> bool:
+        before, self._oom_kills = self._oom_kills, memory.oom_kills()
+        return self._oom_kills > before
+
+    # What time brings.
+
+    def kill_stuck(self) -> None:
+        """Those whose load, or whose request, nobody waits for any more."""
+        now = time.monotonic()
+        for runner in self.alive.values():
+            busy_since = runner.slot.get("busy_since")
+            if runner.phase is Phase.LOADING and now - runner.since > self._settings.load_limit:
+                runner.kill(f"loading took longer than {self._settings.load_limit:g} s (SERVE_LOAD_LIMIT)")
+            elif busy_since and now - busy_since / 1e9 > nginx_limit(self._settings.request_limit):
+                # Nobody waits for it any more but nginx's own question why, and that answer must be in time too.
+                limit = self._settings.request_limit
+                runner.kill(f"it was stuck in one request for {limit:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)")
+
+    def to_measure(self) -> list[RunnerProcess]:
+        """Now and then: some that have not been measured for longest."""
+        now = time.monotonic()
+        if now - self._measured <= MEASURE_EVERY:
+            return []
+        self._measured = now
+        ready = [each for each in self.alive.values() if each.phase is Phase.READY]
+        return sorted(ready, key=lambda each: each.measured)[:MEASURED_AT_ONCE]
+
+
+def measure(model: Hosted, runner: RunnerProcess) -> None:
+    """What it holds now, remembered for the model's next load."""
+    runner.measured = time.monotonic()
+    held = memory.private_bytes(runner.pid)
+    if held:
+        runner.bytes = held
+        model.learned = max(model.learned, held)
+
+
+def _cause(runner: RunnerProcess, status: int, of_memory: bool) -> str:
+    if runner.killed_for:
+        return runner.killed_for
+    if of_memory:
+        return "killed by the kernel, out of memory"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"it exited with status {os.EX_OK + status}"
