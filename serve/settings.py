@@ -114,6 +114,8 @@ class Settings:
     preload: tuple[str, ...] = env((), "models that must be ready before /ping is 200", ("SERVE_PRELOAD", names))
     pin: tuple[str, ...] = env((), "models never evicted", ("SERVE_PIN", names))
     default_accept: str = env("", "format when Accept is absent or */*", ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", text))
+    inference_output: str = env("", "what XGBoost says of each row", ("SAGEMAKER_INFERENCE_OUTPUT", text))
+    ensemble: bool = env(True, "several XGBoost files are one model", ("SAGEMAKER_INFERENCE_ENSEMBLE", only_true))
     request_limit: float = env(
         60.0,
         "seconds a request may take; every other time limit follows from it",

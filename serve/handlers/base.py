@@ -30,6 +30,9 @@ class Model:
     model_field: str = "model_type"  # the key in a JSON body that chose the model: to be ignored by handlers
     default_accept: str | None = None  # SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT
     batch_transform: bool = False  # SAGEMAKER_BATCH
+    multi_model: bool = False  # SAGEMAKER_MULTI_MODEL
+    inference_output: str = ""  # SAGEMAKER_INFERENCE_OUTPUT: what XGBoost says of each row, names with commas
+    ensemble: bool = True  # SAGEMAKER_INFERENCE_ENSEMBLE: several XGBoost files are one model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

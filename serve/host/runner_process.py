@@ -159,4 +159,7 @@ def order(spec: Spec, settings: Settings) -> dict[str, Any]:
         "model_field": settings.model_field,
         "default_accept": settings.default_accept or None,
         "batch_transform": settings.batch_transform,
+        "multi_model": settings.multi_model,
+        "inference_output": settings.inference_output,
+        "ensemble": settings.ensemble,
     }

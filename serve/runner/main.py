@@ -65,6 +65,9 @@ def _load(order: Mapping[str, Any]) -> Predictor | Stepwise:
         model_field=order["model_field"],
         default_accept=order["default_accept"],
         batch_transform=order["batch_transform"],
+        multi_model=order["multi_model"],
+        inference_output=order["inference_output"],
+        ensemble=order["ensemble"],
     )
     try:
         return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(model))
