@@ -11,7 +11,7 @@ from serve.handlers.base import Job, Model, Request
 from serve.handlers.generation import beams, config, weights
 from serve.handlers.generation.decoder import Decoder, Prefill
 from serve.handlers.generation.request import Decoding, Item
-from serve.handlers.generation.sampling import choose
+from serve.handlers.generation.sampling import choose, likelihoods, likely
 from serve.handlers.generation.sequence import Joined, Row
 
 # Tokens of prompts worked on between two tokens of everybody else: longer ones are taken in pieces, so that those who
@@ -129,7 +129,11 @@ class TextGeneration:
 
     def _take(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Choose the next token of `rows` from their logits and hand it on."""
-        tokens = choose(logits, [row.choice for row in rows])
+        choices = [row.choice for row in rows]
+        told = likelihoods(logits, choices)
+        tokens = choose(logits, choices)
+        for i, logprobs in told.items():
+            rows[i].likely.append(likely(logprobs, tokens[i], choices[i].likeliest or 0))
         now = time.monotonic()
         for row, token in zip(list(rows), tokens, strict=True):
             row.owner.add(row, token, late=row.owner.deadline <= now + self._step_s)

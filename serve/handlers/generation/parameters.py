@@ -57,6 +57,9 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...]
     seed: int | None
     full_text: bool
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    likeliest: int | None = None  # so many of the likeliest tokens are told beside each; None: no likelihoods
 
 
 def body_type(model_field: str) -> type[msgspec.Struct]:

@@ -8,20 +8,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from serve.handlers.base import Model, Request
 from serve.handlers.generation import answers
-from serve.handlers.generation.parameters import Parameters, Resolved, json_decoder, resolve
-
-
-class Prompt(msgspec.Struct, frozen=True):
-    text: str
-    tokens: list[int]
-    settings: Resolved
+from serve.handlers.generation.answers import Prompt
+from serve.handlers.generation.parameters import Parameters, json_decoder, resolve
 
 
 class Item(msgspec.Struct, frozen=True):
     """What `decode` returns."""
 
     prompts: list[Prompt]
-    single: bool  # `inputs` was a string, so the answer is not a list of lists
     form: answers.Form
 
     @property
@@ -48,7 +42,7 @@ class Decoding:
 
     def item(self, request: Request) -> Item:
         inputs, asked, streams = self._body(request)
-        form = answers.form(request.accept, self._default_accept, streams)
+        form = answers.form(request.accept, self._default_accept, streams, isinstance(inputs, str))
         texts = [inputs] if isinstance(inputs, str) else inputs
         if len(texts) > self._max_batch:
             raise BadRequest(
@@ -56,14 +50,14 @@ class Decoding:
                 hint="send several requests; they are batched together",
             )
         prompts = [self._prompt(text, asked) for text in texts]
-        item = Item(prompts, isinstance(inputs, str), form)
+        item = Item(prompts, form)
         if item.rows > self._max_batch:
             raise BadRequest(
                 f"{len(texts)} prompts times num_return_sequences or num_beams make {item.rows} sequences, and this "
                 f"model takes {self._max_batch} in one request",
                 hint="send several requests; they are batched together",
             )
-        if form.streams and (item.rows > 1 or not item.single):
+        if form.streams and (item.rows > 1 or not form.single):
             raise BadRequest(
                 "only one sequence can be streamed",
                 hint="send one prompt as a string, without num_beams or num_return_sequences; or do not stream",

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -27,6 +28,18 @@ class Choice:
     dice: random.Random
     seen: list[int] | None = None  # prompt and new tokens, when the penalty needs them
     banned: Sequence[int] = ()  # end tokens, before the least length is reached
+    presence: float = 0.0  # taken from the score of every token made so far
+    frequency: float = 0.0  # the same, times how often it was made
+    made: dict[int, int] | None = None  # how often each token was made, when one of those needs it
+    likeliest: int | None = None  # so many alternatives are told with each token's likelihood
+
+
+class Likely(msgspec.Struct, frozen=True):
+    """Natural logarithms of the model's own probabilities, before temperature, penalties and cuts."""
+
+    token: int
+    logprob: float
+    others: list[tuple[int, float]]  # the likeliest tokens, falling
 
 
 def choose(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
@@ -36,6 +49,9 @@ def choose(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
             seen = torch.tensor(sorted(set(row.seen)), device=logits.device)
             score = logits[i, seen]
             logits[i, seen] = torch.where(score < 0, score * row.penalty, score / row.penalty)
+        if row.made:
+            counts = torch.tensor(list(row.made.values()), device=logits.device)
+            logits[i, list(row.made)] -= row.presence + row.frequency * counts
         if row.banned:
             logits[i, list(row.banned)] = -torch.inf
     sampling = [i for i, row in enumerate(rows) if row.temperature is not None]
@@ -46,6 +62,18 @@ def choose(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
         for i, token in zip(sampling, _draw(logits[sampling], [rows[i] for i in sampling]), strict=True):
             tokens[i] = token
     return tokens
+
+
+def likelihoods(logits: Tensor, rows: Sequence[Choice]) -> dict[int, Tensor]:
+    """Log probabilities [vocabulary] of the rows that tell them, by row number; asked before `choose` alters them."""
+    return {i: logits[i].float().log_softmax(-1) for i, row in enumerate(rows) if row.likeliest is not None}
+
+
+def likely(logprobs: Tensor, token: int, others: int) -> Likely:
+    """How likely a token was, and which `others` were likeliest."""
+    top = logprobs.topk(others) if others else None
+    pairs = [] if top is None else list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return Likely(token, logprobs[token].item(), pairs)
 
 
 def _draw(logits: Tensor, rows: Sequence[Choice]) -> list[int]:

@@ -1,14 +1,13 @@
 """A joined request and its sequences: what they have made, when they end, and what the caller is told."""
 
 import random
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from serve.handlers.base import Job
-from serve.handlers.generation import answers
-from serve.handlers.generation.request import Item, Prompt
-from serve.handlers.generation.sampling import Choice
+from serve.handlers.generation.answers import Prompt
+from serve.handlers.generation.request import Item
+from serve.handlers.generation.sampling import Choice, Likely
 from serve.handlers.generation.text import Text
 
 
@@ -21,7 +20,9 @@ class Row:
         settings = prompt.settings
         self.owner = owner
         self.prompt = prompt
+        self.number = number
         self.tokens: list[int] = []
+        self.likely: list[Likely] = []
         self.text = Text(tokenizer, prompt.tokens, settings.stop)
         self.reason: str | None = None  # why it ended
         self._ends = ends
@@ -35,6 +36,10 @@ class Row:
             penalty=settings.repetition_penalty,
             dice=random.Random(seed),
             seen=list(prompt.tokens) if settings.repetition_penalty != 1.0 else None,
+            presence=settings.presence_penalty,
+            frequency=settings.frequency_penalty,
+            made={} if settings.presence_penalty or settings.frequency_penalty else None,
+            likeliest=settings.likeliest,
             banned=sorted(ends) if settings.least else (),
         )
 
@@ -44,6 +49,8 @@ class Row:
         self.tokens.append(token)
         if self.choice.seen is not None:
             self.choice.seen.append(token)
+        if self.choice.made is not None:
+            self.choice.made[token] = self.choice.made.get(token, 0) + 1
         if len(self.tokens) >= settings.least:
             self.choice.banned = ()
         if token in self._ends:
@@ -71,11 +78,9 @@ class Row:
                 self.reason = "stop"
 
     @property
-    def entry(self) -> dict[str, Any]:
-        """Its part of a whole answer."""
-        made = str(self.text)
-        entry = {"generated_text": self.prompt.text + made if self.prompt.settings.full_text else made}
-        return entry | {"finish_reason": "deadline"} if self.reason == "deadline" else entry
+    def written(self) -> str:
+        """The new text so far."""
+        return str(self.text)
 
 
 class Joined:
@@ -106,7 +111,7 @@ class Joined:
         piece = row.add(token, late)
         if self.item.form.streams:
             self._open()
-            self.job.send(answers.token(self.item.form.content_type, token, piece))
+            self._send(self.item.form.token(row, piece))
         if row.reason is not None:
             self.ended()
 
@@ -115,23 +120,18 @@ class Joined:
         if any(row.reason is None for row in self.rows):
             return
         if self.item.form.streams:
-            (row,) = self.rows
             self._open()
-            self.job.send(
-                answers.end(
-                    self.item.form.content_type,
-                    row.entry["generated_text"],
-                    row.reason or "",
-                    len(row.prompt.tokens),
-                    len(row.tokens),
-                )
-            )
+            self.job.send(self.item.form.closing(self.rows))
             self.job.finish()
         else:
-            groups = [[row.entry for row in group] for group in self.groups]
-            self.job.reply(answers.whole(self.item.form.content_type, groups, self.item.single))
+            self.job.reply(self.item.form.whole(self.groups))
 
     def _open(self) -> None:
         if not self._opened:
             self._opened = True
             self.job.start(self.item.form.content_type)
+            self._send(self.item.form.opening(self.rows))
+
+    def _send(self, chunk: bytes) -> None:
+        if chunk:
+            self.job.send(chunk)
