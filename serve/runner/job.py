@@ -8,16 +8,16 @@ from serve.errors import ServeError
 from serve.handlers.base import Reply, Request
 
 if TYPE_CHECKING:
-    from serve.runner.loop import Loop
+    from serve.runner.answers import Answers
 
 
 class Job:
     """A decoded request and the connection its answer goes to; see serve.handlers.base.Job for what handlers use."""
 
-    __slots__ = ("_loop", "arrived", "began", "connection", "item", "request", "started")
+    __slots__ = ("_answers", "arrived", "began", "connection", "item", "request", "started")
 
-    def __init__(self, loop: "Loop", connection: wire.Connection, request: Request, arrived: float) -> None:
-        self._loop = loop
+    def __init__(self, answers: "Answers", connection: wire.Connection, request: Request, arrived: float) -> None:
+        self._answers = answers
         self.connection = connection
         self.request = request
         self.item: Any = None
@@ -31,12 +31,12 @@ class Job:
             self._end(wire.answer(reply.status, reply.content_type, reply.body, headers), reply.status)
         else:
             self.start(reply.content_type)
-            self._loop.pull(self, reply.body)
+            self._answers.pull(self, reply.body)
 
     def fail(self, error: ServeError) -> None:
         if self.started:
             # 200 has left: only a cut connection cannot be taken for a whole answer.
-            self._loop.cut(self, error)
+            self._answers.cut(self, error)
             return
         body = errors.body(error, self.request.id)
         headers = {**errors.headers(error), "Server-Timing": self._timing()}
@@ -44,17 +44,17 @@ class Job:
 
     def start(self, content_type: str) -> None:
         self.started = True
-        self._loop.write(self, wire.stream_head(content_type, {"Server-Timing": self._timing()}))
+        self._answers.write(self, wire.stream_head(content_type, {"Server-Timing": self._timing()}))
 
     def send(self, chunk: bytes) -> None:
         if chunk:  # an empty chunk would end the stream
-            self._loop.write(self, wire.chunk(chunk))
+            self._answers.write(self, wire.chunk(chunk))
 
     def finish(self) -> None:
         self._end(wire.LAST_CHUNK, 200)
 
     def _end(self, data: bytes, status: int) -> None:
-        self._loop.end(self, data, status)
+        self._answers.end(self, data, status)
 
     def _timing(self) -> str:
         """What the request cost: milliseconds in the queue and at work, as a standard Server-Timing header."""

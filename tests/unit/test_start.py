@@ -42,7 +42,7 @@ def test_only_a_single_model_gets_requests_that_name_none(tmp_path: Path) -> Non
 
 def test_the_limits_stand_in_order() -> None:
     """Runner before nginx before platform, whatever the one number is."""
-    from serve.runner.loop import margin
+    from serve.runner.arrival import margin
 
     for limit in (1.0, 2.0, 10.0, 60.0, 3600.0):
         assert margin(limit) < nginx.nginx_limit(limit) < limit
