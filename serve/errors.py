@@ -149,10 +149,13 @@ def fields(error: ServeError, request_id: str = "") -> dict[str, Any]:
     }
 
 
-def body(error: ServeError, request_id: str = "") -> bytes:
-    """The JSON body, cut to stay under `MAX_BODY` bytes: what is long is the message or the hint, never the keys."""
+def body(error: ServeError, request_id: str = "", *, openai: bool = False) -> bytes:
+    """The JSON body, cut to stay under `MAX_BODY` bytes: what is long is the message or the hint, never the keys.
+
+    `openai`: in a member `error`, where OpenAI's clients look for it.
+    """
     parts = fields(error, request_id)
-    while (over := len(encoded := msgspec.json.encode(parts)) - MAX_BODY) > 0:
+    while (over := len(encoded := msgspec.json.encode({"error": parts} if openai else parts)) - MAX_BODY) > 0:
         longest = max(("message", "hint", "model"), key=lambda key: len(parts[key] or ""))
         text = parts[longest].encode()
         # At most half at once: escaped characters take more room than they have bytes.

@@ -8,6 +8,12 @@ import msgspec
 
 from serve.errors import BadRequest
 
+INVOCATIONS = "/invocations"
+# OpenAI's API; the platform forwards .../openai/v1/... here.
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+OPENAI = (CHAT, COMPLETIONS)
+OPENAI_FIELD = "model"
+
 # nginx's straight lane takes these as they are. A socket's path may have 107 bytes (unix(7)), so names stay short.
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serve.errors import ServeError
+from serve.names import INVOCATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Request:
     charset: str = "utf-8"
     accept: str = ""  # as sent; see serve.media.choose
     headers: Mapping[str, str] = field(default_factory=dict)
+    path: str = INVOCATIONS  # the API it came by; one of the handler's `paths`
     deadline: float = float("inf")  # time.monotonic() after which nobody listens
     stream_deadline: float = float("inf")  # the same for an answer that is streamed (8 minutes on the platform)
     id: str = ""
@@ -82,6 +84,8 @@ class Job(Protocol):
 
 
 class Predictor(Protocol):
+    # A handler that speaks more APIs than /invocations lists all their paths in a class variable `paths`.
+
     def __init__(self, model: Model) -> None:
         """Load. Raise ModelUnusable when the files are at fault, DoesNotFit (or MemoryError) for memory."""
 

@@ -13,6 +13,7 @@ from serve.handlers.generation.decoder import Decoder, Prefill
 from serve.handlers.generation.request import Decoding, Item
 from serve.handlers.generation.sampling import choose, likelihoods, likely
 from serve.handlers.generation.sequence import Joined, Row
+from serve.names import INVOCATIONS, OPENAI
 
 # Tokens of prompts worked on between two tokens of everybody else: longer ones are taken in pieces, so that those who
 # stream wait for one piece only; shorter ones are put together, padded, up to as much.
@@ -25,6 +26,8 @@ class TextGeneration:
     `options`: `dtype` (float32, bfloat16, float16, auto: as stored) and `pack` (false leaves float32 weights mapped
     from their file: no private memory, but a step from 4 rows on takes half as long again).
     """
+
+    paths = (INVOCATIONS, *OPENAI)
 
     def __init__(self, model: Model) -> None:
         self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)

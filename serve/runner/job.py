@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from serve import errors, wire
 from serve.errors import ServeError
 from serve.handlers.base import Reply, Request
+from serve.names import OPENAI
 
 if TYPE_CHECKING:
     from serve.runner.answers import Answers
@@ -38,7 +39,7 @@ class Job:
             # 200 has left: only a cut connection cannot be taken for a whole answer.
             self._answers.cut(self, error)
             return
-        body = errors.body(error, self.request.id)
+        body = errors.body(error, self.request.id, openai=self.request.path in OPENAI)
         headers = {**errors.headers(error), "Server-Timing": self._timing()}
         self._end(wire.answer(error.status, "application/json", body, headers), error.status)
 

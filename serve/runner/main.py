@@ -17,6 +17,7 @@ from serve import log as serve_log
 from serve.errors import DoesNotFit, InternalError, ServeError
 from serve.handlers import HANDLERS
 from serve.handlers.base import Model, Predictor, Stepwise
+from serve.names import INVOCATIONS
 from serve.runner.batching import Batches
 from serve.runner.loop import Engine, Loop
 from serve.runner.names import Names
@@ -47,7 +48,7 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
     engine = handler if hasattr(handler, "step") else Batches(handler, order["max_batch"])
-    names = Names(order["known_as"], settings.model_field)
+    names = Names(order["known_as"], settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
     loop = Loop(cast(Engine, engine), names, listener, control, slot, settings)
     _tell(control, {"ready": {"seconds": time.monotonic() - began}})
     loop.run()

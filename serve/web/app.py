@@ -16,7 +16,7 @@ from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound
 from serve.host import catalog
 from serve.settings import Settings
 from serve.slots import Slot, Slots, State
-from serve.web import models
+from serve.web import models, openai
 from serve.web.host import HostClient
 from serve.web.invocations import Invocations
 from serve.web.loaded import Loaded
@@ -59,6 +59,7 @@ def create(settings: Settings, slot: int) -> Flask:
         _, text = host.get("/metrics")
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
+    openai.add_routes(app, host, invocations)
     models.add_routes(app, host, invocations, multi_model=settings.multi_model)
     _answer_errors(app)
     _count(app, counts)
@@ -70,7 +71,7 @@ def _answer_errors(app: Flask) -> None:
 
     @app.errorhandler(ServeError)
     def ours(error: ServeError) -> Response:
-        body = errors.body(error, request.headers.get("X-Request-Id", ""))
+        body = errors.body(error, request.headers.get("X-Request-Id", ""), openai=request.path.startswith("/v1/"))
         return Response(body, error.status, errors.headers(error), content_type="application/json")
 
     @app.errorhandler(HTTPException)

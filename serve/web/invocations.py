@@ -15,7 +15,7 @@ from serve.errors import (
     Unavailable,
 )
 from serve.host.catalog import Catalog
-from serve.names import peek, socket_name
+from serve.names import OPENAI_FIELD, peek, socket_name
 from serve.settings import Settings
 from serve.web import routing
 from serve.web.host import HostClient
@@ -26,8 +26,14 @@ class Invocations:
         self._settings = settings
         self._catalog = catalog
         self._host = host
-        self._name_in = peek(settings.model_field)
-        self._default = catalog.default(settings.default_model)
+        speaking = routing.speaking_openai(catalog.entries.values())
+        # For each API: the field of the body that names the model, and the model for requests that name none.
+        self._by_api = {
+            False: (settings.model_field, catalog.default(settings.default_model)),
+            True: (OPENAI_FIELD, routing.openai_default(speaking, catalog.default(settings.default_model))),
+        }
+        self._openai = speaking
+        self._name_in = {openai: peek(field) for openai, (field, _) in self._by_api.items()}
         self._by_socket = {socket_name(name): name for name in catalog.entries}
 
     def resolve(self, asked: str) -> str:
@@ -46,40 +52,44 @@ class Invocations:
             if each.problem
         ]
 
-    def answer(self, named: str | None) -> Response:
-        """`named` comes from the path. nginx tells in X-Serve-Tried what it has tried before it came here."""
+    def answer(self, named: str | None = None, *, openai: bool = False) -> Response:
+        """`named` comes from the path; `openai`: it is one of that API's.
+
+        nginx tells in X-Serve-Tried what it has tried before it came here.
+        """
         tried = request.headers.get("X-Serve-Tried", "")
         if tried:
             self._explain(tried)
-        return _sent_to(self.resolve(self._asked(named)))
+        return _sent_to(self.resolve(self._asked(named, openai)))
 
-    def _asked(self, named: str | None) -> str:
+    def _asked(self, named: str | None, openai: bool) -> str:
         """What the caller calls the model: path, header, body, custom attributes, default, in this order."""
         if named:
             return named
         for header in routing.TARGET_HEADERS:
             if header in request.headers:
                 return request.headers[header]
-        asked = self._in_body() or routing.in_attributes(
+        field, default = self._by_api[openai]
+        asked = self._in_body(openai) or routing.in_attributes(
             request.headers.get("X-Amzn-SageMaker-Custom-Attributes", ""), self._settings.model_field
         )
-        asked = asked or self._default
+        asked = asked or default
         if asked:
             return asked
-        names = ", ".join(list(self._catalog.entries)[:20]) or "none: the model directory is empty"
+        listed = self._openai if openai else list(self._catalog.entries)
         raise BadRequest(
-            f"the request names no model; there are: {names}",
-            hint=f"put {self._settings.model_field!r} into the JSON body, or send {routing.TARGET_HEADERS[0]}",
+            f"the request names no model; there are: {', '.join(listed[:20]) or 'none for this path'}",
+            hint=f"put {field!r} into the JSON body, or send {routing.TARGET_HEADERS[0]}",
         )
 
-    def _in_body(self) -> str | None:
+    def _in_body(self, openai: bool) -> str | None:
         if request.mimetype not in ("", "application/json") and not request.mimetype.endswith("+json"):
             return None  # nginx has not even sent it here
         body = request.get_data(cache=False)
         body = wire.decompressed(body, request.headers.get("Content-Encoding", ""), self._settings.payload_bytes)
         if not body:
             raise BadRequest("the body is empty", hint="send JSON")
-        return self._name_in(body)
+        return self._name_in[openai](body)
 
     def _explain(self, tried: str) -> NoReturn:
         """Raise why the model could not be reached."""

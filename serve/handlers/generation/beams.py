@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from serve.handlers.generation.request import Prompt
+from serve.handlers.generation.answers import Prompt
 
 
 class Deadlines(StoppingCriteria):

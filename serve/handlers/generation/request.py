@@ -9,7 +9,9 @@ from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from serve.handlers.base import Model, Request
 from serve.handlers.generation import answers
 from serve.handlers.generation.answers import Prompt
+from serve.handlers.generation.openai_request import OpenAI
 from serve.handlers.generation.parameters import Parameters, json_decoder, resolve
+from serve.names import CHAT, INVOCATIONS
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -39,8 +41,12 @@ class Decoding:
         # A token is at most so many characters, so a far longer prompt need not be read to know that it does not fit:
         # 6 MB of text would take the tokenizer seconds, while everybody waits.
         self._longest = 4 * max(len(token) for token in tokenizer.get_vocab())
+        self._openai = OpenAI(model.name, tokenizer, defaults, limit, self._longest)
 
     def item(self, request: Request) -> Item:
+        if request.path != INVOCATIONS:
+            api = self._openai.chat if request.path == CHAT else self._openai.completion
+            return self._within(Item(*api(request)))
         inputs, asked, streams = self._body(request)
         form = answers.form(request.accept, self._default_accept, streams, isinstance(inputs, str))
         texts = [inputs] if isinstance(inputs, str) else inputs
@@ -50,13 +56,7 @@ class Decoding:
                 hint="send several requests; they are batched together",
             )
         prompts = [self._prompt(text, asked) for text in texts]
-        item = Item(prompts, form)
-        if item.rows > self._max_batch:
-            raise BadRequest(
-                f"{len(texts)} prompts times num_return_sequences or num_beams make {item.rows} sequences, and this "
-                f"model takes {self._max_batch} in one request",
-                hint="send several requests; they are batched together",
-            )
+        item = self._within(Item(prompts, form))
         if form.streams and (item.rows > 1 or not form.single):
             raise BadRequest(
                 "only one sequence can be streamed",
@@ -65,6 +65,15 @@ class Decoding:
         if form.content_type == answers.PLAIN and (len(texts) > 1 or prompts[0].settings.sequences > 1):
             raise NotAcceptable(
                 "text/plain holds one sequence, and more were asked for", hint="ask for application/json"
+            )
+        return item
+
+    def _within(self, item: Item) -> Item:
+        if item.rows > self._max_batch:
+            raise BadRequest(
+                f"{len(item.prompts)} prompts times num_return_sequences or num_beams make {item.rows} sequences, and "
+                f"this model takes {self._max_batch} in one request",
+                hint="send several requests; they are batched together",
             )
         return item
 

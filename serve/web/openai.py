@@ -1,0 +1,45 @@
+"""OpenAI's paths: which model a request is for, and the list of those that speak them."""
+
+import time
+from typing import Any
+
+import msgspec
+from flask import Flask, Response
+
+from serve.errors import ModelNotFound
+from serve.names import CHAT, COMPLETIONS
+from serve.web import routing
+from serve.web.host import HostClient
+from serve.web.invocations import Invocations
+
+
+def add_routes(app: Flask, host: HostClient, invocations: Invocations) -> None:
+    @app.post(CHAT)
+    @app.post(COMPLETIONS)
+    def openai() -> Response:
+        return invocations.answer(openai=True)
+
+    @app.get("/v1/models")
+    def list_speaking() -> Response:
+        return _json({"object": "list", "data": _speaking(host)})
+
+    @app.get("/v1/models/<path:name>")
+    def show_speaking(name: str) -> Response:
+        for model in _speaking(host):
+            if model["id"] == name:
+                return _json(model)
+        raise ModelNotFound(f"no model named {name[:100]!r} speaks this API", hint="GET /v1/models lists those that do")
+
+
+def _speaking(host: HostClient) -> list[dict[str, Any]]:
+    _, body = host.get("/models")
+    created = int(time.time())
+    return [
+        {"id": each["modelName"], "object": "model", "created": created, "owned_by": "this server"}
+        for each in msgspec.json.decode(body)["models"]
+        if each["handler"] in (routing.OPENAI_HANDLER, None)  # None: an archive that nobody has unpacked yet
+    ]
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), content_type="application/json")

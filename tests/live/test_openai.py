@@ -1,0 +1,74 @@
+"""OpenAI's own client against the whole stack."""
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.live import tiny
+from tests.live.conftest import Start
+from tests.live.stack import Server
+
+HELLO: Any = [{"role": "user", "content": "w1 w2"}]
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    tiny.gpt2(shared_models / "talker")
+    (shared_models / "talker" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    tiny.xgboost_model(shared_models / "trees")
+    return start_shared(shared_models)
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
+
+
+@pytest.mark.parametrize("model", ["talker", ""])
+def test_a_chat_is_answered(client: openai.OpenAI, model: str) -> None:
+    """An empty model, as SageMaker's own examples send it, is the one that can chat."""
+    answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=4, temperature=0, logprobs=True)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].logprobs is not None
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 2
+    assert answer.usage.total_tokens == 2 + answer.usage.completion_tokens
+    assert answer.model == "talker"
+
+
+def test_a_stream_makes_the_same_text(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="talker", messages=HELLO, max_tokens=6, temperature=0)
+    chunks = list(
+        client.chat.completions.create(model="talker", messages=HELLO, max_tokens=6, temperature=0, stream=True)
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_completions_take_several_prompts(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="talker", prompt=["w1", "w2 w3"], max_tokens=3, temperature=0, echo=True)
+    assert [choice.text.split()[0] for choice in answer.choices] == ["w1", "w2"]
+
+
+def test_the_models_that_speak_it_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["talker"]
+    assert client.models.retrieve("talker").object == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("trees")
+
+
+def test_errors_are_the_clients_own_with_our_words(client: openai.OpenAI, server: Server) -> None:
+    """From a web worker, from a runner, and from a model of another kind, on both lanes."""
+    with pytest.raises(openai.NotFoundError, match="there are: talker, trees"):
+        client.chat.completions.create(model="nobody", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match="context has 64"):
+        client.chat.completions.create(model="talker", messages=HELLO, max_tokens=500)
+    with pytest.raises(openai.NotFoundError, match="does not answer /v1/chat/completions"):
+        client.chat.completions.create(model="trees", messages=HELLO)
+    straight = client.with_options(default_headers={"TargetModel": "talker"})
+    with pytest.raises(openai.NotFoundError, match="asks for model 'nobody'"):
+        straight.chat.completions.create(model="nobody", messages=HELLO)
+    assert straight.chat.completions.create(model="", messages=HELLO, max_tokens=1).model == "talker"
+    assert server.request("GET", "/v1/chat/completions").status == 405
