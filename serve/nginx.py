@@ -51,7 +51,7 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
 
 
 def nginx_limit(limit: float) -> float:
-    """When nginx gives up on a runner: after the runner itself has (serve.runner.arrival.margin), before the platform."""
+    """When nginx gives up on a runner: after the runner has (serve.runner.arrival.margin), before the platform."""
     return limit - min(0.5, limit / 20)
 
 
