@@ -56,6 +56,16 @@ class ModelError(PlatformError):
         self.log_stream = log_stream
 
 
+class ModelStreamError(PlatformError):
+    """A stream that began and did not end; `error_code` is ModelInvocationTimeExceeded or StreamBroken."""
+
+    status = 400
+
+    def __init__(self, message: str, error_code: str) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+
+
 class ModelNotReadyException(PlatformError):
     status = 429
 

@@ -14,6 +14,7 @@ class Options:
     memory_mb: int = 2048  # each container may use
     ping_every: float = 5.0
     ping_limit: float = 2.0
+    red_pings: int = 3  # so many in a row, and a container is replaced
     startup_limit: float = 480.0  # ContainerStartupHealthCheckTimeoutInSeconds overrides it
     invoke_limit: float = 60.0
     stream_limit: float = 480.0

@@ -1,0 +1,104 @@
+"""What runs an image: a Docker engine, or where none answers our own server as a process in its place."""
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from local_test.platform.artifacts import ModelData
+from local_test.platform.calls import ValidationError
+from local_test.platform.events import Events
+from local_test.platform.options import Options
+
+MULTI_MODEL = "com.amazonaws.sagemaker.capabilities.multi-models"
+BIND_TO_PORT = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port"
+PORT = 8080  # where SAGEMAKER_BIND_TO_PORT says nothing
+FIRST_PORT, SAFE_PORTS = 8081, "9000-9999"  # of several containers; what they may listen on besides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """A ContainerDefinition, with what its variant adds."""
+
+    image: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    hostname: str = ""
+    multi_model: bool = False
+    caching: bool = True  # ModelCacheSetting
+    model: ModelData | None = None  # of a multi-model container, the prefix below which its models lie
+    additional: Mapping[str, ModelData] = field(default_factory=dict)  # by channel
+    memory_mb: int | None = None  # None: as the options say
+    startup_limit: float | None = None  # ContainerStartupHealthCheckTimeoutInSeconds
+
+
+class Running(Protocol):
+    """A container that was started; it may have ended since."""
+
+    port: int  # on 127.0.0.1
+
+    def alive(self) -> bool: ...
+
+    @property
+    def exit_code(self) -> int | None: ...
+
+    def log_tail(self, lines: int) -> str: ...
+
+    def inside(self, path: Path) -> str:
+        """A path below its files as the container sees it."""
+        ...
+
+    def stop(self, limit: float) -> tuple[float, bool]:
+        """SIGTERM, and SIGKILL after so many seconds; how long it took, and whether it came to that."""
+        ...
+
+
+class Runtime(Protocol):
+    """Starts containers."""
+
+    def start(self, spec: ContainerSpec, files: Path, name: str, *, several: int | None = None) -> Running:
+        """A container over `files`, which it sees as /opt/ml; `several` is its place where it is one of several.
+
+        Raises ValidationError for an image that the platform would refuse.
+        """
+        ...
+
+
+def runtime(options: Options, events: Events) -> Runtime:
+    """What the options ask for; `auto`: Docker where an engine answers."""
+    from local_test.platform.docker import DockerRuntime
+    from local_test.platform.process import ProcessRuntime
+
+    if options.runtime == "docker" or (options.runtime == "auto" and engine_answers()):
+        return DockerRuntime(options)
+    return ProcessRuntime(options, events)
+
+
+def engine_answers() -> bool:
+    """Whether there is a Docker engine that we may use."""
+    try:
+        return subprocess.run(["docker", "info"], capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def platform_environment(spec: ContainerSpec, several: int | None) -> dict[str, str]:
+    """The container's environment: its own, and what the platform sets."""
+    given = dict(spec.environment)
+    if several is not None:
+        given["SAGEMAKER_BIND_TO_PORT"] = str(FIRST_PORT + several)
+    if several is not None or spec.multi_model:
+        given["SAGEMAKER_SAFE_PORT_RANGE"] = SAFE_PORTS
+    if spec.multi_model:
+        given["SAGEMAKER_MULTI_MODEL"] = "true"
+    return given
+
+
+def check_labels(image: str, labels: Mapping[str, str], *, multi_model: bool, several: bool) -> None:
+    """Raises ValidationError where the image does not say that it can do what is asked of it."""
+    for wanted, label in ((multi_model, MULTI_MODEL), (several, BIND_TO_PORT)):
+        if wanted and labels.get(label, "").lower() != "true":
+            raise ValidationError(
+                f"Your Ecr Image {image} does not contain required {label}=true Docker label(s). "
+                f'Add LABEL {label}="true" to its Dockerfile and build it again.'
+            )

@@ -1,0 +1,115 @@
+"""Containers by the docker command, limited and mounted as the platform does it. Nothing is pulled."""
+
+import json
+import subprocess
+import time
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from local_test.platform.calls import InternalFailure, ValidationError
+from local_test.platform.containers import PORT, ContainerSpec, check_labels, platform_environment
+from local_test.platform.options import Options
+
+OPT_ML = PurePosixPath("/opt/ml")
+LABEL = "local-platform"  # on every container, so that one can be found whose platform was killed
+TAIL = 1000  # lines of a container's log kept when it is removed
+
+
+class DockerRuntime:
+    """An engine on this machine."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def start(self, spec: ContainerSpec, files: Path, name: str, *, several: int | None = None) -> "DockerRunning":
+        config = _image(spec.image)
+        labels = config.get("Labels") or {}
+        check_labels(spec.image, labels, multi_model=spec.multi_model, several=several is not None)
+        environment = platform_environment(spec, several)
+        port = int(environment.get("SAGEMAKER_BIND_TO_PORT", PORT))
+        memory = f"{spec.memory_mb or self._options.memory_mb}m"
+        command = [
+            *("run", "--detach", "--name", f"{name}-{uuid.uuid4().hex[:8]}".replace("/", "-"), "--label", LABEL),
+            *("--memory", memory, "--memory-swap", memory),
+            *("--publish", f"127.0.0.1::{port}"),
+            *("--volume", f"{files.absolute()}:{OPT_ML}:ro"),
+            *(part for key, value in environment.items() for part in ("--env", f"{key}={value}")),
+            *(spec.image, "serve"),
+        ]
+        done = _docker(*command)
+        if done.returncode:
+            raise InternalFailure(f"docker could not start {spec.image}: {done.stderr.strip()}")
+        return DockerRunning(done.stdout.strip(), port, files.absolute())
+
+
+class DockerRunning:
+    """One container of the engine's, until it is stopped and with it removed."""
+
+    def __init__(self, container: str, port: int, files: Path) -> None:
+        self._id = container
+        self._files = files
+        self._last_words = ""
+        self._ended: int | None = None
+        published = _docker("port", container, f"{port}/tcp").stdout.split("\n")[0]
+        # One that ended at once has no port any more: whoever pings it will see that.
+        self.port = int(published.rpartition(":")[2] or 1)
+
+    def alive(self) -> bool:
+        return self._ended is None and self._state().get("Running", False) is True
+
+    @property
+    def exit_code(self) -> int | None:
+        if self._ended is None:
+            state = self._state()
+            return int(state["ExitCode"]) if state and not state["Running"] else None
+        return self._ended
+
+    def log_tail(self, lines: int) -> str:
+        if self._ended is not None:
+            return "\n".join(self._last_words.splitlines()[-lines:])
+        done = subprocess.run(
+            ["docker", "logs", "--tail", str(lines), self._id],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        return done.stdout.strip()
+
+    def inside(self, path: Path) -> str:
+        return str(OPT_ML / path.absolute().relative_to(self._files))
+
+    def stop(self, limit: float) -> tuple[float, bool]:
+        began, killed = time.monotonic(), False
+        # Not `docker stop`: it sends what the image names as its STOPSIGNAL, the platform always SIGTERM.
+        _docker("kill", "--signal", "TERM", self._id)
+        try:
+            subprocess.run(["docker", "wait", self._id], capture_output=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            killed = True
+            _docker("kill", self._id)
+        took = time.monotonic() - began
+        code, self._last_words = self.exit_code, self.log_tail(TAIL)
+        self._ended = -1 if code is None else code
+        _docker("rm", "--force", "--volumes", self._id)
+        return took, killed
+
+    def _state(self) -> dict[str, Any]:
+        done = _docker("inspect", "--format", "{{json .State}}", self._id)
+        return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def _image(name: str) -> dict[str, Any]:
+    """The image's configuration. Raises ValidationError where it is not on this machine."""
+    done = _docker("image", "inspect", "--format", "{{json .Config}}", name)
+    if done.returncode:
+        raise ValidationError(
+            f"Requested image {name} not found. Nothing is pulled here: docker pull it, or build it under this name."
+        )
+    config: dict[str, Any] = json.loads(done.stdout)
+    return config
+
+
+def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True)

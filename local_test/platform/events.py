@@ -1,0 +1,133 @@
+"""What the platform does, told as it does it: a line for people or for machines, and at the end what it came to."""
+
+import json
+import threading
+import time
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TextIO
+
+ACTION, SUBJECT = 9, 32  # columns of a line
+RED, GREEN, YELLOW, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
+COLOURS = {
+    **dict.fromkeys(("load", "ready", "hit"), GREEN),
+    **dict.fromkeys(("507", "unload", "lost", "slow", "strange", "process"), YELLOW),
+    **dict.fromkeys(("error", "unhealthy", "red", "replace", "killed"), RED),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What came of all calls; times in ms, None where there were none to measure."""
+
+    calls: int
+    loads: int
+    hits: int
+    hit_rate: float | None  # of the calls to a multi-model endpoint that were answered
+    unloads: int  # to make room
+    full: int  # times a container said 507 to a load
+    errors: dict[str, int] = field(default_factory=dict)  # by status, or by the error's name
+    cold_p50: float | None = None
+    cold_p99: float | None = None
+    warm_p50: float | None = None
+    warm_p99: float | None = None
+
+    def __str__(self) -> str:
+        rate = "" if self.hit_rate is None else f" ({self.hit_rate:.1%})"
+        errors = ", ".join(f"{count} x {name}" for name, count in sorted(self.errors.items())) or "none"
+        lines = [
+            f"calls    {self.calls}, errors: {errors}",
+            f"models   {self.loads} loads, {self.hits} hits{rate}, {self.full} x 507, {self.unloads} unloaded for room",
+        ]
+        for name, middle, worst in (
+            ("cold", self.cold_p50, self.cold_p99),
+            ("warm", self.warm_p50, self.warm_p99),
+        ):
+            if middle is not None and worst is not None:
+                lines.append(f"{name:<8} p50 {_ms(middle)}, p99 {_ms(worst)}")
+        return "\n".join(lines)
+
+
+class Events:
+    """Takes what happens from any thread, and writes it to `out` at once."""
+
+    def __init__(self, out: TextIO, *, as_json: bool = False) -> None:
+        self._out = out
+        self._as_json = as_json
+        self._coloured = not as_json and out.isatty()
+        self._lock = threading.Lock()  # guards all below, and that lines do not mix
+        self._actions: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._cold, self._warm, self._hits = array("d"), array("d"), 0
+
+    def say(self, action: str, subject: str, detail: str = "", *, seconds: float | None = None, **more: Any) -> None:
+        """One line: what is done, to what, what came of it and how long it took; `more` is for machines."""
+        if self._as_json:
+            said = {"time": round(time.time(), 3), "event": action, "subject": subject, "detail": detail}
+            took = {} if seconds is None else {"ms": round(seconds * 1000, 1)}
+            text = json.dumps({**{key: value for key, value in said.items() if value != ""}, **took, **more})
+        else:
+            text = line(action, subject, detail, seconds, coloured=self._coloured)
+        with self._lock:
+            self._actions[action] += 1
+            try:
+                print(text, file=self._out, flush=True)
+            except (OSError, ValueError):
+                pass  # nobody reads any more: the platform goes on
+
+    def answered(self, seconds: float, *, cold: bool | None = None) -> None:
+        """A call that was answered; `cold` says whether its model had to be loaded, None where there is but one."""
+        with self._lock:
+            (self._cold if cold else self._warm).append(seconds * 1000)
+            self._hits += cold is False
+
+    def failed(self, what: str) -> None:
+        """A call that ended in an error: its status, or its name."""
+        with self._lock:
+            self._errors[what] += 1
+
+    @property
+    def summary(self) -> Summary:
+        with self._lock:
+            cold, warm = sorted(self._cold), sorted(self._warm)
+            met = self._hits + len(cold)
+            return Summary(
+                calls=len(cold) + len(warm) + self._errors.total(),
+                loads=self._actions["load"],
+                hits=self._hits,
+                hit_rate=self._hits / met if met else None,
+                unloads=self._actions["unload"],
+                full=self._actions["507"],
+                errors=dict(self._errors),
+                cold_p50=quantile(cold, 0.5),
+                cold_p99=quantile(cold, 0.99),
+                warm_p50=quantile(warm, 0.5),
+                warm_p99=quantile(warm, 0.99),
+            )
+
+    def say_summary(self) -> None:
+        """The summary as the last line, or lines."""
+        summary = self.summary
+        text = json.dumps({"event": "summary", **asdict(summary)}) if self._as_json else str(summary)
+        with self._lock:
+            print(text, file=self._out, flush=True)
+
+
+def line(action: str, subject: str, detail: str, seconds: float | None, *, coloured: bool = False) -> str:
+    """`load     abalone-1.tar.gz    41 ms`: aligned, so that many can be read at a glance."""
+    took = "" if seconds is None else f"{_ms(seconds * 1000):>9}"
+    shown = f"{action:<{ACTION}}"
+    if coloured and action in COLOURS:
+        shown = COLOURS[action] + shown + PLAIN
+    return f"{shown}{subject:<{SUBJECT}}{took}{'  ' if took and detail else ' ' if detail else ''}{detail}".rstrip()
+
+
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """The value that this share of an ordered list does not exceed."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"

@@ -1,0 +1,234 @@
+"""The platform's half of a multi-model container: it brings models, has them loaded, and unloads what was used least.
+
+What the container lists is the truth. docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis and
+.../invoke-multi-model-endpoint; how many 507s are borne, and what follows a 409, is written nowhere.
+"""
+
+import json
+import threading
+import time
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from urllib.parse import quote
+
+from local_test.platform import artifacts
+from local_test.platform.artifacts import S3, ModelData
+from local_test.platform.calls import (
+    Call,
+    ModelError,
+    ModelNotReadyException,
+    PlatformError,
+    Reply,
+    ServiceUnavailable,
+    ValidationError,
+)
+from local_test.platform.connections import Broken, Cut
+from local_test.platform.containers import Running
+from local_test.platform.events import Events
+from local_test.platform.invocation import Answer, Client
+from local_test.platform.options import Options
+from local_test.platform.residents import Closed, Next, Resident, Residents, Stage, vanished
+
+POLL_LIMIT = 2.0  # seconds for a page of GET /models, as for a ping
+NOT_FOUND, CONFLICT, FULL = 404, 409, 507
+
+
+class MultiModel:
+    """The models of one container that runs."""
+
+    def __init__(
+        self,
+        running: Running,
+        client: Client,
+        directory: Path,
+        source: ModelData,
+        s3: S3,
+        options: Options,
+        events: Events,
+        *,
+        caching: bool,
+    ) -> None:
+        self._running = running
+        self._client = client
+        self._directory = directory
+        self._source = source
+        self._s3 = s3
+        self._options = options
+        self._events = events
+        self._residents = Residents(caching=caching)
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """What is loaded, or on its way."""
+        return frozenset(each.target for each in self._residents.snapshot() if each.stage is not Stage.LEAVING)
+
+    def invoke(self, call: Call, until: float) -> tuple[Reply, bool]:
+        """The answer of the model that a call names, and whether the model had to be loaded for it."""
+        if not call.target_model:
+            raise ValidationError("Request is missing a target model header.")
+        cold = again = False
+        while True:
+            try:
+                model, fresh = self._residents.enter(call.target_model, until)
+            except TimeoutError:
+                raise not_ready(call.target_model) from None
+            except Closed:
+                raise going() from None
+            if fresh:
+                threading.Thread(target=self._load, args=(model,), daemon=True).start()
+            try:
+                cold = cold or not model.loaded.done()
+                wait_for(model, until)
+                reply = self._answer(model, call, until, again=again)
+            finally:
+                if self._residents.leave(model):
+                    threading.Thread(target=self._unload, args=(model, "is not kept"), daemon=True).start()
+            if reply is not None:
+                return reply, cold
+            again = cold = True
+
+    def _answer(self, model: Resident, call: Call, until: float, *, again: bool) -> Reply | None:
+        """What the model answers; None where the container does not know it, and that for the first time."""
+        try:
+            return self._client.invoke(f"/models/{model.id}/invoke", call, until)
+        except ModelError as error:
+            if error.original_status != NOT_FOUND or again:
+                raise
+            self._forget(model, "404 on invoke")
+            return None
+
+    def poll(self) -> None:
+        """Learn from the container what is loaded: forget what it has lost, take in what it has besides."""
+        before = self._residents.snapshot()
+        loaded = [each for each in before if each.stage is Stage.LOADED]
+        listed = self._listed()
+        if listed is None:
+            return
+        for model in vanished(loaded, listed):
+            self._forget(model, "no longer in GET /models")
+        for stray in listed - {each.id for each in before}:
+            if self._residents.adopt(stray):
+                self._events.say("strange", stray, "is loaded, but not by the platform: the first to be unloaded")
+
+    def close(self) -> None:
+        """The container is going."""
+        self._residents.close()
+
+    # Loading.
+
+    def _load(self, model: Resident) -> None:
+        """In a thread of its own, for all who wait; they may be gone before it ends."""
+        began = time.monotonic()
+        files = self._files(model)
+        try:
+            if not files.exists():
+                artifacts.fetch(self._s3, self._source.below(model.target), files)
+            fetched = time.monotonic() - began
+            answer = self._have_loaded(model, files, began + self._options.load_limit)
+        except Exception as error:
+            artifacts.remove(files.parent)
+            if self._residents.closed:
+                self._residents.failed(model, going())
+                return
+            self._events.say("error", model.target, f"not loaded: {error}", seconds=time.monotonic() - began)
+            self._residents.failed(model, error)
+            return
+        detail = "(it was already)" if answer.status == CONFLICT else f"({fetched * 1000:.0f} ms of it from S3)"
+        self._events.say("load", model.target, detail, seconds=time.monotonic() - began, id=model.id)
+        self._residents.loaded(model)
+
+    def _have_loaded(self, model: Resident, files: Path, until: float) -> Answer:
+        """POST /models, and room made for it as long as the container says 507."""
+        body = json.dumps({"model_name": model.id, "url": self._running.inside(files)}).encode()
+        while True:
+            alone = self._residents.alone(model)
+            try:
+                answer = self._client.ask("POST", "/models", body, limit=until - time.monotonic())
+            except Cut:
+                self._delete(model)  # so that no half of it stays, should the container finish after all
+                raise self._client.error(0, f"loading took more than {self._options.load_limit:g} s") from None
+            except Broken as broken:
+                raise self._client.error(0, f"the connection broke while loading: {broken}") from None
+            if 200 <= answer.status < 300 or answer.status == CONFLICT:
+                return answer
+            refused = self._client.error(answer.status, answer.body.decode(errors="replace"))
+            if answer.status != FULL:
+                raise refused
+            try:
+                step, victim = self._residents.make_room(model, until)
+            except Closed:
+                raise going() from None
+            if victim is not None:
+                self._events.say("507", model.target, f"-> unload {victim.target} -> retry")
+                self._unload(victim, f"for {model.target}")
+            elif step is Next.GIVE_UP and alone:
+                self._events.say("507", model.target, "and nothing is left to unload")
+                raise refused
+
+    # Unloading.
+
+    def _unload(self, model: Resident, why: str) -> None:
+        """A model that is LEAVING: out of memory, then off the disk."""
+        began = time.monotonic()
+        if not self._delete(model):
+            self._residents.stayed(model)
+            return
+        artifacts.remove(self._files(model).parent)
+        self._residents.gone(model)
+        self._events.say("unload", model.target, why, seconds=time.monotonic() - began)
+
+    def _delete(self, model: Resident) -> bool:
+        try:
+            answer = self._client.ask("DELETE", f"/models/{model.id}", limit=self._options.invoke_limit)
+        except (Cut, Broken) as error:
+            answer = Answer(0, f"{type(error).__name__} {error}".encode())
+        if 200 <= answer.status < 300 or answer.status == NOT_FOUND:
+            return True
+        said = answer.body[:200].decode(errors="replace")
+        self._events.say("error", model.target, f"DELETE: {answer.status} {said}")
+        return False
+
+    def _forget(self, model: Resident, how: str) -> None:
+        """The container has lost it."""
+        news, ours = self._residents.lost(model)
+        if news:
+            self._events.say("lost", model.target, how)
+        if ours:
+            artifacts.remove(self._files(model).parent)
+            self._residents.gone(model)
+
+    def _listed(self) -> set[str] | None:
+        """The ids in GET /models, of all its pages; None where it does not say."""
+        ids: set[str] = set()
+        path = "/models"
+        try:
+            while True:
+                said = json.loads(self._client.ask("GET", path, limit=POLL_LIMIT).body)
+                ids |= {each["modelName"] for each in said["models"]}
+                if not said.get("nextPageToken"):
+                    return ids
+                path = f"/models?next_page_token={quote(said['nextPageToken'])}"
+        except (Cut, Broken, ValueError, KeyError, TypeError) as error:
+            self._events.say("error", self._client.name, f"GET {path} is of no use: {error!r}")
+            return None
+
+    def _files(self, model: Resident) -> Path:
+        return self._directory / model.id / "model"
+
+
+def wait_for(model: Resident, until: float) -> None:
+    """Until its load has ended. Raises what the load did, and ModelNotReadyException when the time is over first."""
+    try:
+        model.loaded.result(max(0.0, until - time.monotonic()))
+    except FutureTimeout:
+        raise not_ready(model.target) from None
+
+
+def not_ready(target: str) -> PlatformError:
+    return ModelNotReadyException(
+        f"Model {target} is not ready for inference yet: it is still being downloaded or loaded. Try again later."
+    )
+
+
+def going() -> PlatformError:
+    return ServiceUnavailable("The instance is being stopped or replaced. Try again later.")
