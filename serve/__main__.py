@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         from serve.host import catalog
 
         run_dir = chosen.run_dir or Path(os.environ.get("TMPDIR", "/tmp"))
-        print(nginx.rendered(replace(chosen, run_dir=run_dir), catalog.scan(chosen.model_dir)))
+        print(nginx.rendered(replace(chosen, run_dir=run_dir), catalog.scan(chosen.model_dir, chosen.hf_task)))
         return 0
     if verb == "settings":
         for name, source in chosen.sources.items():

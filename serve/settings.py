@@ -113,6 +113,7 @@ class Settings:
     default_model: str = env("", "model for requests that name none", ("SERVE_DEFAULT_MODEL", text))
     preload: tuple[str, ...] = env((), "models that must be ready before /ping is 200", ("SERVE_PRELOAD", names))
     pin: tuple[str, ...] = env((), "models never evicted", ("SERVE_PIN", names))
+    hf_task: str = env("", "task of Hugging Face models whose model.toml states none", ("HF_TASK", text))
     default_accept: str = env("", "format when Accept is absent or */*", ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", text))
     inference_output: str = env("", "what XGBoost says of each row", ("SAGEMAKER_INFERENCE_OUTPUT", text))
     ensemble: bool = env(True, "several XGBoost files are one model", ("SAGEMAKER_INFERENCE_ENSEMBLE", only_true))

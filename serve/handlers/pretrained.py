@@ -21,8 +21,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
 
 
-def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
+def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[Any, Any]:
     """The model, in eval mode on the GPU if there is one, and its tokenizer. `auto_class`: AutoModelForCausalLM...
+    `unused`: beginnings of the names of weights that may be missing, for nothing comes of them.
 
     Raises ModelUnusable or DoesNotFit. Sets this process's number of torch threads. `[options] dtype` is the precision
     of the weights: on a processor float32, however they are stored, unless it says otherwise.
@@ -41,10 +42,11 @@ def load(model: Model, auto_class: Any) -> tuple[Any, Any]:
             dtype=dtype,
             output_loading_info=True,
         )
-        if report["missing_keys"]:  # the library fills these with random numbers and goes on
+        # The library fills these with random numbers and goes on.
+        if missing := [name for name in report["missing_keys"] if not name.startswith(unused)]:
             raise ModelUnusable(
-                f"config.json describes {len(report['missing_keys'])} weights that the safetensors files do not have, "
-                f"{min(report['missing_keys'])} for one",
+                f"config.json describes {len(missing)} weights that the safetensors files do not have, "
+                f"{min(missing)} for one",
                 hint="save config.json and the weights together, with save_pretrained",
             )
         network.eval().requires_grad_(False)

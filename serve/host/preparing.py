@@ -19,6 +19,7 @@ class Preparing:
 
     def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
         assert settings.run_dir is not None
+        self._hf_task = settings.hf_task
         self._unpacked = settings.run_dir / "unpacked"
         self._wake = wake  # makes the host's loop turn, from a thread
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="unpack")
@@ -47,7 +48,8 @@ class Preparing:
 
     def _prepare(self, model: Hosted) -> Spec:
         if not model.entry.archive:
-            return catalog.describe(model.name, model.entry.path)
+            return catalog.describe(model.name, model.entry.path, self._hf_task)
         self._unpacked.mkdir(exist_ok=True)
         room = max(archive.free_bytes(self._unpacked) - SPARED, 0)
-        return catalog.describe(model.name, archive.unpack(model.entry.path, self._place(model), limit_bytes=room))
+        directory = archive.unpack(model.entry.path, self._place(model), limit_bytes=room)
+        return catalog.describe(model.name, directory, self._hf_task)

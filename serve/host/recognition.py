@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import ModelUnusable
+from serve.handlers import TASKS
 from serve.host.card import Card
 
 CODE = "code"
@@ -18,6 +19,14 @@ LONGEST_CONFIG = 8 << 20
 # Summarizers by trade; facebook/bart-large-cnn and google/pegasus-* say no more than their type in config.json.
 SUMMARIZERS = frozenset({"bart", "pegasus", "pegasus_x", "bigbird_pegasus", "led"})
 # Keys of configs whose input is not text alone (Llava, Whisper...), though they end in ForConditionalGeneration too.
+MODULES = "modules.json"  # sentence-transformers' file: how vectors of tokens become one
+# The task a head is for, by the end of the architecture's name.
+HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+}
 NOT_TEXT = ("vision_config", "audio_config", "num_mel_bins")
 
 
@@ -103,8 +112,11 @@ def config(directory: Path) -> Mapping[str, Any] | None:
     return parsed
 
 
-def recognise(directory: Path, card: Card) -> Recognised:
-    """What serves this directory: what its card says, else what its files are. Raises ModelUnusable, saying why not."""
+def recognise(directory: Path, card: Card, hf_task: str = "") -> Recognised:
+    """What serves this directory: what its card says, else what its files are. Raises ModelUnusable, saying why not.
+
+    `hf_task`: what a Hugging Face model is for when its card does not say, HF_TASK.
+    """
     program = _program(directory, card)
     if card.handler in ("custom", "xgboost") or (card.handler is None and program):
         return Recognised(handler=card.handler or "custom", task=card.task, model_type=_type_at_most(directory))
@@ -117,17 +129,32 @@ def recognise(directory: Path, card: Card) -> Recognised:
             model_type=_text(described or {}, "model_type"),
         )
     if described and (weights(directory) or pickled(directory)):
+        model_type = _text(described, "model_type")
+        if card.task is not None:
+            return Recognised(handler=of_task(card.task, "model.toml: task"), task=card.task, model_type=model_type)
+        if hf_task:
+            return Recognised(handler=of_task(hf_task, "HF_TASK"), task=hf_task, model_type=model_type)
+        if (directory / MODULES).is_file():
+            return Recognised(handler="feature_extraction", task="sentence-embeddings", model_type=model_type)
         found = architecture(described)
         if found is None:
             named = ", ".join(_architectures(described)) or "none"
             raise ModelUnusable(
-                f"config.json: no handler for this architecture ({named}); put {CODE}/{PROGRAM} beside it, "
-                "or a model.toml with handler = ..."
+                f"config.json: no handler for this architecture ({named}); say what it is for in model.toml: "
+                f"task = ... (one of {', '.join(TASKS)}), or put {CODE}/{PROGRAM} beside it"
             )
-        return Recognised(handler=found.handler, task=card.task or found.task, model_type=found.model_type)
+        return found
     if xgboost_files(directory):
         return Recognised(handler="xgboost", task=card.task)
     raise ModelUnusable(_why_not(directory, described))
+
+
+def of_task(task: str, said: str) -> str:
+    """The handler that does a task. Raises ModelUnusable for a task nobody does; `said`: where it was asked for."""
+    handler = TASKS.get("translation" if task.startswith("translation_") else task)
+    if handler is None:
+        raise ModelUnusable(f"{said}: nobody here does {task!r}; known: {', '.join(TASKS)}")
+    return handler
 
 
 def architecture(config: Mapping[str, Any]) -> Recognised | None:
@@ -137,6 +164,9 @@ def architecture(config: Mapping[str, Any]) -> Recognised | None:
     model_type = _text(config, "model_type")
     if any(key in config for key in NOT_TEXT):
         return None
+    head = next((task for end, task in HEADS.items() if first.endswith(end)), None)
+    if head is not None:  # before all else: BartForSequenceClassification is an encoder-decoder too
+        return Recognised(handler=TASKS[head], task=head, model_type=model_type)
     # T5WithLMHeadModel ends like GPT2LMHeadModel, so what the config says of itself comes first.
     both = config.get("is_encoder_decoder") is True
     if (both and not first.endswith("ForCausalLM")) or first.endswith(("ForConditionalGeneration", "MTModel")):
@@ -144,6 +174,8 @@ def architecture(config: Mapping[str, Any]) -> Recognised | None:
         return Recognised(handler="summarization", task=task, model_type=model_type)
     if first.endswith(("ForCausalLM", "LMHeadModel")):
         return Recognised(handler="text_generation", task="text-generation", model_type=model_type)
+    if model_type and first.endswith("Model"):  # BertModel and its like: no head, so vectors
+        return Recognised(handler="feature_extraction", task="feature-extraction", model_type=model_type)
     return None
 
 

@@ -29,7 +29,7 @@ class Host:
 
     def __init__(self, settings: Settings) -> None:
         # On a multi-model endpoint there is nothing but what the platform brings.
-        found = Catalog([]) if settings.multi_model else catalog.scan(settings.model_dir)
+        found = Catalog([]) if settings.multi_model else catalog.scan(settings.model_dir, settings.hf_task)
         used = {entry.spec.handler for entry in found.entries.values() if entry.spec}
         # What an archive holds is not known yet, nor what the platform will bring: then all of them.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())

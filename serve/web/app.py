@@ -34,7 +34,7 @@ def create(settings: Settings, slot: int) -> Flask:
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
     host = HostClient(settings.host_socket)
-    known = Loaded(settings.sockets) if settings.multi_model else catalog.scan(settings.model_dir)
+    known = Loaded(settings.sockets) if settings.multi_model else catalog.scan(settings.model_dir, settings.hf_task)
     invocations = Invocations(settings, known, host)
 
     @app.route("/ping", methods=["GET", "HEAD", "POST"])

@@ -233,6 +233,16 @@ def test_no_framework_is_imported_to_tell_models_apart() -> None:
         ),
         ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "summarization", "text2text-generation"),
         ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "summarization", "text2text-generation"),
+        ({"architectures": ["BertForSequenceClassification"]}, "text_classification", "text-classification"),
+        (
+            {"architectures": ["BartForSequenceClassification"], "is_encoder_decoder": True},
+            "text_classification",
+            "text-classification",
+        ),
+        ({"architectures": ["BertForTokenClassification"]}, "token_classification", "token-classification"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "question_answering", "question-answering"),
+        ({"architectures": ["RobertaForMaskedLM"]}, "fill_mask", "fill-mask"),
+        ({"architectures": ["BertModel"], "model_type": "bert"}, "feature_extraction", "feature-extraction"),
     ],
 )
 def test_a_transformers_model_is_known_by_its_architecture(
@@ -247,6 +257,61 @@ def test_a_transformers_model_is_known_by_its_architecture(
 def test_the_card_has_the_last_word_on_the_task(tmp_path: Path) -> None:
     """`task` in model.toml stands over what config.json suggests."""
     assert describe("m", hugging(tmp_path, BART, 'task = "text2text-generation"')).task == "text2text-generation"
+
+
+@pytest.mark.parametrize(
+    ("toml", "hf_task", "handler", "task"),
+    [
+        ('task = "zero-shot-classification"', "", "zero_shot_classification", "zero-shot-classification"),
+        ('task = "translation_en_to_de"', "", "summarization", "translation_en_to_de"),
+        ('task = "ner"', "fill-mask", "token_classification", "ner"),
+        ("", "text2text-generation", "summarization", "text2text-generation"),
+        ('handler = "summarization"', "fill-mask", "summarization", "summarization"),
+    ],
+)
+def test_a_task_chooses_the_handler(tmp_path: Path, toml: str, hf_task: str, handler: str, task: str) -> None:
+    """model.toml's before HF_TASK, and either before config.json; a handler named in model.toml before all."""
+    spec = describe("m", hugging(tmp_path, BART, toml), hf_task)
+
+    assert (spec.handler, spec.task) == (handler, task)
+
+
+def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
+    """Another framework's model beside them is what it is."""
+    hugging(tmp_path / "a", BART)
+    xgboost(tmp_path / "b")
+
+    specs = {name: entry.spec for name, entry in scan(tmp_path, "translation").entries.items()}
+
+    assert {name: spec and (spec.handler, spec.task) for name, spec in specs.items()} == {
+        "a": ("summarization", "translation"),
+        "b": ("xgboost", None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("toml", "hf_task", "said"),
+    [
+        ('task = "summarisation"', "", "model.toml: task: nobody here does 'summarisation'; known: text-generation, "),
+        ("", "image-to-text", "HF_TASK: nobody here does 'image-to-text'; known: text-generation, "),
+    ],
+)
+def test_a_task_nobody_does_is_refused(tmp_path: Path, toml: str, hf_task: str, said: str) -> None:
+    """Naming where it was asked for, and all there are."""
+    with pytest.raises(ModelUnusable) as caught:
+        describe("m", hugging(tmp_path, BART, toml), hf_task)
+    assert caught.value.message.startswith(said)
+
+
+def test_a_sentence_transformers_directory_gives_sentences(tmp_path: Path) -> None:
+    """Whatever head its config.json still names; unless its tokens are asked for."""
+    directory = put(hugging(tmp_path, {"architectures": ["MPNetForMaskedLM"]}), modules_json="[]")
+
+    assert (describe("m", directory).handler, describe("m", directory).task) == (
+        "feature_extraction",
+        "sentence-embeddings",
+    )
+    assert describe("m", directory, "feature-extraction").task == "feature-extraction"
 
 
 def test_pickled_weights_go_to_the_handler_that_refuses_them(tmp_path: Path) -> None:
@@ -354,8 +419,8 @@ def test_a_directory_wrapped_in_a_directory_is_descended_into(tmp_path: Path) ->
         ({"config_json": "[" * 100_000, "model_safetensors": ""}, "config.json: not JSON"),
         ({"config_json": "[]", "model_safetensors": ""}, "config.json: not a JSON object"),
         (
-            {"config_json": '{"architectures": ["BertForMaskedLM"]}', "model_safetensors": ""},
-            "config.json: no handler for this architecture (BertForMaskedLM); put code/inference.py",
+            {"config_json": '{"architectures": ["BertForMultipleChoice"]}', "model_safetensors": ""},
+            "config.json: no handler for this architecture (BertForMultipleChoice); say what it is for in model",
         ),
         (
             {

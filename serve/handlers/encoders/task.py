@@ -1,0 +1,126 @@
+"""What all tasks of encoders share: decode into rows of tokens, one pass for all, an answer from each item's rows."""
+
+import abc
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from serve.errors import BadRequest, InternalError, ServeError, TooLate
+from serve.handlers import pipeline
+from serve.handlers.base import Model, Reply, Request
+from serve.handlers.encoders.forward import Encoder, Row
+
+Truncation = bool | str
+
+
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every pipeline takes; both say how it batches, which is our business."""
+
+    batch_size: int | None = None
+    num_workers: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """`what`: whatever the task needs to make the answer."""
+
+    rows: list[Row]
+    what: Any
+    parameters: Any
+    content_type: str
+
+
+class Task(abc.ABC):
+    """A Predictor of one task."""
+
+    auto_class: ClassVar[Any]
+    kind: ClassVar[type[msgspec.Struct]]
+    bare: ClassVar[tuple[str, ...]] = ()
+    table: ClassVar[bool] = True
+    offers: ClassVar[tuple[str, ...]] = (pipeline.JSON, pipeline.CSV)
+    unused: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that may be missing
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.encoder = Encoder(model, self.auto_class, self.unused)
+        self.tokenizer, self.config = self.encoder.tokenizer, self.encoder.config
+
+    def decode(self, request: Request) -> Item:
+        content_type = pipeline.accepted(request, self._model, self.offers)
+        inputs, parameters = pipeline.parse(
+            request, self._model.model_field, self.kind, bare=self.bare, table=self.table
+        )
+        rows, what = self.read(inputs, parameters, request.deadline)
+        for row in rows:
+            if not row.ids:
+                raise BadRequest("a text is empty, and this model has no token for an empty one", hint="send a text")
+        return Item(rows, what, parameters, content_type)
+
+    @abc.abstractmethod
+    def read(self, inputs: Any, parameters: Any, deadline: float) -> tuple[list[Row], Any]:
+        """The rows the inputs need, and what `answer` needs to know. Raises BadRequest."""
+
+    @abc.abstractmethod
+    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
+        """What is wanted of one row of the model's output; see `forward.Take`."""
+
+    @abc.abstractmethod
+    def answer(self, item: Item) -> Any:
+        """What the pipeline would return."""
+
+    def compatible(self, item: Item) -> Hashable:
+        return None  # parameters matter before and after the pass, never in it
+
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
+        self.encoder.run([row for item in items for row in item.rows], self.take)
+        return [self._outcome(item) for item in items]
+
+    def _outcome(self, item: Item) -> Reply | ServeError:
+        if not all(row.outputs for row in item.rows):
+            return TooLate("not all texts were done before the deadline", hint="send fewer of them")
+        if not all(np.isfinite(each).all() for row in item.rows for each in row.outputs):
+            # JSON has no word for them.
+            return InternalError("the model gave NaN or infinity", hint='dtype = "float32" in model.toml may help')
+        try:
+            return pipeline.reply(self.answer(item), item.content_type)
+        except ServeError as error:
+            return error
+
+    def tokens(self, deadline: float, *texts: str, cut: Truncation = False, **settings: Any) -> Any:
+        """The tokenizer's encoding of a text or a pair; 400 when it is longer than the model reads."""
+        self.check(deadline)
+        cuts = cut not in (False, "do_not_truncate")
+        if not cuts and sum(map(len, texts)) > len(self.encoder.shortened("".join(texts))):
+            raise self.too_long(f"{sum(map(len, texts))} characters")
+        try:
+            encoding = self.tokenizer(
+                *map(self.encoder.shortened, texts), truncation=cut if cuts else False, verbose=False, **settings
+            )
+        except Exception as error:  # tokenizers raises no other for a text that cannot be cut as asked
+            raise BadRequest(f"the text cannot be cut to {self.encoder.limit} tokens: {error}") from error
+        if not cuts and len(encoding["input_ids"]) > self.encoder.limit:
+            raise self.too_long(f"{len(encoding['input_ids'])} tokens")
+        return encoding
+
+    def check(self, deadline: float) -> None:
+        """Raise TooLate when nobody waits for the rest of the texts any more."""
+        if time.monotonic() >= deadline:
+            raise TooLate("the deadline passed while the texts were read", hint="send fewer of them")
+
+    def too_long(self, length: str) -> BadRequest:
+        return BadRequest(
+            f"inputs has {length}; the model reads {self.encoder.limit} tokens",
+            hint='send less, or "parameters": {"truncation": true} to have the end cut off',
+        )
+
+
+def settings(asked: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    """A tokenizer's arguments from what a caller may say of them: never more than the model reads."""
+    chosen: dict[str, Any] = {"cut": asked.get("truncation") or False}
+    if asked.get("max_length") is not None:
+        chosen["max_length"] = min(asked["max_length"], limit)
+    return chosen
