@@ -68,6 +68,22 @@ def text(value: str) -> str:
     return value
 
 
+def placeholder(value: str) -> str:
+    """`error`, or one line of text"""
+    if not value.isprintable():
+        raise ValueError
+    return "" if value == "error" else value
+
+
+def prefixes(value: str) -> tuple[str, ...]:
+    """s3://BUCKET/PREFIX, with commas between them"""
+    found = tuple(part.strip() for part in value.split(",") if part.strip())
+    for part in found:
+        if not part.startswith("s3://") or not part[5:].partition("/")[0]:
+            raise ValueError
+    return found
+
+
 def directory(value: str) -> Path:
     """a directory"""
     return Path(value).absolute()
@@ -132,6 +148,14 @@ class Settings:
         ("SAGEMAKER_MAX_PAYLOAD_IN_MB", from_mb),
         ("SAGEMAKER_MAX_REQUEST_SIZE", from_bytes),
         ("MAX_CONTENT_LENGTH", from_bytes),
+    )
+    bad_record: str = env(
+        "",
+        "what stands for a record that fails, in CSV and JSON Lines; by default the request fails",
+        ("SERVE_BAD_RECORD", placeholder),
+    )
+    s3_inputs: tuple[str, ...] = env(
+        (), "where a text/uri-list body may point to: s3://BUCKET/PREFIX, with commas", ("SERVE_S3_INPUTS", prefixes)
     )
     budget_bytes: int = env(0, "memory all loaded models may fill together", ("SERVE_MEMORY_BUDGET_MB", from_mb))
     memory_fraction: float = env(

@@ -5,6 +5,9 @@ A handler is a class built from a `Model`; building it loads the weights (built 
 * `Predictor`: `decode` each request, then `predict` a batch of compatible ones.
 * `Stepwise`: `decode` each request, then advance all that have joined by one `step`, a token for instance.
 
+A handler that does not read JSON Lines (415) is given each line as a JSON request of its own (serve/runner/records.py).
+One that reads other types line by line, without a header line, names them in an attribute `records`.
+
 Everything runs on the one thread of the runner's loop; a handler needs no locks and starts no threads of its own
 beyond those of its framework.
 """
@@ -113,7 +116,7 @@ class Stepwise(Protocol):
         """The caller hung up: forget the job at once, answer nothing."""
 
     def step(self) -> None:
-        """One turn of work for all that have joined. If it raises, every joined job is failed and forgotten."""
+        """One turn of work for all that have joined, if any. If it raises, every joined job is failed and forgotten."""
 
     def room(self) -> int:
         """How many further jobs may `join` now; those beyond wait in the socket's queue."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from serve.errors import BadRequest, NotAcceptable
+from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from serve.handlers.tabular import array
 
 JSON, CSV, TEXT, NPY, STREAMED = (
@@ -33,6 +33,8 @@ def decoded(body: bytes, charset: str) -> str:
 
 def read(body: bytes, content_type: str, charset: str) -> Any:
     """JSON as objects, CSV as a float array of two dimensions, npy as an array, text as str, all else as bytes."""
+    if content_type == STREAMED:  # each line will come as JSON by itself
+        raise UnsupportedMediaType(f"{STREAMED} is not read as a whole", hint="send JSON, or give it an input_fn")
     if content_type == NPY:
         return array(body).copy()  # its own, so that it can be written to
     if content_type == JSON or content_type.endswith("+json"):

@@ -33,6 +33,8 @@ class Item:
 
 
 class XGBoost:
+    records = (_CSV, *_LIBSVM)
+
     def __init__(self, model: Model) -> None:
         path = _model_file(model.directory)
         self._booster = _load(path)

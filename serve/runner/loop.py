@@ -8,7 +8,6 @@ held, and end.
 import select
 import socket
 import time
-from typing import Any, Protocol
 
 from serve import wire
 from serve.errors import ServeError
@@ -19,18 +18,9 @@ from serve.runner.batching import outcome_of
 from serve.runner.job import Job
 from serve.runner.names import Names
 from serve.runner.poll import HANGS_UP, Poll
+from serve.runner.records import Engine
 from serve.settings import Settings
 from serve.slots import Slot
-
-
-class Engine(Protocol):
-    """What the loop drives: a Stepwise handler, or the Batches of a Predictor."""
-
-    def decode(self, request: Request) -> Any: ...
-    def room(self) -> int: ...
-    def join(self, job: Job) -> None: ...
-    def leave(self, job: Job) -> None: ...
-    def step(self) -> None: ...
 
 
 class Loop:

@@ -19,8 +19,9 @@ from serve.handlers import HANDLERS
 from serve.handlers.base import Model, Predictor, Stepwise
 from serve.names import INVOCATIONS
 from serve.runner.batching import Batches
-from serve.runner.loop import Engine, Loop
+from serve.runner.loop import Loop
 from serve.runner.names import Names
+from serve.runner.records import Engine, Records
 from serve.settings import Settings
 from serve.slots import Slots
 
@@ -47,9 +48,10 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
-    engine = handler if hasattr(handler, "step") else Batches(handler, order["max_batch"])
+    engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, order["max_batch"]))
+    engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
     names = Names(order["known_as"], settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
-    loop = Loop(cast(Engine, engine), names, listener, control, slot, settings)
+    loop = Loop(engine, names, listener, control, slot, settings)
     _tell(control, {"ready": {"seconds": time.monotonic() - began}})
     loop.run()
 

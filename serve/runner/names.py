@@ -23,7 +23,7 @@ class Names:
                 hint="it answers " + ", ".join(sorted(self._paths)) + "; GET /v1/models lists the models for that path",
                 model=self._first,
             )
-        if "json" not in request.content_type:
+        if not request.content_type.endswith(("/json", "+json")):
             return
         field = self._in_invocation if request.path == INVOCATIONS else self._in_openai
         asked = field.in_body(request.body)

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 
+import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
@@ -16,7 +17,7 @@ from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound
 from serve.host import catalog
 from serve.settings import Settings
 from serve.slots import Slot, Slots, State
-from serve.web import models, openai
+from serve.web import execution, models, openai
 from serve.web.host import HostClient
 from serve.web.invocations import Invocations
 from serve.web.loaded import Loaded
@@ -53,6 +54,10 @@ def create(settings: Settings, slot: int) -> Flask:
     @app.post("/models/<path:name>/invoke")
     def invoke_named(name: str) -> Response:
         return invocations.answer(name)
+
+    @app.get("/execution-parameters")
+    def execution_parameters() -> Response:
+        return Response(msgspec.json.encode(execution.parameters(settings, known)), content_type="application/json")
 
     @app.get("/metrics")
     def metrics() -> Response:

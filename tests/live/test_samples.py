@@ -43,6 +43,19 @@ def test_gpt2_goes_on_with_a_story_in_english(server: Server) -> None:
     assert len([word for word in words if word in common]) >= len(words) / 5, text
 
 
+def test_text_is_generated_line_by_line(server: Server) -> None:
+    """Each line of JSON Lines is what the same request by itself would get; a bad one fails all and is named."""
+    asked = [{"inputs": f"{start} day", "parameters": {"max_new_tokens": 3}} for start in ("One", "Every", "Some")]
+    alone = [server.invoke("gpt2", each).body for each in asked]
+
+    answer = server.invoke("gpt2", "\n".join(map(json.dumps, asked)), "application/jsonlines")
+    failed = server.invoke("gpt2", "\n".join(map(json.dumps, [*asked, {"prompt": "x"}])), "application/jsonlines")
+
+    assert (answer.status, answer.body.splitlines()) == (200, alone)
+    assert failed.status == 400
+    assert failed.json["message"].startswith("line 4: ")
+
+
 def test_bart_writes_the_lead_sentence(server: Server) -> None:
     """What it was trained for, so the right answer is known."""
     answer = server.invoke(None, ARTICLE)

@@ -20,7 +20,7 @@ def test_the_table_of_settings_is_the_settings() -> None:
     """Each variable of serve/settings.py has a place in the table, and each in the table is read."""
     known = {name for each in fields(Settings) for name, _ in each.metadata.get("sources", ())}
     rows = [line.split("|")[1] for line in section("Settings").splitlines() if line.startswith("| `")]
-    told = set(re.findall(r"`([A-Z_]+)`", "".join(rows)))
+    told = set(re.findall(r"`([A-Z0-9_]+)`", "".join(rows)))
     assert told == known
 
 
