@@ -41,7 +41,7 @@ def parse(
     if said == TEXT:
         return _text(request), kind()
     if said == CSV and table:
-        return _rows(_text(request)), kind()
+        return rows(request), kind()
     if said != JSON:
         takes = ", ".join([JSON, *[CSV] * table, TEXT])
         raise UnsupportedMediaType(
@@ -103,10 +103,11 @@ def _text(request: Request) -> str:
         raise BadRequest(f"the body is not {request.charset[:40]}: {error}") from error
 
 
-def _rows(text: str) -> list[Any]:
-    """The texts of the column `inputs`, or an object a row. Raises BadRequest with the number of the row."""
+def rows(request: Request) -> list[Any]:
+    """Of a CSV: the texts of its column `inputs`, or an object a row. Raises BadRequest with the number of the row."""
     try:
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row] or [[]]
+        lines = csv.reader(io.StringIO(_text(request), newline=""), strict=True)
+        header, *cells = [line for line in lines if line] or [[]]
     except csv.Error as error:
         raise BadRequest(f"the body is not CSV: {error}") from error
     names = [name.strip().removeprefix("\ufeff").lower() for name in header]
@@ -115,12 +116,12 @@ def _rows(text: str) -> list[Any]:
             f"the first row of the CSV is {','.join(names)[:100]!r}, which is no header",
             hint="the first row names the columns: inputs, or question,context",
         )
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(cells, 2):
         if len(row) != len(names):
             raise BadRequest(f"row {number} of the CSV has {len(row)} cells, the header {len(names)}")
     if "inputs" in names:
-        return [row[names.index("inputs")] for row in rows]
-    return [dict(zip(names, row, strict=True)) for row in rows]
+        return [row[names.index("inputs")] for row in cells]
+    return [dict(zip(names, row, strict=True)) for row in cells]
 
 
 def reply(answer: Any, content_type: str) -> Reply:

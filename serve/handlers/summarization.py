@@ -14,13 +14,14 @@ import msgspec
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from serve import media
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
-from serve.handlers import pretrained
+from serve.handlers import languages, pipeline, pretrained
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.summarization_request import Parameters, parse
 
 _KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
+# What a request may say that is not for `generate`.
+_OURS = {"seed", "truncation", "src_lang", "tgt_lang", "clean_up_tokenization_spaces", "batch_size"}
 _TASK = "summarization"
 _CHARACTERS = 64  # no token is longer; what is past so many for each token we may read is not worth tokenizing
 
@@ -31,13 +32,15 @@ class Item:
     parameters: Parameters
     config: GenerationConfig
     deadline: float
+    single: bool
+    content_type: str
     texts: list[list[str]] = field(default_factory=list)  # answers, by sequence
 
 
 class Summarization:
     def __init__(self, model: Model) -> None:
         self._network, self._tokenizer = pretrained.load(model, AutoModelForSeq2SeqLM)
-        self._model_field = model.model_field
+        self._model = model
         self._max_batch = max(1, model.max_batch)
         self._key = _KEYS.get((model.task or _TASK).partition("_")[0], "generated_text")
         config = self._network.config
@@ -53,20 +56,19 @@ class Summarization:
         self._pad = next(
             (each for each in (self._tokenizer.pad_token_id, self._defaults.pad_token_id) if each is not None), 0
         )
+        self._language = getattr(self._tokenizer, "src_lang", None)
         self._config = lru_cache(maxsize=256)(self._make_config)
 
     def decode(self, request: Request) -> Item:
-        media.choose(request.accept, ("application/json",), "application/json")
-        inputs, parameters = parse(request, self._model_field)
-        if not inputs:
-            raise BadRequest("inputs is an empty list", hint='send {"inputs": "a text"}')
+        content_type = pipeline.accepted(request, self._model, (pipeline.JSON, pipeline.CSV))
+        inputs, single, parameters = parse(request, self._model.model_field)
         config = self._config(parameters)
         sequences = []
         for text in inputs:
             if time.monotonic() >= request.deadline:
                 raise TooLate("the deadline passed while the texts were read", hint="send fewer of them")
             sequences.append(self._tokens(text, parameters))
-        return Item(sequences, parameters, config, request.deadline)
+        return Item(sequences, parameters, config, request.deadline, single, content_type)
 
     def compatible(self, item: Item) -> Hashable:
         if item.config.do_sample and item.parameters.seed is not None:
@@ -108,7 +110,9 @@ class Summarization:
                 )
         except torch.OutOfMemoryError as error:
             raise DoesNotFit("the accelerator has no room for these texts") from error
-        texts = self._tokenizer.batch_decode(output, skip_special_tokens=True)
+        spaces = batch[0][0].parameters.clean_up_tokenization_spaces
+        tidy = {} if spaces is None else {"clean_up_tokenization_spaces": spaces}
+        texts = self._tokenizer.batch_decode(output, skip_special_tokens=True, **tidy)
         each = len(texts) // len(batch)
         for position, (item, index) in enumerate(batch):
             if not deadline.passed[position]:
@@ -117,8 +121,14 @@ class Summarization:
     def _outcome(self, item: Item) -> Reply | ServeError:
         if not all(item.texts):
             return TooLate("the text was not finished before the deadline", hint="ask for fewer tokens or fewer texts")
-        answer = [{self._key: text} for texts in item.texts for text in texts]
-        return Reply(body=msgspec.json.encode(answer), content_type="application/json")
+        answers = [[{self._key: text} for text in texts] for texts in item.texts]
+        # As the pipelines had it: one text has a list of answers, several have one each, or a list each.
+        one_each = all(len(each) == 1 for each in answers)
+        try:
+            answer = answers[0] if item.single else [each[0] for each in answers] if one_each else answers
+            return pipeline.reply(answer, item.content_type)
+        except ServeError as error:
+            return error
 
     def _tokens(self, text: str, parameters: Parameters) -> list[int]:
         cut = parameters.truncation not in (None, False, "do_not_truncate")
@@ -127,6 +137,10 @@ class Summarization:
             if not cut:
                 raise self._too_long(f"{len(text)} characters")
             text = text[: _CHARACTERS * self._limit]
+        if parameters.src_lang is not None:
+            languages.code(self._tokenizer, "src_lang", parameters.src_lang)
+        if self._language is not None:
+            self._tokenizer.src_lang = parameters.src_lang or self._language
         ids: list[int] = self._tokenizer(
             text, truncation=cut, max_length=self._limit if cut else None, verbose=False
         ).input_ids
@@ -142,11 +156,13 @@ class Summarization:
 
     def _make_config(self, parameters: Parameters) -> GenerationConfig:
         asked = msgspec.structs.asdict(parameters)
-        asked = {key: asked[key] for key in asked if asked[key] is not None and key not in ("seed", "truncation")}
+        asked = {key: asked[key] for key in asked if asked[key] is not None and key not in _OURS}
         for key in ("max_length", "max_new_tokens"):
             if self._positions and asked.get(key, 0) > self._positions:
                 raise BadRequest(f"{key} is {asked[key]}; the model has positions for {self._positions}")
         config = deepcopy(self._defaults)
+        if parameters.tgt_lang is not None:
+            config.forced_bos_token_id = languages.code(self._tokenizer, "tgt_lang", parameters.tgt_lang)
         if "max_new_tokens" in asked:  # the model's own limit would only be warned about; likewise below
             config.max_length = None
         elif "max_length" in asked:

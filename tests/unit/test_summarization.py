@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
+    NllbTokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -73,13 +74,12 @@ def request(body: Any, **settings: Any) -> Request:
     return Request(body=body, **{"content_type": "application/json", **settings})
 
 
-def ask(handler: Summarization, inputs: Any, **parameters: Any) -> list[dict[str, str]]:
+def ask(handler: Summarization, inputs: Any, **parameters: Any) -> Any:
     (reply,) = handler.predict([handler.decode(request({"inputs": inputs, "parameters": parameters}))])
     assert isinstance(reply, Reply)
     assert isinstance(reply.body, bytes)
     assert reply.content_type == "application/json"
-    answer: list[dict[str, str]] = json.loads(reply.body)
-    return answer
+    return json.loads(reply.body)
 
 
 @cache
@@ -160,6 +160,51 @@ def test_several_sequences_are_several_entries(handler: Summarization, directory
     """Of one text, the best first."""
     wanted = reference(directory, "w1 w2", num_beams=3, num_return_sequences=2)
     assert ask(handler, "w1 w2", num_beams=3, num_return_sequences=2) == [{"summary_text": text} for text in wanted]
+
+
+def test_several_sequences_of_several_texts_are_lists(handler: Summarization) -> None:
+    """A list for each text, as the pipelines had it."""
+    parameters = {"num_beams": 3, "num_return_sequences": 2}
+    assert ask(handler, TEXTS[:2], **parameters) == [ask(handler, text, **parameters) for text in TEXTS[:2]]
+
+
+def test_csv_goes_in_and_comes_out_with_a_header(handler: Summarization) -> None:
+    """A column named inputs; one row out for each in."""
+    body = b"id,inputs\n1,w1 w2 w3\n2,w4\n"
+    (reply,) = handler.predict([handler.decode(request(body, content_type="text/csv", accept="text/csv"))])
+    lines = [each["summary_text"] for each in ask(handler, ["w1 w2 w3", "w4"])]
+    assert reply == Reply(body="\r\n".join(["summary_text", *lines, ""]).encode(), content_type="text/csv")
+
+
+def test_a_model_of_many_languages_is_told_them(tmp_path: Path) -> None:
+    """The source's code begins the input, the target's the output, as the library has it; a request keeps its own."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *(f"▁w{n}" for n in range(20)), "▁w", "▁", *"0123456789w"]
+    tokenizer = NllbTokenizer(
+        {word: n for n, word in enumerate(words)}, [], extra_special_tokens=["eng_Latn", "fra_Latn"]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    network = BartForConditionalGeneration(
+        BartConfig(vocab_size=len(tokenizer), d_model=16, max_position_embeddings=POSITIONS, init_std=0.5, **sizes)
+    )
+    network.generation_config.max_length = 12
+    network.eval().save_pretrained(tmp_path)
+    handler = Summarization(Model(name="x", directory=tmp_path, task="translation"))
+
+    def wanted(source: str, target: str) -> list[dict[str, str]]:
+        tokenizer.src_lang = source
+        ids = tokenizer("w1 w2", return_tensors="pt")
+        output = network.generate(**ids, forced_bos_token_id=tokenizer.convert_tokens_to_ids(target))
+        return [{"translation_text": tokenizer.decode(output[0], skip_special_tokens=True)}]
+
+    french = ask(handler, "w1 w2", src_lang="eng_Latn", tgt_lang="fra_Latn")
+    english = ask(handler, "w1 w2", src_lang="fra_Latn", tgt_lang="eng_Latn")
+    assert (french, english) == (wanted("eng_Latn", "fra_Latn"), wanted("fra_Latn", "eng_Latn"))
+    assert french != english
+    assert ask(handler, "w1 w2", tgt_lang="fra_Latn") == french
+    with pytest.raises(BadRequest, match="'w1' is no language of this model"):
+        ask(handler, "w1", tgt_lang="w1")
 
 
 def test_new_tokens_are_counted_as_the_library_counts(handler: Summarization, directory: Path) -> None:
@@ -247,7 +292,8 @@ def test_a_long_input_is_refused_or_cut(handler: Summarization, words: int) -> N
         ({"input": "w"}, "unknown key 'input'", "did you mean inputs?"),
         ({}, "inputs is missing", ""),
         (b"", "the body is not application/json", ""),
-        (b"[]", "the body is not application/json: Expected `object`, got `array`", ""),
+        (b"[]", "inputs is an empty list", ""),
+        ({"inputs": "w", "parameters": {"src_lang": "en"}}, "src_lang: this model has no languages", "leave it out"),
         (b'{"inputs": "\xff"}', "the body is not application/json", ""),
         (b'{"inputs": "\\ud800"}', "the body is not application/json", ""),
         (b'{"inputs": NaN}', "the body is not application/json", ""),

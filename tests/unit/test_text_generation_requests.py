@@ -1,5 +1,7 @@
 """Requests for text: all that can be wrong with one is refused before the model runs, in words that help."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from serve.errors import BadRequest, NotAcceptable, ServeError, UnsupportedMedia
 from serve.handlers.base import Request
 from serve.handlers.generation.request import Item
 from serve.handlers.text_generation import TextGeneration
-from tests.unit.test_text_generation_toys import POSITIONS, ask, handler_of, save_toy
+from tests.unit.test_text_generation_toys import POSITIONS, Asked, ask, finish, handler_of, save_toy
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,22 @@ def test_an_empty_prompt_begins_a_text(handler: TextGeneration) -> None:
     assert ask(handler, {"inputs": "", "parameters": {"max_new_tokens": 3}})
 
 
-@pytest.mark.parametrize("content_type", ["text/csv", "application/x-npy", "application/jsonlines", "image/png"])
+def test_csv_goes_in_and_comes_out_with_a_header(handler: TextGeneration) -> None:
+    """A column named inputs; as JSON a list for each row, as CSV a row for each."""
+    table = b'id,inputs\n1,the cat\n2,"a dog, too"\n'
+    wanted = ask(handler, {"inputs": ["the cat", "a dog, too"]})
+    assert ask(handler, table, content_type="text/csv") == wanted
+
+    job = Asked(handler, table, content_type="text/csv", accept="text/csv")
+    handler.join(job)
+    finish(handler, job)
+    assert job.replied is not None
+    assert isinstance(job.replied.body, bytes)
+    rows = csv.DictReader(io.StringIO(job.replied.body.decode(), newline=""))
+    assert [[row] for row in rows] == wanted
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "application/x-npy", "application/jsonlines", "image/png"])
 def test_other_content_types_are_a_415(handler: TextGeneration, content_type: str) -> None:
     with pytest.raises(UnsupportedMediaType, match=content_type):
         decoded(handler, {"inputs": "a"}, content_type)

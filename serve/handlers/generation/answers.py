@@ -6,11 +6,13 @@ from typing import Any, Protocol
 import msgspec
 
 from serve import media
+from serve.handlers import pipeline
 from serve.handlers.base import Reply
 from serve.handlers.generation.parameters import Resolved
 from serve.handlers.generation.sampling import Likely
 
 JSON, PLAIN, LINES, EVENTS = "application/json", "text/plain", "application/jsonlines", "text/event-stream"
+CSV = pipeline.CSV
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -83,6 +85,8 @@ class Invocation(msgspec.Struct, frozen=True):
         if self.content_type == PLAIN:
             return Reply(body=_text(groups[0][0]).encode(), content_type=f"{PLAIN}; charset=utf-8")
         answers = [[_entry(row) for row in group] for group in groups]
+        if self.content_type == CSV:
+            return pipeline.reply([{"generated_text": _text(row)} for group in groups for row in group], CSV)
         body = msgspec.json.encode(answers[0] if self.single else answers)
         return Reply(body=body + b"\n" if self.content_type == LINES else body, content_type=self.content_type)
 
@@ -97,7 +101,7 @@ def form(accept: str, default: str | None, asked_to_stream: bool, single: bool) 
         # Clients send Accept: application/json by habit; each line of the stream is JSON.
         chosen = media.choose(accept, (LINES, EVENTS, JSON), EVENTS if default == EVENTS else LINES)
         return Invocation(LINES if chosen == JSON else chosen, True, single)
-    offers = (JSON, PLAIN, EVENTS, LINES)
+    offers = (JSON, PLAIN, EVENTS, LINES, CSV)
     chosen = media.choose(accept, offers, default if default in offers else JSON)
     return Invocation(chosen, chosen == EVENTS, single)
 

@@ -6,6 +6,7 @@ import msgspec
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
+from serve.handlers import pipeline
 from serve.handlers.base import Model, Request
 from serve.handlers.generation import answers
 from serve.handlers.generation.answers import Prompt
@@ -94,9 +95,11 @@ class Decoding:
             if not text:
                 raise BadRequest("the body is empty", hint="the body is the prompt")
             return text, Parameters(), False
+        if request.content_type == pipeline.CSV:
+            return pipeline.texts(pipeline.rows(request)), Parameters(), False
         raise UnsupportedMediaType(
             f"Content-Type {request.content_type[:100]!r} cannot be read by this model",
-            hint="send application/json or text/plain",
+            hint="send application/json, text/plain or text/csv",
         )
 
     def _prompt(self, text: str, asked: Parameters) -> Prompt:
