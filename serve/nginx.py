@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from serve import errors
-from serve.errors import BadRequest, NotReady, PayloadTooLarge, ServeError
+from serve.errors import BadRequest, DoesNotFit, NotReady, PayloadTooLarge, ServeError
 from serve.host.catalog import Catalog
 from serve.names import socket_name
 from serve.settings import MB, Settings
@@ -43,6 +43,11 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
             PayloadTooLarge(
                 f"the body is larger than the limit of {limit}",
                 hint="SERVE_MAX_PAYLOAD_MB moves it; the platform itself takes 25 MB, 100 in batch, 1 GB async",
+            )
+        ),
+        "error_disk": _json(
+            DoesNotFit(
+                "there is no room on the disk for the request's body", hint=f"free some under {settings.run_dir}"
             )
         ),
         "error_malformed": _json(BadRequest("not an HTTP request this server reads", hint="check path and headers")),

@@ -67,7 +67,7 @@ class Reply:
 class Job(Protocol):
     """A decoded request on its way to an answer. Exactly one of `reply`, `fail` or `start`..`finish` ends it."""
 
-    request: Request
+    request: Request  # without its body, if that was large
     item: Any  # what `decode` returned
 
     def reply(self, reply: Reply) -> None:

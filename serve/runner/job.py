@@ -29,7 +29,11 @@ class Job:
     def reply(self, reply: Reply) -> None:
         if isinstance(reply.body, bytes):
             headers = {**reply.headers, "Server-Timing": self._timing()}
-            self._end(wire.answer(reply.status, reply.content_type, reply.body, headers), reply.status)
+            if len(reply.body) > wire.CHUNK:  # too large to be copied behind its head
+                self._answers.write(self, wire.head(reply.status, reply.content_type, len(reply.body), headers))
+                self._end(reply.body, reply.status)
+            else:
+                self._end(wire.answer(reply.status, reply.content_type, reply.body, headers), reply.status)
         else:
             self.start(reply.content_type)
             self._answers.pull(self, reply.body)

@@ -8,6 +8,7 @@ held, and end.
 import select
 import socket
 import time
+from dataclasses import replace
 
 from serve import wire
 from serve.errors import ServeError
@@ -21,6 +22,8 @@ from serve.runner.poll import HANGS_UP, Poll
 from serve.runner.records import Engine
 from serve.settings import Settings
 from serve.slots import Slot
+
+LARGE = 1 << 20  # bytes of a body that are not kept beside what was made of them
 
 
 class Loop:
@@ -125,6 +128,8 @@ class Loop:
         except Exception as error:
             job.fail(outcome_of(error))
         else:
+            if len(request.body) > LARGE:
+                job.request = replace(request, body=b"")
             job.began = began
             self._joined[connection.sock.fileno()] = job
             self._engine.join(job)
