@@ -46,6 +46,9 @@ check-nginx: nginx $(VENV)/dev
 	@conf=$$(mktemp -d); trap 'rm -rf "$$conf"' EXIT; SERVE_RUN_DIR="$$conf" $(PY) -m serve conf >"$$conf/nginx.conf"; \
 	nginx -t -q -e stderr -c "$$conf/nginx.conf" && echo 'nginx -t: good'
 
+platform: nginx $(VENV)/platform ## SageMaker on this machine, for any boto3 script (PLATFORM='--port 4566 --memory 2g')
+	@exec $(PY) -m local_test.platform $(PLATFORM)
+
 bench: nginx $(VENV)/dev ## the workloads, measured
 	@exec $(PY) -m bench
 
@@ -67,7 +70,12 @@ $(VENV)/runtime: container/requirements.txt container/install_torch.sh
 	@$(PY) -m pip check >/dev/null || { $(PY) -m pip check >&2; exit 1; }
 	@touch $@
 
-$(VENV)/dev: requirements-dev.txt $(VENV)/runtime
+$(VENV)/platform: local_test/requirements.txt $(VENV)/runtime
+	@$(call step,packages for the platform emulator,$(PY) -m pip install --quiet --no-deps -r local_test/requirements.txt)
+	@$(PY) -m pip check >/dev/null || { $(PY) -m pip check >&2; exit 1; }
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/platform
 	@$(call step,packages for tests and checks,$(PY) -m pip install --quiet --no-deps -r requirements-dev.txt)
 	@touch $@
 
@@ -77,4 +85,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run test check check-style check-types check-shell check-nginx bench image models clean nginx
+.PHONY: help run test check check-style check-types check-shell check-nginx platform bench image models clean nginx

@@ -18,6 +18,7 @@ class Call:
     target_model: str | None = None
     target_container: str | None = None  # a container's hostname, where the endpoint is invoked directly
     stream: bool = False
+    path: str = "/invocations"  # where a container has but its own model
     limit: float  # seconds the container has
 
 

@@ -138,7 +138,7 @@ class Hosted:
             raise ServiceUnavailable(f"{self._called} is being replaced. Try again later.")
         if up.models:
             return up.models.invoke(call, until)
-        return up.client.invoke("/invocations", call, until), None
+        return up.client.invoke(call.path, call, until), None
 
     def stop(self) -> None:
         """No new one comes; the one there is gets its SIGTERM, and its files go."""

@@ -1,0 +1,224 @@
+"""A production variant: instances of one model, and which of them a call goes to."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from local_test.platform.calls import Call, Reply, ServiceUnavailable, ValidationError
+from local_test.platform.containers import ContainerSpec
+
+BUSY = 4  # calls in an instance's hands; with more, a model is also given to its next instance
+
+SERVERLESS = 4 << 20  # bytes of a body
+
+
+class Instance(Protocol):
+    """A machine with the model's containers on it."""
+
+    def start(self) -> None: ...
+    def invoke(self, call: Call) -> Reply: ...
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A variant as CreateEndpointConfig and CreateModel describe it."""
+
+    name: str
+    specs: tuple[ContainerSpec, ...]
+    direct: bool = False  # the caller names the container; otherwise they are a pipeline
+    count: int = 1
+    weight: float = 1.0
+    serverless: Mapping[str, Any] | None = None  # ServerlessConfig
+
+    @property
+    def multi_model(self) -> bool:
+        return any(spec.multi_model for spec in self.specs)
+
+    def payload_bytes(self, usual: int) -> int:
+        """The largest body, where `usual` is that of an instance."""
+        return min(usual, SERVERLESS) if self.serverless else usual
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    number: int
+    instance: Instance
+    in_flight: int = 0
+
+
+class Variant:
+    """Instances that come and go with `resize`; none is stopped before its calls are answered, or took too long."""
+
+    def __init__(self, plan: Plan, make: Callable[[Plan], Instance], patience: float) -> None:
+        self.plan = plan
+        self.weight = plan.weight
+        self._make = make
+        self._patience = patience  # seconds that a retiring instance waits for its last calls
+        self._changed = threading.Condition()  # guards all below
+        self._members: list[_Member] = []
+        self._starting: list[_Member] = []
+        self._numbers = 0
+        self._turn = 0
+        self._sessions: dict[str, _Member] = {}
+
+    @property
+    def count(self) -> int:
+        with self._changed:
+            return len(self._members)
+
+    @property
+    def wanted(self) -> int:
+        """The same, with those that are starting."""
+        with self._changed:
+            return len(self._members) + len(self._starting)
+
+    def resize(self, count: int) -> None:
+        """Returns when so many are healthy. Where one cannot be, no new one stays, and the reason is raised."""
+        with self._changed:
+            new = []
+            for _ in range(count - len(self._members)):
+                self._numbers += 1
+                new.append(_Member(self._numbers, self._make(self.plan)))
+            self._starting += new
+            old = self._members[count:]
+            del self._members[count:]
+        if new:
+            with ThreadPoolExecutor(len(new)) as starts:
+                failures = [failure for failure in starts.map(_failure, new) if failure]
+            with self._changed:
+                self._starting = [each for each in self._starting if each not in new]
+                if not failures:
+                    self._members += new
+            if failures:
+                self._stop(new)
+                raise failures[0]
+        self._stop(old)
+
+    def stop(self) -> None:
+        """All instances, those that are starting too."""
+        with self._changed:
+            all_of_them = self._members + self._starting
+            self._members = []
+        self._stop(all_of_them)
+
+    def _stop(self, members: Sequence[_Member]) -> None:
+        if members:
+            with ThreadPoolExecutor(len(members)) as stops:
+                list(stops.map(self._retire, members))
+
+    def _retire(self, member: _Member) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not member.in_flight, self._patience)
+            self._sessions = {name: held for name, held in self._sessions.items() if held is not member}
+        member.instance.stop()
+
+    def invoke(self, call: Call, session: str | None) -> Reply:
+        """A streamed reply keeps its instance until it is read or closed."""
+        with self._changed:
+            member = self._choose(call, session)
+            member.in_flight += 1
+        try:
+            reply = member.instance.invoke(call)
+        except BaseException:
+            self._release(member)
+            raise
+        self._note_session(reply, member)
+        if isinstance(reply.body, bytes):
+            self._release(member)
+            return reply
+        return Reply(status=reply.status, headers=reply.headers, body=_Held(reply.body, lambda: self._release(member)))
+
+    def _choose(self, call: Call, session: str | None) -> _Member:
+        if not self._members:
+            raise ServiceUnavailable(f"Variant {self.plan.name} has no instance.")
+        known = self._sessions.get(session) if session else None
+        if known is not None:
+            return known
+        if call.target_model:
+            return _for_model(call.target_model, self._members)
+        chosen = _next(self._members, self._turn)
+        self._turn = chosen + 1
+        return self._members[chosen]
+
+    def _release(self, member: _Member) -> None:
+        with self._changed:
+            member.in_flight -= 1
+            self._changed.notify_all()
+
+    def _note_session(self, reply: Reply, member: _Member) -> None:
+        opened = reply.headers.get("x-amzn-sagemaker-new-session-id")
+        closed = reply.headers.get("x-amzn-sagemaker-closed-session-id")
+        with self._changed:
+            if opened:
+                self._sessions[opened.partition(";")[0].strip()] = member
+            if closed:
+                self._sessions.pop(closed.strip(), None)
+
+
+@dataclass(slots=True)
+class _Held:
+    """Chunks; `release` is called once, when they end, break or are closed."""
+
+    chunks: Iterator[bytes]
+    release: Callable[[], None]
+    _over: bool = field(default=False, init=False)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self.chunks)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if not self._over:
+            self._over = True
+            close = getattr(self.chunks, "close", None)
+            if close:
+                close()
+            self.release()
+
+
+def _failure(member: _Member) -> Exception | None:
+    try:
+        member.instance.start()
+    except Exception as why:
+        return why
+    return None
+
+
+def _for_model(model: str, members: Sequence[_Member]) -> _Member:
+    """A model has its own order of instances (rendezvous hashing): the first that is not busy, else the least busy."""
+    order = sorted(members, key=lambda each: hashlib.md5(f"{model}/{each.number}".encode()).digest())
+    return next((each for each in order if each.in_flight < BUSY), min(order, key=lambda each: each.in_flight))
+
+
+def _next(members: Sequence[_Member], turn: int) -> int:
+    """The least busy; among equals they take turns."""
+    return min(range(len(members)), key=lambda at: (members[at].in_flight, (at - turn) % len(members)))
+
+
+def check(endpoint: str, plan: Plan, call: Call) -> None:
+    """What may name a model or a container, as SageMaker has it; raises ValidationError."""
+    if plan.multi_model and not call.target_model:
+        raise ValidationError(f"Request to endpoint {endpoint} is missing a target model header.")
+    if call.target_model and not plan.multi_model:
+        raise ValidationError(
+            f"Endpoint {endpoint} is not a multi-model endpoint and does not support target model header."
+        )
+    names = [spec.hostname for spec in plan.specs]
+    if plan.direct and call.target_container not in names:
+        raise ValidationError(
+            f"Endpoint {endpoint} is invoked directly: TargetContainerHostname must be one of {', '.join(names)}."
+        )
+    if call.target_container and not plan.direct:
+        raise ValidationError(
+            f"Endpoint {endpoint} does not have a directly invoked model and does not support target container header."
+        )

@@ -1,0 +1,146 @@
+"""A user of the platform: boto3's clients, and short ways to models, endpoint configs and endpoints."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from botocore.client import Config
+from botocore.exceptions import ClientError
+
+from local_test.platform.events import Events
+from local_test.platform.options import Options
+from local_test.platform.platform import Platform
+from tests.live.stack import wait_until
+
+ROLE = "arn:aws:iam::123456789012:role/endpoint"
+BUCKET = "models"
+IN_PROGRESS = ("Creating", "Updating", "RollingBack", "Deleting")
+
+
+class Account:
+    """What one Platform is asked, by boto3 alone."""
+
+    def __init__(self, platform: Platform, told: io.StringIO) -> None:
+        self.platform = platform
+        self._told = told
+        # As AWS advises for callers of endpoints; retries would hide what is tested here.
+        once = Config(read_timeout=70, retries={"total_max_attempts": 1})
+        self.s3 = platform.client("s3")
+        self.sagemaker = platform.client("sagemaker", config=once)
+        self.runtime = platform.client("sagemaker-runtime", config=once)
+        self.cloudwatch = platform.client("cloudwatch", config=once)
+        self.s3.create_bucket(Bucket=BUCKET)
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """What the platform told of this kind."""
+        lines = [json.loads(line) for line in self._told.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def put(self, key: str, *directories: Path) -> str:
+        """One model at the archive's root, or several beside each other; the object's address."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            for directory in directories:
+                archive.add(directory, arcname="." if len(directories) == 1 else directory.name)
+        self.s3.put_object(Bucket=BUCKET, Key=key, Body=packed.getvalue())
+        return f"s3://{BUCKET}/{key}"
+
+    def model(self, name: str, *containers: Mapping[str, Any], **options: Any) -> str:
+        """One container, or several. Image may be left out."""
+        whole = [{"Image": "serve", **container} for container in containers]
+        what: dict[str, Any] = {"PrimaryContainer": whole[0]} if len(whole) == 1 else {"Containers": whole}
+        self.sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, **what, **options)
+        return name
+
+    def config(self, name: str, *variants: Mapping[str, Any], **options: Any) -> str:
+        self.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=list(variants), **options)
+        return name
+
+    def create(self, name: str, config: str) -> dict[str, Any]:
+        """The endpoint's description when it is settled."""
+        self.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=config)
+        return self.settled(name)
+
+    def endpoint(self, name: str, *containers: Mapping[str, Any], count: int = 1, **options: Any) -> str:
+        """Model, config and endpoint of this name, in service."""
+        self.model(name, *containers, **options)
+        self.config(name, variant(name, InitialInstanceCount=count))
+        described = self.create(name, name)
+        assert described["EndpointStatus"] == "InService", described
+        return name
+
+    def describe(self, name: str) -> dict[str, Any]:
+        return self.sagemaker.describe_endpoint(EndpointName=name)  # type: ignore[no-any-return]
+
+    def settled(self, name: str) -> dict[str, Any]:
+        """Its description, once nothing is in progress."""
+
+        def when() -> dict[str, Any] | None:
+            described = self.describe(name)
+            return None if described["EndpointStatus"] in IN_PROGRESS else described
+
+        return wait_until(when, within=60)  # type: ignore[no-any-return]
+
+    def is_at(self, name: str, status: str, phase: str | None = None) -> bool:
+        """Whether it has this status, and its coming fleet this VariantStatus."""
+        described = self.describe(name)
+        coming = described.get("PendingDeploymentSummary", {}).get("ProductionVariants", [{}])[0]
+        phases = [each["Status"] for each in coming.get("VariantStatus", ())]
+        return described["EndpointStatus"] == status and (phase is None or phase in phases)
+
+    def invoke(self, name: str, body: Any = b"{}", **options: Any) -> bytes:
+        """The answer's body; JSON is what is asked, unless options say otherwise."""
+        whole = body if isinstance(body, bytes | str) else json.dumps(body)
+        given = {"ContentType": "application/json", **options}
+        return self.runtime.invoke_endpoint(EndpointName=name, Body=whole, **given)["Body"].read()  # type: ignore[no-any-return]
+
+    def pid(self, name: str, **options: Any) -> int:
+        """The process that echo runs in."""
+        return int(self.invoke(name, b"x", ContentType="text/plain", **options).partition(b":")[0])
+
+    def delete(self, name: str) -> None:
+        """Returns when it is gone."""
+        self.sagemaker.delete_endpoint(EndpointName=name)
+        wait_until(partial(self._gone, name), within=60)
+
+    def _gone(self, name: str) -> bool:
+        try:
+            self.describe(name)
+        except ClientError as error:
+            return bool(error.response["Error"]["Code"] == "ValidationException")
+        return False
+
+
+def variant(model: str, name: str = "AllTraffic", **options: Any) -> dict[str, Any]:
+    given = {"VariantName": name, "ModelName": model, "InstanceType": "ml.m7i.large", "InitialInstanceCount": 1}
+    return {**given, **options}
+
+
+def multi_model(prefix: str, **options: Any) -> dict[str, Any]:
+    """A container that serves whatever is below this prefix."""
+    return {"Mode": "MultiModel", "ModelDataUrl": f"s3://{BUCKET}/{prefix}/", **options}
+
+
+def refusal(call: Callable[[], object]) -> tuple[str, str]:
+    """Code and message of the error that a call gets."""
+    try:
+        call()
+    except ClientError as error:
+        return error.response["Error"]["Code"], error.response["Error"]["Message"]
+    raise AssertionError("it was not refused")
+
+
+@contextmanager
+def account(work: Path, **options: Any) -> Iterator[Account]:
+    """An account on a platform of its own, with waits made short. All endpoints are gone at the end."""
+    told = io.StringIO()
+    given: dict[str, Any] = {"runtime": "process", "ping_every": 0.5, **options}
+    with Platform(Options(work=work, **given), Events(told, as_json=True), seed=1) as platform:
+        yield Account(platform, told)
+    left = [path for path in work.rglob("*") if path.is_file()]
+    assert not left, f"left behind: {left}"
