@@ -1,0 +1,192 @@
+"""An endpoint as its owner describes it, in one TOML file: what is to be, not how to get there."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.table import SpecError, read
+
+# SageMaker takes 63 characters; ours end in a hyphen and eight of a hash (deploy/requests.py).
+LONGEST_NAME = 54
+NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
+S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A fleet of one kind; several share the traffic by weight. What it leaves out is the endpoint's."""
+
+    name: str = "AllTraffic"
+    instance: str | None = None  # ml.m5.xlarge...; none on a serverless endpoint
+    count: int = 1
+    weight: float = 1.0
+    image: str | None = None
+    models: str | None = None
+    uncompressed: bool | None = None
+    env: Mapping[str, str] = field(default_factory=dict)  # over the endpoint's own
+    aws: Mapping[str, Any] = field(default_factory=dict)  # any field of a ProductionVariant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """Instances follow the load, each variant by itself (target tracking)."""
+
+    min: int = 1
+    max: int
+    invocations_per_instance: float  # a minute
+    scale_in_seconds: int = 300
+    scale_out_seconds: int = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarms:
+    """What takes an update back: checked for each variant, minute by minute."""
+
+    errors: float | None = None  # 5xx answers of the container in a minute
+    latency_ms: float | None = None  # the model's, on average
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """How traffic moves to a new configuration; without one of the percentages all at once."""
+
+    canary_percent: int | None = None
+    linear_percent: int | None = None
+    rolling_percent: int | None = None
+    bake_seconds: int = 300
+    alarms: Alarms = Alarms()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serverless:
+    memory_mb: int = 2048
+    concurrency: int = 5
+    provisioned: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asynchronous:
+    """Requests wait in a queue, bodies and answers are in S3."""
+
+    output: str
+    failures: str | None = None
+    concurrency: int | None = None  # of one instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    name: str
+    image: str  # NAME:TAG in this account's registry, or a whole URI
+    models: str | None = None  # s3://bucket/prefix/ -> multi-model; s3://.../NAME.tar.gz -> one bundle of models
+    uncompressed: bool = False  # the prefix is one bundle, as it is, and no multi-model endpoint
+    role: str | None = None  # a name (made and kept by us) or an ARN; none: NAME-endpoint
+    region: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = field(default=(), metadata={"key": "variant"})
+    scaling: Scaling | None = None
+    rollout: Rollout | None = None
+    serverless: Serverless | None = None
+    asynchronous: Asynchronous | None = field(default=None, metadata={"key": "async"})
+    tags: Mapping[str, str] = field(default_factory=dict)
+    # Any field of CreateModel, its container or CreateEndpointConfig that has no key here.
+    aws: Mapping[str, Any] = field(default_factory=dict)
+
+    def image_of(self, variant: Variant) -> str:
+        return variant.image or self.image
+
+    def models_of(self, variant: Variant) -> tuple[str | None, bool]:
+        """Where its models are, and whether that is a prefix to be taken as it is."""
+        if variant.models is None:
+            return self.models, self.uncompressed
+        return variant.models, bool(variant.uncompressed)
+
+    def multi_model(self, variant: Variant) -> bool:
+        models, uncompressed = self.models_of(variant)
+        return models is not None and models.endswith("/") and not uncompressed
+
+
+def load(path: Path) -> Spec:
+    """The spec in a file. Raises SpecError, which names the file."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return checked(read(Spec, table))
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not TOML: {error}") from error
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def checked(spec: Spec) -> Spec:
+    """The spec with at least one variant. Raises SpecError for what no single value shows."""
+    if not spec.variants:
+        spec = replace(spec, variants=(Variant(),))
+    _check_name(spec.name)
+    names = [variant.name for variant in spec.variants]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise SpecError(f"two variants are called {twice!r}")
+    for variant in spec.variants:
+        _check_variant(spec, variant)
+    if spec.serverless and (spec.scaling or len(spec.variants) > 1):
+        raise SpecError(
+            "serverless: it scales by itself and has one variant; take out [scaling] and further [[variant]]"
+        )
+    if spec.scaling and not 1 <= spec.scaling.min <= spec.scaling.max:
+        raise SpecError(f"scaling: min {spec.scaling.min} and max {spec.scaling.max} must be 1 <= min <= max")
+    if spec.rollout:
+        _check_rollout(spec.rollout, len(spec.variants))
+    return spec
+
+
+def _check_name(name: str) -> None:
+    if len(name) > LONGEST_NAME or not NAME.fullmatch(name):
+        raise SpecError(
+            f"name {name[:80]!r} must be 1 to {LONGEST_NAME} letters, digits and inner hyphens: names of models and "
+            "configurations are made from it, and SageMaker takes 63"
+        )
+
+
+def _check_variant(spec: Spec, variant: Variant) -> None:
+    models, uncompressed = spec.models_of(variant)
+    if models is not None:
+        if not S3.fullmatch(models):
+            raise SpecError(f"models {models!r} must be s3://bucket/key")
+        if not models.endswith(("/", ".tar.gz")):
+            raise SpecError(f"models {models!r} must end in / (a prefix of models) or .tar.gz (one bundle)")
+        if uncompressed and not models.endswith("/"):
+            raise SpecError(f"uncompressed: {models!r} must end in /, as a prefix does")
+    if spec.serverless:
+        refused = {"instance": variant.instance is not None, "models": bool(models and models.endswith("/"))}
+        for key in (key for key, given in refused.items() if given):
+            raise SpecError(f"serverless: {key} cannot be had with it (models: only one .tar.gz)")
+    elif variant.instance is None:
+        raise SpecError(f"variant {variant.name!r}: instance is missing, ml.m5.xlarge for one")
+    if spec.asynchronous and spec.multi_model(variant):
+        raise SpecError("async: InvokeEndpointAsync has no TargetModel, so it needs one bundle and no prefix of models")
+    if spec.scaling and variant.instance and variant.instance.startswith("ml.t"):
+        raise SpecError(f"scaling: instances of type {variant.instance} cannot scale; take ml.m5.large or larger")
+    if variant.count < 1 or variant.weight < 0:
+        raise SpecError(f"variant {variant.name!r}: count must be at least 1, weight at least 0")
+
+
+def _check_rollout(rollout: Rollout, variants: int) -> None:
+    chosen = {
+        key: value
+        for key in ("canary_percent", "linear_percent", "rolling_percent")
+        if (value := getattr(rollout, key)) is not None
+    }
+    if len(chosen) > 1:
+        raise SpecError(f"rollout: {' and '.join(chosen)} exclude each other")
+    for key, value in chosen.items():
+        most = 50 if key != "canary_percent" else 99
+        if not 5 <= value <= most:
+            raise SpecError(f"rollout.{key} is {value}: it must be 5 to {most}")
+    if rollout.rolling_percent and variants > 1:
+        raise SpecError("rollout: rolling updates are for endpoints of one variant")
+    if not 0 <= rollout.bake_seconds <= 3600:
+        raise SpecError(f"rollout.bake_seconds is {rollout.bake_seconds}: it must be 0 to 3600")
