@@ -155,5 +155,5 @@ def test_what_aws_would_refuse_is_refused_without_asking_it(tmp_path: Path, chan
 
 
 def test_an_instance_type_that_does_not_exist_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="did you mean ml[.]m5[.]xlarge"):
+    with pytest.raises(SpecError, match=r"did you mean ml[.]m5[.]xlarge"):
         made(tmp_path, PLAIN.replace("ml.m5.large", "ml.m5.xlarg"))
