@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Played(Instance):
     """An instance, with what it said and what tests want to know of it."""
 
     out: io.StringIO
+    work: Path
 
     def call(self, target: str | None = None, body: Any = None, *, limit: float = 30.0, **more: Any) -> Reply:
         raw = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
@@ -69,34 +71,41 @@ class Played(Instance):
         finally:
             client.close()
 
+    def forget_all(self) -> None:
+        """Nothing is loaded, and nothing was said."""
+        for target in self.targets:
+            self.behind("DELETE", f"/models/{opaque_id(target)}")
+        self.containers[0].look()
+        assert not self.targets
+        self.out.seek(0)
+        self.out.truncate()
+
+    @property
+    def on_disk(self) -> set[str]:
+        """Ids of models whose files are there."""
+        return {each.name for each in (self.work / self.name / "models").iterdir()}
+
 
 Play = Callable[..., Played]
 
 
-@pytest.fixture
-def bucket() -> Bucket:
-    return Bucket()
-
-
-@pytest.fixture
-def play(tmp_path: Path, bucket: Bucket) -> Iterator[Play]:
-    """play(spec...) -> an instance that is up. Nothing may be left of it in the end: no process and no file."""
+@contextmanager
+def player(work: Path, bucket: Bucket) -> Iterator[Play]:
     played: list[Played] = []
 
     def run(*specs: ContainerSpec, up: bool = True, direct: bool = False, **options: Any) -> Played:
-        work = tmp_path / str(len(played))
-        given = Options(work=work, runtime="process", **{"ping_every": 0.1, **options})
+        given = Options(work=work / str(len(played)), runtime="process", **{"ping_every": 0.1, **options})
         out = io.StringIO()
         events = Events(out, as_json=True)
         instance = Played("i-1", specs, runtime(given, events), bucket, given, events, direct=direct)
-        instance.out = out
+        instance.out, instance.work = out, given.work
         played.append(instance)
         if up:
             instance.start()
         return instance
 
     yield run
-    for number, each in enumerate(played):
+    for each in played:
         below: set[int] = set()
         for container in each.containers:
             if isinstance(container.running, ProcessRunning):
@@ -104,7 +113,43 @@ def play(tmp_path: Path, bucket: Bucket) -> Iterator[Play]:
         each.stop()
         print(each.out.getvalue())
         wait_until(lambda pids=below: not any(map(alive, pids)), within=10)  # type: ignore[misc]
-        assert not list((tmp_path / str(number)).glob("*"))
+        assert not list(each.work.glob("*"))
+
+
+@pytest.fixture(scope="module")
+def shared_bucket() -> Bucket:
+    return Bucket()
+
+
+@pytest.fixture
+def bucket(shared_bucket: Bucket) -> Bucket:
+    shared_bucket.__init__()  # type: ignore[misc]  # empty, for whoever has it already
+    return shared_bucket
+
+
+@pytest.fixture
+def play(tmp_path: Path, bucket: Bucket) -> Iterator[Play]:
+    """play(spec...) -> an instance that is up. Nothing may be left of it in the end: no process and no file."""
+    with player(tmp_path, bucket) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def shared_play(tmp_path_factory: pytest.TempPathFactory, shared_bucket: Bucket) -> Iterator[Play]:
+    with player(tmp_path_factory.mktemp("platform"), shared_bucket) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def shared(shared_play: Play) -> Played:
+    return shared_play(mme(environment={"SERVE_MEMORY_BUDGET_MB": "170"}), ping_every=600)
+
+
+@pytest.fixture
+def instance(shared: Played, bucket: Bucket) -> Iterator[Played]:
+    """A multi-model instance with room for two models of 60 MB; it looks at its container only when it is told to."""
+    yield shared
+    shared.forget_all()
 
 
 def mme(**more: Any) -> ContainerSpec:
@@ -122,14 +167,9 @@ def hungry(bucket: Bucket, *names: str, mb: int = 1) -> None:
         bucket.put_toy(f"models/{name}", "hungry", {"mb.txt": str(mb), "name.txt": name})
 
 
-def files_of(instance: Played, tmp_path: Path) -> set[str]:
-    return {each.name for each in (tmp_path / "0" / "i-1" / "models").iterdir()}
-
-
-def test_a_cold_call_loads_and_the_next_is_a_hit(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_cold_call_loads_and_the_next_is_a_hit(instance: Played, bucket: Bucket) -> None:
     """Under an id that tells nothing of the name; a path in the name is part of the name."""
     hungry(bucket, "one.tar.gz", "team/one.tar.gz")
-    instance = play(mme())
 
     first = instance.answer("one.tar.gz")
     again = instance.answer("one.tar.gz")
@@ -137,30 +177,27 @@ def test_a_cold_call_loads_and_the_next_is_a_hit(play: Play, bucket: Bucket, tmp
 
     assert (first["name"], again, other["name"]) == ("one.tar.gz", first, "team/one.tar.gz")
     assert bucket.reads == ["models/one.tar.gz", "models/team/one.tar.gz"]
-    assert files_of(instance, tmp_path) == {opaque_id("one.tar.gz"), opaque_id("team/one.tar.gz")}
+    assert instance.on_disk == {opaque_id("one.tar.gz"), opaque_id("team/one.tar.gz")}
     assert instance.targets == {"one.tar.gz", "team/one.tar.gz"}
-    summary = instance.events.summary
-    assert (summary.calls, summary.loads, summary.hits) == (3, 2, 1)
+    assert len(instance.said("load")) == 2
 
 
-def test_what_was_used_least_recently_makes_room(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_what_was_used_least_recently_makes_room(instance: Played, bucket: Bucket) -> None:
     """507, one DELETE, and the same load fits; what went is off the disk too, and comes back when it is asked for."""
     hungry(bucket, "a", "b", "c", mb=60)
-    instance = play(mme(environment={"SERVE_MEMORY_BUDGET_MB": "170"}))
 
     for name in ("a", "b", "a", "c", "a"):
         assert instance.answer(name)["name"] == name
 
     assert [each["subject"] for each in instance.said("unload")] == ["b"]
     assert [(each["subject"], each["detail"]) for each in instance.said("507")] == [("c", "-> unload b -> retry")]
-    assert files_of(instance, tmp_path) == {opaque_id("a"), opaque_id("c")}
+    assert instance.on_disk == {opaque_id("a"), opaque_id("c")}
     assert instance.answer("b")["name"] == "b"
 
 
-def test_a_model_in_use_is_never_unloaded(play: Play, bucket: Bucket, later: Later, tmp_path: Path) -> None:
+def test_a_model_in_use_is_never_unloaded(instance: Played, bucket: Bucket, later: Later, tmp_path: Path) -> None:
     """The load waits until one of those in use falls idle."""
     hungry(bucket, "a", "b", "c", mb=60)
-    instance = play(mme(environment={"SERVE_MEMORY_BUDGET_MB": "170"}))
     instance.answer("a")
     instance.answer("b")
     gates = {name: tmp_path / f"gate-{name}" for name in "ab"}
@@ -177,11 +214,10 @@ def test_a_model_in_use_is_never_unloaded(play: Play, bucket: Bucket, later: Lat
     assert (busy["a"].result(30)["name"], busy["b"].result(30)["name"]) == ("a", "b")
 
 
-def test_what_never_fits_is_told_with_the_containers_own_words(play: Play, bucket: Bucket) -> None:
+def test_what_never_fits_is_told_with_the_containers_own_words(instance: Played, bucket: Bucket) -> None:
     """When nothing is left to unload: 424, and the original status is 507."""
     hungry(bucket, "small")
     hungry(bucket, "huge", mb=300)
-    instance = play(mme(environment={"SERVE_MEMORY_BUDGET_MB": "150"}))
     instance.answer("small")
 
     with pytest.raises(ModelError, match=r"Received server error \(507\) from primary with message") as refused:
@@ -193,13 +229,12 @@ def test_what_never_fits_is_told_with_the_containers_own_words(play: Play, bucke
 
 
 def test_callers_of_one_model_share_a_load_and_other_models_load_beside_it(
-    play: Play, bucket: Bucket, later: Later, tmp_path: Path
+    instance: Played, bucket: Bucket, later: Later, tmp_path: Path
 ) -> None:
     """Eight callers, one load; another model is loaded and answers before that load ends."""
     gate = tmp_path / "gate"
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(gate)})
     hungry(bucket, "quick")
-    instance = play(mme())
     eight = [later(instance.answer, "slow") for _ in range(8)]
     wait_until(lambda: instance.in_flight == 8)
 
@@ -211,11 +246,10 @@ def test_callers_of_one_model_share_a_load_and_other_models_load_beside_it(
     assert [each["subject"] for each in instance.said("load")] == ["quick", "slow"]
 
 
-def test_a_slow_load_goes_on_after_its_caller_gave_up(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_slow_load_goes_on_after_its_caller_gave_up(instance: Played, bucket: Bucket, tmp_path: Path) -> None:
     """429 while it lasts, 200 once it is done, and it was begun once."""
     gate = tmp_path / "gate"
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(gate)})
-    instance = play(mme())
 
     for _ in range(2):
         with pytest.raises(ModelNotReadyException, match="slow is not ready"):
@@ -228,25 +262,21 @@ def test_a_slow_load_goes_on_after_its_caller_gave_up(play: Play, bucket: Bucket
 
 
 def test_a_load_that_takes_too_long_leaves_nothing(play: Play, bucket: Bucket, tmp_path: Path) -> None:
-    """It is called off, and the next call begins afresh."""
+    """It is called off: neither files, nor half a model in the container."""
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(tmp_path / "never")})
     instance = play(mme(), load_limit=0.5)
 
     with pytest.raises(ModelError, match=r"loading took more than 0.5 s"):
         instance.call("slow")
 
-    assert files_of(instance, tmp_path) == set()
+    assert instance.on_disk == set()
     assert instance.behind("GET", f"/models/{opaque_id('slow')}") == 404
-    with pytest.raises(ModelError):
-        instance.call("slow")
-    assert bucket.reads == ["models/slow"] * 2
 
 
-def test_models_that_are_not_there_or_not_whole_or_do_not_load(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_models_that_are_not_there_or_not_whole_or_do_not_load(instance: Played, bucket: Bucket) -> None:
     """400 in the platform's words, 424 in the model's own; nothing stays on disk."""
     bucket.objects["models/junk"] = b"not an archive"
     bucket.put_toy("models/bad", "badload")
-    instance = play(mme())
 
     with pytest.raises(ValidationError, match=r'Failed to download model data from URL: "s3://bucket/models/none"'):
         instance.call("none")
@@ -257,13 +287,12 @@ def test_models_that_are_not_there_or_not_whole_or_do_not_load(play: Play, bucke
     with pytest.raises(ValidationError, match="missing a target model header"):
         instance.call()
 
-    assert files_of(instance, tmp_path) == set()
+    assert instance.on_disk == set()
 
 
-def test_what_the_container_loses_is_loaded_again(play: Play, bucket: Bucket) -> None:
+def test_what_the_container_loses_is_loaded_again(instance: Played, bucket: Bucket) -> None:
     """By a call that meets a 404, or by a look at GET /models that no longer has it."""
     hungry(bucket, "one")
-    instance = play(mme(), ping_every=60)
     first = instance.answer("one")
 
     assert instance.behind("DELETE", f"/models/{opaque_id('one')}") == 200
@@ -276,31 +305,30 @@ def test_what_the_container_loses_is_loaded_again(play: Play, bucket: Bucket) ->
     assert len({first["pid"], second["pid"], instance.answer("one")["pid"]}) == 3
 
 
-def test_what_others_loaded_is_the_first_to_go(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_what_others_loaded_is_the_first_to_go(instance: Played, bucket: Bucket) -> None:
     """A model in GET /models that the platform did not load holds memory all the same."""
     hungry(bucket, "a", "b", mb=60)
-    instance = play(mme(environment={"SERVE_MEMORY_BUDGET_MB": "170"}))
     instance.answer("a")
-    path = tmp_path / "0" / "i-1" / "models" / opaque_id("a") / "model"
+    path = instance.work / instance.name / "models" / opaque_id("a") / "model"
     body = json.dumps({"model_name": "stranger", "url": str(path)}).encode()
 
     assert instance.behind("POST", "/models", body) == 200
-    wait_until(lambda: instance.said("strange"))
+    instance.containers[0].look()
+    assert [each["subject"] for each in instance.said("strange")] == ["stranger"]
 
     assert instance.answer("b")["name"] == "b"
     assert [each["subject"] for each in instance.said("unload")] == ["stranger"]
 
 
-def test_without_caching_a_model_goes_after_each_call(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_without_caching_a_model_goes_after_each_call(play: Play, bucket: Bucket) -> None:
     """ModelCacheSetting Disabled: out of memory and off the disk."""
     hungry(bucket, "one")
     instance = play(mme(caching=False))
 
     assert instance.answer("one")["name"] == "one"
 
-    wait_until(lambda: not files_of(instance, tmp_path))
+    wait_until(lambda: not instance.on_disk)
     assert instance.targets == frozenset()
-    assert instance.answer("one")["name"] == "one"
 
 
 def test_a_container_that_was_killed_is_replaced(play: Play, bucket: Bucket) -> None:
@@ -468,23 +496,20 @@ def test_a_container_that_is_not_well_in_time_fails_the_start(play: Play, bucket
 
 def test_the_end_is_a_sigterm_and_files_are_gone(play: Play, bucket: Bucket) -> None:
     """The server leaves by itself, with status 0."""
-    hungry(bucket, "one")
     instance = play(mme())
-    instance.answer("one")
 
     instance.stop()
 
     assert [each["detail"] for each in instance.said("stopped")] == ["status 0"]
 
 
-def test_many_callers_of_many_models_get_their_own_models_answer(play: Play, bucket: Bucket) -> None:
-    """Six models, room for three, eight callers at once."""
+def test_many_callers_of_many_models_get_their_own_models_answer(instance: Played, bucket: Bucket) -> None:
+    """Six models, room for two, eight callers at once."""
     names = [f"m{number}" for number in range(6)]
-    hungry(bucket, *names, mb=30)
-    instance = play(mme(environment={"SERVE_MEMORY_BUDGET_MB": "130"}))
+    hungry(bucket, *names, mb=60)
 
     def calls(number: int) -> list[bool]:
-        turns = [names[(number * 5 + turn * 7) % len(names)] for turn in range(10)]
+        turns = [names[(number * 5 + turn * 7) % len(names)] for turn in range(6)]
         return [instance.answer(name, limit=60)["name"] == name for name in turns]
 
     assert all(map(all, at_once(8, calls)))
