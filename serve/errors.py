@@ -2,6 +2,7 @@
 
 ServeError
 ├─ BadRequest             400  the caller's bytes are wrong; the message says where
+│  └─ NotAModel           400  what a load asked for cannot be served (multi-model mode)
 ├─ ModelNotFound          404  no such model; the message names those there are
 ├─ PathNotFound           404  no such route
 ├─ MethodNotAllowed       405
@@ -51,6 +52,10 @@ class ServeError(Exception):
 class BadRequest(ServeError):
     status = HTTPStatus.BAD_REQUEST
     type = "BadRequestException"
+
+
+class NotAModel(BadRequest):
+    type = "ModelException"
 
 
 class ModelNotFound(ServeError):

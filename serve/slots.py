@@ -17,6 +17,8 @@ FIELDS = (
     "in_flight",
     "last_used",  # time.monotonic_ns() of the newest arrival or answer
     "busy_since",  # time.monotonic_ns() when the current turn of work began; 0 when waiting
+    "begun",  # milliseconds since 1970 when the newest request at work arrived; 0 where that is not told
+    "exhausted",  # answers 507 in a row
     "requests",  # answered or refused
     "client_errors",
     "server_errors",

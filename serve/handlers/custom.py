@@ -10,7 +10,6 @@
 Each may take a last argument `context`. The code is trusted as the image is; it runs in this model's process only.
 """
 
-import errno
 import itertools
 import logging
 import sys
@@ -24,7 +23,8 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from serve import media
-from serve.errors import BadRequest, DoesNotFit, InternalError, ModelUnusable, ServeError
+from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
+from serve.exhausted import exhausted, give_back
 from serve.handlers import formats, user_code
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.user_code import Context, described
@@ -129,11 +129,12 @@ class Custom:
         context = Context(model_name=self._model_name, model_dir=self._directory, options=self._options)
         try:
             return model_fn(context, self._directory)
-        except (ServeError, MemoryError):
+        except ServeError:
             raise
         except Exception as error:
-            if _out_of_memory(error):
-                raise DoesNotFit(f"{self._program} model_fn: {described(error)}") from error
+            if out := exhausted(error):
+                out.message = f"{self._program} model_fn: {out.message}"
+                raise out from error
             log.exception("model_fn failed", extra={"model": self._model_name})
             raise ModelUnusable(
                 f"{self._program} model_fn raised {described(error)}", hint="the log has the traceback"
@@ -153,8 +154,10 @@ class Custom:
         if isinstance(error, ServeError):
             return error
         log.error("%s failed", name, exc_info=error, extra={"model": self._model_name})
-        if _out_of_memory(error):
-            return DoesNotFit(f"{self._program} {name} ran out of memory: {described(error)}")
+        if out := exhausted(error):
+            give_back(error)  # before its neighbours run
+            out.message = f"{self._program} {name}: {out.message}"
+            return out
         return InternalError(f"{self._program} {name} raised {described(error)}", hint="the log has the traceback")
 
 
@@ -203,10 +206,3 @@ def _chunks(first: list[Any], rest: Iterator[Any]) -> Iterator[bytes]:
         close = getattr(rest, "close", None)
         if close:
             close()  # the caller hung up, or all is sent
-
-
-def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # only if the model's code brought it
-    if torch and isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from serve.errors import DoesNotFit, ModelUnusable
+from serve.exhausted import HINTS
 from serve.host.recognition import shown, top
 
 MOST_MEMBERS = 100_000
@@ -46,17 +47,19 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
             fresh.mkdir(mode=0o755)
             _extract_all(archive, fresh, limit_bytes)
         except (ModelUnusable, DoesNotFit) as error:
-            error.message = f"{shown(archive.name)}: {error.message}"
+            where = f" in {into.parent}" if isinstance(error, DoesNotFit) else ""
+            error.message = f"{shown(archive.name)}: {error.message}{where}"
             error.hint = error.hint or (
                 "pack it again, files only: tar czf NAME.tar.gz -C DIRECTORY . and copy all of it"
                 if isinstance(error, ModelUnusable)
-                else "give the run directory's disk more room"
+                else HINTS["disk space"]
             )
             raise
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise DoesNotFit(f"{into.parent}: the disk is full; {shown(archive.name)} needs more") from error
+            says = f"{into.parent}: the disk is full; {shown(archive.name)} needs more"
+            raise DoesNotFit(says, hint=HINTS["disk space"]) from error
         try:
             fresh.rename(into)
         except OSError as error:
@@ -65,12 +68,10 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
     return top(into)
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes that may still be written at a path, which need not exist yet."""
-    there = path.absolute()
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
+def disk(path: Path) -> tuple[int, int]:
+    """Bytes that may still be written at a path, and how many there are in all."""
+    usage = shutil.disk_usage(path)
+    return usage.free, usage.total
 
 
 class _Member(tarfile.TarInfo):
@@ -138,7 +139,9 @@ def _extract_from(meter: _Meter, into: Path, limit_bytes: int) -> None:
             seen[path] = member.isdir()
             total += member.size
             if total > limit_bytes:
-                raise DoesNotFit(f"{name}: with it more than {limit_bytes:,} bytes are unpacked, which is the limit")
+                raise DoesNotFit(
+                    f"{name}: with it more than {limit_bytes:,} bytes are unpacked, and there is no room for more"
+                )
             meter.left = member.size + HEADERS
             if path.parts:
                 _extract(tar, member, into)

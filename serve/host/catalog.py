@@ -4,7 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -81,6 +81,10 @@ class Catalog:
         if preferred:
             return self.resolve(preferred)
         return next(iter(self.entries)) if len(self.entries) == 1 else None
+
+    def some(self) -> list[str]:
+        """A few of the names there are."""
+        return [_cut(name) for name in islice(self.entries, 20)]
 
     def _none_such(self, asked: str) -> str:
         if not self.entries:

@@ -5,6 +5,7 @@ reports every death with its status. It ends when the host does, and its runners
 """
 
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -88,7 +89,8 @@ def _fork(
     try:
         pid = os.fork()
     except OSError as error:  # a limit on processes, or on memory
-        _send(channel, {"unborn": order["runner"], "cause": f"fork: {error.strerror}"})
+        lacks = "memory" if error.errno == errno.ENOMEM else "processes"
+        _send(channel, {"unborn": order["runner"], "cause": f"fork: {error.strerror}", "lacks": lacks})
         pid = -1
     if pid:
         listener.close()

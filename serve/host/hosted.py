@@ -19,7 +19,9 @@ DEATHS = 3  # so many in a minute, and the model is left alone for a while
 MINUTE = 60.0
 FIRST_PAUSE = 1.0  # seconds after a failed load; doubles with each further one
 LONGEST_PAUSE = 300.0
-SUMMED = tuple(f for f in FIELDS if f not in ("pid", "in_flight", "last_used", "busy_since"))
+SHUT, OPEN = 0o600, 0o700  # nginx and the web workers take a socket without the x bit for none
+TOLERANCE = 2.0  # milliseconds: nginx stamps arrivals to one
+SUMMED = tuple(f for f in FIELDS if f not in ("pid", "in_flight", "last_used", "busy_since", "begun", "exhausted"))
 
 
 class Stage(Enum):
@@ -36,10 +38,16 @@ class Hosted:
         self.name = entry.name
         self.spec: Spec | None = entry.spec
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(path))
-        self.listener.listen(backlog)
-        self.listener.setblocking(False)
         self._path = path
+        try:
+            self.listener.bind(str(path))
+            path.chmod(SHUT)
+            self.listener.listen(backlog)
+        except OSError:
+            self.listener.close()
+            raise
+        self.listener.setblocking(False)
+        self.opened = False  # callers may come
         self.leaving = False  # unloaded: nobody may come any more
         self.stage = Stage.NONE
         self.wanted_since = 0.0
@@ -51,14 +59,23 @@ class Hosted:
         self.last_used = 0.0  # time.time(), kept when the last runner ends
         self.totals = dict.fromkeys(SUMMED, 0)  # of runners that have ended
         self.deaths: deque[float] = deque(maxlen=DEATHS)
+        self._begun = 0  # as in a runner's slot, of the last that ended
+        self.replaced = -MINUTE  # time.monotonic() when a worn-out runner was
         self.died = 0
         self._failures = 0
         self._until = 0.0
         self.trouble: tuple[float, ServeError] | None = None  # the newest failure or death, and when
 
+    def open(self) -> None:
+        """Let callers see the socket."""
+        if not self.opened:
+            self._path.chmod(OPEN)
+            self.opened = True
+
     def close(self) -> None:
         """Take the socket away: who connects now is told that there is no such model."""
         self.leaving = True
+        self.opened = False
         self._path.unlink(missing_ok=True)
         self.listener.close()
 
@@ -135,7 +152,13 @@ class Hosted:
         for field in SUMMED:
             self.totals[field] += runner.slot.get(field)
         self._note_use(runner)
+        self._begun = runner.slot.get("begun")
         self.runners.remove(runner)
+
+    def may_have_begun(self, arrived: float) -> bool:
+        """Whether work on a request that arrived then (seconds since 1970) may have begun; false is certain."""
+        newest = max([self._begun, *(each.slot.get("begun") for each in self.runners)])
+        return not newest or arrived * 1e3 <= newest + TOLERANCE
 
     def count(self, field: str) -> int:
         return self.totals[field] + sum(each.slot.get(field) for each in self.runners)

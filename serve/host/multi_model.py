@@ -34,20 +34,35 @@ def requested(body: bytes, roots: Sequence[Path]) -> Entry:
         raise BadRequest(f"the body is not a load request: {error}", hint=hint) from error
     if not NAME.fullmatch(asked.model_name):
         raise BadRequest(f"model_name {asked.model_name[:100]!r} is not 1 to 255 letters, digits, '.', '_' or '-'")
+    url = Path(asked.url)
+    path = real(url, roots)
     try:
-        path = Path(asked.url).resolve()
-        inside = Path(asked.url).is_absolute() and any(path.is_relative_to(root.resolve()) for root in roots)
-    except (ValueError, OSError) as error:  # a NUL, a loop of links, a name too long
-        raise BadRequest(f"url {asked.url[:200]!r} is not a path: {error}") from error
+        there, directory, file = path.exists(), path.is_dir(), path.is_file()
+    except OSError as error:  # a name too long, a directory that may not be read
+        raise BadRequest(f"url {_cut(url)!r} cannot be read: {error.strerror}") from error
+    if not there:
+        raise ModelNotFound(f"there is nothing at {_cut(url)}", model=asked.model_name)
+    archive = file and path.name.endswith(ARCHIVES)
+    if not (directory or archive):
+        raise BadRequest(f"url {_cut(url)!r} is neither a directory nor an archive")
+    return Entry(name=asked.model_name, path=url, archive=archive, spec=None, problem=None)
+
+
+def real(url: Path, roots: Sequence[Path]) -> Path:
+    """Where a url leads, links followed. Raises BadRequest for what is no path, or leads out of the roots."""
+    try:
+        path = url.resolve()
+        inside = url.is_absolute() and any(path.is_relative_to(root.resolve()) for root in roots)
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, a surrogate, a loop of links
+        raise BadRequest(f"url {_cut(url)!r} is not a path: {error}") from error
     if not inside:
         allowed = " or ".join(str(root) for root in roots)
-        raise BadRequest(f"url {asked.url[:200]!r} is not under {allowed}", hint="SERVE_MODEL_ROOTS names the roots")
-    if not path.exists():
-        raise ModelNotFound(f"there is nothing at {asked.url[:200]}", model=asked.model_name)
-    archive = path.is_file() and path.name.endswith(ARCHIVES)
-    if not (path.is_dir() or archive):
-        raise BadRequest(f"url {asked.url[:200]!r} is neither a directory nor an archive")
-    return Entry(name=asked.model_name, path=Path(asked.url), archive=archive, spec=None, problem=None)
+        raise BadRequest(f"url {_cut(url)!r} is not under {allowed}", hint="SERVE_MODEL_ROOTS names the roots")
+    return path
+
+
+def _cut(url: Path) -> str:
+    return str(url)[:200].encode(errors="replace").decode()
 
 
 def page(models: Mapping[str, Any], token: str, limit: str) -> dict[str, Any]:
@@ -55,17 +70,27 @@ def page(models: Mapping[str, Any], token: str, limit: str) -> dict[str, Any]:
     after = ""
     if token:
         try:
-            after = base64.urlsafe_b64decode(token).decode()
-        except (binascii.Error, ValueError) as error:
-            raise BadRequest(f"next_page_token {token[:100]!r} is not one of ours") from error
+            after = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
+        except (binascii.Error, ValueError):
+            after = ""
+        if not NAME.fullmatch(after):
+            raise BadRequest(
+                f"next_page_token {token[:100]!r} is not one of ours", hint="send nextPageToken as it came"
+            )
     try:
         size = int(limit or PAGE)
     except ValueError:
         size = 0
-    if not 1 <= size <= PAGE:
+    if size < 1:
         raise BadRequest(f"limit {limit[:20]!r} is not a number from 1 to {PAGE}")
+    size = min(size, PAGE)
     names = sorted(name for name in models if name > after)
     shown: dict[str, Any] = {"models": [models[name] for name in names[:size]]}
     if len(names) > size:
         shown["nextPageToken"] = base64.urlsafe_b64encode(names[size - 1].encode()).decode()
     return shown
+
+
+def no_such(name: str) -> ModelNotFound:
+    """In the words of AWS's own multi-model servers."""
+    return ModelNotFound(f"Model not found: {name[:300]}", hint="GET /models lists those there are", model=name[:300])

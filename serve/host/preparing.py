@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from serve.host import archive, catalog
+from serve.errors import ModelNotFound
+from serve.host import archive, catalog, multi_model
 from serve.host.catalog import Spec
 from serve.host.hosted import Hosted, Stage
 from serve.names import socket_name
 from serve.settings import MB, Settings
 
-SPARED = 256 * MB  # of the run directory's disk, for nginx and the model's own temporary files
+# Of the run directory's disk, or a tenth of it if that is less: for nginx and the model's own temporary files.
+SPARED = 256 * MB
 
 
 class Preparing:
@@ -21,8 +23,9 @@ class Preparing:
         assert settings.run_dir is not None
         self._hf_task = settings.hf_task
         self._unpacked = settings.run_dir / "unpacked"
+        self._roots = settings.model_roots if settings.multi_model else ()
         self._wake = wake  # makes the host's loop turn, from a thread
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="unpack")
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="unpack")
         self._going_on: list[tuple[Hosted, Future[Spec]]] = []
 
     def begin(self, model: Hosted) -> None:
@@ -47,9 +50,15 @@ class Preparing:
         return self._unpacked / socket_name(model.name)
 
     def _prepare(self, model: Hosted) -> Spec:
+        path = model.entry.path
+        if self._roots:
+            path = multi_model.real(path, self._roots)  # again: it may have been swapped for a link meanwhile
+        if not path.exists():
+            raise ModelNotFound(f"there is nothing at {path} any more", hint="put it there again, then load it")
         if not model.entry.archive:
-            return catalog.describe(model.name, model.entry.path, self._hf_task)
+            return catalog.describe(model.name, path, self._hf_task)
         self._unpacked.mkdir(exist_ok=True)
-        room = max(archive.free_bytes(self._unpacked) - SPARED, 0)
-        directory = archive.unpack(model.entry.path, self._place(model), limit_bytes=room)
+        free, size = archive.disk(self._unpacked)
+        room = max(free - min(SPARED, size // 10), 0)
+        directory = archive.unpack(path, self._place(model), limit_bytes=room)
         return catalog.describe(model.name, directory, self._hf_task)

@@ -13,7 +13,9 @@ from serve.settings import MB, Settings
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0  # seconds a load waits for idle victims before busy ones are asked to finish and go
+# Seconds a load waits for idle victims before busy ones are asked to finish and go, and for those to be gone before it
+# looks for idle ones again.
+PATIENCE = 1.0
 
 
 class Room:
@@ -103,6 +105,7 @@ class Room:
         )
 
     def _held(self) -> list[Held]:
+        now = time.monotonic()
         return [
             Held(
                 runner=each.number,
@@ -113,6 +116,7 @@ class Room:
                 pinned=each.model in self._pinned or (self._multi_model and each.phase is not Phase.RETIRING),
                 loading=each.phase is Phase.LOADING,
                 retiring=each.phase is Phase.RETIRING,
+                slow=each.phase is Phase.RETIRING and now - each.retired > PATIENCE,
             )
             for each in self._runners.alive.values()
         ]

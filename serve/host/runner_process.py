@@ -35,6 +35,7 @@ class RunnerProcess:
         self.phase = Phase.LOADING
         self.pid = 0
         self.since = time.monotonic()
+        self.retired = 0.0  # time.monotonic() when it was asked to end
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
         self.killed_for = ""  # why we killed it, when we did
         self.told_failure = False
@@ -44,6 +45,7 @@ class RunnerProcess:
     def retire(self) -> None:
         """Ask it to stop accepting, answer what it holds, and end."""
         self.phase = Phase.RETIRING
+        self.retired = time.monotonic()
         try:
             self.control.send(b"retire")
         except OSError:

@@ -1,12 +1,15 @@
 """All runner processes: how they are born, measured, found stuck, and of what they died."""
 
 import os
+import resource
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from serve.errors import DoesNotFit
+from serve.exhausted import HINTS
 from serve.host import memory
 from serve.host.hosted import Hosted
 from serve.host.runner_process import Forkserver, Phase, RunnerProcess, order
@@ -16,6 +19,8 @@ from serve.slots import SLOTS, WEB_SLOTS, Slots
 
 MEASURE_EVERY = 2.0  # a measurement walks a process's page tables: about 1 ms for each GB it maps
 MEASURED_AT_ONCE = 8  # so that a thousand runners do not stop the loop
+WORN_OUT = 3  # answers 507 in a row after which a runner is replaced
+FILES_LEFT = 64  # file descriptors that stay free for who asks the host, and for unpacking
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Death:
     runner: RunnerProcess
     status: int
     cause: str
-    of_memory: bool  # the kernel killed it for memory
+    lacked: str = ""  # what the machine had too little of, a key of serve.exhausted.HINTS; "" where that was not it
 
 
 class Runners:
@@ -41,14 +46,20 @@ class Runners:
         self.alive: dict[int, RunnerProcess] = {}
 
     def start(self, model: Hosted) -> None:
-        """Order one more runner of this model. Raises DoesNotFit when there are as many as there can be."""
+        """Order one more runner of this model. Raises DoesNotFit when there are as many as there can be, or OSError."""
         assert model.spec is not None
         if not self._free:
             raise DoesNotFit(f"{SLOTS - WEB_SLOTS} runners are alive, more are not supported")
-        number = self._free.pop()
+        number = self._free[-1]
         slot = self._slots.slot(number)
         slot.clear()
         runner = RunnerProcess(number, model.name, slot, model.bytes_each())
+        try:
+            leave_some_files(runner.control)
+        except DoesNotFit:
+            runner.hand_over().close()
+            raise
+        self._free.pop()
         self.alive[number] = runner
         model.runners.append(runner)
         model.loads += 1
@@ -77,23 +88,33 @@ class Runners:
                     runner.kill(runner.killed_for)
             elif "unborn" in message:
                 runner = self.alive[message["unborn"]]
-                runner.killed_for = message["cause"]
-                yield self._bury(runner, 1)
+                yield self._bury(runner, Death(runner, 1, message["cause"], message["lacks"]))
             else:
                 runner = next(each for each in self.alive.values() if each.pid == message["died"])
                 last_words(runner)
-                yield self._bury(runner, message["status"])
+                yield self._bury(runner, self._death(runner, message["status"]))
 
-    def _bury(self, runner: RunnerProcess, status: int) -> Death:
-        of_memory = status == -signal.SIGKILL and not runner.killed_for and self._kernel_killed()
+    def _bury(self, runner: RunnerProcess, death: Death) -> Death:
         del self.alive[runner.number]
         self._free.append(runner.number)
         runner.control.close()
-        return Death(runner, status, _cause(runner, status, of_memory), of_memory)
+        return death
+
+    def _death(self, runner: RunnerProcess, status: int) -> Death:
+        if runner.killed_for:
+            return Death(runner, status, runner.killed_for)
+        if status == -signal.SIGKILL and self._kernel_killed():
+            return Death(runner, status, "killed by the kernel, out of memory", "memory")
+        if status < 0:
+            return Death(runner, status, f"killed by {signal.Signals(-status).name}")
+        return Death(runner, status, f"it exited with status {os.EX_OK + status}")
 
     def _kernel_killed(self) -> bool:
-        before, self._oom_kills = self._oom_kills, memory.oom_kills()
-        return self._oom_kills > before
+        """Whether there is a kill for memory that no death has been laid to yet; several may come at once."""
+        if memory.oom_kills() <= self._oom_kills:
+            return False
+        self._oom_kills += 1
+        return True
 
     # What time brings.
 
@@ -108,6 +129,12 @@ class Runners:
                 # Nobody waits for it any more but nginx's own question why, and that answer must be in time too.
                 limit = self._settings.request_limit
                 runner.kill(f"it was stuck in one request for {limit:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)")
+
+    def worn_out(self) -> list[RunnerProcess]:
+        """Those that have answered one request after another with 507: what they freed was not enough."""
+        return [
+            each for each in self.alive.values() if each.phase is Phase.READY and each.slot.get("exhausted") >= WORN_OUT
+        ]
 
     def to_measure(self) -> list[RunnerProcess]:
         """Now and then: some that have not been measured for longest."""
@@ -128,11 +155,12 @@ def measure(model: Hosted, runner: RunnerProcess) -> None:
         model.learned = max(model.learned, held)
 
 
-def _cause(runner: RunnerProcess, status: int, of_memory: bool) -> str:
-    if runner.killed_for:
-        return runner.killed_for
-    if of_memory:
-        return "killed by the kernel, out of memory"
-    if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    return f"it exited with status {os.EX_OK + status}"
+def leave_some_files(fresh: socket.socket) -> None:
+    """Close a socket just made and raise DoesNotFit when nearly no file descriptors are left.
+
+    The kernel gives out the lowest free number, so that the number tells how many are in use.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if fresh.fileno() >= most - FILES_LEFT:
+        fresh.close()
+        raise DoesNotFit(f"out of file descriptors: the host may open {most} files", hint=HINTS["file descriptors"])

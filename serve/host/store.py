@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from serve.errors import Conflict, DoesNotFit, InternalError, RunnerDied, ServeError, from_wire
+from serve.exhausted import HINTS, exhausted
 from serve.host.catalog import Catalog, Entry, Spec
 from serve.host.hosted import MINUTE, Hosted, Stage
+from serve.host.multi_model import no_such
 from serve.host.preparing import Preparing
 from serve.host.room import Room
 from serve.host.runner_process import Forkserver, Phase, RunnerProcess
-from serve.host.runners import Death, Runners, measure
+from serve.host.runners import Death, Runners, leave_some_files, measure
 from serve.names import socket_name
 from serve.settings import Settings
 from serve.slots import Slots
@@ -33,6 +35,8 @@ class Store:
             for name, entry in found.entries.items()
             if not entry.problem
         }
+        for model in self.models.values():
+            model.open()  # before it is loaded: the first to come is heard, and loads it
         self.changed.update(self.models.values())
         self.preloads = self._chosen(settings.preload, found, lambda spec: spec.preload)
         self.awaited = list(self.preloads)  # those that have not been ready yet; afterwards they are as any other
@@ -64,6 +68,19 @@ class Store:
             self._room.ask(model)
             self._admit()
 
+    def named(self, name: str) -> Hosted:
+        """Raises ModelNotFound."""
+        if name not in self.models:
+            raise no_such(name)
+        return self.models[name]
+
+    def of_socket(self, file: str) -> Hosted:
+        """The model whose socket has this file name. Raises ModelNotFound."""
+        for name, model in self.models.items():
+            if socket_name(name) == file:
+                return model
+        raise no_such(file.removesuffix(".sock"))
+
     def listens_for(self, model: Hosted) -> bool:
         """Whether the host, and no runner, should hear who connects."""
         return model.stage is Stage.NONE and not model.leaving and not model.of_phase(Phase.LOADING, Phase.READY)
@@ -81,17 +98,29 @@ class Store:
                     raise error
                 for _ in range(model.missing()):
                     self.runners.start(model)
-            except DoesNotFit as refused:
-                model.fail(refused)
+            except (DoesNotFit, OSError) as refused:
+                model.fail(exhausted(refused) or InternalError(f"no process for it: {refused}", hint="see the log"))
 
     # What the platform asks for on a multi-model endpoint.
 
     def load(self, entry: Entry) -> Hosted:
-        """Make a model and want it. Raises Conflict when there is one of this name, on its way in or out too."""
-        if entry.name in self.models:
-            raise Conflict(f"Model {entry.name} is already registered.", model=entry.name)
-        path = self._settings.sockets / socket_name(entry.name)
-        model = self.models[entry.name] = Hosted(entry, path, self._settings.queue_limit)
+        """Make a model and want it; callers see it once it is ready.
+
+        Raises Conflict when there is one of this name, on its way in or out too, and DoesNotFit.
+        """
+        if there := self.models.get(entry.name):
+            hint = "its unload has not been answered yet: load it after that" if there.leaving else ""
+            raise Conflict(f"Model {entry.name} is already registered.", hint=hint, model=entry.name)
+        try:
+            model = Hosted(entry, self._settings.sockets / socket_name(entry.name), self._settings.queue_limit)
+        except OSError as error:
+            raise exhausted(error) or error from error
+        try:
+            leave_some_files(model.listener)
+        except DoesNotFit:
+            model.close()
+            raise
+        self.models[entry.name] = model
         self.want(model)
         return model
 
@@ -101,10 +130,8 @@ class Store:
         self._room.withdraw(model)
         for runner in model.runners:
             if runner.phase is Phase.LOADING:
-                runner.phase = Phase.RETIRING
                 runner.kill(why)
-            else:
-                runner.retire()
+            runner.retire()
 
     def forget(self, model: Hosted) -> bool:
         """Whether all of an unloaded model is gone, memory too; then its name is free."""
@@ -125,11 +152,12 @@ class Store:
                 continue
             try:
                 model.spec = future.result()
-            except ServeError as error:
-                model.fail(error)
             except Exception as error:
-                log.exception("unpacking failed", extra={"model": model.name})
-                model.fail(InternalError(f"unpacking failed: {error}", hint="see the log"))
+                told = exhausted(error) or error
+                if not isinstance(told, ServeError):
+                    log.exception("unpacking failed", extra={"model": model.name})
+                    told = InternalError(f"unpacking failed: {error}", hint="see the log")
+                model.fail(told)
             else:
                 self.want(model)
 
@@ -154,6 +182,7 @@ class Store:
         extra = {"model": model.name, "bytes": runner.bytes, "load_s": round(seconds, 3), "wait_s": round(waited, 3)}
         log.info("loaded", extra=extra)
         if not self._room.overfull(runner):
+            model.open()
             self._room.keep_within(runner)
             return
         model.fail(self._room.does_not_fit(model, runner.bytes))
@@ -169,13 +198,13 @@ class Store:
         runner, model = death.runner, self.models[death.runner.model]
         model.absorb(runner)
         self.changed.add(model)
+        hint = HINTS.get(death.lacked, "see the log")
         if runner.phase is Phase.LOADING and not runner.told_failure:
-            hint = "give the container more memory" if death.of_memory else "see the log"
             says = f"the model died while loading: {death.cause}"
-            model.fail((DoesNotFit if death.of_memory else InternalError)(says, hint=hint))
+            model.fail((DoesNotFit if death.lacked else InternalError)(says, hint=hint))
         elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and death.status):
-            hint = "send less at once, or give the container more memory" if death.of_memory else "see the log"
-            model.died_serving(RunnerDied(f"the model's process died: {death.cause}", hint=hint, model=model.name))
+            died = DoesNotFit if death.lacked else RunnerDied
+            model.died_serving(died(f"the model's process died: {death.cause}", hint=hint, model=model.name))
             if model.of_phase(Phase.READY) or model.name in self._pinned:
                 self.want(model)  # a copy, or one that must always be there
         elif death.status:
@@ -191,6 +220,8 @@ class Store:
         for runner in self.runners.alive.values():
             if runner.phase is Phase.READY and now - runner.since > MINUTE:
                 self.models[runner.model].proven()
+        for runner in self.runners.worn_out():
+            self._replace(runner, now)
         if due := self.runners.to_measure():
             for runner in due:
                 measure(self.models[runner.model], runner)
@@ -199,3 +230,13 @@ class Store:
             if not model.pause_left():
                 self.want(model)
         self._admit()
+
+    def _replace(self, runner: RunnerProcess, now: float) -> None:
+        """Let a fresh process serve from the next request on. Once a minute: the requests may be what is too large."""
+        model = self.models[runner.model]
+        if now - model.replaced < MINUTE:
+            return
+        model.replaced = now
+        self.changed.add(model)
+        log.warning("replaced", extra={"model": model.name, "reason": "one request after another ran out of memory"})
+        runner.retire()

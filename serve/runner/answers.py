@@ -4,6 +4,7 @@ import logging
 import select
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 
 from serve import wire
 from serve.errors import InternalError, ServeError, TooLate
@@ -29,6 +30,10 @@ class Answers:
         self.leaving: dict[int, wire.Connection] = {}  # answered, but the peer has not taken all yet
 
     # What a Job calls.
+
+    def begun(self, job: Job) -> None:
+        """Tell the host whose turn it is, in milliseconds since 1970, as nginx stamps arrivals."""
+        self._slot.set("begun", int((time.time() - time.monotonic() + job.arrived) * 1e3))
 
     def pull(self, job: Job, chunks: Iterator[bytes]) -> None:
         """Take chunks from a generator, one a turn, as fast as the peer takes them."""
@@ -144,6 +149,10 @@ class Answers:
         slot.add("requests")
         if job.started:
             slot.add("streams")
+        if status == HTTPStatus.INSUFFICIENT_STORAGE:
+            slot.add("exhausted")
+        elif slot.get("exhausted"):
+            slot.set("exhausted", 0)
         if status >= 500:
             slot.add("server_errors")
         elif status >= 400:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from serve.errors import DoesNotFit, InternalError, ServeError, TooLate
+from serve.errors import InternalError, ServeError, TooLate
+from serve.exhausted import exhausted, give_back
 from serve.handlers.base import Predictor, Reply, Request
 from serve.runner.job import Job
 
@@ -44,7 +45,7 @@ class Batches:
             return
         began = time.monotonic()
         for job in batch:
-            job.began = began
+            job.begin(began)
         outcomes = self._outcomes(batch)
         took = time.monotonic() - began
         self._usual = took if not self._usual else 0.8 * self._usual + 0.2 * took
@@ -84,6 +85,8 @@ class Batches:
             if len(batch) == 1:
                 return [outcome_of(error)]
             log.warning("batch failed, running its members alone", extra={"size": len(batch), "error": repr(error)})
+            if exhausted(error):
+                give_back(error)
         return [outcome for job in batch for outcome in self._outcomes([job])]
 
 
@@ -91,9 +94,11 @@ def outcome_of(error: Exception) -> ServeError:
     """An exception from a handler as the caller may see it; the log has the traceback."""
     if isinstance(error, ServeError):
         return error
-    if isinstance(error, MemoryError):
-        log.error("out of memory in predict", exc_info=error)
-        return DoesNotFit("the model ran out of memory on this request", hint="send less at once, or raise the memory")
+    if out := exhausted(error):
+        log.error("exhausted in predict", exc_info=error)
+        give_back(error)  # before its neighbours run
+        out.message = f"the model failed on this request: {out.message}"
+        return out
     log.error("predict failed", exc_info=error)
     return InternalError(f"the model failed on this request: {type(error).__name__}: {error}", hint="see the log")
 

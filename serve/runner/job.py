@@ -26,6 +26,11 @@ class Job:
         self.began = 0.0  # when work on it began; 0 while it waits
         self.started = False  # a stream's head has left
 
+    def begin(self, now: float) -> None:
+        """Work on it begins; whoever arrived later has not been begun yet."""
+        self.began = now
+        self._answers.begun(self)
+
     def reply(self, reply: Reply) -> None:
         if isinstance(reply.body, bytes):
             headers = {**reply.headers, "Server-Timing": self._timing()}

@@ -14,9 +14,11 @@ from typing import Any, cast
 
 from serve import errors
 from serve import log as serve_log
-from serve.errors import DoesNotFit, InternalError, ServeError
+from serve.errors import InternalError, ModelNotFound, ServeError
+from serve.exhausted import exhausted
 from serve.handlers import HANDLERS
 from serve.handlers.base import Model, Predictor, Stepwise
+from serve.host.multi_model import real
 from serve.names import INVOCATIONS
 from serve.runner.batching import Batches
 from serve.runner.loop import Loop
@@ -38,7 +40,7 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     slot.clear()
     began = time.monotonic()
     try:
-        handler = _load(order)
+        handler = _load(order, settings)
     except ServeError as error:
         error.model = order["name"]
         _tell(control, {"failed": errors.to_wire(error)})
@@ -56,7 +58,7 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     loop.run()
 
 
-def _load(order: Mapping[str, Any]) -> Predictor | Stepwise:
+def _load(order: Mapping[str, Any], settings: Settings) -> Predictor | Stepwise:
     module, _, cls = HANDLERS[order["handler"]].partition(":")
     model = Model(
         name=order["name"],
@@ -73,12 +75,22 @@ def _load(order: Mapping[str, Any]) -> Predictor | Stepwise:
         ensemble=order["ensemble"],
     )
     try:
+        if settings.multi_model and settings.run_dir:
+            # Again, since it may have been swapped for a link since the host looked; archives are in the run directory.
+            real(model.directory, (*settings.model_roots, settings.run_dir))
         return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(model))
-    except ServeError:
-        raise
-    except MemoryError as error:
-        raise DoesNotFit("out of memory while loading", hint="raise the container's memory") from error
     except Exception as error:
+        if out := exhausted(error):  # also where the handler took it for the files' fault
+            log.exception("exhausted while loading")
+            if out is error:
+                raise
+            out.message = f"while loading: {out.message}"
+            raise out from error
+        if not model.directory.is_dir():
+            says = f"{model.directory}: the model's directory vanished while it was loading"
+            raise ModelNotFound(says, hint="put it there again, then load it") from error
+        if isinstance(error, ServeError):
+            raise
         log.exception("load failed")
         raise InternalError(f"loading failed: {type(error).__name__}: {error}", hint="see the log") from error
 

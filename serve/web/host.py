@@ -2,15 +2,17 @@
 
 import http.client
 import socket
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
-from serve.errors import InternalError, NotReady, ServeError, from_wire
+from serve.errors import InternalError, ModelNotFound, NotReady, ServeError, from_wire
 
 ANSWERS_WITHIN = 2.0
+ABSENT = {"state": "absent", "begun": True}
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -40,10 +42,16 @@ class HostClient:
         finally:
             connection.close()
 
-    def trouble(self, model: str) -> tuple[ServeError | None, dict[str, Any]]:
-        """Why a connection to this model broke off, if the host knows, and the model's state."""
-        status, body = self.get(f"/trouble?name={quote(model)}")
+    def trouble(self, sock: str, arrived: float | None) -> tuple[ServeError | None, dict[str, Any]]:
+        """Why a connection to this socket broke off, if the host knows, and the state of the model behind it.
+
+        `arrived`: when the request did, in seconds since 1970; "begun" in the answer is whether it may have been begun.
+        """
+        since = f"&arrived={arrived}" if arrived is not None else ""
+        status, body = self.get(f"/trouble?socket={quote(sock)}{since}")
         shown: dict[str, Any] = msgspec.json.decode(body)
-        if status != 200:
-            return InternalError(shown.get("message", "the host does not know why")), {"state": "absent"}
+        if status == HTTPStatus.NOT_FOUND:  # unloaded meanwhile
+            return ModelNotFound(shown["message"], hint=shown["hint"], model=shown["model"]), ABSENT
+        if status != HTTPStatus.OK:
+            return InternalError(shown.get("message", "the host does not know why")), ABSENT
         return (from_wire(shown["error"]) if shown["error"] else None), shown

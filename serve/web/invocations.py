@@ -10,6 +10,7 @@ from serve.errors import (
     InternalError,
     ModelUnusable,
     QueueFull,
+    RunnerDied,
     ServeError,
     TooLate,
     Unavailable,
@@ -59,16 +60,13 @@ class Invocations:
         """
         tried = request.headers.get("X-Serve-Tried", "")
         if tried:
-            self._explain(tried)
+            self._explain(tried, named)
         return _sent_to(self.resolve(self._asked(named, openai)))
 
     def _asked(self, named: str | None, openai: bool) -> str:
         """What the caller calls the model: path, header, body, custom attributes, default, in this order."""
-        if named:
-            return named
-        for header in routing.TARGET_HEADERS:
-            if header in request.headers:
-                return request.headers[header]
+        if asked := _addressed(named):
+            return asked
         field, default = self._by_api[openai]
         asked = self._in_body(openai) or routing.in_attributes(
             request.headers.get("X-Amzn-SageMaker-Custom-Attributes", ""), self._settings.model_field
@@ -76,9 +74,9 @@ class Invocations:
         asked = asked or default
         if asked:
             return asked
-        listed = self._openai if openai else list(self._catalog.entries)
+        listed = self._openai[:20] if openai else self._catalog.some()
         raise BadRequest(
-            f"the request names no model; there are: {', '.join(listed[:20]) or 'none for this path'}",
+            f"the request names no model; there are: {', '.join(listed) or 'none for this path'}",
             hint=f"put {field!r} into the JSON body, or send {routing.TARGET_HEADERS[0]}",
         )
 
@@ -91,15 +89,17 @@ class Invocations:
             raise BadRequest("the body is empty", hint="send JSON")
         return self._name_in[openai](body)
 
-    def _explain(self, tried: str) -> NoReturn:
+    def _explain(self, tried: str, named: str | None) -> NoReturn:
         """Raise why the model could not be reached."""
         status = tried.rsplit(" : ", maxsplit=1)[-1].strip()
         began = request.headers.get("X-Serve-Connected", "").split(" : ")[-1].strip() not in ("", "-")
         sock = request.headers.get("X-Serve-Socket", "")
-        name = self._by_socket.get(sock) or (sock.removesuffix(".sock") if self._settings.multi_model else None)
-        if name is None:
+        # On a multi-model endpoint the name is in the address; from a body that did not come here it is the socket's.
+        name = self._by_socket.get(sock) or _addressed(named) or sock.removesuffix(".sock")
+        if not sock:
             raise InternalError("the model's socket is gone", hint="see the log")
-        self.resolve(name)
+        if socket_name(name) == sock:
+            self.resolve(name)
         if not began and status != "504":
             raise QueueFull(
                 f"{self._settings.queue_limit} requests are waiting for model {name!r}",
@@ -107,11 +107,15 @@ class Invocations:
                 model=name,
                 retry_after=1,
             )
-        raise self._what_happened(name, late=status == "504")
+        raise self._what_happened(sock, name, late=status == "504")
 
-    def _what_happened(self, name: str, *, late: bool) -> ServeError:
+    def _what_happened(self, sock: str, name: str, *, late: bool) -> ServeError:
         limit = self._settings.request_limit
-        error, shown = self._host.trouble(name)
+        error, shown = self._host.trouble(sock, _arrived(request.headers.get("X-Serve-Clock", "")))
+        if late and shown["state"] != "loading" and not shown["begun"] and (not error or isinstance(error, RunnerDied)):
+            hint = "try again; raise copies in model.toml, or SAGEMAKER_MODEL_SERVER_TIMEOUT"
+            says = f"not begun within {limit:g} s: the model was at work on requests before it"
+            return TooLate(says, hint=hint, model=name, retry_after=1)
         if error is not None:
             return error
         if shown["state"] == "loading":
@@ -126,6 +130,20 @@ class Invocations:
             hint = "send less at once, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT"
             return TooLate(f"no answer within {limit:g} s", hint=hint, model=name, retry_after=1)
         return InternalError("the model's process broke off without an answer", hint="see the log", model=name)
+
+
+def _addressed(named: str | None) -> str | None:
+    """The model that path or header name."""
+    return named or next((request.headers[each] for each in routing.TARGET_HEADERS if each in request.headers), None)
+
+
+def _arrived(clock: str) -> float | None:
+    """When nginx began to receive the request, in seconds since 1970, from its `$msec $request_time`."""
+    try:
+        stamped, spent = map(float, clock.split())
+    except ValueError:
+        return None
+    return stamped - spent
 
 
 def _sent_to(name: str) -> Response:

@@ -1,5 +1,7 @@
-"""On a multi-model endpoint a model is known by its socket, which is there exactly while it is loaded."""
+"""On a multi-model endpoint a model is known by its socket, which is open exactly while it is loaded."""
 
+import os
+from itertools import islice
 from pathlib import Path
 
 from serve.errors import ModelNotFound
@@ -15,6 +17,15 @@ class Loaded(Catalog):
         self._sockets = sockets
 
     def resolve(self, asked: str) -> str:
-        if not (self._sockets / socket_name(asked)).exists():
-            raise ModelNotFound(f"model {asked[:200]!r} is not loaded", hint="POST /models loads one")
+        if not _is_open(self._sockets / socket_name(asked)):
+            # In the words of AWS's own multi-model servers.
+            raise ModelNotFound(f"Model not found: {asked[:300]}", hint="POST /models loads one", model=asked[:300])
         return asked
+
+    def some(self) -> list[str]:
+        files = islice((each.name for each in self._sockets.iterdir() if each.name[0] != "~" and _is_open(each)), 20)
+        return sorted(file.removesuffix(".sock") for file in files)
+
+
+def _is_open(path: Path) -> bool:
+    return os.access(path, os.X_OK)  # as nginx asks with -x

@@ -103,7 +103,7 @@ def test_two_loads_of_one_model_are_one_load_and_a_conflict(
     first: list[Answer] = []
     loader = threading.Thread(target=lambda: first.append(load(server, "slow", slow)))
     loader.start()
-    wait_until(lambda: server.get("/models/slow").status == 200)
+    wait_until(server.runners)
 
     assert load(server, "slow", slow).status == 409
     assert load(server, "quick", quick).status == 200
@@ -137,7 +137,9 @@ def test_a_load_can_be_called_off(platform: Callable[..., Server], models: Path,
     answers: list[Answer] = []
     loader = threading.Thread(target=lambda: answers.append(load(server, "slow", path)))
     loader.start()
-    wait_until(lambda: server.get("/models/slow").status == 200)
+    wait_until(server.runners)
+    # Nobody sees it before it can serve.
+    assert (invoke(server, "slow").status, server.get("/models/slow").status, listed(server)) == (404, 404, [])
 
     assert server.request("DELETE", "/models/slow").status == 200
     loader.join(30)

@@ -16,7 +16,7 @@ import pytest
 
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.host import archive
-from serve.host.archive import free_bytes, unpack
+from serve.host.archive import disk, unpack
 
 LIMIT = 10_000_000
 
@@ -351,8 +351,11 @@ def test_a_full_disk_is_507_and_leaves_nothing(path: Path, monkeypatch: pytest.M
     assert list(into.parent.iterdir()) == []
 
 
-def test_free_bytes_is_told_for_a_path_that_is_not_there_yet(tmp_path: Path) -> None:
-    """Its nearest parent is on the same disk."""
-    free = shutil.disk_usage(tmp_path).free
+def test_a_disk_is_told_as_what_is_free_and_what_there_is(tmp_path: Path) -> None:
+    """As the system has it."""
+    usage = shutil.disk_usage(tmp_path)
 
-    assert free_bytes(tmp_path / "a" / "b") == pytest.approx(free, rel=0.2)
+    free, size = disk(tmp_path)
+
+    assert size == usage.total
+    assert free == pytest.approx(usage.free, rel=0.2)

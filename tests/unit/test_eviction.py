@@ -1,5 +1,7 @@
 """Who must go so that a model can come."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,27 @@ def held(runner: int, size: int, used: int, **more: object) -> Held:
             Plan(fits=False),
             id="who is on the way out is enough",
         ),
+        pytest.param(
+            [held(1, 60, 1, retiring=True, slow=True), held(2, 40, 2)],
+            40,
+            True,
+            Plan(fits=False, victims=(2,)),
+            id="an idle one instead of one that takes its time to go",
+        ),
+        pytest.param(
+            [held(1, 60, 1, retiring=True, slow=True), held(2, 40, 2)],
+            60,
+            True,
+            Plan(fits=False),
+            id="who takes its time is waited for when idle ones are too few",
+        ),
+        pytest.param(
+            [held(1, 50, 1, retiring=True, slow=True), held(2, 25, 2), held(3, 25, 3)],
+            70,
+            True,
+            Plan(fits=False, victims=(2,)),
+            id="no more go than are needed beside it",
+        ),
         pytest.param([held(1, 60, 1, retiring=True)], 50, True, Plan(fits=False), id="not free before it is gone"),
         pytest.param([held(1, 60, 1, loading=True)], 50, True, Plan(fits=False), id="never one that is loading"),
         pytest.param(
@@ -83,7 +106,8 @@ runners = st.lists(
         pinned=st.booleans(),
         loading=st.booleans(),
         retiring=st.booleans(),
-    ),
+        slow=st.booleans(),
+    ).map(lambda each: each if each.retiring else replace(each, slow=False)),
     max_size=8,
     unique_by=lambda each: each.runner,
 )
@@ -96,7 +120,11 @@ def test_no_victim_is_pinned_loading_leaving_or_needless(holding: list[Held], ne
     by_number = {each.runner: each for each in holding}
     victims = [by_number[number] for number in decision.victims]
     free = 100 - sum(each.bytes for each in holding)
-    freed = free + sum(each.bytes for each in holding if each.retiring) + sum(each.bytes for each in victims)
+    soon = free + sum(each.bytes for each in holding if each.retiring and not each.slow)
+    later = soon + sum(each.bytes for each in holding if each.slow)
+    chosen = sum(each.bytes for each in victims)
+    # Enough without those who take their time, or, where idle ones cannot be, together with them.
+    freed = soon + chosen if need <= soon + chosen else later + chosen
 
     assert decision.fits == (need <= free)
     assert not any(each.pinned or each.loading or each.retiring for each in victims)

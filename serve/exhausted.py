@@ -1,0 +1,79 @@
+"""When the machine has run out of something: recognised in any library's words, told as one error, and made good.
+
+Memory, device memory, processes, file descriptors and disk all mean the same to the platform: 507, unload something.
+"""
+
+import ctypes
+import errno
+import gc
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+
+from serve.errors import DoesNotFit
+
+HINTS = {
+    "memory": "send less at once, unload a model, or give the container more memory",
+    "processes": "unload a model, or raise the container's limit on processes (docker run --pids-limit, ulimit -u)",
+    "file descriptors": "unload a model, or raise the limit on open files (docker run --ulimit nofile=)",
+    "disk space": "delete something there, give it a larger disk, or point SERVE_RUN_DIR to one",
+}
+_BY_ERRNO = {
+    errno.ENOMEM: "memory",
+    errno.EMFILE: "file descriptors",
+    errno.ENFILE: "file descriptors",
+    errno.ENOSPC: "disk space",
+    errno.EDQUOT: "disk space",
+}
+# What libraries say in their own exceptions: torch on a processor and on CUDA, cuBLAS, cuDNN, XGBoost, safetensors.
+_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation|kind: OutOfMemory",
+    re.IGNORECASE,
+)
+
+
+def exhausted(error: BaseException) -> DoesNotFit | None:
+    """The error to answer when `error`, or what led to it, means that something has run out; None for all others."""
+    for each in _chain(error):
+        if isinstance(each, DoesNotFit):
+            return each
+        if what := _what(each):
+            place = each.filename if isinstance(each, OSError) and what == "disk space" and each.filename else ""
+            at = f" at {place}" if place else ""
+            return DoesNotFit(f"out of {what}{at}: {type(each).__name__}: {each}"[:500], hint=HINTS[what])
+    return None
+
+
+def _what(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "memory"
+    if isinstance(error, OSError) and error.errno in _BY_ERRNO:
+        return _BY_ERRNO[error.errno]
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "processes"
+    # A ValueError or KeyError may quote what a caller sent; libraries' own classes and RuntimeError do not.
+    if (type(error).__module__ != "builtins" or isinstance(error, RuntimeError)) and _MEMORY.search(str(error)):
+        return "memory"
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it was raised from or while handling, newest first."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+
+
+def give_back(error: BaseException) -> None:
+    """Free what the failed work still holds: its frames' variables, cycles, torch's cache, the heap's free pages."""
+    for each in _chain(error):
+        traceback.clear_frames(each.__traceback__)
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,90 @@
+"""What the platform asks for on a multi-model endpoint, done: loads and unloads, answered when they have ended."""
+
+import time
+from urllib.parse import unquote
+
+import msgspec
+
+from serve import wire
+from serve.errors import ModelUnusable, NotAModel, ServeError, Unavailable
+from serve.host import multi_model
+from serve.host.door import refuse, reply
+from serve.host.hosted import Hosted
+from serve.host.store import Store
+from serve.host.watch import Watch
+from serve.settings import Settings
+
+SCALED = b'{"status": "Workers scaled"}'  # as multi-model-server says it
+
+
+class Platform:
+    """Loads and unloads that somebody waits for. `settle` in every turn of the loop."""
+
+    def __init__(self, settings: Settings, store: Store, watch: Watch) -> None:
+        self._settings = settings
+        self._store = store
+        self._watch = watch
+        self._loads: list[tuple[Hosted, wire.Connection]] = []
+        # Until when what is in flight is waited for, and what to say when the model is gone.
+        self._unloads: list[tuple[Hosted, float, wire.Connection, bytes | ServeError]] = []
+
+    def answers(self, caller: wire.Connection, path: str, query: dict[str, str]) -> bool:
+        """Load, list, unload; whether that was what the caller asked for. Raises ServeError."""
+        if path == "/models" and caller.method == "POST":
+            model = self._store.load(multi_model.requested(caller.body(), self._settings.model_roots))
+            self._watch.add(model)
+            self._loads.append((model, caller))
+        elif path == "/models" and caller.method == "GET":
+            loaded = {name: model for name, model in self._store.models.items() if model.opened}
+            listed = multi_model.page(loaded, query.get("next_page_token", ""), query.get("limit", ""))
+            listed["models"] = [model.shown() for model in listed["models"]]
+            reply(caller, msgspec.json.encode(listed))
+        elif path.startswith("/models/") and caller.method == "DELETE":
+            name = unquote(path.removeprefix("/models/"))
+            model = self._store.named(name)
+            if model.leaving:
+                raise multi_model.no_such(name)
+            self._unload(model, caller, msgspec.json.encode({"status": f'Model "{name}" unregistered'}))
+        else:
+            return False
+        return True
+
+    def _unload(self, model: Hosted, caller: wire.Connection, said: bytes | ServeError) -> None:
+        """Answer once it is gone, and its memory with it."""
+        self._watch.drop(model)
+        self._store.unload(model, "it was unloaded")
+        self._unloads.append((model, time.monotonic() + self._settings.request_limit, caller, said))
+
+    def settle(self) -> None:
+        """Answer loads that are ready or have failed, and unloads that are done."""
+        self._loads = [load for load in self._loads if not self._loaded(*load)]
+        self._unloads = [unload for unload in self._unloads if not self._unloaded(*unload)]
+
+    def _loaded(self, model: Hosted, caller: wire.Connection) -> bool:
+        """Whether this load has ended, one way or the other; then its caller is answered, or will be."""
+        error = model.failure()
+        if model.leaving:
+            refuse(caller, Unavailable("unloaded while it was loading", model=model.name))
+        elif error is not None:
+            # Answered once nothing of it is left, so that the next try is a fresh one.
+            if isinstance(error, ModelUnusable):
+                error = NotAModel(error.message, hint=error.hint, model=model.name)
+            error.retry_after = None
+            self._unload(model, caller, error)
+        elif model.opened:
+            reply(caller, SCALED)
+        else:
+            return False
+        return True
+
+    def _unloaded(self, model: Hosted, until: float, caller: wire.Connection, said: bytes | ServeError) -> bool:
+        if not self._store.forget(model):
+            if time.monotonic() > until:
+                for runner in model.runners:
+                    runner.kill("it had not finished when it was unloaded")
+            return False
+        if isinstance(said, ServeError):
+            refuse(caller, said)
+        else:
+            reply(caller, said)
+        return True

@@ -1,0 +1,91 @@
+"""What has run out, in the words of whoever noticed."""
+
+import errno
+import gc
+import os
+import weakref
+
+import pytest
+import torch
+
+from serve.errors import BadRequest, DoesNotFit, ModelUnusable
+from serve.exhausted import exhausted, give_back
+
+
+class XGBoostError(ValueError):
+    """As XGBoost has it: a class of its own."""
+
+
+class ArrayMemoryError(MemoryError):
+    """As numpy and pyarrow have it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (MemoryError(), "memory"),
+        (ArrayMemoryError("Unable to allocate 8.00 TiB"), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "memory"),
+        (RuntimeError("CUDA error: out of memory"), "memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), "memory"),
+        (XGBoostError("std::bad_alloc"), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (RuntimeError("can't start new thread"), "processes"),
+        (OSError(errno.EMFILE, "Too many open files"), "file descriptors"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "disk space at /tmp/x"),
+    ],
+)
+def test_each_is_a_507_that_says_what(error: Exception, what: str) -> None:
+    """And what to do; also when a library or a handler has wrapped it."""
+    wrapped = ModelUnusable("the model cannot be built")
+    wrapped.__cause__ = error
+    while_handling = KeyError("x")
+    while_handling.__context__ = error
+    for each in (error, wrapped, while_handling):
+        told = exhausted(each)
+        assert isinstance(told, DoesNotFit)
+        assert f"out of {what}:" in told.message
+        assert told.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("the text says: out of memory"),
+        KeyError("bad_alloc"),
+        OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)),
+        BadRequest("no rows"),
+        RuntimeError("shapes do not match"),
+    ],
+)
+def test_other_errors_are_no_507(error: Exception) -> None:
+    """What a caller sent is quoted in a ValueError, and is no proof."""
+    assert exhausted(error) is None
+
+
+def test_what_the_failed_work_held_is_given_back() -> None:
+    """Although the error is still alive, and its frames were part of a cycle."""
+
+    class Large:
+        pass
+
+    seen: list[weakref.ref[Large]] = []
+
+    def work() -> None:
+        large = Large()
+        cycle = [large]
+        cycle.append(cycle)  # type: ignore[arg-type]
+        seen.append(weakref.ref(large))
+        raise MemoryError
+
+    gc.disable()
+    try:
+        try:
+            work()
+        except MemoryError as error:
+            assert seen[0]() is not None
+            give_back(error)
+            assert seen[0]() is None
+    finally:
+        gc.enable()
