@@ -52,7 +52,7 @@ def fetch(s3: S3, data: ModelData, into: Path) -> None:
                     key = _only(list(_keys(s3, bucket, key)), data.uri)
                 packed = Path(beside, "archive.tar.gz")
                 _download(s3, bucket, key, packed)
-                room = max(archive.free_bytes(into.parent) - KEEP_FREE, 0)
+                room = max(archive.disk(into.parent)[0] - KEEP_FREE, 0)
                 archive.unpack(packed, fresh, limit_bytes=room)
             else:
                 fresh.mkdir()

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from serve import errors, wire
-from serve.errors import InternalError, PathNotFound, ServeError
+from serve.errors import InternalError, PathNotFound, RunnerDied, ServeError
 from serve.host.door import Door, refuse, reply
 from serve.host.hosted import Hosted
 from serve.host.metrics import exposition
@@ -91,6 +91,8 @@ class Control:
             error = model.trouble[1]
         if error is None and begun and now < until and (died or model.state() == "ready"):
             return False
+        if error is None and died:  # the forkserver, which is importing, will say of what
+            error = RunnerDied("the model's process died", hint="see the log", model=model.name)
         shown = {
             "begun": begun,
             "state": model.state(),
