@@ -1,0 +1,220 @@
+"""The container under test, as its callers see it: an address that speaks HTTP, or does not."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from local_test.rehearse.options import Options
+from local_test.rehearse.verdict import Breach, NoAnswer
+
+ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+PIECE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    status: int
+    headers: list[tuple[str, str]]  # as they came
+    body: bytes
+    connecting: float  # seconds until the TCP connection stood
+    seconds: float  # after that
+
+    def header(self, name: str) -> str:
+        return next((value for key, value in self.headers if key.lower() == name.lower()), "")
+
+    @property
+    def json(self) -> Any:
+        """Its body; Breach where that is not JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise Breach(f"{self.status}, body is not JSON: {self.start}") from None
+
+    @property
+    def start(self) -> str:
+        """The body's first characters, on one line."""
+        shown = " ".join(self.body[:200].decode(errors="replace").split())
+        return repr(shown[:70] + "…" if len(shown) > 70 else shown)
+
+    def __str__(self) -> str:
+        return f"{self.status} in {self.seconds * 1000:.0f} ms"
+
+
+@dataclass(slots=True)
+class Busy:
+    """What was seen while many callers invoked at once."""
+
+    statuses: dict[int, int] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    pings: list[Answer] = field(default_factory=list)
+    silent_pings: list[str] = field(default_factory=list)
+    slowest_accept: float = 0.0
+
+
+class Container:
+    """Something that listens. Each `ask` is a connection of its own."""
+
+    def __init__(self, host: str, port: int, options: Options) -> None:
+        self.host = host
+        self.port = port
+        self.options = options
+        self.first: Answer | NoAnswer | None = None  # to an invocation at the moment when /ping was first 200
+
+    # One request.
+
+    def connect(self, limit: float) -> socket.socket:
+        try:
+            return socket.create_connection((self.host, self.port), limit)
+        except OSError as error:
+            raise NoAnswer(f"no connection to port {self.port}: {error}") from error
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        limit: float = 0.0,
+        chunked: bool = False,
+    ) -> Answer:
+        """The answer within `limit` seconds (of silence); NoAnswer says how there was none."""
+        limit = limit or self.options.invoke_limit
+        begun = time.monotonic()
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=limit)
+        # Connecting may take longer than an answer may: the check of accepting judges that alone.
+        connection.sock = self.connect(max(limit, 15.0))
+        connection.sock.settimeout(limit)
+        connected = time.monotonic()
+        sent = _pieces(body or b"") if chunked else body
+        try:
+            try:
+                connection.request(method, path, sent, dict(headers or {}), encode_chunked=chunked)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # refused before all was sent: the answer, if there is one, says why
+            response = connection.getresponse()
+            answered = response.read()
+        except TimeoutError as error:
+            raise NoAnswer(f"{method} {path}: no answer within {limit:g} s") from error
+        except http.client.RemoteDisconnected as error:
+            raise NoAnswer(f"{method} {path}: the connection was closed without an answer") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswer(f"{method} {path}: the answer broke off ({type(error).__name__}: {error})") from error
+        finally:
+            connection.close()
+        done = time.monotonic()
+        return Answer(
+            status=response.status,
+            headers=response.getheaders(),
+            body=answered,
+            connecting=connected - begun,
+            seconds=done - connected,
+        )
+
+    def get(self, path: str) -> Answer:
+        return self.ask("GET", path)
+
+    def ping(self) -> Answer:
+        return self.ask("GET", "/ping", limit=self.options.ping_limit)
+
+    def invoke(
+        self,
+        body: bytes | None = None,
+        *,
+        content_type: str = "",
+        headers: Mapping[str, str] | None = None,
+        chunked: bool = False,
+    ) -> Answer:
+        """POST /invocations, by default with the payload, and with the headers that the platform sends."""
+        sent = self.options.sent if body is None else body
+        return self.ask("POST", "/invocations", sent, self.headers(content_type) | dict(headers or {}), chunked=chunked)
+
+    def headers(self, content_type: str = "") -> dict[str, str]:
+        named = {"X-Amzn-SageMaker-Target-Model": self.options.target} if self.options.target else {}
+        return {"Content-Type": content_type or self.options.content_type, **named}
+
+    def head(self, *, path: str = "/invocations", length: int, content_type: str = "") -> bytes:
+        """The start of a request for raw sockets."""
+        lines = [f"POST {path} HTTP/1.1", f"Host: {self.host}", f"Content-Length: {length}"]
+        lines += [f"{key}: {value}" for key, value in self.headers(content_type).items()]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    @cached_property
+    def usual(self) -> Answer:
+        """To the payload, at rest: what other requests are compared with."""
+        return self.invoke()
+
+    @cached_property
+    def junk(self) -> Answer:
+        """To a body that no format reads."""
+        return self.invoke(b'{"\x00\xff\xfe junk ]]', content_type=self.options.content_type)
+
+    # Starting.
+
+    def pings(self) -> bool:
+        try:
+            return self.ping().status == 200
+        except NoAnswer:
+            return False
+
+    def wait(self, limit: float) -> float | None:
+        """Seconds until /ping was 200, and then at once the first invocation; None: not within the limit."""
+        begun = time.monotonic()
+        while not self.pings():
+            if time.monotonic() - begun > limit or not self.lives():
+                return None
+            time.sleep(0.05)
+        ready = time.monotonic() - begun
+        try:
+            self.first = self.invoke()
+        except NoAnswer as none:
+            self.first = none
+        return ready
+
+    def lives(self) -> bool:
+        """Whether it may still come up."""
+        return True
+
+    # Load.
+
+    @cached_property
+    def busy(self) -> Busy:
+        """Callers invoke without a pause for some seconds; /ping is asked beside them, as the platform does."""
+        seen, lock = Busy(), threading.Lock()
+        until = time.monotonic() + self.options.busy_seconds
+
+        def call(_: int) -> None:
+            while time.monotonic() < until:
+                try:
+                    answer = self.invoke()
+                except NoAnswer as none:
+                    with lock:
+                        seen.dropped.append(str(none))
+                else:
+                    with lock:
+                        seen.statuses[answer.status] = seen.statuses.get(answer.status, 0) + 1
+                        seen.slowest_accept = max(seen.slowest_accept, answer.connecting)
+
+        with ThreadPoolExecutor(self.options.callers) as callers:
+            calls = [callers.submit(call, number) for number in range(self.options.callers)]
+            while time.monotonic() < until:
+                try:
+                    seen.pings.append(self.ping())
+                except NoAnswer as none:
+                    seen.silent_pings.append(str(none))
+                time.sleep(0.05)
+            for each in calls:
+                each.result()
+        return seen
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    for start in range(0, len(body), PIECE):
+        yield body[start : start + PIECE]

@@ -1,0 +1,214 @@
+"""The multi-model API under strain: loads that must be refused, that fail, that meet, that do not fit."""
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from local_test.rehearse import sources
+from local_test.rehearse.multi_model import MultiModel, refused, wants
+from local_test.rehearse.options import MB
+from local_test.rehearse.verdict import Breach, Doubt, LeftOut, NoAnswer, check
+
+NOISE = 24 * MB  # what a container may keep after its first models: caches, arenas
+
+
+@check(
+    breaks="memory is never given back: after enough models every load is 507",
+    do="end what holds the model (best: its process) before DELETE is answered",
+    source=sources.MULTI_MODEL,
+)
+def mme_memory(subject: MultiModel) -> str:
+    """DELETE has given the memory back when it answers"""
+    if subject.memory is None:
+        raise LeftOut("a container's memory can be seen with an image only")
+    with subject.loaded(2) as names:  # a first time: what stays for good is there afterwards
+        _use(subject, names)
+    before = subject.memory()
+    with subject.loaded(4) as names:
+        _use(subject, names)
+        held = subject.memory() - before
+    left = subject.memory() - before
+    seen = f"4 models: {held / MB:+.0f} MB, after DELETE: {left / MB:+.0f} MB"
+    if left > max(NOISE, held / 2):
+        raise Breach(seen)
+    return seen
+
+
+def _use(subject: MultiModel, names: list[str]) -> None:
+    for name in names:
+        subject.invoke(name)
+
+
+@check(
+    breaks="a name becomes part of a path: files outside the model directories are read or written",
+    do="take names by a strict pattern (letters, digits, '.', '_', '-'), or use them in no path; 400 otherwise",
+    source=sources.MULTI_MODEL,
+)
+def mme_unsafe_names(subject: MultiModel) -> str:
+    """a model_name with path parts, control characters or nothing in it is refused: 4xx"""
+    names = ["", "../../etc", "a/../../b", "/etc/passwd", "a\x00b", ["a"], None]
+    url = subject.url or subject.missing
+    for name in names:
+        refused(subject.load(name, url), f"model_name {str(name)[:20]!r}")
+    return f"{len(names)} refused"
+
+
+@check(
+    breaks="whoever can reach the port has any directory loaded as a model",
+    do="load from below /opt/ml/models only, after resolving links and dots; 400 otherwise",
+    source=sources.MULTI_MODEL,
+)
+def mme_unsafe_paths(subject: MultiModel) -> str:
+    """a url outside the model directories is refused: 4xx"""
+    urls = ["/etc", "/opt/ml/models/../../../etc", "/proc/self/root/etc", "", 3]
+    for url in urls:
+        name = subject.name()
+        answer = subject.load(name, url)
+        if answer.status == 200:
+            subject.unload(name)
+        refused(answer, f"url {url!r}")
+    return f"{len(urls)} refused"
+
+
+@check(
+    breaks="a broken request looks like a broken container, which is then replaced",
+    do="answer 400 to what is not JSON with model_name and url",
+    source=sources.MULTI_MODEL,
+)
+def mme_junk(subject: MultiModel) -> str:
+    """POST /models with junk is 400"""
+    for body in (b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model_name": "a"}', b'{"url": "/opt/ml/models/a/model"}'):
+        refused(subject.post(body), repr(body))
+    return "all refused"
+
+
+@check(
+    breaks="the platform takes a model for loaded that is not there, and sends its callers",
+    do="answer 404 or 400 to a url that does not exist",
+    source=sources.MULTI_MODEL,
+)
+def mme_missing_path(subject: MultiModel) -> str:
+    """loading from a path that does not exist is 404 or 400"""
+    name = subject.name()
+    answer = subject.load(name, subject.missing)
+    if answer.status == 200:
+        subject.unload(name)
+    return refused(answer, "no such path", but=(409,))
+
+
+@check(
+    breaks="after one bad load the name answers 409 for ever: the model never serves on this instance",
+    do="register a model only when it is loaded; a failed load leaves nothing behind",
+    source=sources.MULTI_MODEL,
+)
+def mme_failed_load(subject: MultiModel) -> str:
+    """a failed load leaves nothing: not in the list, and the next try is a fresh one, never 409"""
+    name, seen = subject.name(), []
+    for url in filter(None, [subject.missing, subject.missing, subject.empty, subject.empty]):
+        answer = subject.load(name, url)
+        seen.append(answer.status)
+        if answer.status == 409:
+            raise Breach(f"{seen}: 409 although nothing was loaded")
+        if answer.status == 200:  # another check's matter
+            subject.unload(name)
+    if name in subject.names():
+        raise Breach(f"{seen}, and yet it is in the list")
+    if subject.url:
+        answer = subject.load(name, subject.url)
+        subject.unload(name)
+        wants(200, answer, f"{seen}, then a good load of the same name: ")
+        seen.append(200)
+    return f"{seen}"
+
+
+@check(
+    breaks="two copies are loaded, or both callers are told of a failure",
+    do="reserve the name before loading: the second load of it is 409",
+    source=sources.MULTI_MODEL,
+)
+def mme_two_loads(subject: MultiModel) -> str:
+    """of two loads of one name at once one is 200, the other 409"""
+    name, url = subject.name(), subject.model()
+    with ThreadPoolExecutor(2) as callers:
+        statuses = sorted(answer.status for answer in callers.map(lambda _: subject.load(name, url), range(2)))
+    subject.unload(name)
+    if statuses != [200, 409]:
+        raise Breach(f"{statuses}")
+    return f"{statuses}"
+
+
+@check(
+    breaks="models wait for one another's loads; the callers of the last time out after 60 s",
+    do="load each model on its own, outside any lock that others need",
+    source=sources.MULTI_MODEL,
+)
+def mme_parallel_loads(subject: MultiModel) -> str:
+    """different models load at the same time"""
+    names, url = [subject.name() for _ in range(4)], subject.model()
+    begun = time.monotonic()
+    try:
+        with ThreadPoolExecutor(len(names)) as callers:
+            answers = list(callers.map(lambda name: subject.load(name, url), names))
+        took = time.monotonic() - begun
+    finally:
+        with contextlib.suppress(NoAnswer):
+            for name in names:
+                subject.unload(name)
+    for answer in answers:
+        wants(200, answer)
+    return f"4 at once in {took * 1000:.0f} ms; the slowest {max(each.seconds for each in answers) * 1000:.0f} ms"
+
+
+@check(
+    breaks="a big model's load makes the health check fail, and the instance is replaced",
+    do="load in a process or thread that /ping does not need",
+    source=sources.PING,
+)
+def mme_ping_while_loading(subject: MultiModel) -> str:
+    """/ping is 200 within 2 s while a model loads"""
+    name, url = subject.name(), subject.model()
+    bad, asked = [], 0
+    with ThreadPoolExecutor(1) as caller:
+        load = caller.submit(subject.load, name, url)
+        while True:
+            over = load.done()
+            asked += 1
+            try:
+                answer = subject.container.ping()
+                bad += [str(answer)] if answer.status != 200 else []
+            except NoAnswer as none:
+                bad.append(str(none))
+            if over:
+                break
+            time.sleep(0.01)
+    subject.unload(name)
+    if bad:
+        raise Breach(f"{len(bad)} of {asked}: {bad[0]}")
+    return f"{asked} asked"
+
+
+@check(
+    breaks="anything but 507 looks like a broken model: the platform frees nothing, and the caller gets the error",
+    do="answer 507 when memory (or any other resource) is not enough, and go on serving what is loaded",
+    source=sources.MULTI_MODEL,
+)
+def mme_out_of_memory(subject: MultiModel) -> str:
+    """a load for which there is no memory is 507; what is loaded still serves, and after a DELETE the load fits"""
+    options = subject.container.options
+    url, names = subject.model(), [subject.name()]
+    wants(200, subject.load(names[0], url), f"first load in {options.scarce_mb} MB: ")
+    while (answer := subject.load(newest := subject.name(), url)).status == 200:
+        names.append(newest)
+        if len(names) >= options.scarce_loads:
+            raise LeftOut(
+                f"{len(names)} models fit in {options.scarce_mb} MB: lower --scarce-mb or give a bigger --model"
+            )
+    wants(507, answer, f"after {len(names)} models in {options.scarce_mb} MB: ")
+    if subject.invoke(names[0]).status in (404, 500, 503, 507):
+        raise Breach(f"after the 507 a loaded model: {subject.invoke(names[0])}")
+    wants(200, subject.container.ping(), "after the 507, /ping: ")
+    wants(200, subject.unload(names[-1]), "after the 507, DELETE: ")
+    again = subject.load(subject.name(), url)
+    if again.status != 200:
+        raise Doubt(f"507 after {len(names)} models; after DELETE of one the next load: {again}")
+    return f"507 after {len(names)} models in {options.scarce_mb} MB; after one DELETE the next load is 200"
