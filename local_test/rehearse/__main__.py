@@ -66,7 +66,9 @@ def _options(given: argparse.Namespace) -> Options:
     model = Path(given.model) if given.model else None
     if model and "://" not in given.subject and not model.is_dir():
         raise ValueError(f"--model {model}: no such directory")
+    env = dict(each.partition("=")[::2] for each in given.env or ())
     return Options(
+        env=env,
         payload=payload,
         content_type=given.content_type or ("text/csv" if str(given.payload).endswith(".csv") else "application/json"),
         target=given.target,
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--payload", metavar="FILE", help="body of a request that must be answered 200")
     parser.add_argument("--content-type", metavar="TYPE", help="of the payload (application/json; text/csv for *.csv)")
+    parser.add_argument("--env", action="append", metavar="NAME=VALUE", help="of the container; may be repeated")
     parser.add_argument("--target", default="", metavar="NAME", help="TargetModel, for a container with several models")
     parser.add_argument(
         "--multi-model",

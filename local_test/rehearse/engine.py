@@ -1,9 +1,12 @@
 """Containers by the docker command: run as the platform runs them, looked at, and removed whatever happens."""
 
 import contextlib
+import http.client
 import json
+import os
 import platform
 import secrets
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -114,6 +117,23 @@ class Docked(Container):
         return int(float(number) * UNITS[said[len(number) :]])
 
 
+def terminate(name: str) -> None:
+    """SIGTERM to a container, by the engine's own socket where there is one: the command takes a tenth of a second."""
+    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    connection = http.client.HTTPConnection("docker", timeout=30.0)
+    try:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(where.removeprefix("unix://"))
+        connection.request("POST", f"/containers/{name}/kill?signal=SIGTERM")
+        done = connection.getresponse().status == 204
+    except (OSError, http.client.HTTPException):
+        done = False
+    finally:
+        connection.close()
+    if not done:
+        docker("kill", "--signal", "TERM", name)
+
+
 @contextlib.contextmanager
 def running(image: str, options: Options, terms: Terms) -> Iterator[Docked]:
     """A started container (it may have ended already), under a fresh name; removed at the end, its network too."""
@@ -126,7 +146,7 @@ def running(image: str, options: Options, terms: Terms) -> Iterator[Docked]:
             docker("network", "create", "--internal", name)
             made.callback(_gone, "network", "rm", name)
             where = ["--network", name]
-        for key, value in (terms.env or {}).items():
+        for key, value in {**options.env, **(terms.env or {})}.items():
             where += ["--env", f"{key}={value}"]
         if not terms.bare:
             directory = terms.model or Path(made.enter_context(tempfile.TemporaryDirectory()))

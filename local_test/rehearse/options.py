@@ -1,6 +1,7 @@
 """What one rehearsal is given: a request that must work, a model, and the platform's own times and sizes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MB = 1 << 20
@@ -14,6 +15,7 @@ class Options:
     content_type: str = "application/json"
     target: str = ""  # X-Amzn-SageMaker-Target-Model, for one container with several models
     model: Path | None = None  # with an image, mounted; with a URL, the path as the server there sees it
+    env: Mapping[str, str] = field(default_factory=dict)  # of the container, beside what the platform sets
     multi_model: bool = False  # asked for by name; with an image its label is enough
     memory_mb: int = 4096
     scarce_mb: int = 1024  # memory in which loads must at some time end in 507

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from local_test.rehearse import sources
-from local_test.rehearse.engine import Docked, docker
+from local_test.rehearse.engine import Docked, docker, terminate
 from local_test.rehearse.verdict import Breach, Doubt, LeftOut, NoAnswer, check
 
 SETTLED = 0.5  # seconds of traffic before the signal
@@ -51,7 +51,7 @@ def stop(container: Docked) -> Stopped:
         time.sleep(SETTLED)
         with lock:
             signalled.append(time.monotonic())
-        docker("kill", "--signal", "TERM", container.id)
+        terminate(container.id)
         until = signalled[0] + options.stop_limit
         while (runs := container.lives()) and time.monotonic() < until:
             time.sleep(0.05)

@@ -210,10 +210,12 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.removeprefix("/models/")
         with self.server.lock:
             gone = self.server.models.pop(name, None)
-        if gone is None and not self.has("delete-is-always-200"):
+        found = gone is not None
+        if not found and not self.has("delete-is-always-200"):
             return self.refuse(404, "not loaded")
         if gone and self.has("keeps-memory"):
             self.server.leaked.append(gone[1])
+        gone = None  # its memory is free before the answer
         return self.say(200, {"status": f'Model "{name}" unregistered'})
 
     # The contract.
@@ -345,7 +347,7 @@ def _model() -> bytearray | None:
             if int(used.read_text()) + 2 * (MODEL_MB << 20) > int(limit.read_text()):
                 return None
             break
-    return bytearray(b"x" * (MODEL_MB << 20))
+    return bytearray(b"x") * (MODEL_MB << 20)
 
 
 CGROUP = Path("/sys/fs/cgroup")

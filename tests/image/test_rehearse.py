@@ -1,0 +1,160 @@
+"""The rehearsal of images: ours passes; a container with one fault is caught at it."""
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from local_test.rehearse.options import Options
+from local_test.rehearse.rehearsal import ALL, START, STOP, CannotRun, rehearse
+from local_test.rehearse.verdict import Verdict
+from tests.image.containers import docker
+
+pytestmark = pytest.mark.timeout(900)
+
+ROOT = Path(__file__).parents[2]
+ROWS = Options(
+    payload=(ROOT / "local_test" / "payloads" / "abalone.csv").read_bytes(),
+    content_type="text/csv",
+    startup_limit=60.0,
+    slack=2.0,
+    busy_seconds=0.5,
+    stop_limit=20.0,
+)
+MULTI = ("mme-memory", "mme-out-of-memory")
+
+# fault -> the check that must find it, and how bad that is
+FAULTS = {
+    "does-not-start": ("starts", "FAIL"),
+    "needs-network": ("starts-without-network", "FAIL"),
+    "writes-to-model": ("starts-with-read-only-model", "FAIL"),
+    "needs-a-model": ("starts-without-model", "warn"),
+    "needs-root": ("starts-as-any-user", "warn"),
+    "writes-to-root": ("starts-with-read-only-root", "warn"),
+    "fixed-port": ("follows-bind-to-port", "FAIL"),
+    "ends-at-once": ("stop-answers-what-is-in-hand", "FAIL"),
+    "ignores-sigterm": ("stops-in-time", "FAIL"),
+    "ends-with-3": ("stops-in-time", "warn"),
+    "keeps-memory": ("mme-memory", "FAIL"),
+    "out-of-memory-is-500": ("mme-out-of-memory", "FAIL"),
+}
+
+
+def verdicts(image: str, options: Options, only: Collection[str] = ()) -> dict[str, Verdict]:
+    return {each.name: each for each in rehearse(image, options, only, lambda _: None)}
+
+
+def told(found: dict[str, Verdict], *outcomes: str) -> dict[str, str]:
+    return {name: each.seen for name, each in found.items() if each.outcome in outcomes}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    directory.chmod(0o755)
+    (directory / "weights").touch()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def faulty(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image of the container that has the fault named in FAULT."""
+    directory = tmp_path_factory.mktemp("faulty")
+    code = directory / "faulty.py"
+    code.write_text((ROOT / "tests" / "live" / "faulty.py").read_text())
+    code.chmod(0o644)  # the container may run as another user
+    with built(
+        f'FROM {image}\nCOPY faulty.py /\nENTRYPOINT ["/opt/serve/bin/python", "/faulty.py"]\n', directory
+    ) as tag:
+        yield tag
+
+
+@contextmanager
+def built(lines: str, directory: Path) -> Iterator[str]:
+    tag = f"rehearse-faulty:{uuid4().hex[:12]}"
+    (directory / "Dockerfile").write_text(lines)
+    docker("build", "--quiet", "--tag", tag, str(directory))
+    try:
+        yield tag
+    finally:
+        docker("image", "rm", "--force", tag, check=False)
+
+
+@pytest.fixture(scope="module")
+def seen(faulty: str, model: Path) -> dict[str, dict[str, Verdict]]:
+    """What the rehearsal says of each fault, asked for one check; several at once, since containers wait a lot."""
+    options = Options(
+        payload=b"1,2\n",
+        content_type="text/csv",
+        model=model,
+        startup_limit=20.0,
+        slack=2.0,
+        stop_limit=2.0,
+        memory_mb=512,
+        scarce_mb=160,
+    )
+
+    def one(fault: str) -> dict[str, Verdict]:
+        return verdicts(faulty, replace(options, env={"FAULT": fault, "WORK": "0.1"}), {FAULTS[fault][0]})
+
+    def none() -> dict[str, Verdict]:
+        return verdicts(faulty, replace(options, env={"WORK": "0.1"}), {check for check, _ in FAULTS.values()})
+
+    with ThreadPoolExecutor(5) as rehearsals:
+        without = rehearsals.submit(none)
+        found = dict(zip(FAULTS, rehearsals.map(one, FAULTS), strict=True))
+        return found | {"": without.result()}
+
+
+def test_our_image_passes(image: str, models: Path) -> None:
+    """Every check, with a real model, by itself and on the multi-model API."""
+    found = verdicts(image, replace(ROWS, model=models / "abalone-1"))
+
+    assert told(found, "FAIL", "warn") == {}
+    assert set(found) == {each.name for each in ALL}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_container_with_a_fault_is_caught_at_it(fault: str, seen: dict[str, dict[str, Verdict]]) -> None:
+    """And the breach says what was seen of it."""
+    check, outcome = FAULTS[fault]
+
+    assert seen[fault][check].outcome == outcome, seen[fault]
+
+
+def test_the_same_container_without_a_fault_passes(seen: dict[str, dict[str, Verdict]]) -> None:
+    assert told(seen[""], "FAIL", "warn", "skip") == {}
+
+
+def test_every_check_of_a_running_image_is_seen_to_fail() -> None:
+    assert {check for check, _ in FAULTS.values()} == {each.name for each in START + STOP} | set(MULTI)
+
+
+def test_what_an_image_says_of_itself_is_read(image: str, tmp_path: Path) -> None:
+    """All of it at once, from a real image."""
+    label = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port=false"
+    worst = f"FROM {image}\nLABEL {label}\nENTRYPOINT python serve.py\nVOLUME /opt/ml/model\nUSER 1000\n"
+
+    with built(worst, tmp_path) as tag:
+        found = verdicts(
+            tag, ROWS, ["entrypoint", "volumes", "image-user", "image-platform", "label-accept-bind-to-port"]
+        )
+
+    assert set(told(found, "FAIL")) == {"entrypoint", "volumes"}
+    assert set(told(found, "warn")) == {"image-user", "label-accept-bind-to-port"}
+
+
+def test_nothing_is_left_of_a_rehearsal(seen: dict[str, dict[str, Verdict]]) -> None:
+    """No container, no network."""
+    assert seen
+    assert docker("ps", "--all", "--quiet", "--filter", "name=rehearse-") == ""
+    assert docker("network", "ls", "--quiet", "--filter", "name=rehearse-") == ""
+
+
+def test_an_image_that_is_not_there_cannot_be_rehearsed() -> None:
+    with pytest.raises(CannotRun, match="no-such-image"):
+        verdicts("no-such-image:at-all", ROWS)
