@@ -49,7 +49,7 @@ class Launch:
 
 @check(
     breaks="the endpoint is Failed after the start-up window: 'did not pass the ping health check'",
-    do="see the container's log; with --model the models are mounted as the platform does",
+    do="read the log of `docker run IMAGE serve`; give --model where it needs one, --env for its settings",
     source=sources.RUN,
 )
 def starts(launch: Launch) -> str:
