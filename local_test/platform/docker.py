@@ -47,7 +47,7 @@ class DockerRunning:
     """One container of the engine's, until it is stopped and with it removed."""
 
     def __init__(self, container: str, port: int, files: Path) -> None:
-        self._id = container
+        self.id = container
         self._files = files
         self._last_words = ""
         self._ended: int | None = None
@@ -69,7 +69,7 @@ class DockerRunning:
         if self._ended is not None:
             return "\n".join(self._last_words.splitlines()[-lines:])
         done = subprocess.run(
-            ["docker", "logs", "--tail", str(lines), self._id],
+            ["docker", "logs", "--tail", str(lines), self.id],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -83,20 +83,20 @@ class DockerRunning:
     def stop(self, limit: float) -> tuple[float, bool]:
         began, killed = time.monotonic(), False
         # Not `docker stop`: it sends what the image names as its STOPSIGNAL, the platform always SIGTERM.
-        _docker("kill", "--signal", "TERM", self._id)
+        _docker("kill", "--signal", "TERM", self.id)
         try:
-            subprocess.run(["docker", "wait", self._id], capture_output=True, timeout=limit)
+            subprocess.run(["docker", "wait", self.id], capture_output=True, timeout=limit)
         except subprocess.TimeoutExpired:
             killed = True
-            _docker("kill", self._id)
+            _docker("kill", self.id)
         took = time.monotonic() - began
         code, self._last_words = self.exit_code, self.log_tail(TAIL)
         self._ended = -1 if code is None else code
-        _docker("rm", "--force", "--volumes", self._id)
+        _docker("rm", "--force", "--volumes", self.id)
         return took, killed
 
     def _state(self) -> dict[str, Any]:
-        done = _docker("inspect", "--format", "{{json .State}}", self._id)
+        done = _docker("inspect", "--format", "{{json .State}}", self.id)
         return json.loads(done.stdout) if done.returncode == 0 else {}
 
 
