@@ -23,14 +23,19 @@ _DENSE = 1 << 20  # cells; libsvm with more stays sparse, since short rows of a 
 SMALL = 8192  # bytes; below it plain Python beats pyarrow, which spends 65 us on a call
 
 
-def csv(body: bytes, width: int) -> Matrix:
-    """Rows separated by newlines, cells by the comma, semicolon or tab of the first line; an empty cell is nan."""
+def csv(body: bytes, width: int, labelled: bool = False) -> Matrix:
+    """Rows separated by newlines, cells by what the first line has of `,;\\t| :`; an empty cell is nan.
+
+    Of labelled rows the first column may be a label, which is left out.
+    """
     body = body.removeprefix(b"\xef\xbb\xbf")
-    # For one column a blank line is a missing value, else it is slack at the end.
-    body = body.rstrip(b"\r\n") if width > 1 else body.removesuffix(b"\n").removesuffix(b"\r")
+    # For one column a blank line is a missing value, else it is slack at the ends.
+    body = body.strip(b"\r\n") if width > 1 else body.removesuffix(b"\n").removesuffix(b"\r")
     first = body[: body.find(b"\n")] if b"\n" in body else body
-    delimiter = next((each for each in (b",", b";", b"\t") if each in first), b",")
+    delimiter = b"," if b"," in first else _delimiter(first)
     if first.count(delimiter) + 1 != width:
+        if labelled and first.count(delimiter) == width:
+            return np.ascontiguousarray(csv(body, width + 1)[:, 1:])
         _check_cells(first.split(delimiter, 50)[:50], 1)  # a header line is the likelier mistake
         wrong_width(1, first.count(delimiter) + 1, width)
     if len(body) > SMALL:
@@ -38,6 +43,11 @@ def csv(body: bytes, width: int) -> Matrix:
     else:
         matrix = _csv_with_float(body, delimiter, width)
     return finite(_csv_cell_by_cell(body, delimiter, width) if matrix is None else matrix)
+
+
+def _delimiter(line: bytes) -> bytes:
+    """What stands between the cells of a line without commas."""
+    return next((bytes([each]) for each in b";\t| :" if each in line.strip()), b",")
 
 
 def _csv_with_float(body: bytes, delimiter: bytes, width: int) -> Matrix | None:
@@ -138,11 +148,20 @@ def libsvm(body: bytes, width: int) -> Matrix | csr_matrix:
         columns -= 1
     if len(columns) and columns.max() >= width:
         raise BadRequest(f"a row has feature number {max(indices)}; the model has {width} features")
-    with np.errstate(over="ignore"):
-        data = finite(np.array(values, np.float64).astype(np.float32).reshape(1, -1))[0]
+    with np.errstate(over="ignore"):  # `filled` finds it
+        data = np.array(values, np.float64).astype(np.float32)
+    return filled(data, columns, np.array(ends, np.int64), width)
+
+
+def filled(data: Matrix, columns: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], width: int) -> Any:
+    """Rows from cells one after the other, of which row n has those from ends[n] to ends[n + 1]; the others are nan."""
+    infinite = np.isinf(data)
+    if infinite.any():
+        cell = int(infinite.argmax())
+        _too_large(int(np.searchsorted(ends, cell, "right")), int(columns[cell]) + 1)
     rows = len(ends) - 1
-    if rows * width > _DENSE:
-        return csr_matrix((data, columns, np.array(ends, np.int64)), shape=(rows, width))
+    if rows * width > _DENSE and len(data) * 4 < rows * width:
+        return csr_matrix((data, columns, ends), shape=(rows, width))
     matrix = np.full((rows, width), np.nan, np.float32)
     matrix[np.repeat(np.arange(rows), np.diff(ends)), columns] = data
     return matrix
@@ -187,8 +206,12 @@ def finite(matrix: Matrix) -> Matrix:
     infinite = np.isinf(matrix)
     if infinite.any():
         row, column = divmod(int(infinite.argmax()), matrix.shape[1])
-        raise BadRequest(f"row {row + 1}, column {column + 1} is infinite, or too large for a 32-bit number")
+        _too_large(row + 1, column + 1)
     return matrix
+
+
+def _too_large(row: int, column: int) -> NoReturn:
+    raise BadRequest(f"row {row}, column {column} is infinite, or too large for a 32-bit number")
 
 
 def decimals(values: Matrix) -> list[str]:

@@ -31,7 +31,9 @@ class _Tensor(msgspec.Struct):
 def memory_bytes(directory: Path, handler: str, dtype: str | None = None) -> int:
     """Private bytes a runner of this model will hold. Reads file sizes and safetensors headers, never weights."""
     if handler == "xgboost":
-        return XGBOOST_FLOOR + int(XGBOOST_GROWTH * sum(_size(each) for each in xgboost_files(directory)))
+        return XGBOOST_FLOOR + int(
+            XGBOOST_GROWTH * sum(_size(each) for each in xgboost_files(directory) or pickled(directory))
+        )
     if handler == "custom":
         return CUSTOM_FLOOR + _tree(directory)
     tensors = weights(directory)

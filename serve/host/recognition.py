@@ -72,19 +72,32 @@ def pickled(directory: Path) -> list[Path]:
 
 
 def xgboost_files(directory: Path) -> list[Path]:
-    """XGBoost models at the top of a directory, by name or, for *.json, by their first bytes."""
+    """XGBoost models at the top of a directory, by name or, where a name says little, by their first bytes."""
     return [
         each
         for each in visible(directory)
-        if (each.name == "xgboost-model" or each.suffix in (".ubj", ".json"))
-        and each.is_file()
-        and (each.suffix != ".json" or _is_booster(each))
+        if each.is_file()
+        and (
+            each.suffix == ".ubj"
+            or each.name.startswith("xgboost-model")
+            or (each.suffix in ("", ".json", ".model", ".bst", ".bin") and _is_booster(each))
+        )
     ]
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as one, in any protocol."""
+    return _head(path)[:1] in (b"\x80", b"c", b"(")
+
+
 def _is_booster(path: Path) -> bool:
+    head = _head(path)
+    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return b'"learner"' in file.read(PEEK)
+        return file.read(PEEK)
 
 
 def marked(directory: Path) -> bool:
@@ -217,7 +230,8 @@ def _why_not(directory: Path, described: Mapping[str, Any] | None) -> str:
     if pickles := pickled(directory):
         return (
             f"{shown(pickles[0].name)}: a pickle runs code when it is loaded, so none is loaded unasked; save it as "
-            f"*.safetensors (with config.json) or *.ubj, or load it yourself in {CODE}/{PROGRAM}"
+            f"*.safetensors (with config.json), convert XGBoost's with `python -m serve convert "
+            f"{shown(pickles[0].name)} model.ubj`, or load it yourself in {CODE}/{PROGRAM}"
         )
     found = _some(each.name + "/" * each.is_dir() for each in visible(directory)) or "nothing"
     return f"no handler recognises it: found {found}; {fix}"

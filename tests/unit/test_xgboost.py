@@ -20,30 +20,64 @@ from serve.handlers.xgboost import XGBoost
 
 WIDTH = 5
 CLASSES = 3
-OBJECTIVES = [
+OBJECTIVES: list[dict[str, Any]] = [
     {"objective": "reg:squarederror"},
+    {"objective": "reg:squaredlogerror"},
+    {"objective": "reg:logistic"},
+    {"objective": "reg:pseudohubererror"},
+    {"objective": "reg:absoluteerror"},
+    {"objective": "reg:quantileerror", "quantile_alpha": 0.3},
+    {"objective": "reg:quantileerror", "quantile_alpha": [0.1, 0.5, 0.9]},
     {"objective": "reg:gamma"},
     {"objective": "reg:tweedie"},
     {"objective": "count:poisson"},
+    {"objective": "survival:cox"},
+    {"objective": "survival:aft", "aft_loss_distribution": "logistic"},
+    {"objective": "rank:pairwise"},
+    {"objective": "rank:ndcg"},
+    {"objective": "rank:map"},
     {"objective": "binary:logistic"},
     {"objective": "binary:logitraw"},
     {"objective": "binary:hinge"},
     {"objective": "multi:softprob", "num_class": CLASSES},
     {"objective": "multi:softmax", "num_class": CLASSES},
     {"objective": "reg:squarederror", "booster": "gblinear", "feature_selector": "cyclic", "updater": "coord_descent"},
+    {"objective": "multi:softprob", "num_class": CLASSES, "booster": "gblinear", "updater": "coord_descent"},
     {"objective": "binary:logistic", "booster": "dart"},
+    {"objective": "multi:softprob", "num_class": CLASSES, "booster": "dart", "rate_drop": 0.5},
+    {"objective": "reg:squarederror", "num_parallel_tree": 3, "subsample": 0.5},
+    {"objective": "reg:squarederror", "targets": 2},
+    {"objective": "reg:squarederror", "targets": 2, "multi_strategy": "multi_output_tree", "tree_method": "hist"},
+    {"objective": "binary:logistic", "targets": 3},
+    {"objective": "reg:squarederror", "categories": True},
+    {"objective": "binary:logistic", "categories": True, "booster": "dart"},
 ]
 generator = np.random.default_rng(0)
 ROWS = generator.normal(size=(400, WIDTH)).astype(np.float32)
 ROWS[generator.random(ROWS.shape) < 0.1] = np.nan
 
 
-def train(rounds: int = 8, **parameters: Any) -> xgboost.Booster:
-    labels = generator.integers(0, CLASSES if "num_class" in parameters else 2, len(ROWS)) + np.float32(0)
-    if parameters.get("objective") in ("reg:gamma", "reg:tweedie"):
+def train(rounds: int = 8, targets: int = 1, categories: bool = False, **parameters: Any) -> xgboost.Booster:
+    objective = parameters.get("objective", "")
+    labels = generator.integers(0, CLASSES if "num_class" in parameters else 2, (len(ROWS), targets)) + np.float32(0)
+    if objective in ("reg:gamma", "reg:tweedie") or objective.startswith("survival:"):
         labels = labels + 1
-    data = xgboost.DMatrix(ROWS, labels)
+    kinds = ["c", *["q"] * (WIDTH - 1)] if categories else None
+    data = xgboost.DMatrix(rows_of(categories), labels, feature_types=kinds, enable_categorical=categories)
+    if objective.startswith("rank:"):
+        data.set_group([10] * (len(ROWS) // 10))
+    if objective == "survival:aft":
+        data.set_float_info("label_lower_bound", labels[:, 0])
+        data.set_float_info("label_upper_bound", labels[:, 0] + 1)
     return xgboost.train({"max_depth": 3, "nthread": 1, "seed": 0, "verbosity": 0, **parameters}, data, rounds)
+
+
+def rows_of(categories: bool) -> Any:
+    """The rows, of which the first column may be a category."""
+    rows = ROWS.copy()
+    if categories:
+        rows[:, 0] = np.abs(rows[:, 0]).round()
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -73,27 +107,30 @@ def ask(handler: XGBoost, body: bytes, content_type: str = "text/csv", accept: s
 
 
 @pytest.mark.parametrize("parameters", OBJECTIVES, ids=lambda each: "-".join(map(str, each.values())))
-@pytest.mark.parametrize("count", [1, 7, 400])
 def test_scores_are_those_of_the_library_to_the_last_digit(
-    served: Callable[..., XGBoost], parameters: dict[str, Any], count: int
+    served: Callable[..., XGBoost], parameters: dict[str, Any]
 ) -> None:
     """For each objective, for one row and for many, in CSV and in JSON."""
     booster = train(**parameters)
-    wanted = booster.predict(xgboost.DMatrix(ROWS[:count]))
+    categories = parameters.get("categories", False)
+    kinds = booster.feature_types if categories else None
     handler = served(booster)
-    body = csv(ROWS[:count])
+    for count in (1, 7, len(ROWS)):
+        rows = rows_of(categories)[:count]
+        wanted = booster.predict(xgboost.DMatrix(rows, feature_types=kinds, enable_categorical=categories))
+        body = csv(rows)
 
-    lines = [",".join(map(str, np.atleast_1d(each))) for each in wanted]
-    assert ask(handler, body) == Reply(body=("\n".join(lines) + "\n").encode(), content_type="text/csv")
+        lines = [",".join(map(str, np.atleast_1d(each))) for each in wanted]
+        assert ask(handler, body) == Reply(body=("\n".join(lines) + "\n").encode(), content_type="text/csv")
 
-    scores = [f"[{', '.join(map(str, each))}]" if each.ndim else str(each) for each in wanted]
-    objects = ", ".join(f'{{"score": {each}}}' for each in scores)
-    assert ask(handler, body, accept="application/json") == Reply(
-        body=f'{{"predictions": [{objects}]}}'.encode(), content_type="application/json"
-    )
-    assert ask(handler, body, accept="application/jsonlines") == Reply(
-        body="".join(f'{{"score": {each}}}\n' for each in scores).encode(), content_type="application/jsonlines"
-    )
+        scores = [f"[{', '.join(map(str, each))}]" if each.ndim else str(each) for each in wanted]
+        objects = ", ".join(f'{{"score": {each}}}' for each in scores)
+        assert ask(handler, body, accept="application/json") == Reply(
+            body=f'{{"predictions": [{objects}]}}'.encode(), content_type="application/json"
+        )
+        assert ask(handler, body, accept="application/jsonlines") == Reply(
+            body="".join(f'{{"score": {each}}}\n' for each in scores).encode(), content_type="application/jsonlines"
+        )
 
 
 def test_every_format_of_a_row_gives_the_same_answer(served: Callable[..., XGBoost], logistic: xgboost.Booster) -> None:
@@ -128,7 +165,7 @@ def test_a_batch_answers_each_request_with_its_own_rows(
         Request(body=csv(ROWS[300:303]), content_type="text/csv", accept="application/jsonlines"),
     ]
     rows = 110_000  # so many that they stay sparse
-    sparse = [Request(body=b"1 1:0.5 3:1\n0 2:1\n" * rows, content_type="text/libsvm") for _ in range(2)]
+    sparse = [Request(body=b"1 1:0.5\n0 2:1\n" * rows, content_type="text/libsvm") for _ in range(2)]
     for batch in (requests, sparse):
         alone = [handler.predict([handler.decode(each)])[0] for each in batch]
         items = [handler.decode(each) for each in batch]
@@ -228,7 +265,7 @@ def test_each_usual_name_of_a_model_file_loads(tmp_path: Path, logistic: xgboost
 
 
 def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, logistic: xgboost.Booster) -> None:
-    """By its first byte, whatever its name and protocol; the message says how to convert it."""
+    """By its first byte, whatever its name and protocol; the message says the command that converts it."""
 
     class Trap:
         def __reduce__(self) -> Any:
@@ -240,7 +277,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, logistic: xgboost.
             path.write_bytes(pickle.dumps(Trap(), protocol))
             with pytest.raises(ModelUnusable, match=rf"^{name} is a pickle") as refused:
                 XGBoost(Model(name="trees", directory=tmp_path))
-            assert "save_model" in refused.value.hint
+            assert f"python -m serve convert {name} model.ubj" in refused.value.hint
             path.unlink()
     assert not (tmp_path / "sprung").exists()
 
@@ -280,13 +317,9 @@ def test_a_binary_model_cut_anywhere_is_told_before_the_library_reads_it(logisti
             ubjson.check(wrong)
 
 
-def test_there_must_be_exactly_one_model_file(tmp_path: Path, logistic: xgboost.Booster) -> None:
-    """None is told with the names looked for, several with the names found."""
+def test_a_directory_without_a_model_is_told_the_names_looked_for(tmp_path: Path) -> None:
+    """What to save, and as what."""
     with pytest.raises(ModelUnusable, match=r"^there is no model.ubj, model.json or xgboost-model$"):
-        XGBoost(Model(name="trees", directory=tmp_path))
-    for name in ("a.ubj", "b.json"):
-        logistic.save_model(tmp_path / name)
-    with pytest.raises(ModelUnusable, match=r"^there are several model files: a.ubj, b.json$"):
         XGBoost(Model(name="trees", directory=tmp_path))
 
 
