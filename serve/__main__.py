@@ -9,14 +9,19 @@ from pathlib import Path
 from serve import log, settings
 from serve.settings import BadSetting
 
-USAGE = """usage: python -m serve [serve | conf | settings]
+USAGE = """usage: python -m serve [serve | conf | settings | convert SOURCE TARGET]
   serve      start the server (the default)
   conf       print nginx.conf as it would be
-  settings   print every setting with its value and source"""
+  settings   print every setting with its value and source
+  convert    write an XGBoost pickle, or a file of before XGBoost 3.1, as TARGET.ubj"""
 
 
 def main(arguments: list[str]) -> int:
     verb, *rest = arguments or ["serve"]
+    if verb == "convert":  # a tool, which no setting concerns
+        from serve import convert
+
+        return convert.run(rest)
     try:
         chosen = settings.read()
     except BadSetting as error:

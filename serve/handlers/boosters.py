@@ -17,7 +17,7 @@ from serve.errors import DoesNotFit, InternalError, ModelUnusable
 from serve.handlers import old_binary, pickled_boosters, ubjson
 from serve.handlers.base import Model
 from serve.handlers.tabular import Matrix
-from serve.host.recognition import is_pickle, pickled, xgboost_files
+from serve.host.recognition import pickled, xgboost_files
 
 log = logging.getLogger(__name__)
 
@@ -144,50 +144,59 @@ def load(model: Model) -> Scorer | Ensemble:
         raise ModelUnusable("there is no model.ubj, model.json or xgboost-model", hint=_SAVE)
     if not together:
         paths = paths[:1]
-    scorers = [Scorer(booster(path, pickles), path.name, model.threads) for path in paths]
+    if pickles:
+        log.warning("pickles are read, because model.toml says allow_pickle", extra={"model": model.name})
+    scorers = [Scorer(parsed(_read(path), path.name, pickles), path.name, model.threads) for path in paths]
     if len(scorers) > 1:
         log.info("several files are one model", extra={"model": model.name, "files": [path.name for path in paths]})
     return scorers[0] if len(scorers) == 1 else Ensemble(scorers)
 
 
-def booster(path: Path, pickles: bool) -> xgboost.Booster:
-    """The booster of one file, in any format XGBoost has had since 1.0. Raises ModelUnusable, or DoesNotFit."""
-    if is_pickle(path):
-        return _unpickled(path, pickles)
+def _read(path: Path) -> bytearray:
+    data = bytearray(path.stat().st_size)
+    with path.open("rb") as file:
+        file.readinto(data)
+    return data
+
+
+def parsed(data: bytearray, name: str, pickles: bool) -> xgboost.Booster:
+    """The booster that a file called `name` holds, in any form XGBoost has had since 1.0.
+
+    Raises ModelUnusable or DoesNotFit. Pickles are refused unless allowed.
+    """
+    if bytes(data[:1]) in (b"\x80", b"c", b"("):
+        return _unpickled(data, name, pickles)
     try:
-        data = path.read_bytes()
+        if old_binary.is_old_binary(data):
+            data = bytearray(old_binary.as_json(data))
+        elif data[:1] != b"{":
+            raise ModelUnusable(f"{name} is not an XGBoost model", hint=_SAVE)
+        elif bytes(data[1:2]) not in b'" \r\n\t}':  # whatever its name says
+            ubjson.check(data)
+        elif not data.rstrip().endswith(b"}"):
+            raise ValueError("it is cut short")
         with xgboost.config_context(verbosity=0):
-            if old_binary.is_old_binary(data):
-                return xgboost.Booster({"nthread": 1}, model_file=bytearray(old_binary.as_json(data)))
-            if data[:1] != b"{":
-                raise ModelUnusable(f"{path.name} is not an XGBoost model", hint=_SAVE)
-            if path.suffix == ".ubj" or (path.suffix != ".json" and data[1:2] not in b'" \r\n\t}'):
-                ubjson.check(data)
-            elif not data.rstrip().endswith(b"}"):
-                raise ValueError("it is cut short")
-            del data
-            return xgboost.Booster({"nthread": 1}, model_file=str(path))
+            return xgboost.Booster({"nthread": 1}, model_file=data)
     except (xgboost.core.XGBoostError, ValueError) as error:  # UnicodeDecodeError, from its messages, is a ValueError
         if "bad_alloc" in str(error):
-            raise DoesNotFit(f"there is no memory for {path.name}") from error
+            raise DoesNotFit(f"there is no memory for {name}") from error
         reason = str(error).splitlines()[0].rpartition(": ")[2] if str(error) else "unreadable"
         raise ModelUnusable(
-            f"{path.name} is not a whole XGBoost model: {reason[:300]}",
+            f"{name} is not a whole XGBoost model: {reason[:300]}",
             hint=f"{_SAVE} again, and check that all of it was copied",
         ) from error
 
 
-def _unpickled(path: Path, allowed: bool) -> xgboost.Booster:
+def _unpickled(data: bytearray, name: str, allowed: bool) -> xgboost.Booster:
     if not allowed:
         raise ModelUnusable(
-            f"{path.name} is a pickle, which can run code when it is loaded",
-            hint=f"convert it, in a sandbox: python -m serve convert {path.name} model.ubj; "
+            f"{name} is a pickle, which can run code when it is loaded",
+            hint=f"convert it, in a sandbox: python -m serve convert {name} model.ubj; "
             "or, where you trust it, say allow_pickle = true under [options] in its model.toml",
         )
-    log.warning("loading a pickle, because model.toml says allow_pickle", extra={"file": str(path)})
     try:
-        booster = pickled_boosters.read(path.read_bytes())
+        booster = pickled_boosters.read(data)
     except pickled_boosters.Refused as error:
-        raise ModelUnusable(f"{path.name}: {error}", hint=error.hint) from error
+        raise ModelUnusable(f"{name}: {error}", hint=error.hint) from error
     booster.set_param({"nthread": 1})
     return booster

@@ -55,7 +55,7 @@ class OldBinaryError(ValueError):
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
         self._at = 0
 
@@ -79,12 +79,12 @@ class _Reader:
         return bytes(self.array("u1", self.count())).decode("utf-8", errors="replace")
 
 
-def is_old_binary(head: bytes) -> bool:
+def is_old_binary(head: bytes | bytearray) -> bool:
     """Whether a file that begins so is one, by the mark that every save_model since 0.4 has put there."""
     return head.startswith(_MAGIC)
 
 
-def as_json(data: bytes) -> bytes:
+def as_json(data: bytes | bytearray) -> bytes:
     """The same model as XGBoost's JSON. Raises OldBinaryError, saying what is wrong with it."""
     reader = _Reader(data.removeprefix(_MAGIC))
     parameters = reader.struct(_LEARNER)
@@ -94,9 +94,12 @@ def as_json(data: bytes) -> bytes:
     if not parameters["major"]:
         raise OldBinaryError("it was saved by XGBoost before 1.0; load and save it with 1.7 first")
     model = _linear(reader) if booster == "gblinear" else _forest(reader, booster, int(parameters["num_feature"]))
-    attributes = {}
+    attributes: dict[str, str] = {}
     if parameters["has_attributes"]:
         attributes = {reader.text(): reader.text() for _ in range(reader.count())}
+    if (parameters["major"], parameters["minor"]) < (1, 4):
+        # Files did not yet say how many trees a round has, so a round cannot be found: as then, all trees are used.
+        attributes.pop("best_iteration", None)
     learner = {
         # Since 1.0 the parameters of the objective are an attribute.
         "objective": _loss(objective, attributes.pop("objective", "")),
@@ -130,13 +133,13 @@ def _forest(reader: _Reader, booster: str, width: int) -> dict[str, Any]:
     count = int(parameters["num_trees"])
     trees = [_tree(reader, number, width) for number in range(count)]
     groups = reader.array("<i4", count).tolist()
-    trees_a_round = max(1, int(parameters["num_parallel_tree"])) * (max(groups, default=0) + 1)
+    parallel = max(1, int(parameters["num_parallel_tree"]))
     model = {
         "gbtree_model_param": {
             "num_trees": str(count),
-            "num_parallel_tree": str(max(1, int(parameters["num_parallel_tree"]))),
+            "num_parallel_tree": str(parallel),
         },
-        "iteration_indptr": list(range(0, count + 1, trees_a_round)),
+        "iteration_indptr": list(range(0, count + 1, parallel * (max(groups, default=0) + 1))),
         "tree_info": groups,
         "trees": trees,
     }

@@ -9,6 +9,7 @@ import io
 import pickle
 from typing import Any
 
+import msgspec
 import xgboost
 
 from serve.handlers import ubjson
@@ -16,6 +17,7 @@ from serve.handlers.old_binary import OldBinaryError, as_json
 
 _INERT = ("xgboost", "sklearn", "numpy", "scipy", "pandas", "collections")
 _HEADER = b"CONFIG-offset:"  # before XGBoost 2.1: this, 8 bytes, the model in its old binary form, its parameters
+_PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Refused(Exception):
@@ -63,12 +65,15 @@ def _bytes(given: Any = b"", encoding: str = "latin-1") -> bytes:
     raise Refused("the pickle is not that of a booster")
 
 
+# By the names of protocol 3 and later, and by those of Python 2, which earlier ones use.
 _REAL = {
     ("copyreg", "_reconstructor"): _reconstructed,
+    ("copy_reg", "_reconstructor"): _reconstructed,
     ("builtins", "bytearray"): _bytes,
-    ("builtins", "bytes"): _bytes,
-    ("_codecs", "encode"): _bytes,
+    ("__builtin__", "bytearray"): _bytes,
     ("builtins", "object"): _Inert,
+    ("__builtin__", "object"): _Inert,
+    ("_codecs", "encode"): _bytes,
 }
 
 
@@ -84,7 +89,7 @@ class _Unpickler(pickle.Unpickler):
         raise Refused("the pickle refers to something outside it")
 
 
-def read(data: bytes) -> xgboost.Booster:
+def read(data: bytes | bytearray) -> xgboost.Booster:
     """The booster in a pickled `xgboost.Booster` or XGBModel. Raises Refused."""
     try:
         found = _Unpickler(io.BytesIO(data)).load()
@@ -110,15 +115,17 @@ def _raw(found: Any) -> bytes:
 
 def _booster(raw: bytes) -> xgboost.Booster:
     try:
-        if raw.startswith(_HEADER):
-            return xgboost.Booster(model_file=bytearray(as_json(raw[len(_HEADER) + 8 :])))
-        if raw.startswith(b"{"):
+        with xgboost.config_context(verbosity=0):
+            if raw.startswith(_HEADER):
+                return xgboost.Booster(model_file=bytearray(as_json(raw[len(_HEADER) + 8 :])))
+            if raw.startswith(b'{"'):  # JSON of Config and Model, up to XGBoost 1.5
+                return xgboost.Booster(model_file=bytearray(_PARTS.decode(raw)["Model"]))
+            if not raw.startswith(b"{"):
+                return xgboost.Booster(model_file=bytearray(as_json(raw)))
             ubjson.check(raw)
             booster = xgboost.Booster()
-            with xgboost.config_context(verbosity=0):
-                booster.__setstate__({**vars(booster), "handle": bytearray(raw)})
+            booster.__setstate__({**vars(booster), "handle": bytearray(raw)})
             return booster
-        return xgboost.Booster(model_file=bytearray(as_json(raw)))
-    except (OldBinaryError, ValueError, xgboost.core.XGBoostError) as error:
+    except (OldBinaryError, ValueError, KeyError, RecursionError, xgboost.core.XGBoostError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise Refused(f"the pickled booster cannot be read: {reason[:300]}") from error

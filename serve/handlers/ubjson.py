@@ -8,7 +8,7 @@ _INTEGERS = frozenset(b"iUIlL")
 _DEPTH = 64  # XGBoost's models go 8 deep
 
 
-def check(data: bytes) -> None:
+def check(data: bytes | bytearray) -> None:
     """Raise ValueError unless `data` is one value, complete, with nothing after it; 4 ms for a MB of trees."""
     try:
         end = _skip(data, 1, data[0], 0)
@@ -18,7 +18,7 @@ def check(data: bytes) -> None:
         raise ValueError("it is cut short" if end > len(data) else f"it has {len(data) - end} bytes too many")
 
 
-def _skip(data: bytes, at: int, marker: int, depth: int) -> int:
+def _skip(data: bytes | bytearray, at: int, marker: int, depth: int) -> int:
     """Where the value ends whose marker was read just before `at`."""
     size = _SIZES.get(marker)
     if size is not None:
@@ -49,12 +49,12 @@ def _skip(data: bytes, at: int, marker: int, depth: int) -> int:
     raise ValueError(f"byte {at - 1} is wrong")
 
 
-def _skip_counted(data: bytes, at: int, size: int = 1) -> int:
+def _skip_counted(data: bytes | bytearray, at: int, size: int = 1) -> int:
     count, at = _count(data, at)
     return at + count * size
 
 
-def _count(data: bytes, at: int) -> tuple[int, int]:
+def _count(data: bytes | bytearray, at: int) -> tuple[int, int]:
     marker = data[at]
     if marker not in _INTEGERS:
         raise ValueError(f"byte {at} is wrong")

@@ -29,7 +29,7 @@ class Item:
 
 
 class XGBoost:
-    records = (_CSV, *_LIBSVM)
+    records = (CSV,)  # and not libsvm: whether its indices count from 0 or 1, only all its lines tell
 
     def __init__(self, model: Model) -> None:
         self._scores = boosters.load(model)

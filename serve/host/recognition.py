@@ -85,19 +85,10 @@ def xgboost_files(directory: Path) -> list[Path]:
     ]
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether a file begins as one, in any protocol."""
-    return _head(path)[:1] in (b"\x80", b"c", b"(")
-
-
 def _is_booster(path: Path) -> bool:
-    head = _head(path)
-    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
-
-
-def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(PEEK)
+        head = file.read(PEEK)
+    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
 
 
 def marked(directory: Path) -> bool:
