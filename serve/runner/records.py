@@ -50,6 +50,11 @@ class Part:
         self.arrived = whole.job.arrived
         self.began = 0.0
 
+    def begin(self, now: float) -> None:
+        self.began = now
+        if not self._whole.job.began:
+            self._whole.job.begin(now)
+
     def reply(self, reply: Reply) -> None:
         if isinstance(reply.body, bytes):
             self._whole.settle(self, reply)

@@ -58,6 +58,9 @@ class Asked:
     began: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
+    def begin(self, now: float) -> None:
+        self.began = now
+
     def reply(self, reply: Reply) -> None:
         self.answers.append((reply.content_type, reply.body))
 
