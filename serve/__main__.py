@@ -47,12 +47,22 @@ def main(arguments: list[str]) -> int:
         channel, *modules = rest
         forkserver.run(socket.socket(fileno=int(channel)), modules, chosen)
         return 0
+    if verb == "runner":
+        from serve.runner import main as runner
+
+        order, listener, control = map(int, rest)
+        runner.begin(order, listener, control, chosen)
+        return 0
     if verb == "conf":
         from serve import nginx
         from serve.host import catalog
 
         run_dir = chosen.run_dir or Path(os.environ.get("TMPDIR", "/tmp"))
-        print(nginx.rendered(replace(chosen, run_dir=run_dir), catalog.scan(chosen.model_dir, chosen.hf_task)))
+        print(
+            nginx.rendered(
+                replace(chosen, run_dir=run_dir), catalog.scan(chosen.model_dir, chosen.hf_task, chosen.program)
+            )
+        )
         return 0
     if verb == "settings":
         for name, source in chosen.sources.items():

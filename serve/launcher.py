@@ -59,7 +59,7 @@ class Launcher:
         settings = self._settings
         assert settings.run_dir is not None
         settings.sockets.mkdir(mode=0o700, exist_ok=True)
-        found = catalog.scan(settings.model_dir, settings.hf_task)
+        found = catalog.scan(settings.model_dir, settings.hf_task, settings.program)
         _refuse_unknown_models(settings, found)
         conf = settings.run_dir / "nginx.conf"
         conf.write_text(nginx.rendered(settings, found))
@@ -89,7 +89,7 @@ class Launcher:
             # Asked behind nginx first, so that its log does not begin with our own impatience.
             if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
-                found = catalog.scan(self._settings.model_dir, self._settings.hf_task)
+                found = catalog.scan(self._settings.model_dir, self._settings.hf_task, self._settings.program)
                 print(banner.curls(self._settings, found), flush=True)
                 return
             self._children.pause(0.05)

@@ -84,6 +84,14 @@ def prefixes(value: str) -> tuple[str, ...]:
     return found
 
 
+def script(value: str) -> str:
+    """the name of a file in a model's code/"""
+    name = value.removeprefix("/opt/ml/model/code/")
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError
+    return name
+
+
 def directory(value: str) -> Path:
     """a directory"""
     return Path(value).absolute()
@@ -133,6 +141,13 @@ class Settings:
     default_accept: str = env("", "format when Accept is absent or */*", ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", text))
     inference_output: str = env("", "what XGBoost says of each row", ("SAGEMAKER_INFERENCE_OUTPUT", text))
     ensemble: bool = env(True, "several XGBoost files are one model", ("SAGEMAKER_INFERENCE_ENSEMBLE", only_true))
+    program: str = env("", "the file in code/ that serves, where a model does not say", ("SAGEMAKER_PROGRAM", script))
+    submit_directory: str = env(
+        "", "noted only: a model's code is in its own code/", ("SAGEMAKER_SUBMIT_DIRECTORY", text)
+    )
+    allow_pip: bool = env(
+        False, "a model's code/requirements.txt is installed when it is loaded", ("SERVE_ALLOW_PIP", only_true)
+    )
     request_limit: float = env(
         60.0,
         "seconds a request may take; every other time limit follows from it",
@@ -190,6 +205,12 @@ class Settings:
         """Where the host answers the web workers."""
         assert self.run_dir is not None
         return self.run_dir / "host.sock"
+
+    @property
+    def packages(self) -> Path:
+        """What was installed for models, a directory each."""
+        assert self.run_dir is not None
+        return self.run_dir / "packages"
 
     @property
     def slots(self) -> Path:

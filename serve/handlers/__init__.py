@@ -3,7 +3,10 @@
 HANDLERS = {
     # What takes least to import first: they are imported in this order while nobody asks.
     "custom": "serve.handlers.custom:Custom",
+    "onnx": "serve.handlers.onnx:Onnx",
     "xgboost": "serve.handlers.xgboost:XGBoost",
+    "sklearn": "serve.handlers.sklearn:ScikitLearn",
+    "torch": "serve.handlers.torch_program:TorchProgram",
     "text_generation": "serve.handlers.text_generation:TextGeneration",
     "summarization": "serve.handlers.summarization:Summarization",
     "text_classification": "serve.handlers.encoders.classification:TextClassification",
@@ -33,5 +36,6 @@ TASKS = {
 }
 
 # What a handler imports only when it needs it, because that starts a thread where nobody forbids it; the forkserver,
-# which does (serve/host/runner_process.py), imports it once for all: 80 ms and 10 MB that no runner spends.
-ALSO_IMPORTED = {"xgboost": ("pyarrow.csv",)}
+# which does (serve/host/runner_process.py), imports it once for all: 80 ms and 10 MB that no runner spends. Or because
+# an image may not have it: then it is left out.
+ALSO_IMPORTED = {"xgboost": ("pyarrow.csv",), "sklearn": ("skops.io",)}

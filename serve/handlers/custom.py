@@ -1,19 +1,24 @@
 """A model with code of its own: the functions of its `code/inference.py`, by the names SageMaker's toolkits gave them.
 
-    model_fn(model_dir)                                  the model; without it the functions below get None
-    input_fn(body, content_type)                         data; body is str for text and JSON, bytes otherwise
+    model_fn(model_dir)                                  the model
+    input_fn(body, content_type)                         data; body is str for JSON and CSV, bytes otherwise
     predict_fn(data, model)                              a prediction, or an iterator of chunks: a stream
-    output_fn(prediction, accept)                        bytes, str, an iterator of them, or a pair with a content type
+    output_fn(prediction, accept)                        a body: bytes, str, or what can be written as `accept`;
+                                                         an iterator of those; a pair of it and a content type;
+                                                         or a response of Flask's, with a status and headers
     transform_fn(model, body, content_type, accept)      in place of those three
     predict_batch_fn(list_of_data, model)                in place of predict_fn: as many predictions, in order
+    pre_model_fn(model_dir), model_warmup_fn(model_dir, model)    before and after model_fn
 
-Each may take a last argument `context`. The code is trusted as the image is; it runs in this model's process only.
+Each may take a last argument `context`. What is left out is done as the toolkits do it: serve/handlers/toolkit.py.
+The code is trusted as the image is; it runs in this model's process only.
 """
 
+import io
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +28,18 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from serve import media
-from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
+from serve.errors import (
+    BadRequest,
+    InternalError,
+    ModelNotFound,
+    ModelUnusable,
+    NotAcceptable,
+    PayloadTooLarge,
+    ServeError,
+    UnsupportedMediaType,
+)
 from serve.exhausted import exhausted, give_back
-from serve.handlers import formats, user_code
+from serve.handlers import formats, toolkit, user_code
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.user_code import Context, described
 
@@ -47,6 +61,7 @@ class Custom:
         self._program = Path(program).name
         self._model_name, self._directory, self._options = model.name, str(model.directory), model.options
         self._default_accept = model.default_accept or formats.JSON
+        _log_what_is_printed()
         functions = user_code.functions(model.directory / "code" / program, model.name)
         self._input = functions.get("input_fn")
         self._output = functions.get("output_fn")
@@ -55,7 +70,12 @@ class Custom:
         self._batch = functions.get("predict_batch_fn")
         if torch := sys.modules.get("torch"):  # it would take every core of the machine
             torch.set_num_threads(max(1, model.threads))
-        self._model = self._load(functions["model_fn"]) if "model_fn" in functions else None
+        self._load("pre_model_fn", functions)
+        self._model = self._load("model_fn", functions) if "model_fn" in functions else self._default_model(model)
+        self._load("model_warmup_fn", functions, self._model)
+        self._toolkit = toolkit.of(self._model, model.options.get("toolkit"))
+        if not (self._predict or self._transform or self._batch):
+            self._model = toolkit.ready(self._model)
 
     def decode(self, request: Request) -> Item:
         content_type = request.content_type or formats.JSON
@@ -68,7 +88,7 @@ class Custom:
             default = self._default_accept if self._default_accept in formats.WRITES else formats.JSON
             accept = media.choose(request.accept, formats.WRITES, default)
         if not self._input:
-            data = formats.read(request.body, content_type, request.charset)
+            data = toolkit.read(self._toolkit, request.body, content_type, request.charset)
             return Item(data, accept, explicit, content_type, context)
         body = _text(request, content_type)
         try:
@@ -99,10 +119,13 @@ class Custom:
         ]
 
     def _outcome(self, item: Item) -> Reply | ServeError:
-        if not self._predict:
+        if self._transform:
             return self._guarded("transform_fn", self._transformed, item)
         try:
-            prediction = self._predict(item.context, item.data, self._model)
+            if self._predict:
+                prediction = self._predict(item.context, item.data, self._model)
+            else:
+                prediction = toolkit.predict(self._toolkit, item.data, self._model)
         except Exception as error:
             return self._failure("predict_fn", error)
         name = "predict_fn" if isinstance(prediction, Iterator) and not self._output else "output_fn"
@@ -125,19 +148,37 @@ class Custom:
             return _reply(prediction, item)
         return Reply(body=formats.write(prediction, item.accept), content_type=item.accept)
 
-    def _load(self, model_fn: Callable[..., Any]) -> Any:
+    def _default_model(self, model: Model) -> Any:
+        try:
+            return toolkit.load(model.directory, model.task)
+        except MemoryError:
+            raise
+        except Exception as error:
+            log.exception("there is no model_fn, and the files could not be loaded", extra={"model": self._model_name})
+            if self._predict or self._transform or self._batch:
+                return None  # that may be all they need
+            if isinstance(error, ServeError):
+                raise
+            raise ModelUnusable(
+                f"{self._program} has no model_fn, and the files beside it cannot be loaded: {described(error)}",
+                hint="def model_fn(model_dir): ...",
+            ) from error
+
+    def _load(self, name: str, functions: Mapping[str, Callable[..., Any]], *more: Any) -> Any:
+        if name not in functions:
+            return None
         context = Context(model_name=self._model_name, model_dir=self._directory, options=self._options)
         try:
-            return model_fn(context, self._directory)
+            return functions[name](context, self._directory, *more)
         except ServeError:
             raise
         except Exception as error:
             if out := exhausted(error):
-                out.message = f"{self._program} model_fn: {out.message}"
+                out.message = f"{self._program} {name}: {out.message}"
                 raise out from error
-            log.exception("model_fn failed", extra={"model": self._model_name})
+            log.exception("%s failed", name, extra={"model": self._model_name})
             raise ModelUnusable(
-                f"{self._program} model_fn raised {described(error)}", hint="the log has the traceback"
+                f"{self._program} {name} raised {described(error)}", hint="the log has the traceback"
             ) from error
 
     def _context(self, request: Request) -> Context:
@@ -153,6 +194,10 @@ class Custom:
     def _failure(self, name: str, error: Exception) -> ServeError:
         if isinstance(error, ServeError):
             return error
+        if type(error).__module__.partition(".")[0] in user_code.TOOLKIT_MODULES and (
+            refusal := _of_status(error, name)
+        ):
+            return refusal
         log.error("%s failed", name, exc_info=error, extra={"model": self._model_name})
         if out := exhausted(error):
             give_back(error)  # before its neighbours run
@@ -161,9 +206,27 @@ class Custom:
         return InternalError(f"{self._program} {name} raised {described(error)}", hint="the log has the traceback")
 
 
+def _of_status(error: Exception, name: str) -> ServeError | None:
+    """An error of the toolkits' own, which names its status."""
+    status = getattr(error, "status_code", getattr(error, "error_code", None))
+    if not isinstance(status, int) or not 400 <= status < 500:
+        return None
+    if status == 415:
+        return (NotAcceptable if name == "output_fn" else UnsupportedMediaType)(str(error))
+    return {404: ModelNotFound, 406: NotAcceptable, 413: PayloadTooLarge}.get(status, BadRequest)(str(error))
+
+
+def _log_what_is_printed() -> None:
+    """Line by line, when it is printed: a process that is killed keeps nothing back."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+
+
 def _text(request: Request, content_type: str) -> str | bytes:
-    """As the toolkits hand it over: text as str, all else as bytes."""
-    return formats.decoded(request.body, request.charset) if formats.is_text(content_type) else request.body
+    """As the toolkits hand it over: JSON and CSV as str, all else, text/plain too, as bytes."""
+    if content_type in (formats.JSON, formats.CSV):
+        return formats.decoded(request.body, request.charset)
+    return request.body
 
 
 @lru_cache(maxsize=512)
@@ -176,10 +239,12 @@ def _preferred(accept: str) -> str:
 
 def _reply(result: Any, item: Item) -> Reply:
     """What output_fn or transform_fn returned, as a reply."""
-    content_type = item.accept
+    if hasattr(result, "get_data") and hasattr(result, "status_code"):
+        return _of_flask(result)
+    content_type = item.context.response_content_type or item.accept
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
         result, content_type = result
-    elif isinstance(result, Iterator) and not item.explicit:
+    elif isinstance(result, Iterator) and not item.explicit and not item.context.response_content_type:
         content_type = ""
     if isinstance(result, Iterator):
         # The first is made here, so that an error before it is still an error and not a broken answer.
@@ -193,8 +258,18 @@ def _reply(result: Any, item: Item) -> Reply:
         return Reply(body=result.encode(), content_type=content_type)
     if isinstance(result, bytes | bytearray | memoryview):
         return Reply(body=bytes(result), content_type=content_type)
-    raise TypeError(
-        f"returned {type(result).__name__}; bytes, str, an iterator or a pair with a content type is needed"
+    if result is None:
+        raise TypeError("returned None; a body is needed: bytes, str, or a value to write")
+    # multi-model-server and TorchServe write what is left as JSON, whatever was asked for.
+    written_as = content_type if content_type in formats.WRITES else formats.JSON
+    return Reply(body=formats.write(result, written_as), content_type=written_as)
+
+
+def _of_flask(response: Any) -> Reply:
+    """worker.Response of the scikit-learn toolkit is Flask's; its Content-Length and the like are ours to say."""
+    headers = {name: value for name, value in response.headers if name.lower().startswith("x-")}
+    return Reply(
+        body=response.get_data(), content_type=response.content_type, status=response.status_code, headers=headers
     )
 
 

@@ -1,27 +1,44 @@
-"""What a custom model reads and writes without input_fn or output_fn: JSON, CSV, text and npy."""
+"""What arrays and plain values are read from and written to: JSON, CSV, text, npy, npz.
+
+Nothing here unpickles, and nothing takes much more memory than the body has bytes, whatever a header promises.
+"""
 
 import csv
 import io
+import math
+import zipfile
+import zlib
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
+import scipy.sparse
 
-from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
+from serve.errors import BadRequest, NotAcceptable, PayloadTooLarge, UnsupportedMediaType
 from serve.handlers.tabular import array
 
-JSON, CSV, TEXT, NPY, STREAMED = (
+JSON, CSV, TEXT, NPY, NPZ, STREAMED = (
     "application/json",
     "text/csv",
     "text/plain",
     "application/x-npy",
+    "application/x-npz",
     "application/jsonlines",
 )
 WRITES = (JSON, CSV, TEXT, NPY)
+UNFOLDED = 256 << 20  # bytes an npz may unfold to
+SPARSE = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix, "coo": scipy.sparse.coo_matrix}
+
+Array = npt.NDArray[Any]
 
 
 def is_text(content_type: str) -> bool:
-    return content_type.startswith("text/") or content_type in (JSON, STREAMED) or content_type.endswith("+json")
+    return content_type.startswith("text/") or is_json(content_type) or content_type == STREAMED
+
+
+def is_json(content_type: str) -> bool:
+    return content_type == JSON or content_type.endswith("+json")
 
 
 def decoded(body: bytes, charset: str) -> str:
@@ -31,48 +48,178 @@ def decoded(body: bytes, charset: str) -> str:
         raise BadRequest(f"the body is not text in charset {charset[:40]!r}: {error}") from error
 
 
-def read(body: bytes, content_type: str, charset: str) -> Any:
-    """JSON as objects, CSV as a float array of two dimensions, npy as an array, text as str, all else as bytes."""
+def read(body: bytes, content_type: str, charset: str = "utf-8") -> Any:
+    """JSON as objects, CSV as a float array of two dimensions, npy as an array, text as str, all else as bytes.
+
+    An npz is a scipy matrix if it is one, else a dictionary of arrays.
+    """
     if content_type == STREAMED:  # each line will come as JSON by itself
         raise UnsupportedMediaType(f"{STREAMED} is not read as a whole", hint="send JSON, or give it an input_fn")
     if content_type == NPY:
         return array(body).copy()  # its own, so that it can be written to
-    if content_type == JSON or content_type.endswith("+json"):
-        try:
-            return msgspec.json.decode(decoded(body, charset))
-        except msgspec.DecodeError as error:
-            raise BadRequest(f"the body is not JSON: {error}") from error
-        except RecursionError as error:
-            raise BadRequest("the JSON is nested too deeply") from error
+    if content_type == NPZ:
+        return npz(body)
+    if is_json(content_type):
+        return json(decoded(body, charset))
     if content_type == CSV:
-        lines = decoded(body, charset).splitlines()
-        if not lines:
-            raise BadRequest("there are no rows")
-        try:
-            return np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
-        except ValueError as error:
-            raise BadRequest(f"the CSV is not rows of numbers: {error}") from error
+        return table(decoded(body, charset))
     return decoded(body, charset) if is_text(content_type) else body
+
+
+def json(text: str | bytes) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadRequest("the JSON is nested too deeply") from error
+
+
+def table(text: str) -> Array:
+    """Rows of numbers with commas between them, float64; an empty cell is nan."""
+    lines = text.removeprefix("\ufeff").splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise BadRequest("there are no rows")
+    try:
+        if all(lines):  # loadtxt passes over empty lines
+            return np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
+    except ValueError:
+        pass
+    return _table_cell_by_cell(lines)
+
+
+def _table_cell_by_cell(lines: list[str]) -> Array:
+    """The slow way, which takes empty cells and quotes, and knows where it is."""
+    try:
+        rows = list(csv.reader(lines))
+    except csv.Error as error:
+        raise BadRequest(f"the body is not CSV: {error}") from error
+    width = max(1, len(rows[0]))
+    found = np.empty((len(rows), width))
+    for number, row in enumerate(rows, 1):
+        row = row or [""]
+        if len(row) != width:
+            raise BadRequest(f"row {number} has {len(row)} columns; row 1 has {width}")
+        for column, cell in enumerate(row, 1):
+            try:
+                found[number - 1, column - 1] = float(cell) if cell.strip() else math.nan
+            except ValueError:
+                raise BadRequest(
+                    f"row {number}, column {column}: {cell[:60]!r} is not a number",
+                    hint="send rows of numbers, without a header line" if number == 1 else "",
+                ) from None
+    return found
+
+
+def npz(body: bytes) -> Any:
+    """The arrays of an npz file by name, or the one sparse matrix that scipy.sparse.save_npz wrote."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            members = archive.infolist()
+            size = sum(each.file_size for each in members)
+            if size > UNFOLDED:
+                raise PayloadTooLarge(f"the npz unfolds to {size} bytes, the limit is {UNFOLDED}")
+            files = {each.filename.removesuffix(".npy"): archive.read(each) for each in members}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError, ValueError) as error:
+        raise BadRequest(f"the body is not a .npz file: {type(error).__name__}: {error}") from error
+    if "format" not in files:
+        return {name: array(content).copy() for name, content in files.items()}
+    return _sparse(files)
+
+
+def _sparse(files: dict[str, bytes]) -> Any:
+    # The format is the one member that is text: numpy's S3, after a header of less than 128 bytes.
+    name = files.pop("format")[-3:].decode("latin-1")
+    if name not in SPARSE:
+        raise BadRequest("the npz is a sparse matrix of a kind that is not read", hint=f"save one of {list(SPARSE)}")
+    found = {key: array(content).copy() for key, content in files.items()}
+    wanted = ("data", "row", "col") if name == "coo" else ("data", "indices", "indptr")
+    shape = found.get("shape")
+    if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or any(key not in found for key in wanted):
+        raise BadRequest(f"the npz is not a sparse matrix: it needs shape and {', '.join(wanted)}")
+    data, *where = (found[key] for key in wanted)
+    if any(each.dtype.kind not in "iu" or each.ndim != 1 for each in where) or data.ndim != 1:
+        raise BadRequest("the npz is not a sparse matrix: its parts need one dimension, and whole numbers for indices")
+    if int(shape.min()) < 0 or int(shape.max()) >= 1 << 62:
+        raise BadRequest(f"the sparse matrix has shape {shape.tolist()}")
+    lines = {"csr": int(shape[0]), "csc": int(shape[1])}.get(name)
+    if lines is not None and len(where[1]) != lines + 1:  # before scipy allocates for a shape that is not there
+        raise BadRequest(f"the sparse matrix has shape {shape.tolist()}, and indptr for {len(where[1]) - 1}")
+    try:
+        parts = (data, (where[0], where[1])) if name == "coo" else (data, where[0], where[1])
+        matrix = SPARSE[name](parts, shape=tuple(shape.tolist()))
+        if name != "coo":
+            # Without it an index past the end would be read, or written to, by compiled code that trusts it.
+            matrix.check_format(full_check=True)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadRequest(f"the npz is not a sparse matrix: {error}") from error
+    return matrix
+
+
+def numbers(value: Any, dtype: npt.DTypeLike, what: str = "the input") -> Array:
+    """Nested lists from JSON as an array of this type. What does not fit it (ragged rows, fractions) is a 400."""
+    wanted = np.dtype(dtype)
+    try:
+        if wanted.kind in "iu":
+            found = np.array(value, wanted)
+            if not np.array_equal(found, np.array(value, np.float64)):  # numpy would cut 1.5 to 1
+                raise ValueError("fractions, where whole numbers are needed")
+        elif wanted.kind == "b":
+            found = np.array(value)
+            if found.dtype.kind != "b":
+                raise ValueError("true or false is needed")
+        else:
+            with np.errstate(over="ignore"):
+                found = np.array(value, np.float64).astype(wanted)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadRequest(f"{what} is not an array of {wanted}: {str(error)[:200]}") from error
+    return found
+
+
+def values(value: Any) -> Array:
+    """Nested lists from JSON as an array of the type they have: numbers, or objects where there is text among them."""
+    try:
+        found = np.array(value, object)  # of text numpy would give every cell the width of the widest
+        kinds = {type(each) for each in found.flat}
+        if kinds & {list, dict}:
+            raise ValueError("the lists in it have different lengths, or there are objects in it")
+        return np.array(value) if kinds <= {int, float, bool} else found
+    except (ValueError, OverflowError) as error:
+        raise BadRequest(f"the JSON is not an array: {str(error)[:200]}") from error
 
 
 def write(value: Any, media_type: str) -> bytes:
     if media_type == CSV:
-        plain = _plain(value)
-        if isinstance(plain, dict) or (isinstance(plain, list | tuple) and any(isinstance(row, dict) for row in plain)):
-            raise NotAcceptable("the prediction is no table and cannot be written as CSV", hint=f"ask for {JSON}")
-        rows = plain if isinstance(plain, list | tuple) else [plain]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            row if isinstance(row, list | tuple) else [row] for row in map(_plain, rows)
-        )
-        return text.getvalue().encode()
+        return _csv(_plain(value))
     if media_type == TEXT:
         return str(value).encode()
     if media_type == NPY:
         file = io.BytesIO()
-        np.save(file, np.asarray(value), allow_pickle=False)
+        if hasattr(value, "detach"):  # a tensor, of which numpy would not take all
+            value = value.detach().cpu().numpy()
+        try:
+            np.save(file, np.asarray(value), allow_pickle=False)
+        except ValueError as error:
+            raise NotAcceptable(f"the prediction cannot be written as npy: {error}", hint=f"ask for {JSON}") from error
         return file.getvalue()
     return msgspec.json.encode(value, enc_hook=_plain)
+
+
+def _csv(plain: Any) -> bytes:
+    """Rows, or under a header line objects with equal keys, as pipelines return them."""
+    text = io.StringIO()
+    rows = plain if isinstance(plain, list | tuple) else [plain]
+    objects = [row for row in rows if isinstance(row, dict)]
+    if objects and (objects[0] is plain or any(row.keys() != objects[0].keys() for row in objects) or rows != objects):
+        raise NotAcceptable("the prediction is no table and cannot be written as CSV", hint=f"ask for {JSON}")
+    out = csv.writer(text, lineterminator="\n")
+    if objects:
+        out.writerow(objects[0])
+        rows = [list(row.values()) for row in objects]
+    out.writerows(row if isinstance(row, list | tuple) else [row] for row in map(_plain, rows))
+    return text.getvalue().encode()
 
 
 def chunk(value: Any) -> bytes:
@@ -88,6 +235,8 @@ def _plain(value: Any) -> Any:
     """Arrays, tensors and numpy's scalars as Python's own; what is no such thing as it is."""
     if hasattr(value, "tolist"):
         return value.tolist()
+    if scipy.sparse.issparse(value):
+        return value.toarray().tolist()
     if type(value).__module__ == "builtins":
         return value
     raise TypeError(f"{type(value).__name__} cannot be written")

@@ -5,7 +5,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,8 +16,12 @@ from serve.errors import ModelUnusable, ServeError
 
 log = logging.getLogger(__name__)
 
+TOOLKITS = Path(__file__).parents[1] / "toolkits"  # what stands in for the toolkits' own modules
+TOOLKIT_MODULES = frozenset(each.name for each in TOOLKITS.iterdir() if each.name.isidentifier())
 _FUNCTIONS = {  # what each is called with
+    "pre_model_fn": ("model_dir",),
     "model_fn": ("model_dir",),
+    "model_warmup_fn": ("model_dir", "model"),
     "input_fn": ("body", "content_type"),
     "predict_fn": ("data", "model"),
     "output_fn": ("prediction", "accept"),
@@ -26,9 +30,13 @@ _FUNCTIONS = {  # what each is called with
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Context:
-    """What a function that asks for `context` is told; during model_fn there is no request."""
+    """What a function that asks for `context` is told; during model_fn there is no request.
+
+    The methods are those of TorchServe's and multi-model-server's context. `index` is 0 there: a request is a batch of
+    its own.
+    """
 
     model_name: str
     model_dir: str
@@ -36,12 +44,42 @@ class Context:
     headers: Mapping[str, str] = field(default_factory=dict)  # by lower-case name
     request_id: str = ""
     deadline: float = float("inf")  # by time.monotonic()
+    response_content_type: str = ""  # what the code has asked for
+
+    @property
+    def system_properties(self) -> Mapping[str, Any]:
+        return {"model_dir": self.model_dir, "gpu_id": _gpu(), "batch_size": 1, "server_name": "serve"}
+
+    @property
+    def request_processor(self) -> Sequence["Context"]:
+        return [self]
+
+    def get_request_properties(self) -> Mapping[str, str]:
+        return self.get_all_request_header(0)
+
+    def get_all_request_header(self, index: int = 0) -> Mapping[str, str]:
+        return {"-".join(part.capitalize() for part in name.split("-")): each for name, each in self.headers.items()}
+
+    def get_request_header(self, index: int, name: str) -> str | None:
+        return self.headers.get(name.lower())
+
+    def get_request_id(self, index: int = 0) -> str:
+        return self.request_id
+
+    def set_response_content_type(self, index: int, content_type: str) -> None:
+        self.response_content_type = content_type
+
+
+def _gpu() -> int | None:
+    torch = sys.modules.get("torch")
+    return 0 if torch and torch.cuda.is_available() else None
 
 
 def _module(path: Path, name: str) -> ModuleType:
     if not path.is_file():
         raise ModelUnusable(f"there is no code/{path.name}", hint="put it beside the model's files, in code/")
     sys.path[:0] = [str(path.parent), str(path.parent / "lib")]
+    sys.path.append(str(TOOLKITS))  # last: a toolkit that a model brings, or that is installed, is the real one
     unique = "serve_custom_" + re.sub(r"\W", "_", name)
     spec = importlib.util.spec_from_file_location(unique, path)
     if spec is None or spec.loader is None:
@@ -76,11 +114,6 @@ def functions(path: Path, model_name: str) -> dict[str, Callable[..., Any]]:
     if "transform_fn" in found and replaced:
         raise ModelUnusable(
             f"{program} has transform_fn, which stands for all three, and {', '.join(sorted(replaced))}"
-        )
-    if not found.keys() & {"predict_fn", "predict_batch_fn", "transform_fn"}:
-        raise ModelUnusable(
-            f"{program} has neither predict_fn nor predict_batch_fn nor transform_fn",
-            hint="def predict_fn(data, model): ...",
         )
     return found
 

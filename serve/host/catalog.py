@@ -103,15 +103,15 @@ class Catalog:
         return f"did you mean {_cut(by_lower[close[0]])!r}?" if close else "GET /models shows what each of them is"
 
 
-def scan(model_dir: Path, hf_task: str = "") -> Catalog:
+def scan(model_dir: Path, hf_task: str = "", program: str = "") -> Catalog:
     """What is under a model directory, which may be absent or empty. Raises OSError when it cannot be read.
 
-    `hf_task`: as for `recognition.recognise`.
+    `hf_task`, `program`: as for `recognition.recognise`.
     """
     if not model_dir.exists():
         return Catalog([])
-    if recognition.marked(model_dir):
-        return Catalog([_root(model_dir, hf_task)])
+    if recognition.marked(model_dir, program):
+        return Catalog([_root(model_dir, hf_task, program)])
     # Later ones win: a directory over the archive it was unpacked from.
     found = {}
     for path in sorted(recognition.visible(model_dir), key=lambda each: each.is_dir()):
@@ -121,18 +121,18 @@ def scan(model_dir: Path, hf_task: str = "") -> Catalog:
             if not _sayable(name):
                 log.warning("skipped a name with control characters", extra={"path": ascii(str(path))})
                 continue
-            found[name] = _entry(name, path, model_dir, hf_task)
+            found[name] = _entry(name, path, model_dir, hf_task, program)
     if not found and recognition.visible(model_dir):
-        return Catalog([_root(model_dir, hf_task)])
+        return Catalog([_root(model_dir, hf_task, program)])
     return Catalog(_without_clashes(found.values()))
 
 
-def describe(name: str, directory: Path, hf_task: str = "") -> Spec:
+def describe(name: str, directory: Path, hf_task: str = "", program: str = "") -> Spec:
     """What this directory is as a model. Raises ModelUnusable, naming the file at fault and the cause."""
     try:
         inner = recognition.top(directory)
         said = card.read(inner)
-        found = recognition.recognise(inner, said, hf_task)
+        found = recognition.recognise(inner, said, hf_task, program)
         dtype = said.options.get("dtype")
         needs = estimate.memory_bytes(inner, found.handler, dtype if isinstance(dtype, str) else None)
     except ModelUnusable as error:
@@ -155,21 +155,21 @@ def describe(name: str, directory: Path, hf_task: str = "") -> Spec:
         pin=said.pin,
         preload=said.preload,
         max_batch=said.max_batch,
-        options=said.options,
+        options=said.options | ({"program": found.program} if found.program else {}),
         example=said.example,
         bytes=needs,
     )
 
 
-def _root(model_dir: Path, hf_task: str) -> Entry:
+def _root(model_dir: Path, hf_task: str, program: str) -> Entry:
     try:
         name = card.read(model_dir).name or ONLY
     except (ModelUnusable, OSError):
         name = ONLY  # `describe` says what is wrong with the card
-    return _entry(name, model_dir, model_dir, hf_task)
+    return _entry(name, model_dir, model_dir, hf_task, program)
 
 
-def _entry(name: str, path: Path, model_dir: Path, hf_task: str) -> Entry:
+def _entry(name: str, path: Path, model_dir: Path, hf_task: str, program: str) -> Entry:
     archive = _is_archive(path)
     spec, problem = None, None
     if not path.exists():
@@ -178,7 +178,7 @@ def _entry(name: str, path: Path, model_dir: Path, hf_task: str) -> Entry:
         problem = f"{recognition.shown(path.name)}: a link that leaves the model directory"
     elif not archive:
         try:
-            spec = describe(name, path, hf_task)
+            spec = describe(name, path, hf_task, program)
         except ModelUnusable as error:
             problem = error.message
     return Entry(name=name, path=path, archive=archive, spec=spec, problem=problem)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from serve.host.recognition import pickled, weights, xgboost_files
+from serve.host.recognition import FILES, pickled, weights
 
 MB = 1 << 20
 # What a runner holds beside the weights, measured with smaps_rollup in a forked child: XGBoost 7 MB with a first
@@ -14,6 +14,13 @@ XGBOOST_FLOOR = 8 * MB
 TORCH_FLOOR = 64 * MB
 CUSTOM_FLOOR = 32 * MB
 XGBOOST_GROWTH = 1.5  # trees in memory over the same trees in a file
+# Bytes beside the model, and how many times the file's size it takes: skops files are zips.
+IN_MEMORY = {
+    "xgboost": (XGBOOST_FLOOR, XGBOOST_GROWTH),
+    "sklearn": (48 * MB, 3.0),
+    "onnx": (32 * MB, 1.5),
+    "torch": (TORCH_FLOOR, 1.2),
+}
 
 LONGEST_HEADER = 100 * MB  # safetensors' own limit
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16}
@@ -30,10 +37,11 @@ class _Tensor(msgspec.Struct):
 
 def memory_bytes(directory: Path, handler: str, dtype: str | None = None) -> int:
     """Private bytes a runner of this model will hold. Reads file sizes and safetensors headers, never weights."""
-    if handler == "xgboost":
-        return XGBOOST_FLOOR + int(
-            XGBOOST_GROWTH * sum(_size(each) for each in xgboost_files(directory) or pickled(directory))
-        )
+    if handler in FILES:
+        floor, growth = IN_MEMORY[handler]
+        files = FILES[handler](directory) or pickled(directory)  # those it may be told to load
+        beside = directory.glob("*.onnx?data") if handler == "onnx" else ()  # weights that the .onnx file points to
+        return floor + int(growth * sum(map(_size, (*files, *beside))))
     if handler == "custom":
         return CUSTOM_FLOOR + _tree(directory)
     tensors = weights(directory)

@@ -24,6 +24,7 @@ class Preparing:
         self._hf_task = settings.hf_task
         self._unpacked = settings.run_dir / "unpacked"
         self._roots = settings.model_roots if settings.multi_model else ()
+        self._program = settings.program
         self._wake = wake  # makes the host's loop turn, from a thread
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="unpack")
         self._going_on: list[tuple[Hosted, Future[Spec]]] = []
@@ -56,9 +57,9 @@ class Preparing:
         if not path.exists():
             raise ModelNotFound(f"there is nothing at {path} any more", hint="put it there again, then load it")
         if not model.entry.archive:
-            return catalog.describe(model.name, path, self._hf_task)
+            return catalog.describe(model.name, path, self._hf_task, self._program)
         self._unpacked.mkdir(exist_ok=True)
         free, size = archive.disk(self._unpacked)
         room = max(free - min(SPARED, size // 10), 0)
         directory = archive.unpack(path, self._place(model), limit_bytes=room)
-        return catalog.describe(model.name, directory, self._hf_task)
+        return catalog.describe(model.name, directory, self._hf_task, self._program)

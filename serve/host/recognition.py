@@ -1,7 +1,8 @@
 """Which handler serves a directory, told from its files: names, config.json and first bytes; weights stay unread."""
 
 import json
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ NOT_TEXT = ("vision_config", "audio_config", "num_mel_bins")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognised:
     handler: str
+    program: str | None = None  # of a custom model: the file in code/ that serves
     task: str | None = None
     model_type: str | None = None
 
@@ -68,7 +70,7 @@ def pickled(directory: Path) -> list[Path]:
         for each in visible(directory)
         if each.suffix in PICKLES or (each.suffix == ".bin" and each.name.startswith("pytorch_model"))
     ]
-    return [each for each in named if each.is_file()]
+    return [each for each in named if each.is_file() and not is_torchscript(each)]
 
 
 def xgboost_files(directory: Path) -> list[Path]:
@@ -85,18 +87,76 @@ def xgboost_files(directory: Path) -> list[Path]:
     ]
 
 
+def sklearn_files(directory: Path) -> list[Path]:
+    """scikit-learn models saved with skops."""
+    return [each for each in visible(directory) if each.suffix == ".skops" and each.is_file()]
+
+
+def sklearn_pickles(directory: Path) -> list[Path]:
+    """What may be a pickled scikit-learn model; loaded only where model.toml says so."""
+    return [each for each in pickled(directory) if each.suffix in (".pkl", ".pickle", ".joblib")]
+
+
+def onnx_files(directory: Path) -> list[Path]:
+    return [each for each in visible(directory) if each.suffix == ".onnx" and each.is_file()]
+
+
+def torch_programs(directory: Path) -> list[Path]:
+    """What torch.export.save and torch.jit.save wrote. Other *.pt and *.pth are pickles."""
+    return [
+        each
+        for each in visible(directory)
+        if each.is_file() and (each.suffix == ".pt2" or (each.suffix in (".pt", ".pth") and is_torchscript(each)))
+    ]
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip with code in it, which torch.save's has not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names)
+
+
+def chosen(files: list[Path], usual: str, named: Any) -> Path:
+    """The one of several files that is the model: the one named in model.toml, else the one of the usual name."""
+    if named is not None:
+        found = [each for each in files if each.name == named]
+        if not found:
+            raise ModelUnusable(f"model.toml: options.file: there is no such model: {named!r}")
+        return found[0]
+    if len(files) > 1 and not any(each.name == usual for each in files):
+        names = _some(each.name for each in files)
+        raise ModelUnusable(f"there are several models: {names}; name one in model.toml: [options] file = ...")
+    if not files:
+        raise ModelUnusable("the file of the model is missing")
+    return next((each for each in files if each.name == usual), files[0])
+
+
+# By what a directory holds when it holds neither code nor Hugging Face weights; the first that finds something.
+FILES: Mapping[str, Callable[[Path], list[Path]]] = {
+    "xgboost": xgboost_files,
+    "sklearn": sklearn_files,
+    "onnx": onnx_files,
+    "torch": torch_programs,
+}
+
+
 def _is_booster(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(PEEK)
     return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
 
 
-def marked(directory: Path) -> bool:
+def marked(directory: Path, program: str = "") -> bool:
     """Whether files right here make this directory a model, rather than a place of several."""
+    programs = (f"{CODE}/{each}" for each in _usual(program))
     return (
-        any((directory / name).is_file() for name in ("model.toml", "config.json", f"{CODE}/{PROGRAM}"))
+        any((directory / name).is_file() for name in ("model.toml", "config.json", *programs))
         or bool(weights(directory))
-        or bool(xgboost_files(directory))
+        or any(found(directory) for found in FILES.values())
     )
 
 
@@ -116,14 +176,18 @@ def config(directory: Path) -> Mapping[str, Any] | None:
     return parsed
 
 
-def recognise(directory: Path, card: Card, hf_task: str = "") -> Recognised:
+def recognise(directory: Path, card: Card, hf_task: str = "", program: str = "") -> Recognised:
     """What serves this directory: what its card says, else what its files are. Raises ModelUnusable, saying why not.
 
     `hf_task`: what a Hugging Face model is for when its card does not say, HF_TASK.
+    `program`: the operator's choice of the file in code/ that serves, for models that have it and do not say.
     """
-    program = _program(directory, card)
-    if card.handler in ("custom", "xgboost") or (card.handler is None and program):
-        return Recognised(handler=card.handler or "custom", task=card.task, model_type=_type_at_most(directory))
+    program_here = _program(directory, card, program)
+    if card.handler in ("custom", *FILES) or (card.handler is None and program_here):
+        model_type = _type_at_most(directory)
+        handler = card.handler or "custom"
+        task = card.task or (hf_task if program_here else "") or None
+        return Recognised(handler=handler, program=program_here, task=task, model_type=model_type)
     described = config(directory)
     if card.handler is not None:
         found = architecture(described or {})
@@ -148,8 +212,11 @@ def recognise(directory: Path, card: Card, hf_task: str = "") -> Recognised:
                 f"task = ... (one of {', '.join(TASKS)}), or put {CODE}/{PROGRAM} beside it"
             )
         return found
-    if xgboost_files(directory):
-        return Recognised(handler="xgboost", task=card.task)
+    for handler, found_by in FILES.items():
+        if found_by(directory):
+            return Recognised(handler=handler, task=card.task)
+    if card.options.get("allow_pickle") is True and sklearn_pickles(directory):
+        return Recognised(handler="sklearn", task=card.task)
     raise ModelUnusable(_why_not(directory, described))
 
 
@@ -183,18 +250,23 @@ def architecture(config: Mapping[str, Any]) -> Recognised | None:
     return None
 
 
-def _program(directory: Path, card: Card) -> str | None:
+def _program(directory: Path, card: Card, preferred: str) -> str | None:
     """The user's own code, relative to code/, where there is some."""
     named = card.options.get("program")
-    if card.handler not in (None, "custom") or (named is None and not (directory / CODE / PROGRAM).is_file()):
+    if card.handler not in (None, "custom"):
         return None
     if named is None:
-        return PROGRAM
+        return next((each for each in _usual(preferred) if (directory / CODE / each).is_file()), None)
     if not isinstance(named, str) or not named or named.startswith("/") or ".." in named.split("/"):
         raise ModelUnusable(f"model.toml: options.program: needs the name of a file in {CODE}/, not {named!r}")
     if not (directory / CODE / named).is_file():
         raise ModelUnusable(f"model.toml: options.program: there is no {CODE}/{shown(named)}")
     return named
+
+
+def _usual(preferred: str) -> tuple[str, ...]:
+    """Where to look for a program when its model does not say; SAGEMAKER_PROGRAM may leave the .py out."""
+    return (preferred, f"{preferred}.py", PROGRAM) if preferred else (PROGRAM,)
 
 
 def _type_at_most(directory: Path) -> str | None:
@@ -221,7 +293,7 @@ def _why_not(directory: Path, described: Mapping[str, Any] | None) -> str:
     if pickles := pickled(directory):
         return (
             f"{shown(pickles[0].name)}: a pickle runs code when it is loaded, so none is loaded unasked; save it as "
-            f"*.safetensors (with config.json), convert XGBoost's with `python -m serve convert "
+            f"*.safetensors (with config.json), *.skops or TorchScript, convert XGBoost's with `python -m serve convert "
             f"{shown(pickles[0].name)} model.ubj`, or load it yourself in {CODE}/{PROGRAM}"
         )
     found = _some(each.name + "/" * each.is_dir() for each in visible(directory)) or "nothing"

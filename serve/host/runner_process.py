@@ -164,4 +164,5 @@ def order(spec: Spec, settings: Settings) -> dict[str, Any]:
         "multi_model": settings.multi_model,
         "inference_output": settings.inference_output,
         "ensemble": settings.ensemble,
+        "allow_pip": settings.allow_pip,
     }

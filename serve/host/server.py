@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import time
+from importlib.util import find_spec
 
 from serve.handlers import ALSO_IMPORTED, HANDLERS
 from serve.host import catalog
@@ -29,13 +30,18 @@ class Host:
 
     def __init__(self, settings: Settings) -> None:
         # On a multi-model endpoint there is nothing but what the platform brings.
-        found = Catalog([]) if settings.multi_model else catalog.scan(settings.model_dir, settings.hf_task)
+        found = (
+            Catalog([])
+            if settings.multi_model
+            else catalog.scan(settings.model_dir, settings.hf_task, settings.program)
+        )
         used = {entry.spec.handler for entry in found.entries.values() if entry.spec}
         # What an archive holds is not known yet, nor what the platform will bring: then all of them.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
         names = [name for name in HANDLERS if unknown or name in used]
         modules = [HANDLERS[name].partition(":")[0] for name in names]
-        modules += [module for name in names for module in ALSO_IMPORTED.get(name, ())]
+        also = [module for name in names for module in ALSO_IMPORTED.get(name, ())]
+        modules += [module for module in also if find_spec(module.partition(".")[0])]
         specs = [entry.spec for entry in found.entries.values()]
         alone = not settings.multi_model and len(specs) == 1 and specs[0] is not None and specs[0].copies == 1
         self._forks = Forkserver(settings, modules, alone=alone and settings.sources["threads"] != "cgroup")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from serve.handlers import HANDLERS
 from serve.handlers.base import Model, Predictor, Stepwise
 from serve.host.multi_model import real
 from serve.names import INVOCATIONS
+from serve.runner import packages
 from serve.runner.batching import Batches
 from serve.runner.loop import Loop
 from serve.runner.names import Names
@@ -40,6 +42,9 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     slot.clear()
     began = time.monotonic()
     try:
+        if "own_packages" not in order and (own := packages.prepare(order, settings)):
+            _afresh({**order, "own_packages": list(map(str, own))}, listener, control)
+        sys.path[:0] = order.get("own_packages", [])
         handler = _load(order, settings)
     except ServeError as error:
         error.model = order["name"]
@@ -56,6 +61,26 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     loop = Loop(engine, names, listener, control, slot, settings)
     _tell(control, {"ready": {"seconds": time.monotonic() - began}})
     loop.run()
+
+
+def _afresh(order: Mapping[str, Any], listener: socket.socket, control: socket.socket) -> None:
+    """The same runner once more, in an interpreter that has imported nothing yet.
+
+    What the forkserver has imported would hide the versions that a model brings: it has transformers 5 in memory, say.
+    """
+    told = os.memfd_create("order")
+    os.write(told, json.dumps(order).encode())
+    os.lseek(told, 0, os.SEEK_SET)
+    numbers = (told, listener.fileno(), control.fileno())
+    for number in numbers:
+        os.set_inheritable(number, True)
+    os.execv(sys.executable, [sys.executable, "-m", "serve", "runner", *map(str, numbers)])
+
+
+def begin(order: int, listener: int, control: int, settings: Settings) -> None:
+    """What `_afresh` began."""
+    with open(order, "rb") as told:
+        run(json.load(told), socket.socket(fileno=listener), socket.socket(fileno=control), settings)
 
 
 def _load(order: Mapping[str, Any], settings: Settings) -> Predictor | Stepwise:

@@ -35,7 +35,8 @@ def create(settings: Settings, slot: int) -> Flask:
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
     host = HostClient(settings.host_socket)
-    known = Loaded(settings.sockets) if settings.multi_model else catalog.scan(settings.model_dir, settings.hf_task)
+    hf_task, program = settings.hf_task, settings.program
+    known = Loaded(settings.sockets) if settings.multi_model else catalog.scan(settings.model_dir, hf_task, program)
     invocations = Invocations(settings, known, host)
 
     @app.route("/ping", methods=["GET", "HEAD", "POST"])

@@ -71,7 +71,7 @@ BODIES: dict[str, tuple[str | None, bytes | str, str, dict[str, str], int, str]]
     "words in CSV": ("trees", "1,2,3,4\n1,2,three,4\n", CSV, {}, 400, "row 2, column 3"),
     "CSV with a header": ("trees", "a,b,c,d\n1,2,3,4\n", CSV, {}, 400, "header"),
     "a million columns": ("trees", "1," * 999_999 + "1", CSV, {}, 400, "columns"),
-    "ragged CSV to custom code": ("tally", "1,2\n1\n", CSV, {}, 400, "CSV"),
+    "ragged CSV to custom code": ("tally", "1,2\n1\n", CSV, {}, 400, "row 2"),
     "bad UTF-8 to gpt2": ("gpt2", b'{"inputs": "\xff\xfe"}', JSON, {}, 400, ""),
     "bad UTF-8 to bart": ("bart", b"w1 \xff", TEXT, {}, 400, ""),
     "bad UTF-8 to trees": ("trees", b"1,2,\xff,4", CSV, {}, 400, "column 3"),

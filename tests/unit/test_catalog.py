@@ -119,7 +119,7 @@ def test_a_model_at_the_root_has_the_name_its_card_says(root: Path) -> None:
     assert list(scan(root).entries) == ["writer"]
 
 
-@pytest.mark.parametrize("files", [{"net_onnx": ""}, {"model_pkl": ""}, {"model_pkl": "", "code__x_py": ""}])
+@pytest.mark.parametrize("files", [{"net_tflite": ""}, {"model_pkl": ""}, {"model_pkl": "", "code__x_py": ""}])
 def test_a_root_of_files_nobody_knows_is_one_model_with_a_problem(root: Path, files: dict[str, str]) -> None:
     """Rather than an empty catalog, which would not say why."""
     put(root, **files)
@@ -406,8 +406,8 @@ def test_a_directory_wrapped_in_a_directory_is_descended_into(tmp_path: Path) ->
     [
         ({}, "no handler recognises it: found nothing; put a model.toml with handler = ... or code/inference.py"),
         (
-            {"a_onnx": "", "b_txt": "", "c__d": ""},
-            "no handler recognises it: found a.onnx, b.txt, c/; put a model.toml",
+            {"a_tflite": "", "b_txt": "", "c__d": ""},
+            "no handler recognises it: found a.tflite, b.txt, c/; put a model.toml",
         ),
         ({f"{n:02}": "" for n in range(20)}, "found 00, 01, 02, 03, 04, 05, 06, 07 and 12 more; put"),
         ({"data_json": '{"rows": []}'}, "found data.json; put"),
@@ -465,7 +465,7 @@ def test_a_lone_pickled_model_names_its_file(tmp_path: Path) -> None:
         ("[example]\nbody = 'b'", "model.toml: example: Object missing required field `content_type`"),
         ("example = 1", "model.toml: example: Expected `object | null`, got `int`"),
         ("handler = 'xgbost'", "no handler named 'xgbost'; did you mean xgboost?"),
-        ("handler = 'onnx'", "no handler named 'onnx'; known: custom, xgboost"),
+        ("handler = 'tflite'", "no handler named 'tflite'; known: custom, onnx, xgboost"),
         ("handler = 1", "model.toml: handler: Expected `str | null`, got `int`"),
         ("copies = '2'", "model.toml: copies: Expected `int`, got `str`"),
         ("copies = true", "model.toml: copies: Expected `int`, got `bool`"),

@@ -305,11 +305,10 @@ def test_what_output_fn_gets_wrong_is_named(served: Callable[..., Custom]) -> No
     """An error, or a value that is no body."""
     handler = served("""
         def predict_fn(data, model): return data
-        def output_fn(prediction, accept): return {"a": 1} if prediction else 1 / 0
+        def output_fn(prediction, accept): return None if prediction else 1 / 0
     """)
     assert outcome(handler, b"1").message == (
-        "inference.py output_fn raised TypeError: "
-        "returned dict; bytes, str, an iterator or a pair with a content type is needed"
+        "inference.py output_fn raised TypeError: returned None; a body is needed: bytes, str, or a value to write"
     )
     assert outcome(handler, b"0").message == "inference.py output_fn raised ZeroDivisionError: division by zero"
 
@@ -371,7 +370,11 @@ def test_without_predict_batch_fn_requests_run_alone(served: Callable[..., Custo
     [
         ("def predict_fn(data): ...", "inference.py predict_fn(data) cannot be called with (data, model)"),
         ("def predict_fn(a, b, c, d): ...", "inference.py predict_fn(a, b, c, d) cannot be called with (data, model)"),
-        ("x = 1", "inference.py has neither predict_fn nor predict_batch_fn nor transform_fn"),
+        ("x = 1", "it has neither predict_fn nor predict_batch_fn nor transform_fn, and there is no model_fn"),
+        (
+            "def model_fn(d): return [1]",
+            "it has neither predict_fn nor predict_batch_fn nor transform_fn, and model_fn",
+        ),
         ("def modle_fn(d): ...\ndef predict_fn(data, model): ...", "inference.py has a function modle_fn"),
         (
             "def transform_fn(m, b, c, a): ...\ndef input_fn(b, c): ...",

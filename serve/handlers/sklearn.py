@@ -1,0 +1,148 @@
+"""scikit-learn models: `*.skops`, whose types are checked before one is made; pickles only where model.toml says so.
+
+Options: `method` (predict, predict_proba...), `trusted` (names of types that a skops file may bring beside those of
+scikit-learn, numpy and scipy), `allow_pickle` (load *.joblib or *.pkl, which run whatever code they hold).
+"""
+
+import logging
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from serve import media
+from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError, UnsupportedMediaType
+from serve.handlers import formats
+from serve.handlers.base import Model, Reply, Request
+from serve.handlers.user_code import described
+from serve.host import recognition
+
+log = logging.getLogger(__name__)
+
+READS = (formats.JSON, formats.CSV, formats.NPY, formats.NPZ)
+METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function", "score_samples", "transform")
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    rows: Any  # an array or a sparse matrix of two dimensions, or one of text
+    accept: str
+
+
+class ScikitLearn:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        estimator = load(model)
+        method = model.options.get("method", "predict")
+        if method not in METHODS or not hasattr(estimator, method):
+            can = ", ".join(each for each in METHODS if hasattr(estimator, each)) or "none of what is served"
+            raise ModelUnusable(f"model.toml: options.method: {method!r}; {type(estimator).__name__} has {can}")
+        self._predict = getattr(estimator, method)
+        self._width = getattr(estimator, "n_features_in_", None)
+        _limit_threads(estimator, max(1, model.threads))
+        # The rows of a request have no names, and that is no news after the first.
+        warnings.filterwarnings("ignore", message="X does not have valid feature names")
+
+    def decode(self, request: Request) -> Item:
+        default = self._model.default_accept if self._model.default_accept in formats.WRITES else formats.JSON
+        accept = media.choose(request.accept, formats.WRITES, default)
+        content_type = request.content_type or formats.JSON
+        if content_type not in READS:
+            raise UnsupportedMediaType(f"Content-Type {content_type[:80]!r} is not read", hint=f"send {READS}")
+        found = formats.read(request.body, content_type, request.charset)
+        return Item(self._rows(found), accept)
+
+    def _rows(self, found: Any) -> Any:
+        if isinstance(found, dict):
+            asked = {name: value for name, value in found.items() if name != self._model.model_field}
+            if len(asked) != 1 or (only := next(iter(asked))) not in ("inputs", "instances", "data"):
+                raise BadRequest("rows are needed", hint='send {"inputs": [[...], ...]} or a bare list')
+            found = asked[only]
+        rows = found if isinstance(found, np.ndarray) or scipy.sparse.issparse(found) else formats.values(found)
+        if rows.ndim == 1 and rows.dtype.kind != "O":
+            rows = rows.reshape(1, -1)
+        if rows.ndim not in (1, 2) or rows.dtype.kind == "c" or not rows.shape[0]:
+            raise BadRequest(f"rows of values are needed, not an array of shape {rows.shape} and type {rows.dtype}")
+        if self._width is not None and (rows.ndim == 1 or rows.shape[1] != self._width):
+            width = 1 if rows.ndim == 1 else rows.shape[1]
+            raise BadRequest(f"the rows have {width} columns; the model has {self._width} features")
+        return rows
+
+    def compatible(self, item: Item) -> Hashable:
+        return scipy.sparse.issparse(item.rows), item.rows.dtype.kind, item.rows.shape[1:]
+
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
+        try:
+            found = self._predict(_stacked([each.rows for each in items]))
+        except (ValueError, TypeError) as error:
+            # Values the model does not take, nan for one. In a batch the loop finds out whose they are.
+            raise BadRequest(f"the model does not take these rows: {str(error)[:400]}") from error
+        ends = np.cumsum([each.rows.shape[0] for each in items])
+        if found.shape[0] != ends[-1]:
+            raise InternalError(f"the model gave {found.shape[0]} rows for {ends[-1]}")
+        parts = (found[end - each.rows.shape[0] : end] for each, end in zip(items, ends, strict=True))
+        return [
+            Reply(body=formats.write(part, each.accept), content_type=each.accept)
+            for each, part in zip(items, parts, strict=True)
+        ]
+
+
+def load(model: Model) -> Any:
+    """The estimator. Raises ModelUnusable, naming untrusted types, or how an image gets scikit-learn."""
+    try:
+        import skops.io
+    except ImportError:
+        raise ModelUnusable(
+            "scikit-learn is not in this image", hint='build it in: docker build --build-arg EXTRAS="sklearn"'
+        ) from None
+    files = recognition.sklearn_files(model.directory)
+    named = model.options.get("file")
+    if not files and model.options.get("allow_pickle") is True:
+        return _unpickled(recognition.chosen(recognition.sklearn_pickles(model.directory), "model.joblib", named))
+    path = recognition.chosen(files, "model.skops", named)
+    allowed = model.options.get("trusted", [])
+    if not isinstance(allowed, list) or not all(isinstance(each, str) for each in allowed):
+        raise ModelUnusable("model.toml: options.trusted: needs a list of the names of types")
+    try:
+        untrusted = sorted(set(skops.io.get_untrusted_types(file=path)) - set(allowed))
+        if untrusted:
+            raise ModelUnusable(
+                f"{path.name} holds types that are not trusted: {', '.join(untrusted)[:800]}",
+                hint="if you trust them and their code is here, name them in model.toml: [options] trusted = [...]",
+            )
+        return skops.io.load(path, trusted=allowed)
+    except (ServeError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelUnusable(f"{path.name}: skops cannot load it: {described(error)}") from error
+
+
+def _unpickled(path: Path) -> Any:
+    import joblib
+
+    log.warning("loading a pickle, which runs whatever code it holds: allow_pickle is set", extra={"file": path.name})
+    try:
+        return joblib.load(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelUnusable(f"{path.name}: joblib cannot load it: {described(error)}") from error
+
+
+def _limit_threads(estimator: Any, threads: int) -> None:
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(threads)
+    if hasattr(estimator, "get_params") and hasattr(estimator, "set_params"):
+        jobs = [name for name in estimator.get_params() if name == "n_jobs" or name.endswith("__n_jobs")]
+        estimator.set_params(**dict.fromkeys(jobs, threads))
+
+
+def _stacked(rows: Sequence[Any]) -> Any:
+    if len(rows) == 1:
+        return rows[0]
+    return scipy.sparse.vstack(rows, format="csr") if scipy.sparse.issparse(rows[0]) else np.concatenate(rows)

@@ -1,0 +1,1 @@
+"""What model code imports of AWS's multi-model-server."""

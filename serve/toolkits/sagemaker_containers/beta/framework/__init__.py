@@ -1,0 +1,20 @@
+"""content_types, encoders, errors and worker; the others can be imported, as samples do, but not used."""
+
+from typing import Any
+
+
+class _Absent:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise AttributeError(
+            f"sagemaker_containers.beta.framework.{self._name}.{attribute} is not in this image: "
+            "the server is another, and what model code may use is content_types, encoders, errors and worker"
+        )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("env", "modules", "server", "transformer", "files", "functions", "mapping", "params", "runner"):
+        return _Absent(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

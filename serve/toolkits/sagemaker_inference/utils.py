@@ -1,0 +1,5 @@
+"""parse_accept(header) -> its media types in the order they stand, without parameters."""
+
+
+def parse_accept(accept: str) -> list[str]:
+    return [part.partition(";")[0].strip() for part in accept.split(",")]

@@ -1,0 +1,115 @@
+"""Models with code of their own live side by side: each sees its own modules and its own versions of packages."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.live import tiny
+from tests.live.conftest import Start
+from tests.live.stack import Server, wait_until
+
+PROGRAM = "inference.py"
+STREAM = """
+def predict_fn(data, model):
+    for each in data: yield each
+def output_fn(prediction, accept): return (each.upper() for each in prediction)
+"""
+
+
+def own(models: Path, name: str, files: Mapping[str, str]) -> None:
+    """A model of these files in code/."""
+    for file, text in files.items():
+        path = models / name / "code" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def wheel(models: Path, model: str, name: str, version: str, requires: str = "") -> None:
+    """A package whose module says its version, as a wheel beside a model's requirements."""
+    info = f"{name}-{version}.dist-info"
+    needs = f"Requires-Dist: {requires}\n" if requires else ""
+    directory = models / model / "code" / "wheels"
+    directory.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(directory / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", f"VERSION = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    models = shared_models
+    for name in ("ada", "bob"):
+        code = "import helper\ndef predict_fn(data, model): print('printed by', helper.NAME); return helper.NAME"
+        own(models, name, {PROGRAM: code, "helper.py": f"NAME = {name!r}"})
+    for version in ("1.0", "2.0"):
+        name = f"needs-{version[0]}"
+        code = "import tinyapp, tinybase\ndef predict_fn(data, model): return [tinyapp.VERSION, tinybase.VERSION]"
+        own(models, name, {PROGRAM: code, "requirements.txt": f"tinyapp=={version}\nnumpy\n"})
+        wheel(models, name, "tinyapp", version, f"tinybase>={version}")
+        wheel(models, name, "tinybase", f"{version}.1")
+    own(models, "lacks", {PROGRAM: "import absent", "requirements.txt": "tinyapp==9\n"})
+    tiny.xgboost_model(models / "trees")
+    code = "import xgboost\ndef predict_fn(data, model): return xgboost.MINE"
+    own(models, "vendors", {PROGRAM: code, "lib/xgboost/__init__.py": "MINE = 'vendored'"})
+    own(models, "named", {"main.py": "def predict_fn(data, model): return 'main.py'"})
+    own(models, "streams", {PROGRAM: STREAM})
+    transform = "def transform_fn(model, body, content_type, accept):\n    yield 'a'\n    yield body"
+    own(models, "transforms", {PROGRAM: transform})
+    # PIP_NO_INDEX: what is not beside the requirements is looked for nowhere.
+    return start_shared(models, SERVE_ALLOW_PIP="true", SAGEMAKER_PROGRAM="main", PIP_NO_INDEX="1")
+
+
+def test_modules_of_the_same_name_are_each_models_own(server: Server) -> None:
+    """In turns, so that neither finds what the other has imported."""
+    assert [server.invoke(name, "0").json for name in ("ada", "bob", "ada")] == ["ada", "bob", "ada"]
+
+
+def test_what_is_printed_is_in_the_log(server: Server) -> None:
+    """At once, not when the process ends."""
+    server.invoke("bob", "0")
+    wait_until(lambda: "printed by bob\n" in server.log)
+
+
+def test_two_models_have_two_versions_of_one_package(server: Server) -> None:
+    """Installed from the wheels beside them when they are loaded, with what those need; again only if that changes."""
+    answers = {name: server.invoke(name, "0").json for name in ("needs-1", "needs-2")}
+    assert answers == {"needs-1": ["1.0", "1.0.1"], "needs-2": ["2.0", "2.0.1"]}
+    installed = {event["model"]: sorted(event["packages"]) for event in server.events("installed packages")}
+    assert installed == {
+        "needs-1": ["tinyapp==1.0", "tinybase==1.0.1"],
+        "needs-2": ["tinyapp==2.0", "tinybase==2.0.1"],
+    }
+    assert not list(server.models.rglob("*.dist-info"))
+
+
+def test_what_cannot_be_installed_is_said(server: Server) -> None:
+    """With pip's own last word."""
+    refused = server.invoke("lacks", "0")
+    assert refused.status == 424
+    assert refused.json["message"] == (
+        "code/requirements.txt cannot be installed: No matching distribution found for tinyapp==9"
+    )
+
+
+def test_a_vendored_package_hides_one_that_the_server_has_in_memory(server: Server) -> None:
+    """Even one that all runners are forked with."""
+    assert server.invoke("trees", "1,2,3,4", "text/csv").status == 200
+    assert server.invoke("vendors", "0").json == "vendored"
+
+
+def test_the_program_may_have_another_name(server: Server) -> None:
+    """SAGEMAKER_PROGRAM, with or without .py; models without such a file keep theirs."""
+    assert server.invoke("named", "0").json == "main.py"
+
+
+def test_generators_stream_from_every_function(server: Server) -> None:
+    """Chunk by chunk, without a length."""
+    for name, body, chunks in (("streams", '["b", "c"]', b"BC"), ("transforms", "[1]", b"a[1]")):
+        answer = server.invoke(name, body)
+        assert (answer.body, answer.headers["transfer-encoding"]) == (chunks, "chunked")
