@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from serve.errors import BadRequest, DoesNotFit, ModelUnusable, ServeError
+from serve.errors import BadRequest, ModelUnusable, ServeError
+from serve.exhausted import exhausted
 from serve.handlers import tensors, torch_archive
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.tensors import Input, Item
@@ -48,9 +49,9 @@ class TorchProgram:
         try:
             with torch.inference_mode():
                 found = self._run(*arrays)
-        except torch.OutOfMemoryError as error:
-            raise DoesNotFit(f"the model ran out of memory: {str(error)[:200]}") from error
         except (RuntimeError, IndexError, AssertionError) as error:
+            if exhausted(error):
+                raise
             # Shapes that do not go together, and indices past the end: all that differs between requests is the input.
             if len(items) == 1:
                 log.warning("a request failed in the model", exc_info=error)

@@ -9,9 +9,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from serve import errors
 from serve import log as serve_log
@@ -42,10 +43,7 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     slot.clear()
     began = time.monotonic()
     try:
-        if "own_packages" not in order and (own := packages.prepare(order, settings)):
-            _afresh({**order, "own_packages": list(map(str, own))}, listener, control)
-        sys.path[:0] = order.get("own_packages", [])
-        handler = _load(order, settings)
+        handler = _load(order, settings, partial(_afresh, listener, control))
     except ServeError as error:
         error.model = order["name"]
         _tell(control, {"failed": errors.to_wire(error)})
@@ -63,7 +61,7 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     loop.run()
 
 
-def _afresh(order: Mapping[str, Any], listener: socket.socket, control: socket.socket) -> None:
+def _afresh(listener: socket.socket, control: socket.socket, order: Mapping[str, Any]) -> NoReturn:
     """The same runner once more, in an interpreter that has imported nothing yet.
 
     What the forkserver has imported would hide the versions that a model brings: it has transformers 5 in memory, say.
@@ -83,7 +81,9 @@ def begin(order: int, listener: int, control: int, settings: Settings) -> None:
         run(json.load(told), socket.socket(fileno=listener), socket.socket(fileno=control), settings)
 
 
-def _load(order: Mapping[str, Any], settings: Settings) -> Predictor | Stepwise:
+def _load(
+    order: Mapping[str, Any], settings: Settings, afresh: Callable[[Mapping[str, Any]], NoReturn]
+) -> Predictor | Stepwise:
     module, _, cls = HANDLERS[order["handler"]].partition(":")
     model = Model(
         name=order["name"],
@@ -103,6 +103,9 @@ def _load(order: Mapping[str, Any], settings: Settings) -> Predictor | Stepwise:
         if settings.multi_model and settings.run_dir:
             # Again, since it may have been swapped for a link since the host looked; archives are in the run directory.
             real(model.directory, (*settings.model_roots, settings.run_dir))
+        if "own_packages" not in order and (own := packages.prepare(order, settings)):
+            afresh({**order, "own_packages": list(map(str, own))})
+        sys.path[:0] = order.get("own_packages", [])
         return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(model))
     except Exception as error:
         if out := exhausted(error):  # also where the handler took it for the files' fault
