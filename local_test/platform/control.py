@@ -1,72 +1,13 @@
-"""The control plane: moto's SageMaker, with endpoints that live.
+"""The control plane's endpoints: they live, and moto's records say what they are at."""
 
-Nothing of moto is changed in place: where it would answer for SageMaker, a class of ours does, for one platform. It
-reaches into moto at the points named in POINTS, which is why another version of moto is refused.
-"""
-
-import importlib.metadata
-import threading
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, ClassVar, Protocol
-
-from flask import Flask
-from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.core.responses import ActionResult, EmptyResult
-from moto.core.utils import camelcase_to_underscores, convert_to_flask_response, method_names_from_class
-from moto.moto_server.werkzeug_app import create_backend_app
+from moto.core.utils import camelcase_to_underscores
 from moto.sagemaker.exceptions import AWSValidationException
-from moto.sagemaker.models import FakeEndpointConfig, SageMakerModelBackend
-from moto.sagemaker.responses import SageMakerResponse
 
-from local_test.platform import plans
-from local_test.platform.calls import ValidationError
-from local_test.platform.endpoints import Endpoint, Size, retained
-from local_test.platform.fleets import Config
+from local_test.platform.definitions import Definitions
+from local_test.platform.endpoints import Endpoint
+from local_test.platform.sizes import Size, retained
 
-VERSION = "5.2.5"
-DISPATCH = "SageMakerResponse.dispatch"  # moto's name for the one view of its SageMaker
-POINTS = {
-    SageMakerResponse: (
-        *("create_model", "delete_model", "create_endpoint_config", "create_endpoint", "describe_endpoint"),
-        *("list_endpoints", "delete_endpoint", "update_endpoint_weights_and_capacities", "sagemaker_backend"),
-        *("call_action", "setup_class", "serialized", "_get_action"),
-    ),
-    SageMakerModelBackend: ("_models", "endpoint_configs", "endpoints", "describe_model_package"),
-    CloudWatchBackend: ("alarms",),
-}
-Key = tuple[str, str, str]
-Extras = Mapping[str, str]  # a request's member -> the attribute under which moto's object shows it
-MODEL_EXTRAS = {
-    "InferenceExecutionConfig": "inference_execution_config",
-    "EnableNetworkIsolation": "enable_network_isolation",
-}
-CONFIG_EXTRAS = {
-    "ShadowProductionVariants": "shadow_production_variants",
-    "ExplainerConfig": "explainer_config",
-    "ExecutionRoleArn": "execution_role_arn",
-    "VpcConfig": "vpc_config",
-    "EnableNetworkIsolation": "enable_network_isolation",
-}
-
-
-class Owner(Protocol):
-    """The platform, as far as the control plane needs it. An endpoint is known by account, region and name."""
-
-    changing: threading.Lock
-
-    def begin(self, key: "Key", config: Config, deployment: Mapping[str, Any] | None) -> None: ...
-    def endpoint(self, key: "Key") -> Endpoint | None: ...
-    def forget(self, key: "Key") -> None: ...
-    def made(self, where: MutableMapping[str, Any], name: str) -> None:
-        """To be removed with the platform."""
-        ...
-
-    def has_data(self, uri: str) -> bool:
-        """Whether there is an S3 object at this address, or below it where it ends with '/'."""
-        ...
-
-
-WORDS = {"model": "model", "endpoint-config": "endpoint configuration", "endpoint": "endpoint"}  # AWS's, by ARN's kind
 # Members of DescribeEndpoint that an endpoint itself knows.
 DESCRIBED = (
     *("EndpointStatus", "FailureReason", "EndpointConfigName", "LastModifiedTime", "ProductionVariants"),
@@ -74,141 +15,8 @@ DESCRIBED = (
 )
 
 
-def check_moto() -> None:
-    """Raises RuntimeError where moto is not the one that this was written for."""
-    found = importlib.metadata.version("moto")
-    if found != VERSION:
-        raise RuntimeError(
-            f"moto {found} is installed, the emulator stands on {VERSION}: `make platform` installs that"
-        )
-    for kind, names in POINTS.items():
-        known = {*dir(kind), *vars(kind("us-east-1", "0" * 12) if kind is not SageMakerResponse else kind())}
-        missing = [name for name in names if name not in known]
-        if missing:
-            raise RuntimeError(
-                f"moto {found}: {kind.__name__} has no {', '.join(missing)}, on which the emulator stands"
-            )
-
-
-def backend_app(service: Any, owner: Owner) -> Flask:
-    """moto's Flask application for a service; that of SageMaker answers by us."""
-    app = create_backend_app(service)
-    if service == "sagemaker":
-        if DISPATCH not in app.view_functions:
-            raise RuntimeError(f"moto's SageMaker has no view {DISPATCH}, but {', '.join(app.view_functions)}")
-        bound = type("SageMaker", (SageMaker,), {"owner": owner})
-        assert issubclass(bound, SageMaker)
-        app.view_functions[DISPATCH] = convert_to_flask_response(bound.dispatch)
-    return app
-
-
-def alarmed(account: str, region: str, names: Sequence[str]) -> list[str]:
-    """Those of these alarms whose state is ALARM."""
-    alarms = cloudwatch_backends[account][region].alarms
-    return [name for name in names if name in alarms and alarms[name].state_value == "ALARM"]
-
-
-class SageMaker(SageMakerResponse):
+class SageMaker(Definitions):
     """One request of the control plane."""
-
-    owner: ClassVar[Owner]
-
-    def call_action(self) -> Any:
-        action = self._get_action()
-        if action and camelcase_to_underscores(action) not in method_names_from_class(type(self)):
-            why = f"{action} is not played by this emulator."
-            return self.serialized(ActionResult(AWSValidationException(why)))
-        with self.owner.changing:
-            return super().call_action()
-
-    # Models
-
-    def create_model(self) -> ActionResult:
-        backend, name = self.sagemaker_backend, self.params["ModelName"]
-        if name in backend._models:
-            raise self._exists("model", name)
-        _refuse(plans.check_model, self.params)
-        for uri in plans.data(self.params):
-            if not self.owner.has_data(uri):
-                raise AWSValidationException(f"Could not find model data at {uri}.")
-        made = super().create_model()
-        _extend(backend._models[name], self.params, MODEL_EXTRAS)
-        self.owner.made(backend._models, name)
-        return made
-
-    def describe_model(self) -> ActionResult:
-        self._must_be("model", self.sagemaker_backend._models, "ModelName")
-        return super().describe_model()
-
-    def delete_model(self) -> ActionResult:
-        self._must_be("model", self.sagemaker_backend._models, "ModelName")
-        return super().delete_model()
-
-    def _models(self) -> dict[str, dict[str, Any]]:
-        return {name: self._described(model) for name, model in self.sagemaker_backend._models.items()}
-
-    def _described(self, model: Any) -> dict[str, Any]:
-        """A model as it is described, with the image and data of its packages."""
-        said: dict[str, Any] = model.response_object
-        return {
-            **said,
-            "PrimaryContainer": self._unpacked(said.get("PrimaryContainer") or {}),
-            "Containers": [self._unpacked(each) for each in said.get("Containers") or ()],
-        }
-
-    def _unpacked(self, container: dict[str, Any]) -> dict[str, Any]:
-        package = container.get("ModelPackageName")
-        if not package:
-            return container
-        found = self.sagemaker_backend.describe_model_package(package)
-        return {**found.inference_specification["Containers"][0], **container}
-
-    # Endpoint configs
-
-    def create_endpoint_config(self) -> ActionResult:
-        backend, name = self.sagemaker_backend, self.params["EndpointConfigName"]
-        if name in backend.endpoint_configs:
-            raise self._exists("endpoint-config", name)
-        variants = [each for kind in plans.KINDS for each in self.params.get(kind) or ()]
-        for variant in variants:
-            if variant["ModelName"] not in backend._models:
-                raise self._missing("model", variant["ModelName"])
-        _refuse(plans.check_config, self.params, self._models())
-        config = EndpointConfig(  # type: ignore[abstract]  # as moto itself does
-            account_id=backend.account_id,
-            region_name=backend.region_name,
-            endpoint_config_name=name,
-            production_variants=self.params["ProductionVariants"],
-            async_inference_config=self.params.get("AsyncInferenceConfig"),
-            data_capture_config=self.params.get("DataCaptureConfig"),
-            tags=self.params.get("Tags"),
-            kms_key_id=self.params.get("KmsKeyId"),
-        )
-        _extend(config, self.params, CONFIG_EXTRAS)
-        backend.endpoint_configs[name] = config
-        self.owner.made(backend.endpoint_configs, name)
-        return ActionResult({"EndpointConfigArn": config.endpoint_config_arn})
-
-    def describe_endpoint_config(self) -> ActionResult:
-        self._must_be("endpoint-config", self.sagemaker_backend.endpoint_configs, "EndpointConfigName")
-        return super().describe_endpoint_config()
-
-    def delete_endpoint_config(self) -> ActionResult:
-        self._must_be("endpoint-config", self.sagemaker_backend.endpoint_configs, "EndpointConfigName")
-        return super().delete_endpoint_config()
-
-    def _config(self, name: str) -> Config:
-        found = self.sagemaker_backend.endpoint_configs.get(name)
-        if found is None:
-            raise self._missing("endpoint-config", name)
-        models, described = self._models(), found.response_object
-        for kind in plans.KINDS:
-            for variant in described.get(kind) or ():
-                if variant["ModelName"] not in models:
-                    raise self._missing("model", variant["ModelName"])
-        return plans.config(described, models)
-
-    # Endpoints
 
     def create_endpoint(self) -> ActionResult:
         backend, name = self.sagemaker_backend, self.params["EndpointName"]
@@ -291,41 +99,3 @@ class SageMaker(SageMakerResponse):
             said = endpoint.description()
             for member in DESCRIBED:
                 setattr(records[name], camelcase_to_underscores(member), said.get(member))
-
-    def _must_be(self, kind: str, records: Mapping[str, Any], member: str) -> None:
-        if self.params[member] not in records:
-            raise self._missing(kind, self.params[member])
-
-    def _missing(self, kind: str, name: str) -> AWSValidationException:
-        return AWSValidationException(f'Could not find {WORDS[kind]} "{self._arn(kind, name)}".')
-
-    def _exists(self, kind: str, name: str) -> AWSValidationException:
-        return AWSValidationException(f'Cannot create already existing {WORDS[kind]} "{self._arn(kind, name)}".')
-
-    def _key(self, name: str) -> Key:
-        return self.current_account, self.region, name
-
-    def _arn(self, kind: str, name: str) -> str:
-        return f"arn:aws:sagemaker:{self.region}:{self.current_account}:{kind}/{name}"
-
-
-class EndpointConfig(FakeEndpointConfig):
-    """moto's list of instance types is old; plans.py has checked them."""
-
-    def validate_instance_type(self, instance_type: str) -> None:
-        pass
-
-
-def _refuse(check: Callable[..., None], *given: Any) -> None:
-    """A check of ours, its refusal in the control plane's words: there the code is ValidationException."""
-    try:
-        check(*given)
-    except ValidationError as error:
-        raise AWSValidationException(error.message) from None
-
-
-def _extend(record: Any, params: Mapping[str, Any], extras: Extras) -> None:
-    """What moto drops of a request, as attributes that it shows."""
-    for member, attribute in extras.items():
-        if params.get(member) is not None:
-            setattr(record, attribute, params[member])

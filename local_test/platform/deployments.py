@@ -4,9 +4,11 @@ docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails.html
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+LOOK = 0.2  # seconds between two looks at the alarms
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,32 @@ def deployment(config: Mapping[str, Any] | None, instances: int) -> Deployment:
     else:
         steps = (Step(1.0, wait),)
     return Deployment(steps, float(policy.get("TerminationWaitInSeconds", 0)), alarms)
+
+
+class Alarmed(Exception):
+    """An alarm ended a deployment; the message is its FailureReason."""
+
+
+def shift(
+    plan: Deployment,
+    turn: Callable[[Step], None],
+    alarmed: Callable[[Sequence[str]], Sequence[str]],
+    wait: Callable[[float], bool],
+) -> None:
+    """Take the steps, one after another. `alarmed` says which alarms are in ALARM: one ends it, with Alarmed raised.
+
+    Alarms are looked at before each wait is over, at least once a step; `wait` says whether all is to end at once.
+    """
+    for step in plan.steps:
+        turn(step)
+        left = step.wait
+        while True:
+            raised = alarmed(plan.alarms) if plan.alarms else ()
+            if raised:
+                raise Alarmed(f"The deployment was rolled back: in ALARM state: {', '.join(raised)}.")
+            if left <= 0 or wait(min(LOOK, left)):
+                break
+            left -= LOOK
 
 
 def _share(size: Mapping[str, Any], instances: int) -> float:

@@ -4,43 +4,31 @@ import random
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from local_test.platform.calls import Call, PlatformError, Reply, ValidationError
-from local_test.platform.deployments import Deployment, Step, deployment
+from local_test.platform.deployments import Alarmed, Deployment, Step, deployment, shift
+from local_test.platform.events import Events
 from local_test.platform.fleets import Config, Fleet
 from local_test.platform.health import Unhealthy
-from local_test.platform.variants import Instance, Plan, Variant
+from local_test.platform.sizes import Size, summary
+from local_test.platform.variants import Instance, Plan
 
-LOOK = 0.2  # seconds between two looks at the alarms
 IN_PROGRESS = ("Creating", "Updating", "RollingBack", "Deleting")
-
-
-class Tell(Protocol):
-    """Events.say, as far as it is used here."""
-
-    def __call__(self, action: str, subject: str, detail: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What an endpoint needs of the platform."""
 
+    account: str
     make: Callable[[Plan], Instance]  # not started
     alarmed: Callable[[Sequence[str]], Sequence[str]]  # those of these CloudWatch alarms that are in ALARM
-    say: Tell
+    events: Events
     patience: float  # seconds that calls in flight get before their instance is stopped
     choice: random.Random
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What UpdateEndpointWeightsAndCapacities wants of a variant; None: as it is."""
-
-    weight: float | None
-    count: int | None
 
 
 class Endpoint:
@@ -107,11 +95,11 @@ class Endpoint:
                 "LastDeploymentConfig": self._deployment,
                 "AsyncInferenceConfig": fleet.config.asynchronous,
             }
-        said["ProductionVariants"] = [_shown(each, phases if not coming else []) for each in fleet.variants.values()]
-        said["ShadowProductionVariants"] = [_shown(each, []) for each in fleet.shadows.values()] or None
+        said["ProductionVariants"] = [summary(each, phases if not coming else []) for each in fleet.variants.values()]
+        said["ShadowProductionVariants"] = [summary(each, []) for each in fleet.shadows.values()] or None
         said["PendingDeploymentSummary"] = coming and {
             "EndpointConfigName": coming.config.name,
-            "ProductionVariants": [_shown(each, phases) for each in coming.variants.values()],
+            "ProductionVariants": [summary(each, phases) for each in coming.variants.values()],
         }
         return {key: value for key, value in said.items() if value is not None}
 
@@ -121,7 +109,7 @@ class Endpoint:
         """The reply and its variant. Raises PlatformError."""
         with self._lock:
             if self._status in ("Creating", "Failed", "Deleting", "Deleted"):
-                raise LookupError(self.name)
+                raise not_found(self.name, self._around.account)
             fleet = self._fleet
             if self._coming and self._share and self._around.choice.random() < self._share:
                 fleet = self._coming
@@ -173,8 +161,8 @@ class Endpoint:
             self._coming, self._share, self._phase = new, 0.0, "Creating"
         try:
             new.start(counts)
-            self._shift(plan)
-        except (Unhealthy, PlatformError, _Alarmed) as why:
+            shift(plan, self._turn, self._around.alarmed, self._closing.wait)
+        except (Unhealthy, PlatformError, Alarmed) as why:
             self._roll_back(new, str(why))
             return
         with self._lock:
@@ -184,23 +172,10 @@ class Endpoint:
         old.stop()
         self._settle("InService")
 
-    def _shift(self, plan: Deployment) -> None:
-        for step in plan.steps:
-            with self._lock:
-                self._share, self._phase = step.share, "Baking" if step.wait else "ActivatingTraffic"
-            self._around.say("traffic", self.name, f"{step.share:.0%} to the new fleet")
-            self._bake(step, plan.alarms)
-
-    def _bake(self, step: Step, alarms: Sequence[str]) -> None:
-        """Waits out the step; an alarm ends it. Alarms are looked at at least once."""
-        left = step.wait
-        while True:
-            raised = self._around.alarmed(alarms) if alarms else ()
-            if raised:
-                raise _Alarmed(f"The deployment was rolled back: in ALARM state: {', '.join(raised)}.")
-            if left <= 0 or self._closing.wait(min(LOOK, left)):
-                return
-            left -= LOOK
+    def _turn(self, step: Step) -> None:
+        with self._lock:
+            self._share, self._phase = step.share, "Baking" if step.wait else "ActivatingTraffic"
+        self._around.events.say("traffic", self.name, f"{step.share:.0%} to the new fleet")
 
     def _roll_back(self, new: Fleet, why: str) -> None:
         with self._lock:
@@ -243,7 +218,7 @@ class Endpoint:
         """With the lock held."""
         self._status, self._failure, self._modified = status, failure[:1024], datetime.now(UTC)
         self._phase = status
-        self._around.say("endpoint", self.name, f"{status}: {failure}" if failure else status)
+        self._around.events.say("endpoint", self.name, f"{status}: {failure}" if failure else status)
 
     def _begin(self, work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=self._guarded, args=(work,), name=f"endpoint {self.name}", daemon=True)
@@ -259,41 +234,6 @@ class Endpoint:
 
     def _new_fleet(self, config: Config) -> Fleet:
         return Fleet(config, self._around.make, self._around.patience, self._around.choice)
-
-
-class _Alarmed(Exception):
-    pass
-
-
-def _shown(variant: Variant, phases: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """A ProductionVariantSummary."""
-    plan = variant.plan
-    if plan.serverless:
-        size: dict[str, Any] = {"CurrentServerlessConfig": plan.serverless, "DesiredServerlessConfig": plan.serverless}
-    else:
-        size = {"CurrentInstanceCount": variant.count, "DesiredInstanceCount": variant.wanted}
-    images = [{"SpecifiedImage": spec.image, "ResolvedImage": spec.image} for spec in plan.specs]
-    said = {
-        "VariantName": plan.name,
-        "DeployedImages": images,
-        "CurrentWeight": variant.weight,
-        "DesiredWeight": variant.weight,
-        **size,
-    }
-    return {**said, "VariantStatus": list(phases)} if phases else said
-
-
-def retained(config: Config, sizes: Mapping[str, Size], excluded: Sequence[str]) -> tuple[Config, dict[str, int]]:
-    """RetainAllVariantProperties: counts and weights as they are now, of variants that stay, less excluded kinds."""
-    variants, counts = [], {}
-    for plan in config.variants:
-        size = sizes.get(plan.name)
-        if size and size.count and "DesiredInstanceCount" not in excluded:
-            counts[plan.name] = size.count
-        if size and size.weight is not None and "DesiredWeight" not in excluded:
-            plan = replace(plan, weight=size.weight)
-        variants.append(plan)
-    return replace(config, variants=tuple(variants)), counts
 
 
 def not_found(name: str, account: str) -> ValidationError:

@@ -53,7 +53,7 @@ def _check_container(container: Shape) -> None:
         raise ValidationError("A container needs an Image or a ModelPackageName.")
     if url and source:
         raise ValidationError("Give either ModelDataUrl or ModelDataSource, one of the two.")
-    if url and not url.startswith(("s3://", "https://")):
+    if url and not url.startswith("s3://"):
         raise ValidationError(f"Invalid ModelDataUrl {url}: it must be an S3 URI, s3://bucket/key.")
     if _multi_model(container):
         if source:
@@ -129,7 +129,11 @@ def instance_types() -> tuple[str, ...]:
 def config(description: Shape, models: Mapping[str, Shape]) -> Config:
     """An endpoint config as it is described, with the descriptions of its models by name."""
     production, shadows = (
-        tuple(plan(each, models[each["ModelName"]]) for each in description.get(kind) or ()) for kind in KINDS
+        tuple(
+            plan(each, models[each["ModelName"]], asynchronous=bool(description.get("AsyncInferenceConfig")))
+            for each in description.get(kind) or ()
+        )
+        for kind in KINDS
     )
     return Config(
         name=description["EndpointConfigName"],
@@ -139,7 +143,7 @@ def config(description: Shape, models: Mapping[str, Shape]) -> Config:
     )
 
 
-def plan(variant: Shape, model: Shape) -> Plan:
+def plan(variant: Shape, model: Shape, *, asynchronous: bool = False) -> Plan:
     serverless = variant.get("ServerlessConfig")
     given = variant.get("ContainerStartupHealthCheckTimeoutInSeconds")
     startup = SERVERLESS_STARTUP if serverless else None if given is None else float(given)
@@ -151,6 +155,7 @@ def plan(variant: Shape, model: Shape) -> Plan:
         count=variant.get("InitialInstanceCount") or 1,
         weight=float(variant.get("InitialVariantWeight", 1.0)),
         serverless=serverless,
+        asynchronous=asynchronous,
     )
 
 

@@ -14,11 +14,11 @@ import boto3
 from botocore.client import Config as ClientConfig
 from werkzeug.wrappers import Request, Response
 
-from local_test.platform import containers, control, runtime_api
+from local_test.platform import containers, moto_app, runtime_api
 from local_test.platform.artifacts import parts
 from local_test.platform.asynchronous import Queue
 from local_test.platform.calls import Call, Reply
-from local_test.platform.control import Key
+from local_test.platform.definitions import Key
 from local_test.platform.endpoints import Endpoint, Surroundings, not_found
 from local_test.platform.events import Events
 from local_test.platform.fleets import Config
@@ -39,7 +39,7 @@ class Platform:
     """
 
     def __init__(self, options: Options, events: Events, *, seed: int | None = None) -> None:
-        control.check_moto()
+        moto_app.check()
         self.changing = threading.Lock()  # the control plane changes one thing at a time
         self._options = options
         self._events = events
@@ -50,7 +50,7 @@ class Platform:
         self._endpoints: dict[Key, Endpoint] = {}
         self._queues: dict[Key, tuple[str, Queue]] = {}
         self._made: list[tuple[MutableMapping[str, Any], str]] = []
-        self._server = Server(options.port, lambda service: control.backend_app(service, self), self._invoke)
+        self._server = Server(options.port, lambda service: moto_app.backend_app(service, self), self._invoke)
         self.url = self._server.url
         # As many connections as there may be downloads; artifacts are fetched as any caller of S3 would.
         self._s3 = self.client("s3", config=ClientConfig(max_pool_connections=64))
@@ -89,14 +89,15 @@ class Platform:
             where.pop(name, None)
         self._server.close()
 
-    # For the control plane (control.Owner)
+    # For the control plane (definitions.Owner)
 
     def begin(self, key: Key, config: Config, deployment: Mapping[str, Any] | None) -> None:
         account, region, name = key
         around = Surroundings(
+            account=account,
             make=partial(self._instance, key),
-            alarmed=partial(control.alarmed, account, region),
-            say=self._events.say,
+            alarmed=partial(moto_app.alarmed, account, region),
+            events=self._events,
             patience=self._options.invoke_limit,
             choice=self._choice,
         )
@@ -135,9 +136,7 @@ class Platform:
         if found is None:
             return runtime_api.failure(not_found(name, caller.account))
         key, endpoint = found
-        return runtime_api.answer(
-            request, kind, endpoint, lambda: self._queue(key, endpoint), caller.account, self._options
-        )
+        return runtime_api.answer(request, kind, endpoint, lambda: self._queue(key, endpoint), self._options)
 
     def _find(self, caller: Caller, name: str) -> tuple[Key, Endpoint] | None:
         with self._lock:

@@ -16,7 +16,7 @@ from werkzeug.wrappers import Request, Response
 from local_test.platform import asynchronous, streams
 from local_test.platform.asynchronous import Queue
 from local_test.platform.calls import Call, ModelError, PlatformError, Reply, ValidationError
-from local_test.platform.endpoints import Endpoint, not_found
+from local_test.platform.endpoints import Endpoint
 from local_test.platform.options import Options
 
 PREFIX = "X-Amzn-SageMaker-"
@@ -32,15 +32,10 @@ OPERATIONS = {
 }
 
 
-def answer(
-    request: Request, kind: str, endpoint: Endpoint, queue: Callable[[], Queue], account: str, options: Options
-) -> Response:
+def answer(request: Request, kind: str, endpoint: Endpoint, queue: Callable[[], Queue], options: Options) -> Response:
     """One request for an endpoint. `kind` is the end of its path."""
     try:
-        try:
-            return _answer(request, kind, endpoint, queue, options)
-        except LookupError:
-            raise not_found(endpoint.name, account) from None
+        return _answer(request, kind, endpoint, queue, options)
     except PlatformError as error:
         return failure(error)
 

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from local_test.platform.calls import Call, Reply, ServiceUnavailable, ValidationError
 from local_test.platform.containers import ContainerSpec
+from local_test.platform.health import Unhealthy
 
 BUSY = 4  # calls in an instance's hands; with more, a model is also given to its next instance
 
-SERVERLESS = 4 << 20  # bytes of a body
+SERVERLESS, ASYNCHRONOUS = 4 << 20, 1 << 30  # bytes of a body
 
 
 class Instance(Protocol):
@@ -33,6 +34,7 @@ class Plan:
     count: int = 1
     weight: float = 1.0
     serverless: Mapping[str, Any] | None = None  # ServerlessConfig
+    asynchronous: bool = False
 
     @property
     def multi_model(self) -> bool:
@@ -40,6 +42,8 @@ class Plan:
 
     def payload_bytes(self, usual: int) -> int:
         """The largest body, where `usual` is that of an instance."""
+        if self.asynchronous:
+            return ASYNCHRONOUS
         return min(usual, SERVERLESS) if self.serverless else usual
 
 
@@ -64,6 +68,7 @@ class Variant:
         self._numbers = 0
         self._turn = 0
         self._sessions: dict[str, _Member] = {}
+        self._stopped = False
 
     @property
     def count(self) -> int:
@@ -79,6 +84,8 @@ class Variant:
     def resize(self, count: int) -> None:
         """Returns when so many are healthy. Where one cannot be, no new one stays, and the reason is raised."""
         with self._changed:
+            if self._stopped:
+                raise Unhealthy(f"Variant {self.plan.name} was stopped while it started.")
             new = []
             for _ in range(count - len(self._members)):
                 self._numbers += 1
@@ -99,8 +106,9 @@ class Variant:
         self._stop(old)
 
     def stop(self) -> None:
-        """All instances, those that are starting too."""
+        """All instances, those that are starting too; there will be no others."""
         with self._changed:
+            self._stopped = True
             all_of_them = self._members + self._starting
             self._members = []
         self._stop(all_of_them)

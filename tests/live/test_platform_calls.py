@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from botocore.exceptions import ClientError, EventStreamError
 
 from tests.live.account import BUCKET, Account, account, refusal, variant
@@ -182,29 +183,43 @@ def test_containers_side_by_side_are_called_by_name(aws: Account) -> None:
 
 def test_25_mb_pass_and_a_byte_more_does_not(aws: Account) -> None:
     """The limit is the platform's, and its words are AWS's; a serverless endpoint's is 4 MB."""
-    aws.model("large", data("slow"))
-    aws.config("large", variant("large"))
     serverless = {"MemorySizeInMB": 2048, "MaxConcurrency": 5}
-    aws.config("small", {"VariantName": "S", "ModelName": "large", "ServerlessConfig": serverless})
-    aws.sagemaker.create_endpoint(EndpointName="large", EndpointConfigName="large")
-    aws.sagemaker.create_endpoint(EndpointName="small", EndpointConfigName="small")
-    assert aws.settled("large")["EndpointStatus"] == "InService"
-    assert aws.settled("small")["ProductionVariants"][0]["CurrentServerlessConfig"] == serverless
+    aws.config("small", {"VariantName": "S", "ModelName": "stream", "ServerlessConfig": serverless})
+    described = aws.create("small", "small")
 
     def body(size: int) -> bytes:
-        return b'{"seconds": 0}'.ljust(size)
+        return b'{"chunks": 1}'.ljust(size)
 
-    most = aws.invoke("large", body(25 * MIB))
-    more = refusal(lambda: aws.invoke("large", body(25 * MIB + 1)))
+    most = aws.invoke("stream", body(25 * MIB))
+    more = refusal(lambda: aws.invoke("stream", body(25 * MIB + 1)))
     less = aws.invoke("small", body(4 * MIB))
     over = refusal(lambda: aws.invoke("small", body(4 * MIB + 1)))
-    aws.delete("large")
     aws.delete("small")
 
-    assert json.loads(most)["seconds"] == json.loads(less)["seconds"] == 0
+    assert described["ProductionVariants"][0]["CurrentServerlessConfig"] == serverless
+    assert most == less == b"chunk 0\n"
     assert more[0] == over[0] == "ValidationError"
     assert more[1].endswith("Member must have length less than or equal to 26214400")
     assert over[1].endswith("Member must have length less than or equal to 4194304")
+
+
+def test_openais_path_leads_to_the_container(aws: Account) -> None:
+    """/endpoints/NAME/openai/v1/chat/completions with a bearer token: the container's own answer, good or not."""
+    said = [
+        requests.post(
+            f"{aws.platform.url}/endpoints/{name}/openai/v1/chat/completions",
+            json={"model": "", "messages": [{"role": "user", "content": "hello"}]},
+            headers={"Authorization": "Bearer c29tZWJvZHk="},
+            timeout=60,
+        )
+        for name in ("stream", "nowhere")
+    ]
+
+    # The endpoint's one model is no language model: its refusal came from /v1/chat/completions.
+    assert [each.status_code for each in said] == [424, 400]
+    assert said[0].json()["OriginalStatusCode"] == 404
+    assert "does not answer /v1/chat/completions" in said[0].json()["OriginalMessage"]
+    assert said[1].json()["Message"] == "Endpoint nowhere of account 123456789012 not found."
 
 
 def test_selectors_that_do_not_fit_are_refused(aws: Account) -> None:

@@ -17,7 +17,7 @@ BROKEN = {"Environment": {"SERVE_NO_SUCH_SETTING": "1"}}
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """With the configs `plain`, `mirror` (bodies reversed), `two` instances and one that does not come up: `broken`."""
+    """With the configs `plain`, `mirror` (bodies reversed) and one that does not come up: `broken`."""
     with account(tmp_path_factory.mktemp("w")) as made:
         models = tmp_path_factory.mktemp("m")
         plain = made.put("plain.tar.gz", toy(models, "echo"))
@@ -27,18 +27,20 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
         made.model("broken", {"ModelDataUrl": plain, **BROKEN})
         for name in ("plain", "mirror", "broken"):
             made.config(name, variant(name))
-        made.config("two", variant("plain", InitialInstanceCount=2))
         yield made
 
 
-@pytest.fixture
-def endpoint(aws: Account, request: pytest.FixtureRequest) -> Iterator[str]:
-    """An endpoint of the config `plain`."""
-    name = request.node.name.replace("_", "-")[:60]
-    assert aws.create(name, "plain")["EndpointStatus"] == "InService"
-    yield name
-    aws.settled(name)
-    aws.delete(name)
+@pytest.fixture(scope="module")
+def endpoint(aws: Account) -> str:
+    """One endpoint for all tests here, of the config `plain` or `mirror`, as the last one left it."""
+    assert aws.create("changing", "plain")["EndpointStatus"] == "InService"
+    return "changing"
+
+
+def configs(aws: Account, endpoint: str) -> tuple[str, str]:
+    """The config it has, and the other one."""
+    now = aws.describe(endpoint)["EndpointConfigName"]
+    return now, "mirror" if now == "plain" else "plain"
 
 
 def is_mirrored(aws: Account, endpoint: str) -> bool:
@@ -49,6 +51,7 @@ def test_callers_see_no_error_while_the_fleet_is_swapped(aws: Account, endpoint:
     """Four who never stop calling, while the new fleet comes and the old one goes: every answer is an answer."""
     over = threading.Event()
     old = aws.pid(endpoint)
+    before, other = configs(aws, endpoint)
 
     def calls(_: int) -> list[bytes]:
         answers = []
@@ -57,41 +60,38 @@ def test_callers_see_no_error_while_the_fleet_is_swapped(aws: Account, endpoint:
         return answers
 
     callers = [later(calls, number) for number in range(4)]
-    aws.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName="mirror")
-    busy = refusal(lambda: aws.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName="plain"))
+    aws.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=other)
+    busy = refusal(lambda: aws.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=before))
     described = aws.settled(endpoint)
     over.set()
     answers = [answer for caller in callers for answer in caller.result()]
 
     assert busy[1].startswith("Cannot update in-progress endpoint")
-    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", "mirror")
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", other)
     assert "FailureReason" not in described
     assert {answer.partition(b":")[2] for answer in answers} == {b"ab", b"ba"}
     assert not alive(old)
-    assert is_mirrored(aws, endpoint)
+    assert is_mirrored(aws, endpoint) == (other == "mirror")
 
 
 def test_a_fleet_that_does_not_come_up_is_taken_back(aws: Account, endpoint: str) -> None:
     """InService on the config before, with the reason; the old process never stopped."""
-    before = aws.pid(endpoint)
+    pid = aws.pid(endpoint)
+    before, _ = configs(aws, endpoint)
 
     aws.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName="broken")
     described = aws.settled(endpoint)
 
-    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", "plain")
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", before)
     assert "did not pass the ping health check" in described["FailureReason"]
-    assert aws.pid(endpoint) == before
-    assert [each["detail"].partition(":")[0] for each in aws.events("endpoint") if each["subject"] == endpoint][
-        -3:
-    ] == [
-        "Updating",
-        "RollingBack",
-        "InService",
-    ]
+    assert aws.pid(endpoint) == pid
+    statuses = [each["detail"].partition(":")[0] for each in aws.events("endpoint") if each["subject"] == endpoint]
+    assert statuses[-3:] == ["Updating", "RollingBack", "InService"]
 
 
 def test_an_alarm_during_the_bake_rolls_back(aws: Account, endpoint: str) -> None:
     """Half of the traffic on the new fleet, an hour to bake: the alarm ends it at once, on the old config."""
+    before, other = configs(aws, endpoint)
     aws.cloudwatch.put_metric_alarm(
         AlarmName="errors",
         Namespace="AWS/SageMaker",
@@ -105,7 +105,7 @@ def test_an_alarm_during_the_bake_rolls_back(aws: Account, endpoint: str) -> Non
     canary = {"Type": "CANARY", "WaitIntervalInSeconds": 3600, "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": 50}}
     aws.sagemaker.update_endpoint(
         EndpointName=endpoint,
-        EndpointConfigName="mirror",
+        EndpointConfigName=other,
         DeploymentConfig={
             "BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": canary},
             "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "errors"}]},
@@ -118,38 +118,34 @@ def test_an_alarm_during_the_bake_rolls_back(aws: Account, endpoint: str) -> Non
     described = aws.settled(endpoint)
 
     assert both == {True, False}
-    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", "plain")
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", before)
     assert "ALARM state: errors" in described["FailureReason"]
-    assert not any(is_mirrored(aws, endpoint) for _ in range(10))
-
-
-def test_a_linear_update_arrives(aws: Account, endpoint: str) -> None:
-    """Step by step, and the deployment is remembered."""
-    linear = {"Type": "LINEAR", "WaitIntervalInSeconds": 0, "LinearStepSize": {"Type": "CAPACITY_PERCENT", "Value": 40}}
-    deployment = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": linear, "TerminationWaitInSeconds": 0}}
-
-    aws.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName="mirror", DeploymentConfig=deployment)
-    described = aws.settled(endpoint)
-
-    assert described["EndpointConfigName"] == "mirror"
-    assert described["LastDeploymentConfig"] == deployment
-    steps = [each["detail"].partition(" ")[0] for each in aws.events("traffic") if each["subject"] == endpoint]
-    assert steps == ["40%", "80%", "100%"]
+    assert {is_mirrored(aws, endpoint) for _ in range(10)} == {before == "mirror"}
 
 
 def test_counts_survive_an_update_that_asks_for_it(aws: Account, endpoint: str) -> None:
-    """RetainAllVariantProperties: what was scaled stays so; without it the config's count counts."""
+    """RetainAllVariantProperties: what was scaled stays so. And a linear update arrives step by step."""
+    _, other = configs(aws, endpoint)
     scale = [{"VariantName": "AllTraffic", "DesiredInstanceCount": 2}]
     aws.sagemaker.update_endpoint_weights_and_capacities(EndpointName=endpoint, DesiredWeightsAndCapacities=scale)
-    aws.settled(endpoint)
+    assert aws.settled(endpoint)["ProductionVariants"][0]["CurrentInstanceCount"] == 2
+    linear = {"Type": "LINEAR", "WaitIntervalInSeconds": 0, "LinearStepSize": {"Type": "CAPACITY_PERCENT", "Value": 40}}
+    deployment = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": linear, "TerminationWaitInSeconds": 0}}
+    told = len(aws.events("traffic"))
 
-    def updated(config: str, retain: bool) -> int:
-        aws.sagemaker.update_endpoint(
-            EndpointName=endpoint, EndpointConfigName=config, RetainAllVariantProperties=retain
-        )
-        return int(aws.settled(endpoint)["ProductionVariants"][0]["CurrentInstanceCount"])
+    aws.sagemaker.update_endpoint(
+        EndpointName=endpoint,
+        EndpointConfigName=other,
+        RetainAllVariantProperties=True,
+        DeploymentConfig=deployment,
+    )
+    described = aws.settled(endpoint)
 
-    assert (updated("mirror", True), updated("plain", False)) == (2, 1)
+    assert described["EndpointConfigName"] == other
+    assert described["ProductionVariants"][0]["CurrentInstanceCount"] == 2
+    assert described["LastDeploymentConfig"] == deployment
+    steps = [each["detail"].partition(" ")[0] for each in aws.events("traffic")[told:]]
+    assert steps == ["40%", "80%", "100%"]
 
 
 def test_the_end_of_the_platform_is_the_end_of_all(tmp_path: Path) -> None:
