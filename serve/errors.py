@@ -3,6 +3,7 @@
 ServeError
 ├─ BadRequest             400  the caller's bytes are wrong; the message says where
 │  └─ NotAModel           400  what a load asked for cannot be served (multi-model mode)
+├─ Forbidden              403  a reference to what may not be read
 ├─ ModelNotFound          404  no such model; the message names those there are
 ├─ PathNotFound           404  no such route
 ├─ MethodNotAllowed       405
@@ -56,6 +57,11 @@ class BadRequest(ServeError):
 
 class NotAModel(BadRequest):
     type = "ModelException"
+
+
+class Forbidden(ServeError):
+    status = HTTPStatus.FORBIDDEN
+    type = "AccessDeniedException"
 
 
 class ModelNotFound(ServeError):

@@ -14,6 +14,7 @@ from typing import Any
 from serve.host import memory
 
 MB = 1 << 20
+REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION", "SAGEMAKER_REGION")
 NAMES = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 
@@ -172,6 +173,7 @@ class Settings:
     s3_inputs: tuple[str, ...] = env(
         (), "where a text/uri-list body may point to: s3://BUCKET/PREFIX, with commas", ("SERVE_S3_INPUTS", prefixes)
     )
+    region: str = env("", "where S3 is asked first", *((name, text) for name in REGIONS))
     budget_bytes: int = env(0, "memory all loaded models may fill together", ("SERVE_MEMORY_BUDGET_MB", from_mb))
     memory_fraction: float = env(
         0.9,

@@ -20,6 +20,7 @@ from serve.runner.job import Job
 from serve.runner.names import Names
 from serve.runner.poll import HANGS_UP, Poll
 from serve.runner.records import Engine
+from serve.runner.references import URI_LIST, References
 from serve.settings import Settings
 from serve.slots import Slot
 
@@ -44,6 +45,7 @@ class Loop:
         self._settings = settings
         self._poll = Poll(listener, control)
         self._answers = Answers(self._poll, slot, settings.stream_limit, engine.leave)
+        self._references = References(self._poll, settings)
         self._reading: dict[int, tuple[wire.Connection, float]] = {}  # by file descriptor: arriving requests
         self._joined = self._answers.joined
         self._pulled = self._answers.pulled
@@ -58,21 +60,35 @@ class Loop:
             self._slot.set("in_flight", self._open())
 
     def _open(self) -> int:
-        return len(self._reading) + len(self._joined) + len(self._pulled) + len(self._answers.leaving)
+        return (
+            len(self._reading)
+            + len(self._references.held)
+            + len(self._joined)
+            + len(self._pulled)
+            + len(self._answers.leaving)
+        )
 
     def _wait(self) -> None:
         busy = self._joined or (self._pulled and self._answers.may_pull())
-        for fd, event in self._poll.wait(0 if busy else -1):
+        for fd, event in self._poll.wait(0 if busy else self._references.patience()):
             if fd == self._listener.fileno():
                 continue
             if fd == self._control.fileno():
                 self._retire()
             elif fd in self._reading:
                 self._read(*self._reading.pop(fd))
+            elif fd == self._references.fd:
+                self._references.collect()
+            elif fd in self._references.held:
+                self._references.hung_up(fd)
             elif event & HANGS_UP:
                 self._answers.hung_up(fd)
             elif event & select.EPOLLOUT:
                 self._answers.flush(fd)
+        if self._references.held:
+            self._references.give_up()
+        while self._references.ready and self._engine.room() > 0:
+            self._decode(self._references.take())
         if self._accepting:
             self._accept()
         self._slot.set("in_flight", self._open())
@@ -112,26 +128,35 @@ class Loop:
             self._poll.watch(fd, select.EPOLLIN)
 
     def _admit(self, connection: wire.Connection) -> None:
-        """Decode a whole request and let it join; what is wrong with it is answered before it meets any batch."""
+        """A request is whole: on to the model, by way of S3 if it is only a reference."""
         request, arrived, wrong = received(connection, self._settings)
         job = Job(self._answers, connection, request, arrived)
         if wrong is not None:
             job.fail(wrong)
-            return
+        elif request.content_type == URI_LIST:
+            try:
+                self._references.begin(job)
+            except ServeError as error:
+                job.fail(error)
+        else:
+            self._decode(job)
+
+    def _decode(self, job: Job) -> None:
+        """Let a request join; what is wrong with it is answered before it meets any batch."""
         began = time.monotonic()
         nanoseconds = int(began * 1e9)
         self._slot.set("busy_since", nanoseconds)
         self._slot.set("last_used", nanoseconds)
         try:
-            self._names.check(request)
-            job.item = self._engine.decode(request)
+            self._names.check(job.request)
+            job.item = self._engine.decode(job.request)
         except Exception as error:
             job.fail(outcome_of(error))
         else:
-            if len(request.body) > LARGE:
-                job.request = replace(request, body=b"")
+            if len(job.request.body) > LARGE:
+                job.request = replace(job.request, body=b"")
             job.began = began
-            self._joined[connection.sock.fileno()] = job
+            self._joined[job.connection.sock.fileno()] = job
             self._engine.join(job)
         self._slot.set("busy_since", 0)
 

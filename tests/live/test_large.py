@@ -61,3 +61,10 @@ def test_no_room_on_the_disk_is_told(server: Server) -> None:
     finally:
         spool.mkdir()
     assert server.invoke("echo", bytes(1 << 20), BYTES).status == 200
+
+
+def test_a_reference_is_refused_unless_somebody_allowed_it(server: Server) -> None:
+    """And the setting that allows it is named."""
+    answer = server.invoke("echo", "s3://bucket/key", "text/uri-list")
+    assert (answer.status, answer.json["type"]) == (403, "AccessDeniedException")
+    assert "SERVE_S3_INPUTS" in answer.json["hint"]

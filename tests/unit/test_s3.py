@@ -1,0 +1,105 @@
+"""References to S3: what is one, what it may point to, and what its failure means."""
+
+from typing import Any
+
+import pytest
+from botocore import exceptions as boto
+
+from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
+from serve.runner import s3
+from serve.runner.s3 import Reference
+
+ASKED = Reference("b", "in/a.csv")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"s3://b/in/a.csv",
+        b"s3://b/in/a.csv\r\n",
+        b"# of today\r\n\r\ns3://b/in/a.csv\r\n# and no other\r\n",
+    ],
+)
+def test_one_line_is_the_object_and_comments_are_not(body: bytes) -> None:
+    """RFC 2483."""
+    assert s3.reference(body) == ASKED
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "0 URIs"),
+        (b"# nothing\n", "0 URIs"),
+        (b"s3://b/1\ns3://b/2\n", "2 URIs"),
+        (b"https://b.s3.amazonaws.com/k", "not an object of S3"),
+        (b"s3://b", "not an object"),
+        (b"s3://b/", "not an object"),
+        (b"s3:///k", "not an object"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"s3://b/" + b"k" * 5000, "longer than one URI"),
+    ],
+)
+def test_anything_else_is_a_bad_request(body: bytes, says: str) -> None:
+    """That says what it found."""
+    with pytest.raises(BadRequest, match=says):
+        s3.reference(body)
+
+
+@pytest.mark.parametrize("prefix", ["s3://b", "s3://b/", "s3://b/in", "s3://b/in/", "s3://b/in/a.csv"])
+def test_what_lies_under_a_prefix_may_be_read(prefix: str) -> None:
+    """With or without a slash at its end."""
+    s3.check(ASKED, ("s3://other", prefix))
+
+
+@pytest.mark.parametrize("prefix", ["s3://b/i", "s3://b/in/a", "s3://bb", "s3://b/out", "s3://b/in/a.csv/"])
+def test_what_only_begins_alike_may_not(prefix: str) -> None:
+    """s3://b/in allows nothing in s3://b/in-secret."""
+    with pytest.raises(Forbidden) as refused:
+        s3.check(ASKED, (prefix,))
+    assert "SERVE_S3_INPUTS" in refused.value.hint
+
+
+def test_nothing_may_be_read_by_default() -> None:
+    """The setting is named."""
+    with pytest.raises(Forbidden) as refused:
+        s3.check(ASKED, ())
+    assert "SERVE_S3_INPUTS, now: nothing" in refused.value.hint
+
+
+def said(code: str, status: int, message: str = "") -> Any:
+    return boto.ClientError(
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},
+        "GetObject",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (said("NoSuchKey", 404), BadRequest, "no key 'in/a.csv'"),
+        (said("NoSuchBucket", 404), BadRequest, "no bucket 'b'"),
+        (said("AccessDenied", 403, "Access Denied"), Forbidden, "s3:GetObject"),
+        (said("AccessDenied", 403, "not authorized to perform: kms:Decrypt"), Forbidden, "give the role kms:Decrypt"),
+        (said("KMS.DisabledException", 400, "key is disabled"), Forbidden, "cannot be decrypted"),
+        (said("InvalidAccessKeyId", 403), Forbidden, "not accepted: InvalidAccessKeyId"),
+        (said("ExpiredToken", 400), Forbidden, "not accepted: ExpiredToken"),
+        (said("PermanentRedirect", 301, "use eu-west-1"), BadRequest, "another region than us-east-1: use eu-west-1"),
+        (said("AuthorizationHeaderMalformed", 400, "expecting 'eu-west-1'"), BadRequest, "AWS_REGION"),
+        (said("InvalidObjectState", 403), BadRequest, "restore"),
+        (said("SlowDown", 503), Unavailable, "SlowDown"),
+        (said("TooManyRequests", 429), Unavailable, "TooManyRequests"),
+        (said("InvalidRequest", 400, "odd"), BadRequest, "InvalidRequest: odd"),
+        (boto.NoCredentialsError(), Forbidden, "no AWS credentials"),
+        (boto.ParamValidationError(report="Invalid bucket name"), BadRequest, "Invalid bucket name"),
+        (boto.EndpointConnectionError(endpoint_url="https://x"), Unavailable, "cannot be reached"),
+        (boto.ConnectTimeoutError(endpoint_url="https://x"), Unavailable, "VPC"),
+        (boto.ReadTimeoutError(endpoint_url="https://x"), Unavailable, "ReadTimeoutError"),
+        (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), Unavailable, "IncompleteReadError"),
+    ],
+)
+def test_each_failure_says_which_of_all_things_is_wrong(error: Exception, kind: type[ServeError], says: str) -> None:
+    """Bucket, key, permission, KMS, region, credentials or the way there."""
+    told = s3.explained(error, ASKED, "us-east-1")
+    assert type(told) is kind
+    assert says in f"{told.message}; {told.hint}"
+    assert told.retryable == (kind is Unavailable)
