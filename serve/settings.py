@@ -139,6 +139,9 @@ class Settings:
     preload: tuple[str, ...] = env((), "models that must be ready before /ping is 200", ("SERVE_PRELOAD", names))
     pin: tuple[str, ...] = env((), "models never evicted", ("SERVE_PIN", names))
     hf_task: str = env("", "task of Hugging Face models whose model.toml states none", ("HF_TASK", text))
+    remote_code: bool = env(
+        False, "models may run code of their own that their model.toml asks for", ("HF_TRUST_REMOTE_CODE", only_true)
+    )
     default_accept: str = env("", "format when Accept is absent or */*", ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", text))
     inference_output: str = env("", "what XGBoost says of each row", ("SAGEMAKER_INFERENCE_OUTPUT", text))
     ensemble: bool = env(True, "several XGBoost files are one model", ("SAGEMAKER_INFERENCE_ENSEMBLE", only_true))

@@ -31,6 +31,7 @@ class Model:
     threads: int = 1  # for the framework's own pool, within this process
     max_batch: int = 32  # requests (or sequences, for generation) in one batch
     options: Mapping[str, Any] = field(default_factory=dict)  # the `[options]` table of model.toml
+    remote_code: bool = False  # HF_TRUST_REMOTE_CODE: the operator lets a model's own code run, if its owner asks too
     model_field: str = "model_type"  # the key in a JSON body that chose the model: to be ignored by handlers
     default_accept: str | None = None  # SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT
     batch_transform: bool = False  # SAGEMAKER_BATCH

@@ -1,6 +1,7 @@
 """Load a transformers model and its tokenizer from a directory, or say which of its files is at fault and what to do.
 
-The library runs code from pickles and from the model's own `.py` files when it is let; here it is not. What it merely
+The library runs code from pickles and from the model's own `.py` files when it is let; here it is not, but for the
+latter where the model's owner and the operator both say so. What it merely
 warns about, weights left random and a tokenizer without words, is an error.
 """
 
@@ -14,32 +15,37 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from serve.errors import DoesNotFit, ModelUnusable
+from serve.handlers import quantization
 from serve.handlers.base import Model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TRUST = "trust_remote_code"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
 
 
 def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[Any, Any]:
-    """The model, in eval mode on the GPU if there is one, and its tokenizer. `auto_class`: AutoModelForCausalLM...
-    `unused`: beginnings of the names of weights that may be missing, for nothing comes of them.
+    """The model, in eval mode on the GPU if there is one, and its tokenizer.
+
+    `auto_class`: AutoModelForCausalLM... `unused`: beginnings of the names of weights that may be missing, for nothing
+    comes of them.
 
     Raises ModelUnusable or DoesNotFit. Sets this process's number of torch threads. `[options] dtype` is the precision
-    of the weights: on a processor float32, however they are stored, unless it says otherwise.
+    of the weights: on a processor float32, however they are stored, unless it says otherwise. `quantize = "int8"`
+    holds those of linear layers in 8 bits.
     """
-    dtype = _dtype(model)
-    check(model.directory)
+    dtype, quantized, trusted = _dtype(model), _quantize(model), _trusted(model)
+    check(model.directory, trusted)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
-    tokenizer = _tokenizer(model.directory)
+    tokenizer = _tokenizer(model.directory, trusted)
     try:
         network, report = auto_class.from_pretrained(
             model.directory,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=trusted,
             use_safetensors=True,
-            dtype=dtype,
+            dtype="auto" if quantized else dtype,  # quantised from what is stored, without a copy in between
             output_loading_info=True,
         )
         # The library fills these with random numbers and goes on.
@@ -50,6 +56,10 @@ def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[A
                 hint="save config.json and the weights together, with save_pretrained",
             )
         network.eval().requires_grad_(False)
+        if quantized:
+            quantization.quantize(network)
+            if dtype != "auto":
+                network.to(dtype)
         if torch.cuda.is_available():
             network.to("cuda")
     except (ModelUnusable, MemoryError):
@@ -82,12 +92,32 @@ def _dtype(model: Model) -> Any:
     return DTYPES.get(name, name)
 
 
-def check(directory: Path) -> dict[str, Any]:
-    """The parsed config.json of a directory whose files can be read without running code from them."""
+def _quantize(model: Model) -> bool:
+    how = model.options.get("quantize")
+    if how not in (None, "int8"):
+        raise ModelUnusable(f"model.toml: options.quantize is {how!r}", hint='it must be "int8", or left out')
+    return how is not None
+
+
+def _trusted(model: Model) -> bool:
+    """Whether the model's own Python code may run: its owner says so in model.toml, and the operator in a setting."""
+    asked = model.options.get(TRUST, False)
+    if not isinstance(asked, bool):
+        raise ModelUnusable(f"model.toml: options.{TRUST} is {asked!r}", hint="it must be true or false")
+    if asked and not model.remote_code:
+        raise ModelUnusable(
+            f"model.toml wants the model's own code run (options.{TRUST}), and the operator has not allowed it",
+            hint="set HF_TRUST_REMOTE_CODE=true if you trust the code, or remove the option",
+        )
+    return asked
+
+
+def check(directory: Path, trusted: bool = False) -> dict[str, Any]:
+    """The parsed config.json of a directory whose files can be read without running code from them; or `trusted`."""
     config = _json(directory / "config.json")
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:  # else the library's own class is used
+    if not trusted and config.get("model_type") not in CONFIG_MAPPING_NAMES:  # else the library's own class is used
         _refuse_own_code(directory / "config.json", config)
-    if (directory / "tokenizer_config.json").is_file():
+    if not trusted and (directory / "tokenizer_config.json").is_file():
         _refuse_own_code(directory / "tokenizer_config.json", _json(directory / "tokenizer_config.json"))
     for path in _weights(directory):
         try:
@@ -125,10 +155,10 @@ def _weights(directory: Path) -> list[Path]:
     raise ModelUnusable(f"there is no model.safetensors, nor {_INDEX}", hint="save with model.save_pretrained")
 
 
-def _tokenizer(directory: Path) -> Any:
+def _tokenizer(directory: Path, trusted: bool) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
+            directory, local_files_only=True, trust_remote_code=trusted
         )
         words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     except MemoryError:
@@ -150,7 +180,7 @@ def _refuse_own_code(path: Path, settings: dict[str, Any]) -> None:
     if settings.get("auto_map"):
         raise ModelUnusable(
             f"{path.name} has an auto_map: the model asks for Python code of its own to be run",
-            hint="if transformers knows the model type, remove auto_map; else write code/inference.py, a custom model",
+            hint=f"if you trust it: {TRUST} = true under [options] of model.toml, and HF_TRUST_REMOTE_CODE=true",
         )
 
 

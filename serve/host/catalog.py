@@ -133,8 +133,7 @@ def describe(name: str, directory: Path, hf_task: str = "", program: str = "") -
         inner = recognition.top(directory)
         said = card.read(inner)
         found = recognition.recognise(inner, said, hf_task, program)
-        dtype = said.options.get("dtype")
-        needs = estimate.memory_bytes(inner, found.handler, dtype if isinstance(dtype, str) else None)
+        needs = estimate.memory_bytes(inner, found.handler, said.options)
     except ModelUnusable as error:
         error.model = name
         raise

@@ -101,6 +101,7 @@ class Forkserver:
             "THP_MEM_ALLOC_ENABLE": "1",
             "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
             "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": f"{settings.run_dir}/modules",  # copies of a model's own code, where it may run
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is lines of JSON
             "TRANSFORMERS_VERBOSITY": "error",
             "SERVE_RUN_DIR": str(settings.run_dir),
@@ -158,6 +159,7 @@ def order(spec: Spec, settings: Settings) -> dict[str, Any]:
         "threads": spec.threads or settings.threads,
         "max_batch": spec.max_batch or settings.max_batch,
         "options": dict(spec.options),
+        "remote_code": settings.remote_code,
         "model_field": settings.model_field,
         "default_accept": settings.default_accept or None,
         "batch_transform": settings.batch_transform,

@@ -92,6 +92,7 @@ def _load(
         threads=order["threads"],
         max_batch=order["max_batch"],
         options=order["options"],
+        remote_code=order["remote_code"],
         model_field=order["model_field"],
         default_accept=order["default_accept"],
         batch_transform=order["batch_transform"],

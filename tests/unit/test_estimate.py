@@ -1,6 +1,7 @@
 """What a load is expected to take, from headers and file sizes alone."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -45,7 +46,29 @@ def test_weights_count_at_the_precision_they_are_loaded_in(
     """Float32 unless told otherwise, for that is what processors want; whole numbers stay as they are."""
     safetensors(tmp_path / "model.safetensors", tensors)
 
-    assert memory_bytes(tmp_path, "text_generation", dtype) == TORCH_FLOOR + expected
+    assert memory_bytes(tmp_path, "text_generation", {"dtype": dtype}) == TORCH_FLOOR + expected
+
+
+@pytest.mark.parametrize(("dtype", "rest"), [(None, 4), ("bfloat16", 2)])
+def test_quantised_weights_count_at_a_byte_each(tmp_path: Path, dtype: str | None, rest: int) -> None:
+    """All but embeddings and what is no matrix; the largest embedding may be the head as well, for a byte each."""
+    shapes = {
+        "transformer.wte.weight": [100, 8],
+        "model.embed_positions.weight": [10, 8],
+        "layer.0.mlp.weight": [8, 32],
+        "layer.0.norm.weight": [8],
+    }
+    end, parts = 0, {}
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        parts[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    head = json.dumps(parts).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(end))
+
+    needed = memory_bytes(tmp_path, "text_generation", {"quantize": "int8"} | ({"dtype": dtype} if dtype else {}))
+
+    assert needed == TORCH_FLOOR + 800 + 256 + rest * (800 + 80 + 8)
 
 
 def test_all_shards_count_unless_there_is_one_whole_file(tmp_path: Path) -> None:
