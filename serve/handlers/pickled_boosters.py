@@ -91,17 +91,17 @@ class _Unpickler(pickle.Unpickler):
 
 def read(data: bytes | bytearray) -> xgboost.Booster:
     """The booster in a pickled `xgboost.Booster` or XGBModel. Raises Refused."""
+    return _booster(raw(data))
+
+
+def raw(data: bytes | bytearray) -> bytes:
+    """What the booster had written of itself into the pickle. Raises Refused."""
     try:
         found = _Unpickler(io.BytesIO(data)).load()
     except Refused:
         raise
     except Exception as error:  # pickle documents that a broken one may raise anything
         raise Refused(f"the pickle cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
-    return _booster(_raw(found))
-
-
-def _raw(found: Any) -> bytes:
-    """What the booster had written of itself into the pickle."""
     inner = found
     if isinstance(inner, _Inert) and isinstance(inner.state, dict) and "_Booster" in inner.state:
         inner = inner.state["_Booster"]
@@ -113,18 +113,18 @@ def _raw(found: Any) -> bytes:
     raise Refused(f"the pickle holds {what[:60]!r}, not a trained booster")
 
 
-def _booster(raw: bytes) -> xgboost.Booster:
+def _booster(written: bytes) -> xgboost.Booster:
     try:
         with xgboost.config_context(verbosity=0):
-            if raw.startswith(_HEADER):
-                return xgboost.Booster(model_file=bytearray(as_json(raw[len(_HEADER) + 8 :])))
-            if raw.startswith(b'{"'):  # JSON of Config and Model, up to XGBoost 1.5
-                return xgboost.Booster(model_file=bytearray(_PARTS.decode(raw)["Model"]))
-            if not raw.startswith(b"{"):
-                return xgboost.Booster(model_file=bytearray(as_json(raw)))
-            ubjson.check(raw)
+            if written.startswith(_HEADER):
+                return xgboost.Booster(model_file=bytearray(as_json(written[len(_HEADER) + 8 :])))
+            if written.startswith(b'{"'):  # JSON of Config and Model, up to XGBoost 1.5
+                return xgboost.Booster(model_file=bytearray(_PARTS.decode(written)["Model"]))
+            if not written.startswith(b"{"):
+                return xgboost.Booster(model_file=bytearray(as_json(written)))
+            ubjson.check(written)
             booster = xgboost.Booster()
-            booster.__setstate__({**vars(booster), "handle": bytearray(raw)})
+            booster.__setstate__({**vars(booster), "handle": bytearray(written)})
             return booster
     except (OldBinaryError, ValueError, KeyError, RecursionError, xgboost.core.XGBoostError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
