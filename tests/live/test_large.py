@@ -1,5 +1,6 @@
-"""Bodies as large as asynchronous inference has them: spooled by nginx, held once, answered with short headers."""
+"""What is large or long: bodies of asynchronous inference, held once; headers that stay short; streams with an end."""
 
+import http.client
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,9 @@ BYTES = "application/octet-stream"
 @pytest.fixture(scope="module")
 def server(start_shared: Start, shared_models: Path) -> Server:
     toy(shared_models, "echo")
-    return start_shared(shared_models, SERVE_MAX_PAYLOAD_MB=1024, SAGEMAKER_MODEL_SERVER_TIMEOUT=3600)
+    toy(shared_models, "stream")
+    limits = {"SERVE_MAX_PAYLOAD_MB": 1024, "SAGEMAKER_MODEL_SERVER_TIMEOUT": 3600, "SERVE_STREAM_LIMIT": 2}
+    return start_shared(shared_models, **limits)
 
 
 def _peak(pid: int) -> int:
@@ -68,3 +71,11 @@ def test_a_reference_is_refused_unless_somebody_allowed_it(server: Server) -> No
     answer = server.invoke("echo", "s3://bucket/key", "text/uri-list")
     assert (answer.status, answer.json["type"]) == (403, "AccessDeniedException")
     assert "SERVE_S3_INPUTS" in answer.json["hint"]
+
+
+def test_a_stream_ends_at_its_own_limit(server: Server) -> None:
+    """It is broken off, not ended; the limit of other requests, an hour here, is not its limit."""
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        server.invoke("stream", {"chunks": 1000, "delay": 0.05})
+    assert broken.value.partial.startswith(b"chunk 0\n")
+    assert b"chunk 60\n" not in broken.value.partial
