@@ -4,6 +4,7 @@ Exits 0 when nothing is breached, 1 on a breach, 2 when there was nothing to reh
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import signal
@@ -33,10 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     table, verdicts, begun = Table(sys.stderr if given.json else sys.stdout), list[Verdict](), time.monotonic()
     try:
-        for verdict in rehearse(given.subject, options, given.only or (), table.progress):
-            verdicts.append(verdict)
-            if not given.json:
-                table.row(verdict)
+        # closing: what runs is removed before anything else happens, also when this is interrupted.
+        with contextlib.closing(rehearse(given.subject, options, given.only or (), table.progress)) as coming:
+            for verdict in coming:
+                verdicts.append(verdict)
+                if not given.json:
+                    table.row(verdict)
     except CannotRun as reason:
         table.progress("")
         print(f"rehearse: {reason}", file=sys.stderr)

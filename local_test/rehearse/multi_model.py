@@ -5,6 +5,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from local_test.rehearse.container import Answer, Container
@@ -13,7 +14,7 @@ from local_test.rehearse.verdict import Breach, LeftOut
 PAGES = 50  # a list that takes more is one without end
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MultiModel:
     """A container that loads what it is told, and directories it can be told of."""
 
@@ -28,9 +29,19 @@ class MultiModel:
         return secrets.token_hex(16)
 
     def model(self) -> str:
-        if not self.url:
-            raise LeftOut("needs a model: --model DIR")
+        if self._unloadable:
+            raise LeftOut(self._unloadable)
         return self.url
+
+    @cached_property
+    def _unloadable(self) -> str:
+        """Why nothing can be seen of loads, where that is so."""
+        if not self.url:
+            return "needs a model: --model DIR"
+        name = self.name()
+        answer = self.load(name, self.url)
+        self.unload(name)
+        return "" if answer.status == 200 else f"the model could not be loaded: {answer.status}: {answer.start}"
 
     def load(self, name: object, url: object) -> Answer:
         return self.post(json.dumps({"model_name": name, "url": url}).encode())

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class CannotRun(Exception):
     """There is nothing to rehearse: no such image, no engine, nobody listens."""
 
 
-def rehearse(what: str, options: Options, only: Collection[str], progress: Progress) -> Iterator[Verdict]:
+def rehearse(what: str, options: Options, only: Collection[str], progress: Progress) -> Generator[Verdict, None, None]:
     """The verdicts on an image or a URL, in the order of `ALL`; `only` some checks by name, where there are any."""
     if "://" in what:
         yield from _by_url(what, options, only, progress)
@@ -168,7 +168,9 @@ def _multi_model(checks: list[Check[Any]], image: Image, progress: Progress) -> 
         Path(nothing).chmod(0o755)
         mounts = {f"{ROOT}/rehearsal-empty/model": Path(nothing)}
         if options.model:
-            mounts[f"{ROOT}/rehearsal/model"] = options.model
+            # A directory with several models: the one that is asked for.
+            one = options.model / options.target if options.target else options.model
+            mounts[f"{ROOT}/rehearsal/model"] = one if one.is_dir() else options.model
         terms = Terms(
             bare=True,
             network=not isolates(),

@@ -134,3 +134,28 @@ def follows_bind_to_port(launch: Launch) -> str:
         if launch.image.labelled("accept-bind-to-port"):
             raise Breach(f"not on {OTHER_PORT}: {silent}") from silent
         raise Doubt(f"not on {OTHER_PORT} (nor has it the label accept-bind-to-port): {silent}") from silent
+
+
+@check(
+    breaks="clients of InvokeEndpointWithBidirectionalStream are sent to a path that does not answer",
+    do="leave the label out, or take WebSockets on /invocations-bidirectional-stream",
+    source=sources.HOSTING,
+)
+def label_bidirectional_streaming(launch: Launch) -> str:
+    """the label bidirectional-streaming only with its WebSocket"""
+    if not launch.image.labelled("bidirectional-streaming"):
+        return "not there: no such traffic"
+    if launch.container is None:
+        raise LeftOut("it does not start")
+    answer = launch.container.ask("GET", "/invocations-bidirectional-stream", headers=UPGRADE)
+    if answer.status != 101:
+        raise Breach(f"true, but an upgrade to a WebSocket gets {answer}: {answer.start}")
+    return "true, and the WebSocket is there"
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "cmVoZWFyc2FsLXJlaGVhcg==",
+}

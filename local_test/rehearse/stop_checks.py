@@ -28,7 +28,7 @@ def stop(container: Docked) -> Stopped:
     options = container.options
     lock, over = threading.Lock(), threading.Event()
     asked: dict[int, float] = {}  # caller -> when its request in hand was begun
-    signalled: list[float] = []
+    signalled: list[float] = []  # when the signal was asked for, and when it had been sent
     answered, lost = [0], list[str]()
 
     def call(caller: int) -> None:
@@ -41,8 +41,9 @@ def stop(container: Docked) -> Stopped:
             except NoAnswer as none:
                 came = str(none)
             with lock:
-                # Those begun after the signal, or just before it and still on their way, may be refused.
-                if signalled and asked[caller] < signalled[0] - ON_ITS_WAY:
+                # Begun later, or just before and on its way, it may be refused; answered earlier, it proves nothing.
+                begun_before = bool(signalled) and asked[caller] < signalled[0] - ON_ITS_WAY
+                if begun_before and (came or len(signalled) == 2):
                     answered[0] += 1
                     lost.extend([came] if came else [])
 
@@ -52,6 +53,8 @@ def stop(container: Docked) -> Stopped:
         with lock:
             signalled.append(time.monotonic())
         terminate(container.id)
+        with lock:
+            signalled.append(time.monotonic())
         until = signalled[0] + options.stop_limit
         while (runs := container.lives()) and time.monotonic() < until:
             time.sleep(0.05)

@@ -24,7 +24,9 @@ ROWS = Options(
     slack=2.0,
     busy_seconds=0.5,
     stop_limit=20.0,
+    scarce_mb=512,
 )
+STOPS = {each.name for each in STOP}
 MULTI = ("mme-memory", "mme-out-of-memory")
 
 # fault -> the check that must find it, and how bad that is
@@ -39,6 +41,7 @@ FAULTS = {
     "ends-at-once": ("stop-answers-what-is-in-hand", "FAIL"),
     "ignores-sigterm": ("stops-in-time", "FAIL"),
     "ends-with-3": ("stops-in-time", "warn"),
+    "no-websocket": ("label-bidirectional-streaming", "FAIL"),
     "keeps-memory": ("mme-memory", "FAIL"),
     "out-of-memory-is-500": ("mme-out-of-memory", "FAIL"),
 }
@@ -60,6 +63,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+FAULTY = """
+LABEL com.amazonaws.sagemaker.capabilities.bidirectional-streaming=true
+COPY faulty.py /
+ENTRYPOINT ["/opt/serve/bin/python", "/faulty.py"]
+"""
+
+
 @pytest.fixture(scope="module")
 def faulty(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An image of the container that has the fault named in FAULT."""
@@ -67,9 +77,7 @@ def faulty(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     code = directory / "faulty.py"
     code.write_text((ROOT / "tests" / "live" / "faulty.py").read_text())
     code.chmod(0o644)  # the container may run as another user
-    with built(
-        f'FROM {image}\nCOPY faulty.py /\nENTRYPOINT ["/opt/serve/bin/python", "/faulty.py"]\n', directory
-    ) as tag:
+    with built(f"FROM {image}\n{FAULTY}", directory) as tag:
         yield tag
 
 
@@ -99,15 +107,17 @@ def seen(faulty: str, model: Path) -> dict[str, dict[str, Verdict]]:
     )
 
     def one(fault: str) -> dict[str, Verdict]:
-        return verdicts(faulty, replace(options, env={"FAULT": fault, "WORK": "0.1"}), {FAULTS[fault][0]})
+        return of(fault, {FAULTS[fault][0]})
 
-    def none() -> dict[str, Verdict]:
-        return verdicts(faulty, replace(options, env={"WORK": "0.1"}), {check for check, _ in FAULTS.values()})
+    def of(fault: str, checks: set[str]) -> dict[str, Verdict]:
+        # A request that takes a second is in hand when the signal comes, however busy this machine is.
+        env = {"FAULT": fault, "WORK": "1" if checks <= STOPS else "0.01"}
+        return verdicts(faulty, replace(options, env=env), checks)
 
     with ThreadPoolExecutor(5) as rehearsals:
-        without = rehearsals.submit(none)
+        without = [rehearsals.submit(of, "", checks) for checks in (STOPS, set(MULTI) | {each.name for each in START})]
         found = dict(zip(FAULTS, rehearsals.map(one, FAULTS), strict=True))
-        return found | {"": without.result()}
+        return found | {"": without[0].result() | without[1].result()}
 
 
 def test_our_image_passes(image: str, models: Path) -> None:
@@ -116,6 +126,16 @@ def test_our_image_passes(image: str, models: Path) -> None:
 
     assert told(found, "FAIL", "warn") == {}
     assert set(found) == {each.name for each in ALL}
+
+
+def test_our_image_answers_what_it_has_in_hand(image: str, models: Path) -> None:
+    """With a model that takes its time, so that there is something."""
+    story = (ROOT / "local_test" / "payloads" / "story.json").read_bytes()
+    options = replace(ROWS, model=models, target="gpt2", payload=story, content_type="application/json")
+
+    found = verdicts(image, options, STOPS)
+
+    assert set(told(found, "pass")) == STOPS, found
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -131,7 +151,7 @@ def test_the_same_container_without_a_fault_passes(seen: dict[str, dict[str, Ver
 
 
 def test_every_check_of_a_running_image_is_seen_to_fail() -> None:
-    assert {check for check, _ in FAULTS.values()} == {each.name for each in START + STOP} | set(MULTI)
+    assert {check for check, _ in FAULTS.values()} == {each.name for each in START} | STOPS | set(MULTI)
 
 
 def test_what_an_image_says_of_itself_is_read(image: str, tmp_path: Path) -> None:

@@ -160,6 +160,8 @@ class Handler(BaseHTTPRequestHandler):
         target = urlsplit(self.path)
         if target.path in ("/ping", "/ping/"):
             self.ping()
+        elif target.path == "/invocations-bidirectional-stream" and not self.has("no-websocket"):
+            self.say(101, kind="", Connection="Upgrade", Upgrade="websocket")  # and nothing is ever said on it
         elif target.path == "/execution-parameters":
             if self.has("parameters-junk"):
                 self.say(200, b"<b>8</b>", "text/html")
@@ -331,30 +333,24 @@ class Handler(BaseHTTPRequestHandler):
             if self.has("ghosts"):
                 server.models[name] = (str(url), bytearray())
             return 404, "nothing there"
-        filled = _model()
+        filled = _model(len(server.models))
         if filled is None:
             return 500 if self.has("out-of-memory-is-500") else 507, "no memory"
         server.models[name] = (str(url), filled)
         return 200, ""
 
 
-def _model() -> bytearray | None:
-    """A model's memory; None where there is none left."""
+def _model(others: int) -> bytearray | None:
+    """A model's memory; None where it would be more than half of the container's."""
     if not Path("/opt/ml").exists():
         return bytearray()  # not in a container
-    for limit, used in MEMORY:
-        if limit.exists() and limit.read_text().strip() != "max":
-            if int(used.read_text()) + 2 * (MODEL_MB << 20) > int(limit.read_text()):
-                return None
-            break
+    limits = [path.read_text().strip() for path in LIMITS if path.exists()]
+    if limits and limits[0] != "max" and (others + 1) * (MODEL_MB << 20) > int(limits[0]) / 2:
+        return None
     return bytearray(b"x") * (MODEL_MB << 20)
 
 
-CGROUP = Path("/sys/fs/cgroup")
-MEMORY = (
-    (CGROUP / "memory.max", CGROUP / "memory.current"),
-    (CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory/memory.usage_in_bytes"),
-)
+LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # of cgroups 2 and 1
 
 
 def main() -> None:
