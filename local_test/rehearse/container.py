@@ -191,7 +191,8 @@ class Container:
         until = time.monotonic() + self.options.busy_seconds
 
         def call(_: int) -> None:
-            while time.monotonic() < until:
+            more = True  # at least once, however late this thread comes
+            while more:
                 try:
                     answer = self.invoke()
                 except NoAnswer as none:
@@ -201,15 +202,18 @@ class Container:
                     with lock:
                         seen.statuses[answer.status] = seen.statuses.get(answer.status, 0) + 1
                         seen.slowest_accept = max(seen.slowest_accept, answer.connecting)
+                more = time.monotonic() < until
 
         with ThreadPoolExecutor(self.options.callers) as callers:
             calls = [callers.submit(call, number) for number in range(self.options.callers)]
-            while time.monotonic() < until:
+            more = True
+            while more:
                 try:
                     seen.pings.append(self.ping())
                 except NoAnswer as none:
                     seen.silent_pings.append(str(none))
                 time.sleep(0.05)
+                more = time.monotonic() < until
             for each in calls:
                 each.result()
         return seen

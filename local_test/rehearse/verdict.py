@@ -50,6 +50,8 @@ class Check(Generic[Subject]):
             return self._came_to("pass", self.run(subject))
         except (Breach, NoAnswer) as breach:
             return self._came_to("FAIL", str(breach))
+        except OSError as broken:  # a raw connection, in the middle of a request
+            return self._came_to("FAIL", f"the connection broke: {broken}")
         except Doubt as doubt:
             return self._came_to("warn", str(doubt))
         except LeftOut as reason:
