@@ -68,6 +68,7 @@ class Custom:
         self._predict = functions.get("predict_fn")
         self._transform = functions.get("transform_fn")
         self._batch = functions.get("predict_batch_fn")
+        self.records = () if self._input or self._transform else (formats.CSV,)
         if torch := sys.modules.get("torch"):  # it would take every core of the machine
             torch.set_num_threads(max(1, model.threads))
         self._load("pre_model_fn", functions)

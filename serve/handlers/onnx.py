@@ -12,6 +12,7 @@ import numpy as np
 from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.handlers import tensors
 from serve.handlers.base import Model, Reply, Request
+from serve.handlers.formats import CSV
 from serve.handlers.tensors import Input, Item
 from serve.host import recognition
 
@@ -26,6 +27,8 @@ TYPES: dict[str, np.dtype[Any]] = {
 
 
 class Onnx:
+    records = (CSV,)
+
     def __init__(self, model: Model) -> None:
         try:
             # Not above: it starts a thread, which the process that forks must not have; and an image may not have it.

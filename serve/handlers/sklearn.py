@@ -34,6 +34,8 @@ class Item:
 
 
 class ScikitLearn:
+    records = (formats.CSV,)
+
     def __init__(self, model: Model) -> None:
         self._model = model
         estimator = load(model)

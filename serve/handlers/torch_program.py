@@ -16,6 +16,7 @@ from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.exhausted import exhausted
 from serve.handlers import tensors, torch_archive
 from serve.handlers.base import Model, Reply, Request
+from serve.handlers.formats import CSV
 from serve.handlers.tensors import Input, Item
 from serve.host import recognition
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 
 class TorchProgram:
+    records = (CSV,)
+
     def __init__(self, model: Model) -> None:
         torch.set_num_threads(max(1, model.threads))
         self._model = model

@@ -18,6 +18,9 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     toy(shared_models, "tally")
     toy(shared_models, "echo")
     xgboost_model(shared_models / "trees")
+    sums = shared_models / "sums" / "code"
+    sums.mkdir(parents=True)
+    (sums / "inference.py").write_text("def predict_fn(rows, model):\n    return rows.sum(axis=1)\n")
     return start_shared(shared_models, SAGEMAKER_BATCH="true", SERVE_BAD_RECORD="ERROR")
 
 
@@ -40,6 +43,12 @@ def test_json_lines_are_answered_line_by_line(server: Server) -> None:
     assert (answer.status, answer.headers["content-type"]) == (200, LINES)
     assert answer.body.endswith(b"}\n")
     assert [json.loads(line)["id"] for line in answer.body.splitlines()] == list(range(100))
+
+
+def test_a_bad_row_of_own_code_has_its_place_too(server: Server) -> None:
+    """Where the code leaves the reading of CSV to us."""
+    answer = server.invoke("sums", "1,2\nthree,4\n5,6\n", "text/csv", Accept="text/csv")
+    assert (answer.status, answer.body) == (200, b"3.0\nERROR\n11.0\n")
 
 
 def test_a_bad_row_does_not_lose_the_file(server: Server) -> None:
