@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
-from serve.handlers.tabular import Matrix, filled, wrong_width
+from serve.handlers.tabular import Matrix, filled, finite, wrong_width
 
 _MAGIC = 0xCED7230A
 _MARK = struct.pack("<I", _MAGIC)
@@ -39,6 +39,9 @@ class _Wrong(Exception):
 
 def read(body: bytes, width: int) -> Matrix | csr_matrix:
     """Records of dense or sparse features; what a sparse one does not name is missing. Sparse if large."""
+    alike = _alike(body, width)
+    if alike is not None:
+        return finite(alike)
     columns: list[Integers] = []
     values: list[Floats] = []
     with np.errstate(over="ignore"):  # of float64; `filled` finds it
@@ -52,6 +55,29 @@ def read(body: bytes, width: int) -> Matrix | csr_matrix:
     if not values:
         raise BadRequest("there are no records")
     return filled(np.concatenate(values), np.concatenate(columns), np.cumsum([0, *map(len, values)]), width)
+
+
+def _alike(body: bytes, width: int) -> Matrix | None:
+    """The rows of records that differ in nothing but float32 features, as most dense ones do; None where they may not.
+
+    Read one by one they take 15 us each, which of a body of 25 MB makes seconds; together next to nothing.
+    """
+    try:
+        record = next(_records(body), b"")
+        with np.errstate(over="ignore"):
+            found, keys, _ = _features(record)
+    except _Wrong:
+        return None
+    frames = np.frombuffer(body, np.uint8)
+    size = 8 + len(record) + -len(record) % 4
+    start = found.ctypes.data - frames.ctypes.data  # in the body itself, unless something had to be put together
+    end = start + 4 * width
+    if keys is not None or len(found) != width or not 0 <= start < end <= size or len(body) % size:
+        return None
+    frames = frames.reshape(-1, size)
+    if (frames[:, :start] != frames[0, :start]).any() or (frames[:, end:] != frames[0, end:]).any():
+        return None
+    return np.ascontiguousarray(frames[:, start:end]).view(np.float32)
 
 
 def _row(record: memoryview | bytes, number: int, width: int) -> tuple[Floats, Integers]:
@@ -114,10 +140,10 @@ def _features(record: memoryview | bytes) -> tuple[Floats, Integers | None, int]
             raise _Wrong("has features that are no tensor of numbers")
         for field, wire, value in _fields(_message(inner)):
             if field == _VALUES:
-                numbers.append(_elements(wire, value, _TENSORS[kind]).astype(np.float32))
+                numbers.append(_elements(wire, value, _TENSORS[kind]).astype(np.float32, copy=False))
             elif field in (_KEYS, _SHAPE):
                 (keys if field == _KEYS else shape).append(_elements(wire, value, "varint"))
-    found = np.concatenate(numbers) if numbers else np.empty(0, np.float32)
+    found = numbers[0] if len(numbers) == 1 else np.concatenate([np.empty(0, np.float32), *numbers])
     sizes = np.concatenate(shape) if shape else np.empty(0, np.int64)
     if len(sizes) > 1 and (sizes[:-1] != 1).any():
         raise _Wrong("has features of more than one row")

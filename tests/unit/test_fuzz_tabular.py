@@ -83,7 +83,7 @@ DECODERS: Mapping[str, tuple[Decoder, list[bytes], list[bytes]]] = {
     ),
     "recordio": (
         lambda body: recordio.read(body, WIDTH),
-        [records(), records()[: len(records()) // 2]],
+        [records(), records()[:36], records()[:36] * 3],
         [struct.pack("<I", 0xCED7230A), b"\xff\xff\xff\x1f", b"\xff\xff\xff\xff\x0f", b"\x0a", b"\x12", b"\x80", b"\0"],
     ),
     "parquet": (

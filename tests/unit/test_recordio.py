@@ -71,6 +71,21 @@ def test_a_record_is_a_row(payload: bytes, row: list[float]) -> None:
     assert np.array_equal(found, np.array([row, row], np.float32), equal_nan=True)
 
 
+def test_many_records_alike_are_read_as_one_by_one() -> None:
+    """Also where the last of them, or one in their midst, is not quite like the first."""
+    rows = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    frames = [framed(message(tensor(row)) + LABEL) for row in rows]
+    assert np.array_equal(recordio.read(b"".join(frames), 3), rows)
+    for number in (250, 499):
+        for other in (message(tensor(rows[number], kind="<f8")), message(tensor(rows[number])) + LABEL[:-4] + b"abcd"):
+            changed = [*frames[:number], framed(other), *frames[number + 1 :]]
+            assert np.array_equal(recordio.read(b"".join(changed), 3), rows)
+    with pytest.raises(BadRequest, match=r"^row 500, column 2 is infinite"):
+        recordio.read(b"".join(frames[:-1]) + framed(message(tensor([1, np.inf, 3])) + LABEL), 3)
+    with pytest.raises(BadRequest, match=r"^record 250 has features that are no tensor of numbers"):
+        recordio.read(b"".join(frames[:249]) + frames[0].replace(b"\x12\x0e\x0a", b"\x22\x0e\x0a"), 3)
+
+
 def test_a_record_may_come_in_parts() -> None:
     """RecordIO takes the magic number out of a payload and cuts there."""
     magic = struct.pack("<f", struct.unpack("<f", struct.pack("<I", 0xCED7230A))[0])
