@@ -5,6 +5,7 @@ scikit-learn, numpy and scipy), `allow_pickle` (load *.joblib or *.pkl, which ru
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 READS = (formats.JSON, formats.CSV, formats.NPY, formats.NPZ)
 METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function", "score_samples", "transform")
+# Classes within scikit-learn and scipy that skops leaves to its caller, those of every tree among them. Not functions.
+KNOWN = re.compile(r"(sklearn|scipy)\.(?!externals\.)([\w]+\.)*[A-Z]\w*")
 
 
 @dataclass(slots=True, eq=False)
@@ -110,13 +113,15 @@ def load(model: Model) -> Any:
     if not isinstance(allowed, list) or not all(isinstance(each, str) for each in allowed):
         raise ModelUnusable("model.toml: options.trusted: needs a list of the names of types")
     try:
-        untrusted = sorted(set(skops.io.get_untrusted_types(file=path)) - set(allowed))
+        unknown = set(skops.io.get_untrusted_types(file=path)) - set(allowed)
+        known = [name for name in unknown if KNOWN.fullmatch(name)]
+        untrusted = sorted(unknown - set(known))
         if untrusted:
             raise ModelUnusable(
                 f"{path.name} holds types that are not trusted: {', '.join(untrusted)[:800]}",
                 hint="if you trust them and their code is here, name them in model.toml: [options] trusted = [...]",
             )
-        return skops.io.load(path, trusted=allowed)
+        return skops.io.load(path, trusted=[*allowed, *known])
     except (ServeError, MemoryError):
         raise
     except Exception as error:
