@@ -1,6 +1,7 @@
 # The image: nginx, Python with the frameworks, and our package. Weights are never in it: the platform mounts them.
 #   docker build .                            CPU
 #   docker build --build-arg TORCH=cu130 .    CUDA 13.0; the driver is the host's
+#   docker build --build-arg EXTRAS="sklearn onnx" .    with scikit-learn and ONNX Runtime: container/requirements-*.txt
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS builder
@@ -12,6 +13,11 @@ RUN apt-get update \
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/opt/serve/bin/python
 COPY container/requirements.txt container/install_torch.sh /build/
 RUN /opt/pip/bin/pip install --no-deps -r /build/requirements.txt
+# Frameworks that not every image needs. pip itself is a wheel, which Python runs as it is: 2 MB, for SERVE_ALLOW_PIP.
+ARG EXTRAS=""
+COPY container/requirements-*.txt /build/
+RUN for extra in ${EXTRAS}; do /opt/pip/bin/pip install --no-deps -r "/build/requirements-${extra}.txt" || exit 1; done \
+ && /opt/pip/bin/pip download --no-deps --dest /opt/serve/share/pip -r /build/requirements-pip.txt
 # After the rest: PyTorch's CPU build finds all it needs there, pinned.
 ARG TORCH=cpu
 RUN /build/install_torch.sh /opt/pip/bin/python "${TORCH}" && /opt/pip/bin/pip check

@@ -29,6 +29,7 @@ CUTS = {
     # These are imported by nobody but test runners. torch/testing and numpy/testing are not tests, and stay.
     "numpy/**/tests": "tests",
     "scipy/**/tests": "tests",
+    "sklearn/**/tests": "tests, where scikit-learn was asked for",
     "sympy/**/tests": "tests",
     "networkx/**/tests": "tests",
     "mpmath/tests": "tests",

@@ -1,8 +1,11 @@
 """Use every framework of the image once, so that a cut that went too deep fails the build and not a request."""
 
-import importlib
+import importlib.util
 import io
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,8 +64,18 @@ def packed_linear() -> None:
     torch.ops.mkldnn._linear_pointwise(torch.ones(1, 8), weight, None, "none", [], "")
 
 
+def extras() -> None:
+    """What was asked for with EXTRAS, and pip as model code gets it."""
+    for name in ("skops.io", "onnxruntime"):
+        if importlib.util.find_spec(name.partition(".")[0]):
+            importlib.import_module(name)
+            print(f"smoke: {name} is here")
+    (wheel,) = Path(sys.prefix, "share", "pip").glob("pip-*.whl")
+    subprocess.run([sys.executable, str(wheel / "pip"), "--version"], check=True)
+
+
 def main() -> None:
-    for check in (text, trees, tables, packed_linear):
+    for check in (text, trees, tables, packed_linear, extras):
         check()
     for name in ("boto3", "flask", "gunicorn.app.wsgiapp", "httptools", "msgspec", "prometheus_client", "psutil"):
         importlib.import_module(name)

@@ -41,12 +41,12 @@ def onnx_model(directory: Path, *, first: Any = "batch", two: bool = False) -> N
     )
 
 
-class Double(torch.nn.Module):
+class Double(torch.nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + x
 
 
-class Pick(torch.nn.Module):
+class Pick(torch.nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor, index: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"picked": x[index], "half": x.bfloat16()}
 
@@ -68,8 +68,8 @@ def scripted(directory: Path) -> None:
 def built(directory: Path, **options: Any) -> Built:
     """By the handler that the directory's files choose."""
     (directory / "model.toml").write_text("")
-    chosen = {"onnx": Onnx, "torch": TorchProgram}[describe("m", directory).handler]
-    return chosen(Model(name="m", directory=directory, options=options))
+    model = Model(name="m", directory=directory, options=options)
+    return Onnx(model) if describe("m", directory).handler == "onnx" else TorchProgram(model)
 
 
 def item(handler: Built, body: bytes, content_type: str = JSON, accept: str = "") -> Any:
