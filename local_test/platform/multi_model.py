@@ -31,6 +31,7 @@ from local_test.platform.residents import Closed, Next, Resident, Residents, Sta
 
 POLL_LIMIT = 2.0  # seconds for a page of GET /models, as for a ping
 NOT_FOUND, CONFLICT, FULL = 404, 409, 507
+FRUITLESS = 3  # times all that was there when a load was first refused: then it is refused for good
 
 
 class MultiModel:
@@ -56,6 +57,9 @@ class MultiModel:
         self._options = options
         self._events = events
         self._residents = Residents(caching=caching)
+        # Each model that is being loaded takes the place of one that could answer: loads of all callers at once would
+        # leave nothing but loads.
+        self._loads = threading.BoundedSemaphore(options.loads)
 
     @property
     def targets(self) -> frozenset[str]:
@@ -82,7 +86,7 @@ class MultiModel:
                 reply = self._answer(model, call, until, again=again)
             finally:
                 if self._residents.leave(model):
-                    threading.Thread(target=self._unload, args=(model, "is not kept"), daemon=True).start()
+                    threading.Thread(target=self._unload, args=(model, "drop", "is not kept"), daemon=True).start()
             if reply is not None:
                 return reply, cold
             again = cold = True
@@ -124,7 +128,8 @@ class MultiModel:
             if not files.exists():
                 artifacts.fetch(self._s3, self._source.below(model.target), files)
             fetched = time.monotonic() - began
-            answer = self._have_loaded(model, files, began + self._options.load_limit)
+            with self._loads:
+                answer = self._have_loaded(model, files, began + self._options.load_limit)
         except Exception as error:
             artifacts.remove(files.parent)
             if self._residents.closed:
@@ -140,8 +145,10 @@ class MultiModel:
     def _have_loaded(self, model: Resident, files: Path, until: float) -> Answer:
         """POST /models, and room made for it as long as the container says 507."""
         body = json.dumps({"model_name": model.id, "url": self._running.inside(files)}).encode()
+        patience = 0  # models it may have unloaded and yet be refused: others take the room too, but not for ever
         while True:
-            alone = self._residents.alone(model)
+            there = self._residents.others(model)
+            patience = patience or FRUITLESS * there + 1
             try:
                 answer = self._client.ask("POST", "/models", body, limit=until - time.monotonic())
             except Cut:
@@ -158,16 +165,17 @@ class MultiModel:
                 step, victim = self._residents.make_room(model, until)
             except Closed:
                 raise going() from None
+            patience -= victim is not None
             if victim is not None:
                 self._events.say("507", model.target, f"-> unload {victim.target} -> retry")
-                self._unload(victim, f"for {model.target}")
-            elif step is Next.GIVE_UP and alone:
-                self._events.say("507", model.target, "and nothing is left to unload")
+                self._unload(victim, "unload", f"for {model.target}")
+            if (step is Next.GIVE_UP and not there) or not patience:
+                self._events.say("507", model.target, "and nothing that helps is left to unload")
                 raise refused
 
     # Unloading.
 
-    def _unload(self, model: Resident, why: str) -> None:
+    def _unload(self, model: Resident, action: str, why: str) -> None:
         """A model that is LEAVING: out of memory, then off the disk."""
         began = time.monotonic()
         if not self._delete(model):
@@ -175,7 +183,7 @@ class MultiModel:
             return
         artifacts.remove(self._files(model).parent)
         self._residents.gone(model)
-        self._events.say("unload", model.target, why, seconds=time.monotonic() - began)
+        self._events.say(action, model.target, why, seconds=time.monotonic() - began)
 
     def _delete(self, model: Resident) -> bool:
         try:

@@ -18,6 +18,7 @@ class Options:
     startup_limit: float = 480.0  # ContainerStartupHealthCheckTimeoutInSeconds overrides it
     invoke_limit: float = 60.0
     stream_limit: float = 480.0
+    loads: int = 4  # that a container is asked for at once; SageMaker's figure is not published
     load_limit: float = 360.0  # a load goes on so long after its first caller gave up
     stop_limit: float = 30.0  # between SIGTERM and SIGKILL
     payload_bytes: int = 25 << 20

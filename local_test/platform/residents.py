@@ -142,10 +142,10 @@ class Residents:
             self._forget(model)
         model.loaded.set_exception(error)
 
-    def alone(self, model: Resident) -> bool:
-        """Whether there is no other that could be unloaded, now or later."""
+    def others(self, model: Resident) -> int:
+        """How many there are that could be unloaded, now or later."""
         with self._changed:
-            return all(each is model for each in self._models.values())
+            return sum(each is not model for each in self._models.values())
 
     def make_room(self, model: Resident, until: float) -> tuple[Next, Resident | None]:
         """What to do about a 507, after a while at most; the model to UNLOAD is then LEAVING. Raises Closed."""
