@@ -2,7 +2,7 @@
 
     python -m local_test.make_models                         all below, into local_test/models
     python -m local_test.make_models --only gpt2 abalone-1   just these
-    python -m local_test.make_models --size full             also GPT-2 and BART at full size, random weights
+    python -m local_test.make_models --size full             also MiniLM; GPT-2 and BART full size, random weights
     python -m local_test.make_models --hub openai-community/gpt2   also a model of the Hugging Face Hub
 
 What is there already is left alone; delete a model to make it anew.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from local_test.recipes import abalone, full_size, hub, smollm2, trained
+from local_test.recipes import abalone, full_size, hub, minilm, smollm2, trained
 from local_test.recipes.packages import CannotMake
 
 HERE = Path(__file__).parent
@@ -29,7 +29,11 @@ SMALL: dict[str, Make] = {
     "abalone-2.tar.gz": abalone.make_second,
     "smollm2": smollm2.make,
 }
-FULL: dict[str, Make] = {"gpt2-full": full_size.make_gpt2, "bart-large-cnn-full": full_size.make_bart}
+FULL: dict[str, Make] = {
+    "minilm": minilm.make,
+    "gpt2-full": full_size.make_gpt2,
+    "bart-large-cnn-full": full_size.make_bart,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
