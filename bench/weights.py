@@ -4,7 +4,7 @@
     .venv/bin/python -m bench.weights --text FILE MODEL      another text to read than local_test/payloads/article.json
 
 Each precision is a process of its own, on one thread; what is counted is that thread's processor time: what else
-runs on the machine matters little (caches and clock are shared all the same). Drift is against float32 on the same text.
+runs on the machine matters little (caches and clock are shared all the same). Drift is against float32.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Each output channel of a weight has a scale of its own, and each row of the input, found as it comes. One scale for the
 whole input, as torch's own dynamic quantisation has it, would make an answer depend on who else is in the batch. And an
 input row is two rows of 8 bits, a coarse one and what it leaves: of models with single large activations (Llama's kind)
-8 bits alone would lose the rest (docs/decisions/0008-weights.md).
+8 bits alone would lose the rest (docs/decisions/0009-weights.md).
 """
 
 import torch
