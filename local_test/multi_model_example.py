@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import boto3
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError, NoRegionError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError, NoRegionError, WaiterError
 
 MODELS = Path(__file__).parent / "models"
 ROWS = (Path(__file__).parent / "payloads" / "abalone.csv").read_text()
@@ -42,7 +42,7 @@ def main() -> None:
 
     for target in ("abalone-1.tar.gz", "abalone-2.tar.gz", "abalone-1.tar.gz"):
         answer = runtime.invoke_endpoint(EndpointName=NAME, TargetModel=target, ContentType="text/csv", Body=ROWS)
-        print(target, answer["Body"].read().decode().split())
+        print(target, answer["Body"].read().decode().strip())
 
     sagemaker.delete_endpoint(EndpointName=NAME)
     sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=NAME, WaiterConfig={"Delay": 1})
@@ -66,5 +66,7 @@ if __name__ == "__main__":
         main()
     except (EndpointConnectionError, NoCredentialsError, NoRegionError) as error:
         sys.exit(f"{error}\nStart `python -m local_test.platform` in another shell, and export here what it prints.")
+    except WaiterError as error:
+        sys.exit(f"{error}\n{error.last_response.get('FailureReason', '')}")
     except FileNotFoundError as error:
         sys.exit(f"{error}\nThe sample models are made by `make models`.")

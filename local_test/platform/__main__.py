@@ -45,9 +45,9 @@ def banner(platform: Platform) -> str:
     exports = "\n".join(f"export {name}={value}" for name, value in platform.environment.items())
     return (
         f"SageMaker, played at {platform.url}. In another shell:\n\n{exports}\n\n"
-        "python -m local_test.multi_model_example\n"
-        "aws sagemaker list-endpoints   # or any boto3 script, unmodified\n\n"
-        "What the platform does, as it does it (Ctrl-C ends it):"
+        f"{sys.executable} -m local_test.multi_model_example   # or any boto3 script, unmodified\n"
+        "aws sagemaker list-endpoints\n\n"
+        f"Images are run by {platform.runs_by}. What the platform does, as it does it (Ctrl-C ends it):"
     )
 
 

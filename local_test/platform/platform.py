@@ -19,6 +19,7 @@ from local_test.platform.artifacts import parts
 from local_test.platform.asynchronous import Queue
 from local_test.platform.calls import Call, Reply
 from local_test.platform.definitions import Key
+from local_test.platform.docker import DockerRuntime
 from local_test.platform.endpoints import Endpoint, Surroundings, not_found
 from local_test.platform.events import Events
 from local_test.platform.fleets import Config
@@ -69,6 +70,12 @@ class Platform:
             **{name.upper(): value for name, value in KEYS.items()},
             "AWS_DEFAULT_REGION": REGION,
         }
+
+    @property
+    def runs_by(self) -> str:
+        """What is in an image's place."""
+        docker = isinstance(self._runtime, DockerRuntime)
+        return "Docker" if docker else "`python -m serve`, whatever their names"
 
     def client(self, service: str, **options: Any) -> Any:
         """boto3's, as with `environment` set."""
