@@ -11,7 +11,7 @@ from tests.live import tiny
 from tests.live.account import Account, account, multi_model, refusal
 from tests.live.stack import at_once, toy, wait_until
 
-CSV = {"ContentType": "text/csv"}
+CSV = {"ContentType": "text/csv", "Accept": "text/csv"}
 
 
 @pytest.fixture(scope="module")
