@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
-from serve.handlers.tabular import Matrix, filled, finite, wrong_width
+from serve.handlers.libsvm import filled
+from serve.handlers.tabular import Matrix, finite, wrong_width
 
 _MAGIC = 0xCED7230A
 _MARK = struct.pack("<I", _MAGIC)

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
@@ -19,7 +18,6 @@ from serve.handlers.base import Request
 Matrix = npt.NDArray[np.float32]
 
 _NPY_HEADER = 10_000  # bytes; numpy's own limit
-_DENSE = 1 << 20  # cells; libsvm with more stays sparse, since short rows of a wide model would fill the memory
 SMALL = 8192  # bytes; below it plain Python beats pyarrow, which spends 65 us on a call
 
 
@@ -116,57 +114,6 @@ def _check_cells(cells: list[bytes], row: int) -> list[float]:
     return values
 
 
-def libsvm(body: bytes, width: int) -> Matrix | csr_matrix:
-    """`[label] index:value ...` a line. Indices count from 0 if a 0 is among them, else from 1. Sparse if large."""
-    indices: list[int] = []
-    values: list[float] = []
-    ends = [0]
-    for number, line in enumerate(body.rstrip(b"\r\n").split(b"\n"), 1):
-        pairs = line.partition(b"#")[0].split()
-        for position, pair in enumerate(pairs):
-            index, colon, value = pair.partition(b":")
-            if index == b"qid" and colon:
-                continue
-            try:
-                if not colon:
-                    float(pair)
-                    if position:
-                        raise ValueError
-                    continue
-                if not index.isdigit() or len(index) > 18 or b"_" in value:
-                    raise ValueError
-                indices.append(int(index))
-                values.append(float(value))
-            except ValueError:
-                shown = pair[:60].decode(errors="replace")
-                raise BadRequest(f"row {number}: {shown!r} is not index:value with a number on both sides") from None
-        if not pairs:
-            raise BadRequest(f"row {number} is empty", hint="a row without features still has a label: 0")
-        ends.append(len(indices))
-    columns = np.array(indices, np.int64)
-    if len(columns) and columns.min() >= 1:
-        columns -= 1
-    if len(columns) and columns.max() >= width:
-        raise BadRequest(f"a row has feature number {max(indices)}; the model has {width} features")
-    with np.errstate(over="ignore"):  # `filled` finds it
-        data = np.array(values, np.float64).astype(np.float32)
-    return filled(data, columns, np.array(ends, np.int64), width)
-
-
-def filled(data: Matrix, columns: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], width: int) -> Any:
-    """Rows from cells one after the other, of which row n has those from ends[n] to ends[n + 1]; the others are nan."""
-    infinite = np.isinf(data)
-    if infinite.any():
-        cell = int(infinite.argmax())
-        _too_large(int(np.searchsorted(ends, cell, "right")), int(columns[cell]) + 1)
-    rows = len(ends) - 1
-    if rows * width > _DENSE and len(data) * 4 < rows * width:
-        return csr_matrix((data, columns, ends), shape=(rows, width))
-    matrix = np.full((rows, width), np.nan, np.float32)
-    matrix[np.repeat(np.arange(rows), np.diff(ends)), columns] = data
-    return matrix
-
-
 def array(body: bytes) -> npt.NDArray[Any]:
     """The array of a .npy file, never of objects: those are pickles."""
     size = 2 if body[6:7] == b"\1" else 4  # of the length of the header: versions 2 and 3 have a longer one
@@ -206,11 +153,11 @@ def finite(matrix: Matrix) -> Matrix:
     infinite = np.isinf(matrix)
     if infinite.any():
         row, column = divmod(int(infinite.argmax()), matrix.shape[1])
-        _too_large(row + 1, column + 1)
+        too_large(row + 1, column + 1)
     return matrix
 
 
-def _too_large(row: int, column: int) -> NoReturn:
+def too_large(row: int, column: int) -> NoReturn:
     raise BadRequest(f"row {row}, column {column} is infinite, or too large for a 32-bit number")
 
 

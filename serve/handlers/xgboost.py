@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from serve import media
 from serve.errors import ModelUnusable, ServeError, UnsupportedMediaType
-from serve.handlers import boosters, instances, parquet, recordio, scores, tabular
+from serve.handlers import boosters, instances, libsvm, parquet, recordio, scores, tabular
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.scores import CSV, JSON, JSONLINES, RECORDIO, WRITES
 from serve.handlers.selectable import Selection
@@ -64,7 +64,7 @@ class XGBoost:
         if kind == _NPY:
             return Item(tabular.npy(body, self._width), media_type)
         if kind in _LIBSVM:
-            return Item(tabular.libsvm(tabular.text(request), self._width), media_type)
+            return Item(libsvm.read(tabular.text(request), self._width), media_type)
         if kind == JSONLINES:
             return Item(instances.lines(tabular.text(request), self._width, self._model_field), media_type)
         if kind == RECORDIO:

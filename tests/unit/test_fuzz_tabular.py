@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from serve.errors import ServeError
-from serve.handlers import instances, old_binary, parquet, pickled_boosters, recordio, tabular, ubjson
+from serve.handlers import instances, libsvm, old_binary, parquet, pickled_boosters, recordio, tabular, ubjson
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.xgboost import XGBoost
 
@@ -58,7 +58,7 @@ DECODERS: Mapping[str, tuple[Decoder, list[bytes], list[bytes]]] = {
         [b",", b"\n", b'"', b"\xef\xbb\xbf", b"1e999", b"1_0", b"nan", b"infinity", b"\0", b" ", b"0x1"],
     ),
     "libsvm": (
-        lambda body: tabular.libsvm(body, WIDTH),
+        lambda body: libsvm.read(body, WIDTH),
         [b"1 1:0.5 3:2\n0 2:7\n", b"0:1 2:nan # x\n"],
         [b":", b" ", b"\n", b"#", b"qid:1 ", b"-1:", b"99999999999999999999:1", b"1:1e999", b"\xff"],
     ),

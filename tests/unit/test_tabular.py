@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest
-from serve.handlers import instances, tabular
+from serve.handlers import instances, libsvm, tabular
 from serve.handlers.base import Request
 
 NAN = float("nan")
@@ -114,16 +114,16 @@ def test_the_last_of_many_rows_is_told_too() -> None:
 )
 def test_libsvm_indices_count_from_one_unless_a_zero_is_among_them(body: bytes, rows: list[list[float]]) -> None:
     """Features that are not named are missing; labels and query ids are passed over."""
-    assert same(tabular.libsvm(body, 3), matrix(rows))
+    assert same(libsvm.read(body, 3), matrix(rows))
 
 
 def test_much_libsvm_stays_sparse() -> None:
     """Its cells are those of the same rows read one by one."""
-    found: Any = tabular.libsvm(b"1 1:0.5 1000:2\n0 2:7\n" * 1000, 1000)
+    found: Any = libsvm.read(b"1 1:0.5 1000:2\n0 2:7\n" * 1000, 1000)
     found = found.tocoo()
     dense = np.full(found.shape, np.nan, np.float32)
     dense[found.row, found.col] = found.data
-    assert same(dense, np.tile(tabular.libsvm(b"1 1:0.5 1000:2\n0 2:7\n", 1000), (1000, 1)))
+    assert same(dense, np.tile(libsvm.read(b"1 1:0.5 1000:2\n0 2:7\n", 1000), (1000, 1)))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_much_libsvm_stays_sparse() -> None:
 def test_wrong_libsvm_is_told_where(body: bytes, message: str) -> None:
     """The row and what stands there."""
     with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
-        tabular.libsvm(body, 3)
+        libsvm.read(body, 3)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_memory_stays_within_a_few_times_the_body() -> None:
     for read, body in [
         (lambda body: tabular.csv(body, 3), b"1,2,3\n" * 30_000),
         (lambda body: instances.rows(body, 3, "kind"), b"[" + b"[1,2,3]," * 30_000 + b"[1,2,3]]"),
-        (lambda body: tabular.libsvm(body, 100_000), b"0\n" * 30_000),
+        (lambda body: libsvm.read(body, 100_000), b"0\n" * 30_000),
     ]:
         tracemalloc.start()
         read(body)  # type: ignore[no-untyped-call]
