@@ -30,6 +30,14 @@ test: nginx $(VENV)/dev ## the tests: pure, with real processes, and of the imag
 	@image=; if docker info >/dev/null 2>&1; then image=tests/image; else echo 'no Docker engine answers: tests/image left out'; fi; \
 	exec $(PY) -m pytest tests/unit tests/live $$image
 
+test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (slow; wants docker-compose)
+	@IMAGE=$(IMAGE) exec .venv-sdk/bin/python -m pytest -W ignore tests/sdk
+
+.venv-sdk/made: tests/sdk/requirements.txt
+	@python=$$(container/find_python.sh); $(call step,.venv-sdk with $$python,$$python -m venv .venv-sdk)
+	@$(call step,AWS's SageMaker SDK (some 400 MB),.venv-sdk/bin/python -m pip install --quiet --no-deps -r $<)
+	@touch $@
+
 check: check-style check-types check-shell check-nginx ## ruff, mypy --strict, shellcheck, nginx -t
 
 check-style: $(VENV)/dev
@@ -59,7 +67,7 @@ models: $(VENV)/runtime ## the sample models, where they are missing (minutes th
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove all that was made here: the environment, the models, caches
-	rm -rf $(VENV) local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-sdk local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: made again only when what it was made from changes.
@@ -85,4 +93,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run test check check-style check-types check-shell check-nginx platform bench image models clean nginx
+.PHONY: help run test test-sdk check check-style check-types check-shell check-nginx platform bench image models clean nginx

@@ -1,6 +1,6 @@
 """One object of S3 as a body: where it may be, how it is read, and which of bucket, key, permission or region is wrong.
 
-boto3 is imported when the first object is asked for: it takes half a second and 40 MB, which a model that is never
+boto3 is imported when the first object is asked for: it takes a second and 32 MB, which a model that is never
 given a reference does not pay.
 """
 
