@@ -4,6 +4,7 @@ Requests share a batch when the first dimension of every input and output is ope
 options keeps them apart, for a model whose rows are not independent of one another.
 """
 
+import os
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -30,9 +31,10 @@ class Onnx:
     records = (CSV,)
 
     def __init__(self, model: Model) -> None:
+        # It would report each load to its maker, and start a thread for that, since 1.29 (microsoft/onnxruntime#27379).
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
-            # Not above: it starts a thread, which the process that forks must not have; and an image may not have it.
-            import onnxruntime
+            import onnxruntime  # not above: an image may not have it
         except ImportError:
             raise ModelUnusable(
                 "ONNX Runtime is not in this image", hint='build it in: docker build --build-arg EXTRAS="onnx"'

@@ -100,6 +100,7 @@ class Forkserver:
             # torch's large blocks in huge pages: the head of GPT-2 takes 11 ms for one row and not 15.
             "THP_MEM_ALLOC_ENABLE": "1",
             "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
+            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, which a model's own code may import too, would call its maker
             "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": f"{settings.run_dir}/modules",  # copies of a model's own code, where it may run
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is lines of JSON

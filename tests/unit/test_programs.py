@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from serve.host.catalog import describe
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 Built = Onnx | TorchProgram
+ROOT = Path(__file__).parents[2]
 
 
 def onnx_model(directory: Path, *, first: Any = "batch", two: bool = False) -> None:
@@ -140,6 +144,20 @@ def test_what_does_not_fit_is_refused_with_both_named(
     with pytest.raises(BadRequest) as refused:
         item(built(tmp_path), body, content_type)
     assert said in refused.value.message
+
+
+def test_onnx_runtime_calls_nobody(tmp_path: Path) -> None:
+    """Its telemetry, on by default, has a thread of its own; a model of one thread is a process of one."""
+    onnx_model(tmp_path)
+    code = (
+        "import os, pathlib; from serve.handlers.base import Model; from serve.handlers.onnx import Onnx;"
+        f"Onnx(Model(name='m', directory=pathlib.Path({str(tmp_path)!r}))); print(len(os.listdir('/proc/self/task')))"
+    )
+    environ = {"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (ran.stdout, ran.stderr) == ("1\n", "")
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
