@@ -114,7 +114,8 @@ class Store:
         try:
             model = Hosted(entry, self._settings.sockets / socket_name(entry.name), self._settings.queue_limit)
         except OSError as error:
-            raise exhausted(error) or error from error
+            says = f"no socket for {entry.name[:100]!r}: {error}"
+            raise exhausted(error) or InternalError(says, hint="a shorter SERVE_RUN_DIR, perhaps") from error
         try:
             leave_some_files(model.listener)
         except DoesNotFit:

@@ -121,6 +121,21 @@ def test_a_request_beyond_the_limit_is_ended(hasty: Server, model: str, body: di
     assert hasty.invoke(model, good).status == 200
 
 
+def test_who_waited_behind_a_stuck_request_is_told_so(hasty: Server, later: Later) -> None:
+    """503, to be tried again, or the answer of the next process: nobody began it. 500 is for the stuck one."""
+    assert hasty.invoke("stuck", {}).status == 200
+    stuck = later(hasty.invoke, "stuck", {"stuck": True})
+    wait_until(lambda: hasty.model("stuck")["inFlight"] == 1)
+
+    answer = hasty.invoke("stuck", {})
+
+    assert stuck.result().status == 500
+    if answer.status != 200:
+        assert (answer.status, answer.json["type"]) == (503, "DeadlineExceededException")
+        assert "not begun" in answer.json["message"]
+        assert answer.json["retryable"]
+
+
 def test_what_cannot_be_done_in_time_is_not_begun(hasty: Server, tmp_path: Path, later: Later) -> None:
     """A request that has waited too long in the queue gets 503 with Retry-After, and the model never sees it."""
     gate = tmp_path / "gate"

@@ -1,6 +1,6 @@
 """The multi-model API as the platform speaks it, against the whole stack."""
 
-import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import Start
-from tests.live.stack import Answer, Server, alive, descendants, toy, wait_until
-
-JSON = {"Content-Type": "application/json"}
+from tests.live.conftest import Later, Start
+from tests.live.platform_side import JSON, invoke, listed, load, unload
+from tests.live.stack import Answer, Server, alive, at_once, descendants, toy, wait_until
 
 
 @pytest.fixture
@@ -22,16 +21,12 @@ def platform(start: Start, models: Path) -> Callable[..., Server]:
     return run
 
 
-def load(server: Server, name: str, path: Path) -> Answer:
-    return server.request("POST", "/models", json.dumps({"model_name": name, "url": str(path)}), JSON)
-
-
-def invoke(server: Server, name: str, body: str = "{}") -> Answer:
-    return server.request("POST", f"/models/{name}/invoke", body, JSON)
-
-
-def listed(server: Server) -> list[str]:
-    return [each["modelName"] for each in server.get("/models").json["models"]]
+@pytest.fixture(scope="module")
+def server(start_shared: Start, shared_models: Path) -> Server:
+    """One that tests share which leave nothing behind."""
+    toy(shared_models, "echo")
+    toy(shared_models, "hungry")
+    return start_shared(shared_models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=shared_models)
 
 
 def test_a_model_is_loaded_listed_invoked_and_unloaded(platform: Callable[..., Server], models: Path) -> None:
@@ -160,14 +155,202 @@ def test_a_loaded_model_that_dies_comes_back_by_itself(platform: Callable[..., S
     assert listed(server) == ["crash"]
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b'{"model_name": "../x", "url": "/etc"}', b'{"model_name": "x", "url": "/etc"}']
-)
-def test_junk_is_a_bad_request(platform: Callable[..., Server], models: Path, body: bytes) -> None:
-    """In the one shape of errors."""
-    answer = platform().request("POST", "/models", body, JSON)
-    assert answer.status == 400
-    assert list(answer.json)[:3] == ["code", "type", "message"]
+JUNK = [
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"3",
+    b'{"model_name": "x"}',
+    b'{"model_name": 3, "url": "/etc"}',
+    b'{"model_name": "../x", "url": "/etc"}',
+    b'{"model_name": "x", "url": "/etc"}',
+    b'{"model_name": "x", "url": ""}',
+    b'{"model_name": "x", "url": "https://example.com/model.tar.gz"}',
+    b'{"model_name": "x", "url": "/opt/ml/models/\\u0000"}',
+    b'{"model_name": "x", "url": "/opt/ml/models/\\ud800"}',
+    '{"model_name": "模型", "url": "/opt/ml/models/x"}'.encode(),
+    b'{"model_name": "x", "url": "/%s"}' % (b"y" * 10_000),
+]
+
+
+def test_junk_is_refused_and_hurts_nobody(platform: Callable[..., Server], models: Path) -> None:
+    """400 in the one shape of errors, for bodies, names and tokens; then everything works as before."""
+    (models / "out").symlink_to("/etc")
+    server = platform()
+    junk = [
+        *JUNK,
+        b'{"model_name": "x", "url": "%s/out"}' % bytes(models),
+        b'{"model_name": "x", "url": "%s/%s"}' % (bytes(models), b"y" * 300),
+    ]
+
+    answers = [server.request("POST", "/models", body, JSON) for body in junk]
+    answers += [
+        server.get(f"/models?{query}") for query in ("next_page_token=%21%21", "next_page_token=AAAA", "limit=0")
+    ]
+    unknown = [unload(server, name) for name in ("never", "a%2Fb", "%00", "%ff", "x" * 300, "%E6%A8%A1", "a//b", "[")]
+
+    for answer in answers:
+        assert answer.status == 400, answer.body
+        assert list(answer.json)[:3] == ["code", "type", "message"]
+        assert answer.json["code"] == 400
+    assert {each.status for each in unknown} <= {404, 400}
+    assert unload(server, "never").json["message"] == "Model not found: never"
+    assert invoke(server, "never").json["message"] == "Model not found: never"
+    assert load(server, "x", toy(models, "echo")).status == 200
+    assert listed(server) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["m", "x" * 65, "x" * 255, "a.b-c_d", "0"])
+def test_a_name_may_be_as_long_as_the_platform_makes_it(server: Server, name: str) -> None:
+    """Each with a socket, an entry and an end of its own."""
+    path = server.models / "echo"
+    beside = name[:-1] + "y"
+    assert load(server, name, path).status == load(server, beside, path).status == 200
+
+    answer = invoke(server, name, "hello")
+
+    assert answer.body.endswith(b":hello")
+    assert answer.body != invoke(server, beside, "hello").body  # it begins with the process id
+    assert server.get(f"/models/{name}").json["modelName"] == name
+    assert server.invoke(name, "x").status == 200
+    assert listed(server) == sorted([name, beside])
+    assert unload(server, name).json == {"status": f'Model "{name}" unregistered'}
+    assert invoke(server, name).json["message"] == f"Model not found: {name}"
+    assert invoke(server, beside, "hello").status == 200
+    assert unload(server, beside).status == 200
+
+
+def test_an_unload_holds_the_name_until_it_is_answered(server: Server, later: Later, tmp_path: Path) -> None:
+    """A second DELETE meanwhile finds no such model, a load is a conflict; after the answer it is a fresh one."""
+    gate = tmp_path / "gate"
+    path = server.models / "hungry"
+    load(server, "busy", path)
+    held = later(invoke, server, "busy", f'{{"gate": "{gate}"}}')
+    wait_until(lambda: server.get("/models/busy").json["inFlight"])
+    gone = later(unload, server, "busy")
+    wait_until(lambda: listed(server) == [])
+
+    meanwhile = unload(server, "busy"), load(server, "busy", path), invoke(server, "busy")
+    assert [each.status for each in meanwhile] == [404, 409, 404]
+    assert not gone.done()
+    gate.touch()
+
+    assert (held.result().status, gone.result().status) == (200, 200)
+    assert unload(server, "busy").status == 404
+    assert load(server, "busy", path).status == 200
+    assert unload(server, "busy").status == 200
+
+
+def test_a_directory_that_vanishes_while_it_loads_is_told(
+    platform: Callable[..., Server], models: Path, tmp_path: Path, later: Later
+) -> None:
+    """404 that names it, nothing is left, and the next load is a fresh try."""
+    gate = tmp_path / "gate"
+    path = toy(models, "slowload", files={"gate.txt": str(gate)})
+    server = platform()
+    loading = later(load, server, "slow", path)
+    wait_until(server.runners)
+
+    shutil.rmtree(path)
+    gate.write_text("no such file: weights")
+    answer = loading.result()
+
+    assert answer.status == 404, answer.body
+    assert str(path) in answer.json["message"]
+    assert "vanished" in answer.json["message"]
+    assert load(server, "slow", path).status == 404
+    gate.write_text("")
+    assert load(server, "slow", toy(models, "slowload", files={"gate.txt": str(gate)})).status == 200
+
+
+def test_loads_go_on_side_by_side_and_others_are_served(
+    platform: Callable[..., Server], models: Path, tmp_path: Path, later: Later
+) -> None:
+    """Two loads that wait for the same thing; /ping, /invocations by header and by body, all answer meanwhile."""
+    gate = tmp_path / "gate"
+    slow = [toy(models, "slowload", f"slow{number}", {"gate.txt": str(gate)}) for number in range(2)]
+    server = platform()
+    assert load(server, "ready", toy(models, "echo")).status == 200
+    loads = [later(load, server, path.name, path) for path in slow]
+    wait_until(lambda: len(server.runners()) == 3)
+
+    assert load(server, "bad", toy(models, "badload")).status == 400
+    assert server.pings()
+    assert server.invoke("ready", "x").status == 200
+    assert server.invoke(None, {"model_type": "ready"}).status == 200
+    assert not any(each.done() for each in loads)
+    gate.touch()
+
+    assert [each.result().status for each in loads] == [200, 200]
+    assert listed(server) == ["ready", "slow0", "slow1"]
+
+
+def test_what_only_just_fits_fits_again_and_again(platform: Callable[..., Server], models: Path) -> None:
+    """When DELETE has answered the memory is back: twenty times over, no 507."""
+    path = toy(models, "hungry", files={"mb.txt": "100"})
+    server = platform(SERVE_MEMORY_BUDGET_MB=150)
+
+    for _ in range(20):
+        assert load(server, "big", path).status == 200
+        assert load(server, "second", path).status == 507
+        assert unload(server, "big").status == 200
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_every_web_worker_knows_the_same(platform: Callable[..., Server], models: Path, workers: int) -> None:
+    """As soon as a load or an unload is answered, whichever worker is asked, and under traffic."""
+    path = toy(models, "echo")
+    server = platform(SERVE_WEB_WORKERS=workers)
+
+    def in_turns(thread: int) -> list[tuple[int, ...]]:
+        name = f"m{thread}-{'x' * 60}"  # too long for nginx alone: a web worker decides each request
+
+        def asked() -> tuple[int, ...]:
+            there = 200 if name in listed(server) else 404
+            return invoke(server, name).status, server.get(f"/models/{name}").status, there
+
+        seen = []
+        for _ in range(2):
+            seen.append((load(server, name, path).status, *asked(), *asked()))
+            seen.append((unload(server, name).status, *asked(), *asked()))
+        return seen
+
+    assert at_once(6, in_turns) == [[(200,) * 7, (200,) + (404,) * 6] * 2] * 6
+
+
+def test_pages_hold_while_models_come_and_go(platform: Callable[..., Server], models: Path) -> None:
+    """More than a page of models: each that stays is on exactly one of the pages, whatever else happens."""
+    path = toy(models, "echo")
+    server = platform()
+    stay = [f"s{number:03}" for number in range(102)]
+    assert {each.status for each in at_once(8, lambda n: [load(server, name, path) for name in stay[n::8]])[0]} == {200}
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            for name in ("a", "s050x", "z"):
+                load(server, name, path)
+            for name in ("a", "s050x", "z"):
+                unload(server, name)
+
+    moving = threading.Thread(target=come_and_go)
+    moving.start()
+    try:
+        for _ in range(5):
+            seen: list[str] = []
+            token = ""
+            while True:
+                page = server.get(f"/models?limit=40{token}").json
+                seen += [each["modelName"] for each in page["models"]]
+                if "nextPageToken" not in page:
+                    break
+                token = f"&next_page_token={page['nextPageToken']}"
+            assert [name for name in seen if name in stay] == stay
+            assert seen == sorted(set(seen))
+    finally:
+        stop.set()
+        moving.join(30)
 
 
 def test_many_models_one_after_another_leave_nothing(platform: Callable[..., Server], models: Path) -> None:

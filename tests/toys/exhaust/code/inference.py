@@ -1,0 +1,43 @@
+"""Runs out of what `load.txt` beside it names, while loading, or of what the body does: {"of": "memory"}.
+
+{"of": "memory", "keeps": true} goes on running out, whatever is asked, until the process is another.
+"""
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+kept = []
+
+
+def _run_out(what):
+    if what == "memory":
+        bytearray(1 << 60)
+    elif what == "device":
+        torch = sys.modules.get("torch")  # where it is not imported, a class of the same name
+        error = torch.OutOfMemoryError if torch else type("OutOfMemoryError", (RuntimeError,), {})
+        raise error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.58 GiB")
+    elif what == "files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        opened = []
+        while True:
+            opened.append(os.open("/dev/null", os.O_RDONLY))
+    elif what == "disk":
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+
+def model_fn(model_dir):
+    _run_out(Path(model_dir, "load.txt").read_text().strip())
+
+
+def predict_batch_fn(batch, model):
+    for data in batch:
+        if data.get("keeps"):
+            kept.append(data["of"])
+        if kept or data.get("of"):
+            large = bytearray(8 << 20)  # what a failed request must not keep
+            _run_out(kept[0] if kept else data["of"])
+            del large
+    return [{"pid": os.getpid(), "batch": len(batch), "id": data.get("id")} for data in batch]
