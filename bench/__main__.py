@@ -1,4 +1,4 @@
-"""Measure the server: python -m bench [--quick] [--only W1 W1b W2 W3 W4] [--json FILE]
+"""Measure the server: python -m bench [--quick] [--only W1 W1b W2 W3 W4 W5] [--json FILE]
 
 Prints a table of ratios with the aims beside them and keeps the raw figures as JSON. Server, load generator and the
 stack it is compared with share this machine's processors; the stacks take turns, round by round, so that what else
@@ -14,12 +14,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bench import bulk, cold, rows, starts, table, texts
+from bench import bulk, cold, multi_model, rows, starts, table, texts
 from bench.context import CORES, Context, Row
 from bench.load import quantile
 from bench.stacks import make_samples, workplace
 
-WORKLOADS = {"W1": rows.run, "W1b": bulk.run, "W2": texts.run, "W3": cold.run, "W4": starts.run}
+WORKLOADS = {"W1": rows.run, "W1b": bulk.run, "W2": texts.run, "W3": cold.run, "W4": starts.run, "W5": multi_model.run}
 RESULTS = Path(__file__).parent / "results"
 
 

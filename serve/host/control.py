@@ -10,7 +10,7 @@ import msgspec
 from serve import errors, wire
 from serve.errors import InternalError, PathNotFound, RunnerDied, ServeError
 from serve.host.door import Door, refuse, reply
-from serve.host.hosted import Hosted
+from serve.host.hosted import FRESH, Hosted
 from serve.host.metrics import exposition
 from serve.host.platform import Platform
 from serve.host.store import Store
@@ -20,7 +20,6 @@ from serve.slots import Slots
 
 log = logging.getLogger(__name__)
 
-FRESH = 2.0  # seconds for which a death explains a connection that broke off
 PATIENT = 1.0  # seconds a web worker may wait to hear why
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 

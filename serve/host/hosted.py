@@ -20,6 +20,7 @@ MINUTE = 60.0
 FIRST_PAUSE = 1.0  # seconds after a failed load; doubles with each further one
 LONGEST_PAUSE = 300.0
 SHUT, OPEN = 0o600, 0o700  # nginx and the web workers take a socket without the x bit for none
+FRESH = 2.0  # seconds for which a death explains a connection that broke off
 TOLERANCE = 2.0  # milliseconds: nginx stamps arrivals to one
 SUMMED = tuple(f for f in FIELDS if f not in ("pid", "in_flight", "last_used", "busy_since", "begun", "exhausted"))
 
@@ -157,7 +158,10 @@ class Hosted:
 
     def may_have_begun(self, arrived: float) -> bool:
         """Whether work on a request that arrived then (seconds since 1970) may have begun; false is certain."""
-        newest = max([self._begun, *(each.slot.get("begun") for each in self.runners)])
+        if self.trouble and time.monotonic() - self.trouble[0] < FRESH:
+            newest = self._begun  # it is asked about the one that died; the next may have taken it up, for nobody
+        else:
+            newest = max([self._begun, *(each.slot.get("begun") for each in self.runners)])
         return not newest or arrived * 1e3 <= newest + TOLERANCE
 
     def count(self, field: str) -> int:

@@ -112,7 +112,8 @@ class Invocations:
     def _what_happened(self, sock: str, name: str, *, late: bool) -> ServeError:
         limit = self._settings.request_limit
         error, shown = self._host.trouble(sock, _arrived(request.headers.get("X-Serve-Clock", "")))
-        if late and shown["state"] != "loading" and not shown["begun"] and (not error or isinstance(error, RunnerDied)):
+        stuck = isinstance(error, RunnerDied)  # the one before it
+        if late and not shown["begun"] and (stuck or (error is None and shown["state"] != "loading")):
             hint = "try again; raise copies in model.toml, or SAGEMAKER_MODEL_SERVER_TIMEOUT"
             says = f"not begun within {limit:g} s: the model was at work on requests before it"
             return TooLate(says, hint=hint, model=name, retry_after=1)
