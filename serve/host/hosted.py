@@ -53,7 +53,8 @@ class Hosted:
         self.stage = Stage.NONE
         self.wanted_since = 0.0
         self.runners: list[RunnerProcess] = []
-        self.learned = 0  # bytes of one runner as measured; 0 until then
+        self.learned = 0  # the most bytes one runner held when measured; 0 until then
+        self.at_ready = 0  # the same just after a load
         self.loads = 0
         self.load_seconds = 0.0
         self.evictions = 0

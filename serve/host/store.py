@@ -180,6 +180,7 @@ class Store:
         waited = time.monotonic() - model.wanted_since
         model.load_seconds += waited
         measure(model, runner)
+        model.at_ready = runner.bytes
         extra = {"model": model.name, "bytes": runner.bytes, "load_s": round(seconds, 3), "wait_s": round(waited, 3)}
         log.info("loaded", extra=extra)
         if not self._room.overfull(runner):
@@ -199,6 +200,9 @@ class Store:
         runner, model = death.runner, self.models[death.runner.model]
         model.absorb(runner)
         self.changed.add(model)
+        if death.lacked or model.learned > self._settings.budget_bytes:
+            # What a request made it hold is not what a load needs: else it would be told for ever that it cannot fit.
+            model.learned = model.at_ready
         hint = HINTS.get(death.lacked, "see the log")
         if runner.phase is Phase.LOADING and not runner.told_failure:
             says = f"the model died while loading: {death.cause}"

@@ -81,6 +81,19 @@ def test_a_process_that_keeps_running_out_is_replaced(server: Server) -> None:
     assert unload(server, "m").status == 200
 
 
+def test_what_a_model_has_grown_to_does_not_keep_it_out(start: Start, models: Path) -> None:
+    """It grew beyond the budget at work, and died: it is loaded again as it was at first, not refused for ever."""
+    path = toy(models, "exhaust")
+    server = start(models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=models, SERVE_MEMORY_BUDGET_MB=60)
+    assert load(server, "m", path).status == 200
+    assert invoke(server, "m", '{"holds": 100}').status == 200
+    wait_until(lambda: server.get("/models/m").json["bytes"] > 100 << 20)
+
+    assert invoke(server, "m", '{"dies": true}').status == 500
+
+    assert wait_until(lambda: invoke(server, "m").status == 200)
+
+
 def test_too_many_models_for_the_hosts_files_is_507(start: Start, models: Path) -> None:
     """The host keeps some file descriptors for those who ask it things; after an unload the next load fits."""
     path = toy(models, "echo")

@@ -1,14 +1,17 @@
 """Runs out of what `load.txt` beside it names, while loading, or of what the body does: {"of": "memory"}.
 
-{"of": "memory", "keeps": true} goes on running out, whatever is asked, until the process is another.
+{"of": "memory", "keeps": true} goes on running out, whatever is asked, until the process is another; {"holds": 50}
+keeps so many MB; {"dies": true} ends the process.
 """
 
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
 kept = []
+kept_bytes = []
 
 
 def _run_out(what):
@@ -34,6 +37,10 @@ def model_fn(model_dir):
 
 def predict_batch_fn(batch, model):
     for data in batch:
+        if "holds" in data:
+            kept_bytes.append(bytearray(b"x" * (data["holds"] << 20)))
+        if data.get("dies"):
+            os.kill(os.getpid(), signal.SIGKILL)
         if data.get("keeps"):
             kept.append(data["of"])
         if kept or data.get("of"):
