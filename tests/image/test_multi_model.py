@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(900)
 
 TOYS = Path(__file__).parents[1] / "toys"
 MULTI = ("--env", "SAGEMAKER_MULTI_MODEL=true")
-COUNT = int(os.environ.get("MODELS", "1000"))
+COUNT = int(os.environ.get("MODELS", "300"))  # MODELS=1000 for the whole; 157 s on a machine that others kept busy
 HUNGRY = """
 def model_fn(model_dir):
     return []
@@ -108,15 +108,20 @@ def held(container: Container) -> dict[str, int]:
     """What a leak would show in: processes, the host's files, sockets and files of the run directory, memory."""
     script = """
     host=$(grep -lz '^host$' /proc/[0-9]*/cmdline 2>/dev/null | head -1 | cut -d/ -f3)
-    echo $(ls -d /proc/[0-9]*/exe | wc -l) $(ls /proc/$host/fd | wc -l)
-    echo $(find /tmp -path '*/s/*' | wc -l) $(find /tmp | wc -l)
+    echo $(ls /proc/$host/fd | wc -l) $(find /tmp -path '*/s/*' | wc -l) $(find /tmp | wc -l)
     cat /sys/fs/cgroup/memory.stat /sys/fs/cgroup/memory/memory.stat 2>/dev/null | grep -E '^(anon|rss) ' | head -1
     """
-    said = container.run("sh", "-c", script).split()
-    return dict(zip(("processes", "files", "sockets", "paths"), map(int, said[:4]), strict=True), mb=int(said[5]) >> 20)
+    files, sockets, paths, _, anonymous = container.run("sh", "-c", script).split()
+    return {
+        "processes": len(docker("top", container.id).splitlines()) - 1,
+        "files": int(files),
+        "sockets": int(sockets),
+        "paths": int(paths),
+        "mb": int(anonymous) >> 20,
+    }
 
 
-def test_a_thousand_models_one_after_another_leave_nothing(container: Start, toys: Path) -> None:
+def test_hundreds_of_models_one_after_another_leave_nothing(container: Start, toys: Path) -> None:
     """In 2 GB, the platform unloading the oldest whenever a load is a 507."""
     running = container(toys, "--memory", "2g", "--env", "SERVE_MEMORY_BUDGET_MB=80", *MULTI)
     running.wait_for_ping()
