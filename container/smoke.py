@@ -63,7 +63,17 @@ def packed_linear() -> None:
     weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(8), 1)
     torch.ops.mkldnn._linear_pointwise(torch.ones(1, 8), weight, None, "none", [], "")
     eight = torch.ops.onednn.qlinear_prepack(torch.eye(8, dtype=torch.int8), [4, 8])
-    numbers = (torch.ones(8), torch.zeros(8, dtype=torch.long), None, 1.0, 0, torch.float32, "none", [], "")
+    numbers: tuple[object, ...] = (
+        torch.ones(8),
+        torch.zeros(8, dtype=torch.long),
+        None,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
     torch.ops.onednn.qlinear_pointwise(torch.ones(4, 8, dtype=torch.int8), 1.0, 0, eight, *numbers)
 
 

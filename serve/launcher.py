@@ -61,6 +61,8 @@ class Launcher:
         settings.sockets.mkdir(mode=0o700, exist_ok=True)
         found = catalog.scan(settings.model_dir, settings.hf_task, settings.program)
         _refuse_unknown_models(settings, found)
+        if settings.submit_directory.startswith("s3://"):
+            log.warning("SAGEMAKER_SUBMIT_DIRECTORY is not fetched: code comes in the model's own code/")
         conf = settings.run_dir / "nginx.conf"
         conf.write_text(nginx.rendered(settings, found))
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}

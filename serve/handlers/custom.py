@@ -15,7 +15,6 @@ The code is trusted as the image is; it runs in this model's process only.
 """
 
 import io
-import itertools
 import logging
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -28,18 +27,9 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from serve import media
-from serve.errors import (
-    BadRequest,
-    InternalError,
-    ModelNotFound,
-    ModelUnusable,
-    NotAcceptable,
-    PayloadTooLarge,
-    ServeError,
-    UnsupportedMediaType,
-)
+from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
 from serve.exhausted import exhausted, give_back
-from serve.handlers import formats, toolkit, user_code
+from serve.handlers import formats, toolkit, user_answers, user_code
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.user_code import Context, described
 
@@ -140,14 +130,17 @@ class Custom:
 
     def _transformed(self, item: Item) -> Reply:
         assert self._transform
-        return _reply(self._transform(item.context, self._model, item.data, item.content_type, item.accept), item)
+        return self._reply(self._transform(item.context, self._model, item.data, item.content_type, item.accept), item)
 
     def _written(self, item: Item, prediction: Any) -> Reply:
         if self._output:
-            return _reply(self._output(item.context, prediction, item.accept), item)
+            return self._reply(self._output(item.context, prediction, item.accept), item)
         if isinstance(prediction, Iterator):
-            return _reply(prediction, item)
+            return self._reply(prediction, item)
         return Reply(body=formats.write(prediction, item.accept), content_type=item.accept)
+
+    def _reply(self, result: Any, item: Item) -> Reply:
+        return user_answers.reply(result, item.accept, item.explicit, item.context)
 
     def _default_model(self, model: Model) -> Any:
         try:
@@ -195,26 +188,14 @@ class Custom:
     def _failure(self, name: str, error: Exception) -> ServeError:
         if isinstance(error, ServeError):
             return error
-        if type(error).__module__.partition(".")[0] in user_code.TOOLKIT_MODULES and (
-            refusal := _of_status(error, name)
-        ):
-            return refusal
+        if refused := user_answers.refusal(error, name):
+            return refused
         log.error("%s failed", name, exc_info=error, extra={"model": self._model_name})
         if out := exhausted(error):
             give_back(error)  # before its neighbours run
             out.message = f"{self._program} {name}: {out.message}"
             return out
         return InternalError(f"{self._program} {name} raised {described(error)}", hint="the log has the traceback")
-
-
-def _of_status(error: Exception, name: str) -> ServeError | None:
-    """An error of the toolkits' own, which names its status."""
-    status = getattr(error, "status_code", getattr(error, "error_code", None))
-    if not isinstance(status, int) or not 400 <= status < 500:
-        return None
-    if status == 415:
-        return (NotAcceptable if name == "output_fn" else UnsupportedMediaType)(str(error))
-    return {404: ModelNotFound, 406: NotAcceptable, 413: PayloadTooLarge}.get(status, BadRequest)(str(error))
 
 
 def _log_what_is_printed() -> None:
@@ -236,49 +217,3 @@ def _preferred(accept: str) -> str:
     best = parse_accept_header(accept, MIMEAccept).best or ""
     best = best.partition(";")[0].strip()
     return "" if "*" in best else best
-
-
-def _reply(result: Any, item: Item) -> Reply:
-    """What output_fn or transform_fn returned, as a reply."""
-    if hasattr(result, "get_data") and hasattr(result, "status_code"):
-        return _of_flask(result)
-    content_type = item.context.response_content_type or item.accept
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
-        result, content_type = result
-    elif isinstance(result, Iterator) and not item.explicit and not item.context.response_content_type:
-        content_type = ""
-    if isinstance(result, Iterator):
-        # The first is made here, so that an error before it is still an error and not a broken answer.
-        first = list(itertools.islice(result, 1))
-        if not content_type:
-            content_type = "text/plain" if first and isinstance(first[0], str) else formats.STREAMED
-            if first and isinstance(first[0], bytes | bytearray):
-                content_type = "application/octet-stream"
-        return Reply(body=_chunks(first, result), content_type=content_type)
-    if isinstance(result, str):
-        return Reply(body=result.encode(), content_type=content_type)
-    if isinstance(result, bytes | bytearray | memoryview):
-        return Reply(body=bytes(result), content_type=content_type)
-    if result is None:
-        raise TypeError("returned None; a body is needed: bytes, str, or a value to write")
-    # multi-model-server and TorchServe write what is left as JSON, whatever was asked for.
-    written_as = content_type if content_type in formats.WRITES else formats.JSON
-    return Reply(body=formats.write(result, written_as), content_type=written_as)
-
-
-def _of_flask(response: Any) -> Reply:
-    """worker.Response of the scikit-learn toolkit is Flask's; its Content-Length and the like are ours to say."""
-    headers = {name: value for name, value in response.headers if name.lower().startswith("x-")}
-    return Reply(
-        body=response.get_data(), content_type=response.content_type, status=response.status_code, headers=headers
-    )
-
-
-def _chunks(first: list[Any], rest: Iterator[Any]) -> Iterator[bytes]:
-    try:
-        for chunk in itertools.chain(first, rest):
-            yield formats.chunk(chunk)
-    finally:
-        close = getattr(rest, "close", None)
-        if close:
-            close()  # the caller hung up, or all is sent

@@ -62,7 +62,10 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     transform = "def transform_fn(model, body, content_type, accept):\n    yield 'a'\n    yield body"
     own(models, "transforms", {PROGRAM: transform})
     # PIP_NO_INDEX: what is not beside the requirements is looked for nowhere.
-    return start_shared(models, SERVE_ALLOW_PIP="true", SAGEMAKER_PROGRAM="main", PIP_NO_INDEX="1")
+    bucket = "s3://bucket/sourcedir.tar.gz"
+    return start_shared(
+        models, SERVE_ALLOW_PIP="true", SAGEMAKER_PROGRAM="main", SAGEMAKER_SUBMIT_DIRECTORY=bucket, PIP_NO_INDEX="1"
+    )
 
 
 def test_modules_of_the_same_name_are_each_models_own(server: Server) -> None:
@@ -106,6 +109,7 @@ def test_a_vendored_package_hides_one_that_the_server_has_in_memory(server: Serv
 def test_the_program_may_have_another_name(server: Server) -> None:
     """SAGEMAKER_PROGRAM, with or without .py; models without such a file keep theirs."""
     assert server.invoke("named", "0").json == "main.py"
+    assert "SAGEMAKER_SUBMIT_DIRECTORY is not fetched" in server.log
 
 
 def test_generators_stream_from_every_function(server: Server) -> None:
