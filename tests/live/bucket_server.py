@@ -40,7 +40,11 @@ class BucketServer:
             )
         self.url = f"http://127.0.0.1:{ports['s3']}"
         self.client = self._client()
-        wait_until(self._has_buckets, within=60, every=0.2)
+        try:
+            wait_until(self._has_buckets, within=60, every=0.2)
+        except BaseException:
+            self.stop()
+            raise
 
     def environ(self, identity: dict[str, str] = READER) -> dict[str, str]:
         """What makes a server ask here, as this identity."""
