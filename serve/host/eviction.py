@@ -9,6 +9,7 @@ class Held:
     """A runner's share of the budget."""
 
     runner: int
+    model: str = ""
     bytes: int
     last_used: int  # monotonic ns
     in_flight: int = 0

@@ -55,7 +55,7 @@ class Room:
         budget = self._budget
         for model in list(self._waiting):
             need = model.bytes_each() * model.missing()
-            held = self._held()
+            held = self._held() + self._kept(model)
             if not can_ever_fit(need, self._budget, held):
                 self.withdraw(model)
                 yield model, self.does_not_fit(model, need)
@@ -73,7 +73,8 @@ class Room:
     def overfull(self, runner: RunnerProcess) -> bool:
         """Whether this runner, which has just loaded, holds more than there is for it, measured."""
         if self._multi_model:  # nobody else will be asked to go
-            return self._runners.used() > self._budget
+            kept = sum(each.bytes for each in self._kept(self._models[runner.model]))
+            return self._runners.used() + kept > self._budget
         return runner.bytes > self._budget
 
     def keep_within(self, spared: RunnerProcess | None = None) -> None:
@@ -96,19 +97,37 @@ class Room:
         runner.retire()
 
     def does_not_fit(self, model: Hosted, need: int) -> DoesNotFit:
-        pinned = sum(each.bytes for each in self._held() if each.pinned)
-        says = f", of which pinned models hold {_mb(pinned)}" if pinned else ""
+        pinned = sum(
+            each.bytes for each in self._held() + self._kept(model) if each.pinned and each.model != model.name
+        )
+        whose = "loaded" if self._multi_model else "pinned"
+        says = f", of which {whose} models hold {_mb(pinned)}" if pinned else ""
         copies = f" for {model.copies} copies" if model.copies > 1 else ""
         return DoesNotFit(
             f"model {model.name!r} needs {_mb(need)}{copies}; the budget is {_mb(self._budget)}{says}",
             hint="give the container more memory, or set SERVE_MEMORY_BUDGET_MB",
         )
 
+    def _kept(self, asking: Hosted) -> list[Held]:
+        """On a multi-model endpoint: the room of loaded models whose process has died, the asking one's own aside.
+
+        The platform counts them as loaded, and makes room for a load only; if others took theirs, whoever calls them
+        would be told 507 until somebody unloads something.
+        """
+        if not self._multi_model:
+            return []
+        return [
+            Held(runner=-1, model=model.name, bytes=model.bytes_each(), last_used=0, pinned=True)
+            for model in self._models.values()
+            if model.opened and not model.runners and model is not asking
+        ]
+
     def _held(self) -> list[Held]:
         now = time.monotonic()
         return [
             Held(
                 runner=each.number,
+                model=each.model,
                 bytes=each.bytes,
                 last_used=each.slot.get("last_used") or int(each.since * 1e9),
                 in_flight=each.slot.get("in_flight"),

@@ -1,6 +1,8 @@
 """The multi-model API as the platform speaks it, against the whole stack."""
 
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -284,6 +286,22 @@ def test_loads_go_on_side_by_side_and_others_are_served(
 
     assert [each.result().status for each in loads] == [200, 200]
     assert listed(server) == ["ready", "slow0", "slow1"]
+
+
+def test_a_dead_models_room_is_kept_for_it(platform: Callable[..., Server], models: Path) -> None:
+    """The platform still counts it as loaded: another load is told 507, and the dead one serves its next caller."""
+    path = toy(models, "hungry", files={"mb.txt": "60"})
+    server = platform(SERVE_MEMORY_BUDGET_MB=170)
+    assert [load(server, name, path).status for name in ("a", "b")] == [200, 200]
+    os.kill(invoke(server, "a").json["pid"], signal.SIGKILL)
+    wait_until(lambda: server.get("/models/a").json["runners"] == 0)
+
+    refused = load(server, "c", path)
+
+    assert (refused.status, invoke(server, "a").status) == (507, 200)
+    assert "loaded models hold" in refused.json["message"]
+    assert server.request("DELETE", "/models/a").status == 200
+    assert load(server, "c", path).status == 200
 
 
 def test_what_only_just_fits_fits_again_and_again(platform: Callable[..., Server], models: Path) -> None:
