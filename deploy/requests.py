@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,20 @@ class Desired:
     config: Request
     endpoint: Request  # of CreateEndpoint; UpdateEndpoint's is made of it
 
+    def update(self, before: Request, *, scales: bool) -> Request:
+        """UpdateEndpoint's, from the configuration that the endpoint has.
+
+        What was scaled keeps its count; a weight that the spec has changed, and what is captured, are the spec's.
+        """
+        request = {key: value for key, value in self.endpoint.items() if key != "Tags"}
+        if scales:
+            excluded = ["DataCaptureConfig"]
+            if _weights(before) != _weights(self.config):
+                excluded.append("DesiredWeight")
+            request["RetainAllVariantProperties"] = True
+            request["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": each} for each in excluded]
+        return request
+
     def check(self) -> None:
         """Raise SpecError with what AWS would refuse."""
         for request in self.models.values():
@@ -47,7 +61,7 @@ class Desired:
 
 def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
     """`images`: for each image of the spec the URI to deploy, by digest where that is known. Raises SpecError."""
-    tags = [{"Key": key, "Value": value} for key, value in {**spec.tags, OWNER: spec.name}.items()]
+    tags = _tags(spec)
     models: dict[str, Request] = {}
     variants = []
     for variant in spec.variants:
@@ -65,16 +79,50 @@ def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
     config_name = _named(spec.name, config)
     endpoint: Request = {"EndpointName": spec.name, "EndpointConfigName": config_name, "Tags": tags}
     if spec.rollout:
-        endpoint["DeploymentConfig"] = _rollout(spec.name, spec.rollout, [each.name for each in spec.variants])
+        endpoint["DeploymentConfig"] = _rollout(spec.rollout, alarm_requests(spec))
     return Desired(models=models, config={"EndpointConfigName": config_name, **config, "Tags": tags}, endpoint=endpoint)
 
 
-def alarm_names(endpoint: str, rollout: Rollout | None, variants: list[str]) -> dict[str, tuple[str, str]]:
-    """The rollback alarms of an endpoint: name -> (variant, `errors` or `latency_ms`)."""
-    if rollout is None:
-        return {}
-    kinds = [kind for kind in ("errors", "latency_ms") if getattr(rollout.alarms, kind) is not None]
-    return {f"{endpoint}-{variant}-{kind.split('_')[0]}": (variant, kind) for variant in variants for kind in kinds}
+ALARMS = ("errors", "latency")
+
+
+def alarm_names(endpoint: str, variants: Iterable[str]) -> set[str]:
+    """All that rollback alarms of an endpoint may be called."""
+    return {f"{endpoint}-{variant}-{kind}" for variant in variants for kind in ALARMS}
+
+
+def alarm_requests(spec: Spec) -> list[Request]:
+    """PutMetricAlarm's, as AWS's examples of deployment guardrails have it: each minute, and silence is good."""
+    if spec.rollout is None:
+        return []
+    asked = spec.rollout.alarms
+    watched = {
+        # ModelLatency is in microseconds.
+        "errors": ("Invocation5XXErrors", "Sum", asked.errors),
+        "latency": ("ModelLatency", "Average", asked.latency_ms and asked.latency_ms * 1000),
+    }
+    return [
+        {
+            "AlarmName": f"{spec.name}-{variant.name}-{kind}",
+            "AlarmDescription": f"Takes an update of the endpoint {spec.name} back",
+            "Namespace": "AWS/SageMaker",
+            "MetricName": metric,
+            "Dimensions": [
+                {"Name": "EndpointName", "Value": spec.name},
+                {"Name": "VariantName", "Value": variant.name},
+            ],
+            "Statistic": statistic,
+            "Period": 60,
+            "EvaluationPeriods": 1,
+            "Threshold": threshold,
+            "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+            "TreatMissingData": "notBreaching",
+            "Tags": _tags(spec),
+        }
+        for variant in spec.variants
+        for kind, (metric, statistic, threshold) in watched.items()
+        if threshold is not None
+    ]
 
 
 def _model(spec: Spec, variant: Variant, role_arn: str, image: str) -> Request:
@@ -116,7 +164,11 @@ def _asynchronous(spec: Spec) -> Request:
     return request
 
 
-def _rollout(endpoint: str, rollout: Rollout, variants: list[str]) -> Request:
+def _tags(spec: Spec) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in {**spec.tags, OWNER: spec.name}.items()]
+
+
+def _rollout(rollout: Rollout, alarms: list[Request]) -> Request:
     def percent(value: int) -> Request:
         return {"Type": "CAPACITY_PERCENT", "Value": value}
 
@@ -131,9 +183,14 @@ def _rollout(endpoint: str, rollout: Rollout, variants: list[str]) -> Request:
         elif rollout.linear_percent:
             routing |= {"Type": "LINEAR", "LinearStepSize": percent(rollout.linear_percent)}
         request["BlueGreenUpdatePolicy"] = {"TrafficRoutingConfiguration": routing}
-    if alarms := alarm_names(endpoint, rollout, variants):
-        request["AutoRollbackConfiguration"] = {"Alarms": [{"AlarmName": name} for name in alarms]}
+    if alarms:
+        names = [{"AlarmName": alarm["AlarmName"]} for alarm in alarms]
+        request["AutoRollbackConfiguration"] = {"Alarms": names}
     return request
+
+
+def _weights(config: Request) -> dict[str, float]:
+    return {each["VariantName"]: each.get("InitialVariantWeight", 1.0) for each in config["ProductionVariants"]}
 
 
 def _picked(given: Mapping[str, Any], shape: str) -> Request:

@@ -1,0 +1,283 @@
+"""An endpoint brought to what its spec says, from wherever it is, and back to nothing.
+
+Every step may be the last (a crash, a kill, credentials that expire): doing all again goes on from there.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from deploy import configurations, images, roles, scaling, schedule
+from deploy.aws import Aws, Failed, denied, is_busy, is_missing, is_there_already
+from deploy.configurations import PAUSE, TRIES
+from deploy.progress import Progress
+from deploy.requests import Desired, Request, alarm_requests, desired
+from deploy.settling import Endpoint, delete, described, must_be_ours, settled, why
+from deploy.spec import S3, Spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What `up` has done. Without waiting it may still be under way."""
+
+    endpoint: str
+    config: str
+    changed: bool
+    waiting: bool = False
+    changes: list[str] = field(default_factory=list)
+
+
+Smoke = Callable[[], None]  # raises Failed
+
+
+def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Smoke | None = None) -> Outcome:
+    """Returns when the endpoint is as the spec says, or with `wait=False` when AWS has taken it on.
+
+    Raises Failed where AWS rolls it back, or it does not come up.
+    """
+    wanted = plan(spec, aws, progress)
+    configurations.ensure(aws, wanted, progress)
+    config = wanted.endpoint["EndpointConfigName"]
+    for attempt in range(TRIES):
+        before = settled(aws, spec.name, progress) if wait else described(aws, spec.name)
+        if before is not None:
+            must_be_ours(aws, before)
+        if before is not None and is_at(before, config):
+            return _kept(spec, aws, wanted, before, progress, smoke)
+        if before is not None and before["EndpointStatus"] == "Failed":
+            progress.changed(f"endpoint {spec.name} had failed ({before.get('FailureReason', 'no reason')}): deleted")
+            delete(aws, spec.name, progress)
+            before = None
+        try:
+            _start(spec, aws, wanted, before, progress)
+        except ClientError as error:
+            if attempt == TRIES - 1 or not (is_busy(error) or is_there_already(error) or is_missing(error)):
+                raise
+            if not is_missing(error):
+                progress.say(f"somebody else is changing {spec.name} now: waiting for that")
+                if not wait:
+                    raise Failed(f"endpoint {spec.name} is being changed by somebody else: try again later") from error
+            time.sleep(PAUSE * 2**attempt)
+            configurations.ensure(aws, wanted, progress)  # another one's sweep may have taken it
+            continue
+        if not wait:
+            return Outcome(endpoint=spec.name, config=config, changed=True, waiting=True, changes=progress.changes)
+        after = settled(aws, spec.name, progress, expected=True)
+        _must_have_arrived(aws, spec.name, config, before, after)
+        return _arrived(spec, aws, before, config, progress, smoke)
+    raise AssertionError
+
+
+def plan(spec: Spec, aws: Aws, progress: Progress) -> Desired:
+    """All requests, with role and images resolved. Raises SpecError and Failed."""
+    uris = {image: images.resolved(aws, image) for image in {spec.image_of(each) for each in spec.variants}}
+    # Checked before the role is made, under a role that will be.
+    desired(spec, _role_arn(spec, "0" * 12, aws.region), uris).check()
+    for uri in {uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}:
+        _check_bucket(aws, uri)
+    if spec.role and roles.is_arn(spec.role):
+        return desired(spec, spec.role, uris)
+    role = roles.of_endpoint(spec, aws.account, aws.region)
+    return desired(spec, roles.ensured(aws, role, spec.name, progress), uris)
+
+
+def offline(spec: Spec, region: str) -> Desired:
+    """The same without a call: images by their tags, role and registry of account 000000000000."""
+    uris = {image: images.unresolved(image, region) for image in {spec.image_of(each) for each in spec.variants}}
+    wanted = desired(spec, _role_arn(spec, images.UNKNOWN_ACCOUNT, region), uris)
+    wanted.check()
+    return wanted
+
+
+def is_at(endpoint: Endpoint, config: str) -> bool:
+    return bool(endpoint["EndpointStatus"] == "InService" and endpoint["EndpointConfigName"] == config)
+
+
+def down(name: str, aws: Aws, progress: Progress) -> None:
+    """Nothing of the endpoint is left when this returns; what is not there is fine. Raises Failed for another's."""
+    there = described(aws, name)
+    if there is not None:
+        must_be_ours(aws, there)
+    scaling.deregister(aws, name, list(scaling.registered(aws, name)), progress)
+    if delete(aws, name, progress):
+        progress.changed(f"endpoint {name} deleted")
+    scaling.sweep_alarms(aws, name, [], progress)
+    schedule.remove(aws, name, progress)
+    # Models last: they tell the role.
+    names = configurations.roles_of(aws, list(configurations.models(aws, name))) | {
+        f"{name}-endpoint",
+        f"{name}-scheduler",
+    }
+    for role in sorted(names):
+        _remove_role(aws, role, name, progress)
+    configurations.sweep(aws, name, set(), progress)
+    if left := leftovers(name, aws):
+        raise Failed(f"of {name} there is still: {', '.join(left)}. Is an `up` running? Then run `down` again")
+
+
+def leftovers(name: str, aws: Aws) -> list[str]:
+    """Everything of an endpoint that is there, by listing every kind of thing that `up` makes."""
+    return [
+        *([f"endpoint {name}"] if described(aws, name) else []),
+        *(f"scalable target {each}" for each in scaling.registered(aws, name)),
+        *(f"alarm {each['AlarmName']}" for each in scaling.alarms(aws, name)),
+        *schedule.there(aws, name),
+        *(f"role {each}" for each in _own_roles(name) if roles.is_for(aws, each, name)),
+        *(f"configuration {each}" for each in configurations.configs(aws, name)),
+        *(f"model {each}" for each in configurations.models(aws, name)),
+    ]
+
+
+def traffic(name: str, weights: dict[str, float], aws: Aws, progress: Progress) -> None:
+    """Other weights, with the same configuration. Returns when they hold."""
+    now = settled(aws, name, progress)
+    if now is None:
+        raise Failed(f"there is no endpoint {name} in {aws.region}")
+    old = {each["VariantName"]: each.get("CurrentWeight", 0.0) for each in now["ProductionVariants"]}
+    for variant in weights:
+        if variant not in old:
+            raise Failed(f"endpoint {name} has no variant {variant}, but: {', '.join(old)}")
+    if all(old[variant] == weight for variant, weight in weights.items()):
+        return
+    wanted = [{"VariantName": variant, "DesiredWeight": weight} for variant, weight in weights.items()]
+    aws.client("sagemaker").update_endpoint_weights_and_capacities(
+        EndpointName=name, DesiredWeightsAndCapacities=wanted
+    )
+    after = settled(aws, name, progress)
+    got = {each["VariantName"]: each.get("CurrentWeight") for each in after["ProductionVariants"]} if after else {}
+    if after is None or any(got.get(variant) != weight for variant, weight in weights.items()):
+        raise Failed(f"the weights did not change: {why(aws, after) if after else 'the endpoint is gone'}")
+    for variant, weight in weights.items():
+        progress.changed(f"{variant}: {old[variant]:g} -> {weight:g}")
+
+
+def _start(spec: Spec, aws: Aws, wanted: Desired, before: Endpoint | None, progress: Progress) -> None:
+    scaling.ensure_alarms(aws, spec, progress)
+    sagemaker = aws.client("sagemaker")
+    if before is None:
+        sagemaker.create_endpoint(**wanted.endpoint)
+        progress.changed(f"endpoint {spec.name} is being created")
+        return
+    old = _config(aws, before["EndpointConfigName"])
+    registered = scaling.registered(aws, spec.name)
+    stale = [name for name in registered if _type(old, name) != _type(wanted.config, name)]
+    scaling.deregister(aws, spec.name, stale, progress)
+    sagemaker.update_endpoint(**wanted.update(old, scales=len(registered) > len(stale)))
+    progress.changed(f"endpoint {spec.name} is being updated")
+
+
+def _kept(spec: Spec, aws: Aws, wanted: Desired, now: Endpoint, progress: Progress, smoke: Smoke | None) -> Outcome:
+    """It has the configuration; what is beside it may still differ."""
+    asked = {tag["Key"]: tag["Value"] for tag in wanted.endpoint["Tags"]}
+    if not asked.items() <= configurations.tags(aws, now["EndpointArn"]).items():
+        aws.client("sagemaker").add_tags(ResourceArn=now["EndpointArn"], Tags=wanted.endpoint["Tags"])
+        progress.changed(f"tags of {spec.name}")
+    scaling.ensure_alarms(aws, spec, progress)
+    return _arrived(spec, aws, now, now["EndpointConfigName"], progress, smoke)
+
+
+def _arrived(
+    spec: Spec, aws: Aws, before: Endpoint | None, config: str, progress: Progress, smoke: Smoke | None
+) -> Outcome:
+    scaling.ensure(aws, spec, progress)
+    if smoke is not None:
+        try:
+            smoke()
+        except Failed as failure:
+            raise Failed(f"{failure}\n{_back(aws, spec.name, before, config, progress)}") from failure
+    now = described(aws, spec.name)
+    if now is not None and is_at(now, config):  # else somebody else is at it, and sweeps
+        scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in alarm_requests(spec)], progress)
+        configurations.sweep(aws, spec.name, {config}, progress)
+    changes = progress.changes
+    return Outcome(endpoint=spec.name, config=config, changed=bool(changes), changes=changes)
+
+
+def _back(aws: Aws, name: str, before: Endpoint | None, config: str, progress: Progress) -> str:
+    """To the configuration before; what to say of it."""
+    if before is None or before["EndpointConfigName"] == config:
+        return f"there is no earlier configuration to go back to: `python -m deploy down {name}` removes it"
+    old = before["EndpointConfigName"]
+    aws.client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=old)
+    after = settled(aws, name, progress)
+    if after is None or not is_at(after, old):
+        return f"going back to {old} failed: {why(aws, after) if after else 'the endpoint is gone'}"
+    return f"went back to {old}"
+
+
+def _must_have_arrived(aws: Aws, name: str, config: str, before: Endpoint | None, after: Endpoint | None) -> None:
+    if after is None:
+        raise Failed(f"endpoint {name} is gone: somebody has deleted it meanwhile")
+    if is_at(after, config):
+        return
+    status, now = after["EndpointStatus"], after["EndpointConfigName"]
+    if status == "InService" and before is not None and now == before["EndpointConfigName"]:
+        raise Failed(f"rolled back to {now}, which still answers: {why(aws, after)}")
+    if status == "InService":
+        raise Failed(f"somebody else's update came after this one: {name} is now at {now}")
+    raise Failed(f"endpoint {name} is {status}: {why(aws, after)}")
+
+
+def _check_bucket(aws: Aws, uri: str) -> None:
+    """SageMaker reads models from buckets of its own region only."""
+    found = S3.fullmatch(uri)
+    assert found
+    try:
+        place = aws.client("s3").get_bucket_location(Bucket=found[1]).get("LocationConstraint") or "us-east-1"
+    except ClientError as error:
+        if is_missing(error):
+            raise Failed(f"there is no bucket {found[1]} (models of the spec)") from error
+        if denied(error):
+            return  # the endpoint's role may see more than we do
+        raise
+    if place == "EU":  # the name of eu-west-1 in 2006
+        place = "eu-west-1"
+    if place != aws.region:
+        raise Failed(
+            f"bucket {found[1]} is in {place}, the endpoint in {aws.region}: SageMaker reads models only from its own "
+            "region; take a bucket there, or --region"
+        )
+
+
+def _config(aws: Aws, name: str) -> Request:
+    """As AWS has it; without variants where it is gone."""
+    try:
+        found: Request = aws.client("sagemaker").describe_endpoint_config(EndpointConfigName=name)
+    except ClientError as error:
+        if is_missing(error):
+            return {"ProductionVariants": []}
+        raise
+    return found
+
+
+def _type(config: Request, variant: str) -> Any:
+    """The instance type of a variant, None where there is none: a scalable target does not outlive a change of it."""
+    return next(
+        (each.get("InstanceType") for each in config["ProductionVariants"] if each["VariantName"] == variant), None
+    )
+
+
+def _role_arn(spec: Spec, account: str, region: str) -> str:
+    if spec.role and roles.is_arn(spec.role):
+        return spec.role
+    return roles.arn_of(roles.role_name(spec), account, region)
+
+
+def _own_roles(name: str) -> tuple[str, str]:
+    """The roles that are made for an endpoint where its spec names none."""
+    return f"{name}-endpoint", schedule.role_name(name)
+
+
+def _remove_role(aws: Aws, role: str, endpoint: str, progress: Progress) -> None:
+    try:
+        done = roles.remove(aws, role, endpoint)
+    except ClientError as error:
+        if not denied(error):
+            raise
+        progress.say(f"role {role} was not looked at: {error.operation_name} is not allowed")
+    else:
+        if done:
+            progress.changed(f"{done} deleted")

@@ -1,0 +1,90 @@
+"""An endpoint that deletes itself after a while: a one-time schedule of EventBridge Scheduler."""
+
+import argparse
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from deploy import roles
+from deploy.aws import Aws, denied, is_missing, role_unseen
+from deploy.configurations import patiently
+from deploy.progress import Progress
+from deploy.requests import Request
+
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def duration(text: str) -> timedelta:
+    """`90m`, `4h`, `2d`."""
+    found = re.fullmatch(r"([1-9]\d*)([mhd])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90m, 4h or 2d")
+    return timedelta(**{UNITS[found[2]]: int(found[1])})
+
+
+def ensure(aws: Aws, endpoint: str, after: timedelta, progress: Progress) -> datetime:
+    """The endpoint is deleted so long from now, at the time that is returned; an earlier schedule is replaced."""
+    when = datetime.now(UTC).replace(microsecond=0) + after
+    account, region = aws.account, aws.region
+    values = {"partition": roles.partition_of(region), "account": account, "region": region, "name": endpoint}
+    role = roles.ensured(aws, roles.rendered("scheduler", role_name(endpoint), values), endpoint, progress)
+    asked, client = request(endpoint, when, role), aws.client("scheduler")
+    call = client.update_schedule if there(aws, endpoint) else client.create_schedule
+    patiently(lambda: call(**asked), role_unseen)
+    progress.changed(f"endpoint {endpoint} will be deleted at {when:%Y-%m-%d %H:%M} UTC")
+    return when
+
+
+def request(endpoint: str, when: datetime, role: str) -> Request:
+    """CreateSchedule's and UpdateSchedule's."""
+    return {
+        "Name": name(endpoint),
+        "ScheduleExpression": f"at({when:%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Description": f"Deletes the SageMaker endpoint {endpoint}",
+        "Target": {
+            # docs.aws.amazon.com/scheduler/latest/UserGuide/managing-targets-universal.html
+            "Arn": f"arn:{role.split(':')[1]}:scheduler:::aws-sdk:sagemaker:deleteEndpoint",
+            "RoleArn": role,
+            "Input": json.dumps({"EndpointName": endpoint}),
+        },
+    }
+
+
+def name(endpoint: str) -> str:
+    return f"{endpoint}-delete"
+
+
+def role_name(endpoint: str) -> str:
+    return f"{endpoint}-scheduler"
+
+
+def when(aws: Aws, endpoint: str) -> str | None:
+    """When it will be deleted, as the schedule says; None where it will not, or where one may not look."""
+    found = _found(aws, endpoint)
+    return str(found["ScheduleExpression"]).removeprefix("at(").rstrip(")") + " UTC" if found else None
+
+
+def there(aws: Aws, endpoint: str) -> list[str]:
+    return [f"schedule {name(endpoint)}"] if _found(aws, endpoint) else []
+
+
+def remove(aws: Aws, endpoint: str, progress: Progress) -> None:
+    if there(aws, endpoint):
+        aws.client("scheduler").delete_schedule(Name=name(endpoint))
+        progress.changed(f"schedule {name(endpoint)} deleted")
+
+
+def _found(aws: Aws, endpoint: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = aws.client("scheduler").get_schedule(Name=name(endpoint))
+    except ClientError as error:
+        if is_missing(error) or denied(error):
+            return None
+        raise
+    return found
