@@ -12,6 +12,12 @@ from botocore.validate import ParamValidator
 from deploy.table import SpecError, unknown
 
 
+class Later(str):
+    """Stands in a request for what is known only when a pipeline runs: any string will do."""
+
+    __slots__ = ()
+
+
 @cache
 def model(service: str = "sagemaker") -> ServiceModel:
     return botocore.session.get_session().get_service_model(service)
@@ -48,7 +54,7 @@ def _values(shape: Shape, value: Any, path: str) -> Iterator[str]:
     size = len(value) if isinstance(value, str | list | Mapping) else value
     if most is not None and isinstance(size, int | float) and size > most:
         yield f"{path}: {size} is over the limit of {most}"
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, Later):
         known = getattr(shape, "enum", [])
         if known and value not in known:
             yield f"{path}: {unknown(value, known, 'value')}" if len(known) < 30 else _unlisted(path, value, known)
