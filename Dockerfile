@@ -47,8 +47,8 @@ ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME=/
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 COPY --from=builder /opt/serve /opt/serve
-# Where an image has no ENTRYPOINT the platform runs `serve` from PATH: that works here too.
-COPY container/serve /usr/local/bin/serve
+# Where an image has no ENTRYPOINT the platform runs `serve` or `train` from PATH: that works here too.
+COPY container/serve container/train /usr/local/bin/
 COPY container/gunicorn.conf.py container/smoke.py container/requirements.txt /opt/program/container/
 COPY nginx.conf /opt/program/
 COPY serve /opt/program/serve

@@ -9,8 +9,9 @@ from pathlib import Path
 from serve import log, settings
 from serve.settings import BadSetting
 
-USAGE = """usage: python -m serve [serve | conf | settings | convert SOURCE TARGET]
+USAGE = """usage: python -m serve [serve | train | conf | settings | convert SOURCE TARGET]
   serve      start the server (the default)
+  train      train an XGBoost model, as a SageMaker training job
   conf       print nginx.conf as it would be
   settings   print every setting with its value and source
   convert    write an XGBoost pickle, or a file of before XGBoost 3.1, as TARGET.ubj"""
@@ -26,6 +27,10 @@ def main(arguments: list[str]) -> int:
         chosen = settings.read()
     except BadSetting as error:
         print(f"serve: {error}", file=sys.stderr)
+        if verb == "train":
+            from serve.train import failure
+
+            failure.write(settings.ml_root(), str(error))
         return 2
     log.start("launcher" if verb == "serve" else verb, chosen.log_level)
     # Each part imports only what it needs: the web tier no framework, the launcher next to nothing.
@@ -37,6 +42,14 @@ def main(arguments: list[str]) -> int:
         except (BadSetting, FileNotFoundError) as error:
             print(f"serve: {error}", file=sys.stderr)
             return 2
+    if verb == "train":
+        from serve.train import job
+
+        return job.run(chosen)
+    if verb == "training":
+        from serve.train import booster
+
+        return booster.run(chosen)
     if verb == "host":
         from serve.host import server
 

@@ -127,6 +127,9 @@ class Settings:
     model_dir: Path = env(
         Path("/opt/ml/model"), "where the models are", ("SERVE_MODEL_DIR", directory), ("SM_MODEL_DIR", directory)
     )
+    ml_root: Path = env(
+        Path("/opt/ml"), "where training finds input/ and leaves model/ and output/", ("SERVE_ML_ROOT", directory)
+    )
     model_roots: tuple[Path, ...] = env(
         (Path("/opt/ml/models"), Path("/opt/ml/model")),
         "where POST /models may load from, on a multi-model endpoint",
@@ -243,6 +246,8 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
                 raise BadSetting(f"{variable}={given!r}: needs {parse.__doc__}") from None
             sources[each.name] = variable
             break
+    if "ml_root" in values and "model_dir" not in values:
+        values["model_dir"], sources["model_dir"] = values["ml_root"] / "model", "SERVE_ML_ROOT"
     cpus, cpus_from = memory.cpus()
     for name in ("web_workers", "threads"):
         if name not in values:
@@ -258,6 +263,11 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         values["budget_bytes"] = memory.budget(limit, fraction, values["web_workers"])
         sources["budget_bytes"] = f"{limit_from} {limit / (1 << 30):.1f} GiB x {fraction:g}, less our own processes"
     return Settings(**values, sources=sources)
+
+
+def ml_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where to say why a training failed, though another setting is bad."""
+    return directory(environ.get("SERVE_ML_ROOT") or "/opt/ml")
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:

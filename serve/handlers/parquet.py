@@ -4,12 +4,13 @@ A few bytes of Parquet can stand for any number of rows, and a page unpacks to w
 columns and the sizes of all pages are added up before anything is decoded, and what is too much is a 413.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serve.errors import BadRequest, PayloadTooLarge
-from serve.handlers.tabular import Matrix, finite
+from serve.handlers.tabular import MODEL_HAS, Matrix, finite
 
 _CELLS = 1 << 25  # 128 MB of float32
 _UNPACKED = 1 << 28  # bytes: those cells as float64
@@ -32,29 +33,51 @@ def read(body: bytes, width: int) -> Matrix:
             thrift_string_size_limit=_METADATA,
             thrift_container_size_limit=_METADATA,
         )
-        _check(file, body, width)
-        matrix = np.empty((file.metadata.num_rows, width), np.float32)
-        start = 0
-        for batch in file.iter_batches(batch_size=max(1, _AT_ONCE // width), use_threads=False):
-            end = start + batch.num_rows
-            with np.errstate(over="ignore"):  # `finite` finds it
-                for index, column in enumerate(batch.columns):
-                    matrix[start:end, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-            start = end
+        _check_columns(file, width, MODEL_HAS)
+        _check_sizes(file.metadata, body, width)
+        return _decoded(file, width)
     except (pa.ArrowException, OSError, OverflowError, ValueError, IndexError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise BadRequest(f"the body is not Parquet that can be read: {reason[:300]}") from error
+
+
+def read_file(path: Path, width: int, says: str) -> Matrix:
+    """The same of a file of one's own, as large as it is; where `width` is 0, it is the file's."""
+    import pyarrow as pa
+    import pyarrow.parquet as arrow_parquet
+
+    try:
+        with arrow_parquet.ParquetFile(path) as file:
+            width = width or file.metadata.num_columns
+            _check_columns(file, width, says)
+            return _decoded(file, width)
+    except (pa.ArrowException, OSError, OverflowError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise BadRequest(f"it is not Parquet that can be read: {reason[:300]}") from error
+
+
+def _decoded(file: Any, width: int) -> Matrix:
+    import pyarrow as pa
+
+    matrix = np.empty((file.metadata.num_rows, width), np.float32)
+    start = 0
+    for batch in file.iter_batches(batch_size=max(1, _AT_ONCE // max(1, width)), use_threads=False):
+        end = start + batch.num_rows
+        with np.errstate(over="ignore"):  # `finite` finds it
+            for index, column in enumerate(batch.columns):
+                matrix[start:end, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        start = end
     if start != len(matrix):
         raise BadRequest(f"the Parquet says it has {len(matrix)} rows, and has {start}")
     return finite(matrix)
 
 
-def _check(file: Any, body: bytes, width: int) -> None:
+def _check_columns(file: Any, width: int, says: str) -> None:
     from pyarrow import types
 
     metadata = file.metadata
     if metadata.num_columns != width:
-        raise BadRequest(f"the Parquet has {metadata.num_columns} columns; the model has {width} features")
+        raise BadRequest(f"the Parquet has {metadata.num_columns} columns; {says.format(width)}")
     for field in file.schema_arrow:
         kind = field.type
         numeric = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
@@ -62,6 +85,9 @@ def _check(file: Any, body: bytes, width: int) -> None:
             raise BadRequest(f"column {field.name[:60]!r} is of type {str(kind)[:60]}; numbers are needed")
     if metadata.num_rows < 1:
         raise BadRequest("there are no rows")
+
+
+def _check_sizes(metadata: Any, body: bytes, width: int) -> None:
     chunks = [
         metadata.row_group(group).column(column)
         for group in range(metadata.num_row_groups)

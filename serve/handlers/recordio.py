@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
 from serve.handlers.libsvm import filled
-from serve.handlers.tabular import Matrix, finite, wrong_width
+from serve.handlers.tabular import MODEL_HAS, Matrix, finite, wrong_width
 
 _MAGIC = 0xCED7230A
 _MARK = struct.pack("<I", _MAGIC)
@@ -43,14 +43,27 @@ def read(body: bytes, width: int) -> Matrix | csr_matrix:
     alike = _alike(body, width)
     if alike is not None:
         return finite(alike)
+    return _rows(body, width, MODEL_HAS, None)
+
+
+def read_labelled(body: bytes, width: int, says: str) -> tuple[Matrix | csr_matrix, Floats]:
+    """The same with the label of each record; where `width` is 0, it is that of the first record."""
+    labels: list[Floats] = []
+    return _rows(body, width, says, labels), np.array(labels, np.float32)
+
+
+def _rows(body: bytes, width: int, says: str, labels: list[Floats] | None) -> Matrix | csr_matrix:
     columns: list[Integers] = []
     values: list[Floats] = []
     with np.errstate(over="ignore"):  # of float64; `filled` finds it
         try:
             for number, record in enumerate(_records(body), 1):
-                found, keys = _row(record, number, width)
+                width = width or _width(record)
+                found, keys = _row(record, number, width, says)
                 columns.append(keys)
                 values.append(found)
+                if labels is not None:
+                    labels.append(_label(record))
         except _Wrong as wrong:
             raise BadRequest(f"record {len(values) + 1} {wrong}") from None
     if not values:
@@ -81,15 +94,30 @@ def _alike(body: bytes, width: int) -> Matrix | None:
     return np.ascontiguousarray(frames[:, start:end]).view(np.float32)
 
 
-def _row(record: memoryview | bytes, number: int, width: int) -> tuple[Floats, Integers]:
+def _width(record: memoryview | bytes) -> int:
+    """The number of features that a record has or, sparse, says it has."""
+    found, keys, shape = _features(record)
+    if not (shape or (keys is None and len(found))):
+        raise _Wrong("does not say how many features there are: its tensor needs a shape")
+    return shape or len(found)
+
+
+def _label(record: memoryview | bytes) -> Any:
+    found, _, _ = _tensor_of(record, _LABEL, "label")
+    if len(found) != 1:
+        raise _Wrong(f"has {len(found)} labels; one is needed")
+    return found[0]
+
+
+def _row(record: memoryview | bytes, number: int, width: int, says: str) -> tuple[Floats, Integers]:
     """The values of a record, and their columns."""
     found, keys, shape = _features(record)
     if keys is None:
         if len(found) != width:
-            wrong_width(number, len(found), width)
+            wrong_width(number, len(found), width, says)
         return found, np.arange(width)
     if shape not in (0, width):
-        wrong_width(number, shape, width)
+        wrong_width(number, shape, width, says)
     if len(keys) != len(found) or (len(keys) and not 0 <= keys.min() <= keys.max() < width):
         raise _Wrong(f"needs as many keys as values, each from 0 to {width - 1}")
     return found, keys
@@ -125,20 +153,24 @@ def _records(body: bytes) -> Iterator[memoryview | bytes]:
 
 def _features(record: memoryview | bytes) -> tuple[Floats, Integers | None, int]:
     """Values, their columns (None: all of them) and the row's width (0: not said) of one record."""
+    return _tensor_of(record, _FEATURES, "features")
+
+
+def _tensor_of(record: memoryview | bytes, among: int, what: str) -> tuple[Floats, Integers | None, int]:
     tensors = {}
     for field, _, entry in _fields(record):
-        if field == _FEATURES and isinstance(entry, memoryview):
+        if field == among and isinstance(entry, memoryview):
             pair = {number: value for number, _, value in _fields(entry)}
             tensors[bytes(_message(pair.get(_KEY, b"")))] = _message(pair.get(_VALUE, b""))
     tensor = tensors.get(b"values", next(iter(tensors.values())) if len(tensors) == 1 else None)
     if tensor is None:
-        raise _Wrong("has no features called 'values'")
+        raise _Wrong(f"has no {what} called 'values'")
     numbers: list[Floats] = []
     keys: list[Integers] = []
     shape: list[Integers] = []
     for kind, _, inner in _fields(tensor):
         if kind not in _TENSORS:
-            raise _Wrong("has features that are no tensor of numbers")
+            raise _Wrong(f"has {what} that are no tensor of numbers")
         for field, wire, value in _fields(_message(inner)):
             if field == _VALUES:
                 numbers.append(_elements(wire, value, _TENSORS[kind]).astype(np.float32, copy=False))
@@ -147,7 +179,7 @@ def _features(record: memoryview | bytes) -> tuple[Floats, Integers | None, int]
     found = numbers[0] if len(numbers) == 1 else np.concatenate([np.empty(0, np.float32), *numbers])
     sizes = np.concatenate(shape) if shape else np.empty(0, np.int64)
     if len(sizes) > 1 and (sizes[:-1] != 1).any():
-        raise _Wrong("has features of more than one row")
+        raise _Wrong(f"has {what} of more than one row")
     width = int(sizes[-1]) if len(sizes) else 0
     # A sparse row may have no values at all: then only its shape tells it from a dense one of no features.
     sparse = bool(keys) or (not len(found) and width > 0)

@@ -20,11 +20,13 @@ Matrix = npt.NDArray[np.float32]
 _NPY_HEADER = 10_000  # bytes; numpy's own limit
 SMALL = 8192  # bytes; below it plain Python beats pyarrow, which spends 65 us on a call
 
+MODEL_HAS = "the model has {} features"  # what rows are held against
 
-def csv(body: bytes, width: int, labelled: bool = False) -> Matrix:
+
+def csv(body: bytes, width: int, labelled: bool = False, says: str = MODEL_HAS) -> Matrix:
     """Rows separated by newlines, cells by what the first line has of `,;\\t| :`; an empty cell is nan.
 
-    Of labelled rows the first column may be a label, which is left out.
+    Of labelled rows the first column may be a label, which is left out. `says` is what asks for `width`, in an error.
     """
     body = body.removeprefix(b"\xef\xbb\xbf")
     # For one column a blank line is a missing value, else it is slack at the ends.
@@ -33,14 +35,20 @@ def csv(body: bytes, width: int, labelled: bool = False) -> Matrix:
     delimiter = b"," if b"," in first else _delimiter(first)
     if first.count(delimiter) + 1 != width:
         if labelled and first.count(delimiter) == width:
-            return np.ascontiguousarray(csv(body, width + 1)[:, 1:])
+            return np.ascontiguousarray(csv(body, width + 1, says=says)[:, 1:])
         _check_cells(first.split(delimiter, 50)[:50], 1)  # a header line is the likelier mistake
-        wrong_width(1, first.count(delimiter) + 1, width)
+        wrong_width(1, first.count(delimiter) + 1, width, says)
     if len(body) > SMALL:
         matrix = _csv_with_arrow(body, delimiter.decode(), width, len(first))
     else:
         matrix = _csv_with_float(body, delimiter, width)
-    return finite(_csv_cell_by_cell(body, delimiter, width) if matrix is None else matrix)
+    return finite(_csv_cell_by_cell(body, delimiter, width, says) if matrix is None else matrix)
+
+
+def csv_width(body: bytes) -> int:
+    """The number of cells in the first line."""
+    first = body.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").partition(b"\n")[0]
+    return first.count(b"," if b"," in first else _delimiter(first)) + 1
 
 
 def _delimiter(line: bytes) -> bytes:
@@ -82,14 +90,14 @@ def _csv_with_arrow(body: bytes, delimiter: str, width: int, line: int) -> Matri
     return matrix
 
 
-def _csv_cell_by_cell(body: bytes, delimiter: bytes, width: int) -> Matrix:
+def _csv_cell_by_cell(body: bytes, delimiter: bytes, width: int, says: str) -> Matrix:
     """The slow way, which knows where it is."""
     lines = body.split(b"\n")
     matrix = np.empty((len(lines), width), np.float32)
     for number, line in enumerate(lines, 1):
         cells = line.removesuffix(b"\r").split(delimiter)
         if len(cells) != width:
-            wrong_width(number, len(cells), width)
+            wrong_width(number, len(cells), width, says)
         with np.errstate(over="ignore"):
             matrix[number - 1] = _check_cells(cells, number)
     return matrix
@@ -187,5 +195,5 @@ def text(request: Request) -> bytes:
         raise BadRequest(f"the body cannot be read with charset {request.charset[:40]!r}") from error
 
 
-def wrong_width(row: int, found: int, width: int) -> NoReturn:
-    raise BadRequest(f"row {row} has {found} columns; the model has {width} features")
+def wrong_width(row: int, found: int, width: int, says: str = MODEL_HAS) -> NoReturn:
+    raise BadRequest(f"row {row} has {found} columns; {says.format(width)}")

@@ -1,0 +1,122 @@
+"""The training itself: data and hyperparameters in, a line of metrics a round, a model out."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from serve.settings import Settings
+from serve.train import failure
+from serve.train.failure import TrainingFailed
+
+log = logging.getLogger(__name__)
+
+_NO_MODEL = "the training was stopped before its first round: there is no model"
+
+
+class _Stopped(Exception):
+    """SIGTERM, while there is nothing to save."""
+
+
+def run(settings: Settings) -> int:
+    """Train as /opt/ml/input says; 0 where there is a model, else 1 and the reason in /opt/ml/output/failure."""
+    signal.signal(signal.SIGTERM, _give_up)
+    try:
+        _train(settings)
+    except TrainingFailed as error:
+        failure.write(settings.ml_root, str(error))
+    except _Stopped:
+        failure.write(settings.ml_root, _NO_MODEL)
+    except MemoryError as error:
+        log.exception("out of memory")
+        failure.write(settings.ml_root, f"there is not enough memory ({error}): take a larger instance, or less data")
+    except Exception as error:
+        log.exception("internal error")
+        failure.write(settings.ml_root, f"internal error, {type(error).__name__}: {error}; the log has its traceback")
+    else:
+        return 0
+    return 1
+
+
+def _give_up(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def _train(settings: Settings) -> None:
+    # Here and not above, so that SIGTERM is heard from the first moment on: importing them takes a second.
+    import xgboost
+
+    from serve.train import channels, hyperparameters, rows
+
+    asked = hyperparameters.read(settings.ml_root / "input/config/hyperparameters.json")
+    unused = hyperparameters.checked(asked)
+    if unused:
+        log.warning("hyperparameters without use here", extra={"names": unused})
+    of = channels.find(settings.ml_root)
+    found = rows.read(of, asked.csv_weights, hyperparameters.label_range(asked))
+    for name, each in found.items():
+        rows_and_columns = dict(zip(("rows", "features"), each.features.shape, strict=True))
+        log.info("read", extra={"channel": name, **rows_and_columns})
+    stop = threading.Event()
+    parameters = {"nthread": settings.threads, **hyperparameters.parameters(asked)}
+    try:
+        matrices = {name: _matrix(found.pop(name)) for name in list(found)}
+        if asked.save_when_stopped:
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        booster = xgboost.train(
+            parameters,
+            matrices["train"],
+            asked.num_round,
+            evals=[(matrix, name) for name, matrix in matrices.items()],
+            callbacks=_callbacks(xgboost, asked.early_stopping_rounds, parameters.get("booster"), stop),
+            verbose_eval=False,
+        )
+    except xgboost.core.XGBoostError as error:
+        if "bad_alloc" in str(error):
+            raise MemoryError("XGBoost") from error
+        raise TrainingFailed(hyperparameters.reason(error)) from error
+    signal.signal(signal.SIGTERM, lambda *_: None)  # what is there now is saved, whoever asks
+    _save(booster, settings.model_dir)
+    log.info("trained", extra={"rounds": booster.num_boosted_rounds(), "stopped": stop.is_set()})
+
+
+def _matrix(rows: Any) -> Any:
+    import xgboost
+
+    return xgboost.DMatrix(rows.features, label=rows.labels, weight=rows.weights, qid=rows.queries)
+
+
+def _callbacks(xgboost: Any, rounds: int, booster: str | None, stop: threading.Event) -> list[Any]:
+    class Progress(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+        def after_iteration(self, model: Any, epoch: int, evals_log: Mapping[str, Mapping[str, list[float]]]) -> bool:
+            print(line(epoch, evals_log), flush=True)
+            return stop.is_set()
+
+    # Cutting the rounds after the best is for trees; of gblinear XGBoost only notes which was the best.
+    early = [xgboost.callback.EarlyStopping(rounds=rounds, save_best=booster != "gblinear")] if rounds else []
+    return [Progress(), *early]
+
+
+def line(number: int, scores: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """A round's metrics as AWS's container logs them, which its patterns for tuning jobs read.
+
+    `#011` is how CloudWatch writes a tab; it stands here so that the pattern fits wherever the line is read.
+    """
+    told = [f"#011{data}-{metric}:{values[-1]:.5f}" for data, of in scores.items() for metric, values in of.items()]
+    return f"[{number}]" + "".join(told)
+
+
+def _save(booster: Any, directory: Path) -> None:
+    """The model as model.ubj: whole, or not at all."""
+    target = directory / "model.ubj"
+    partial = directory / f".{os.getpid()}.partial"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(booster.save_raw(raw_format="ubj"))
+        partial.replace(target)
+    except OSError as error:
+        raise TrainingFailed(f"the model cannot be written to {directory}: {error.strerror}") from error

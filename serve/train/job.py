@@ -1,0 +1,56 @@
+"""A training job: a child that trains, and this process, which tells why it failed even where the child no longer can.
+
+It is small, so that the kernel, when memory is short, ends the child and not the one who writes that down.
+"""
+
+import logging
+import os
+import signal
+import sys
+
+from serve.children import Children
+from serve.host import memory
+from serve.settings import Settings
+from serve.train import failure
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Train as /opt/ml/input says; 0 where there is a model, else 1 and the reason in /opt/ml/output/failure."""
+    children = Children()
+    children.adopt()
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    told = failure.path(settings.ml_root)
+    told.unlink(missing_ok=True)  # of a run before this one, in a directory on someone's laptop
+    children.spawn("training", [sys.executable, "-m", "serve", "training"], os.environ)
+    passed_on = False
+    while children.ended is None:
+        if stopped and not passed_on:
+            children.signal("training", signal.SIGTERM)
+            passed_on = True
+        children.pause(60)
+        children.reap()
+    _, status = children.ended
+    if status and not told.exists():
+        failure.write(settings.ml_root, _reason(status, stopped))
+    return 1 if status else 0
+
+
+def _reason(status: int, stopped: bool) -> str:
+    if status == -signal.SIGKILL:
+        limit, where = memory.limit()
+        return (
+            f"the training was killed, most likely for want of memory: there are {limit >> 20} MB ({where}); "
+            "take a larger instance, or less data"
+        )
+    if status == -signal.SIGTERM and stopped:
+        return "the training was stopped before its first round: there is no model"
+    return f"the training ended with {status}; its log says more"
