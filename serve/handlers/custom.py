@@ -67,6 +67,8 @@ class Custom:
         self._toolkit = toolkit.of(self._model, model.options.get("toolkit"))
         if not (self._predict or self._transform or self._batch):
             self._model = toolkit.ready(self._model)
+        # Functions of its own may want other columns than the model.
+        self._width = 0 if self._predict or self._batch else toolkit.width(self._model)
 
     def decode(self, request: Request) -> Item:
         content_type = request.content_type or formats.JSON
@@ -79,7 +81,7 @@ class Custom:
             default = self._default_accept if self._default_accept in formats.WRITES else formats.JSON
             accept = media.choose(request.accept, formats.WRITES, default)
         if not self._input:
-            data = toolkit.read(self._toolkit, request.body, content_type, request.charset)
+            data = toolkit.read(self._toolkit, request.body, content_type, request.charset, self._width)
             return Item(data, accept, explicit, content_type, context)
         body = _text(request, content_type)
         try:

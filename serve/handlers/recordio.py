@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
-from serve.handlers.libsvm import filled
+from serve.handlers.libsvm import MOST, filled
 from serve.handlers.tabular import MODEL_HAS, Matrix, finite, wrong_width
 
 _MAGIC = 0xCED7230A
@@ -69,6 +69,19 @@ def _rows(body: bytes, width: int, says: str, labels: list[Floats] | None) -> Ma
     if not values:
         raise BadRequest("there are no records")
     return filled(np.concatenate(values), np.concatenate(columns), np.cumsum([0, *map(len, values)]), width)
+
+
+def width(body: bytes) -> int:
+    """How many columns the first record says it has, for records whose width nobody knows."""
+    try:
+        found, keys, shape = _features(next(_records(body), b""))
+    except _Wrong as wrong:
+        raise BadRequest(f"record 1 {wrong}") from None
+    if keys is not None and not shape:
+        raise BadRequest("record 1 is sparse, and does not say its shape")
+    if shape > MOST:
+        raise BadRequest(f"record 1 has {shape} columns; {MOST} is the most")
+    return shape if keys is not None else len(found)
 
 
 def _alike(body: bytes, width: int) -> Matrix | None:

@@ -1,8 +1,9 @@
-"""What AWS's PyTorch, scikit-learn and Hugging Face toolkits do where a model's code leaves a function out.
+"""What AWS's PyTorch, scikit-learn, XGBoost and Hugging Face toolkits do where a model's code leaves a function out.
 
 Which of them a model's code was written for is told from what its model_fn returned; `toolkit` of the options says it
 where that is not enough. Sources: aws/sagemaker-pytorch-inference-toolkit (default_pytorch_inference_handler.py),
-aws/sagemaker-scikit-learn-container (serving.py), aws/sagemaker-huggingface-inference-toolkit (handler_service.py).
+aws/sagemaker-scikit-learn-container (serving.py), aws/sagemaker-xgboost-container (handler_service.py),
+aws/sagemaker-huggingface-inference-toolkit (handler_service.py).
 """
 
 import csv
@@ -22,6 +23,7 @@ from serve.host import recognition
 class Toolkit(Enum):
     PYTORCH = "pytorch"
     SKLEARN = "sklearn"
+    XGBOOST = "xgboost"
     HUGGINGFACE = "huggingface"
     NONE = ""  # JSON as it is, CSV as numbers
 
@@ -36,7 +38,10 @@ def of(model: Any, said: Any) -> Toolkit:
             raise ModelUnusable(f"model.toml: options.toolkit: {said!r} is none of {known}") from None
     # model_fn often returns a model with its tokenizer or its labels.
     parts = list(model.values()) if isinstance(model, dict) else model if isinstance(model, list | tuple) else [model]
-    made_by = {base.__module__.partition(".")[0] for part in parts for base in type(part).__mro__}
+    bases = [base for part in parts for base in type(part).__mro__]
+    made_by = {base.__module__.partition(".")[0] for base in bases}
+    if any(_is_booster(base) for base in bases):  # and not XGBClassifier, which takes rows as scikit-learn's do
+        return Toolkit.XGBOOST
     if "transformers" in made_by:
         return Toolkit.HUGGINGFACE
     if "torch" in made_by:
@@ -44,10 +49,24 @@ def of(model: Any, said: Any) -> Toolkit:
     return Toolkit.SKLEARN if "sklearn" in made_by else Toolkit.NONE
 
 
-def read(toolkit: Toolkit, body: bytes, content_type: str, charset: str) -> Any:
-    """What the toolkit's default input_fn makes of a body."""
+def _is_booster(kind: type) -> bool:
+    return kind.__module__ == "xgboost.core" and kind.__name__ == "Booster"
+
+
+def width(model: Any) -> int:
+    """How many columns the default predict_fn wants, where it can be told; else 0."""
+    return model.num_features() if any(map(_is_booster, type(model).__mro__)) else 0
+
+
+def read(toolkit: Toolkit, body: bytes, content_type: str, charset: str, width: int = 0) -> Any:
+    """What the toolkit's default input_fn makes of a body; rows of `width` columns where the model wants so many."""
+    if toolkit is Toolkit.XGBOOST:
+        from serve.handlers import dmatrix
+
+        text = content_type.startswith("text/") or formats.is_json(content_type)
+        return dmatrix.read(formats.decoded(body, charset).encode() if text else body, content_type, width)
     if toolkit is Toolkit.HUGGINGFACE and content_type == formats.CSV:
-        return _columns(formats.decoded(body, charset))
+        return columns(formats.decoded(body, charset))
     data = formats.read(body, content_type, charset)
     if toolkit is Toolkit.SKLEARN and (content_type == formats.CSV or isinstance(data, list)):
         return formats.numbers(data, np.float32)
@@ -66,6 +85,10 @@ def predict(toolkit: Toolkit, data: Any, model: Any) -> Any:
     """What the toolkit's default predict_fn gives."""
     torch = sys.modules.get("torch")
     with torch.no_grad() if torch else nullcontext():
+        if toolkit is Toolkit.XGBOOST and _is_booster(type(model)):
+            best = model.attr("best_iteration")
+            rounds = (0, 0 if best is None else int(best) + 1)
+            return model.predict(data, validate_features=False, iteration_range=rounds)
         if toolkit is Toolkit.SKLEARN or not callable(model):
             return model.predict(data)
         if isinstance(data, dict) and toolkit is not Toolkit.PYTORCH:
@@ -135,7 +158,7 @@ def _guessed(architectures: Any) -> str:
     )
 
 
-def _columns(text: str) -> Any:
+def columns(text: str) -> dict[str, Any]:
     """CSV with a header line that has inputs, or question and context: one value, or one object, a row."""
     try:
         rows = list(csv.DictReader(text.splitlines()))

@@ -29,7 +29,14 @@ log = logging.getLogger(__name__)
 FILE = "requirements.txt"
 PR_SET_PDEATHSIG = 1
 # Of these we have what model code imports: serve/toolkits.
-OURS = frozenset({"sagemaker-inference", "sagemaker-containers", "sagemaker-huggingface-inference-toolkit"})
+OURS = frozenset(
+    {
+        "sagemaker-inference",
+        "sagemaker-containers",
+        "sagemaker-huggingface-inference-toolkit",
+        "sagemaker-xgboost-container",
+    }
+)
 LISTED = 20
 
 

@@ -1,19 +1,23 @@
-"""Code written for AWS's PyTorch, scikit-learn and Hugging Face toolkits runs as it is, with their defaults."""
+"""Code written for AWS's PyTorch, scikit-learn, XGBoost and Hugging Face toolkits runs as it is, by their defaults."""
 
 import io
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import sklearn.linear_model
 import torch
 import transformers
+import xgboost
 
 from serve.errors import BadRequest, InternalError, ModelNotFound, ModelUnusable, NotAcceptable, UnsupportedMediaType
+from serve.handlers import dmatrix, recordio
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.custom import Custom
 from serve.handlers.toolkit import Toolkit, of
@@ -47,6 +51,16 @@ def npy(array: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
+
+
+def recordio_rows(rows: Any) -> bytes:
+    """Of features, as clients send them; ours writes labels, whose field has another number."""
+    found = []
+    for row in np.array(rows, "<f4"):
+        values = recordio._delimited(2, recordio._delimited(1, row.tobytes()))
+        entry = recordio._delimited(1, recordio._delimited(1, b"values") + recordio._delimited(2, values))
+        found.append(struct.pack("<II", recordio._MAGIC, len(entry)) + entry + b"\0" * (-len(entry) % 4))
+    return b"".join(found)
 
 
 TORCH = """
@@ -109,7 +123,9 @@ def test_a_toolkit_that_cannot_be_told_is_said(served: Callable[..., Custom]) ->
     handler = served(code.replace("type(data).__name__", "data"), options={"toolkit": "huggingface"})
     csv = outcome(handler, b"inputs\na", CSV)
     assert csv.body == b'{"inputs":["a"]}'
-    with pytest.raises(ModelUnusable, match=r"options.toolkit: 'keras' is none of pytorch, sklearn, huggingface"):
+    with pytest.raises(
+        ModelUnusable, match=r"options.toolkit: 'keras' is none of pytorch, sklearn, xgboost, huggingface"
+    ):
         served(code, options={"toolkit": "keras"})
 
 
@@ -254,3 +270,118 @@ def test_what_is_no_body_is_written_as_the_caller_asked(served: Callable[..., Cu
     assert outcome(handler, b"0") == Reply(body=b"[[1,2]]", content_type=JSON)
     assert outcome(handler, b"0", accept=CSV) == Reply(body=b"1,2\n", content_type=CSV)
     assert outcome(handler, b"0", accept="image/png").content_type == JSON
+
+
+BOOSTER = """
+    import os, xgboost
+    def model_fn(model_dir): return xgboost.Booster(model_file=os.path.join(model_dir, "xgboost-model.ubj"))
+"""
+SAMPLE = """
+    import json
+    from sagemaker_containers.beta.framework import content_types
+    import sagemaker_xgboost_container.encoder as xgb_encoders
+    from sagemaker_xgboost_container.constants import xgb_content_types
+    from sagemaker_xgboost_container.data_utils import get_content_type
+    def input_fn(body, content_type):
+        if content_type == xgb_content_types.LIBSVM: return xgb_encoders.libsvm_to_dmatrix(body)
+        assert get_content_type(content_type) == "csv"
+        return xgb_encoders.decode(body, content_type)
+    def predict_fn(data, model):
+        return {"predictions": [[data.num_row(), data.num_col()], model.predict(data).tolist()]}
+    def output_fn(prediction, accept): return xgb_encoders.json_to_jsonlines(prediction)
+"""
+
+
+@pytest.fixture
+def booster(tmp_path: Path) -> xgboost.Booster:
+    rows = np.random.default_rng(1).normal(size=(30, 3)).astype(np.float32)
+    model = xgboost.train({"nthread": 1, "max_depth": 2}, xgboost.DMatrix(rows, rows[:, 0]), 4)
+    model.set_attr(best_iteration="1")
+    model.save_model(tmp_path / "xgboost-model.ubj")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"1,2,3\n,5,6\n", CSV),
+        (b"1;2;3\n;5;6", CSV),
+        (b"0:1 1:2 2:3\n1:5 2:6", "text/libsvm"),
+        (recordio_rows([[1, 2, 3], [float("nan"), 5, 6]]), "application/x-recordio-protobuf"),
+        (b"[[1, 2, 3], [null, 5, 6]]", JSON),
+        (npy(np.array([[1, 2, 3], [np.nan, 5, 6]])), "application/x-npy"),
+    ],
+)
+def test_a_booster_alone_serves_as_script_mode_would(
+    served: Callable[..., Custom], booster: xgboost.Booster, body: bytes, content_type: str
+) -> None:
+    """A DMatrix of what came, its scores up to the best round; an empty cell is missing."""
+    rows = xgboost.DMatrix(np.array([[1, 2, 3], [np.nan, 5, 6]]))
+    expected = booster.predict(rows, iteration_range=(0, 2))
+    reply = outcome(served(BOOSTER), body, content_type)
+    assert np.array_equal(np.array(msgspec.json.decode(reply.body), np.float32), expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "said"),
+    [
+        (b"1,2", CSV, "row 1 has 2 columns; the model has 3 features"),
+        (b"1,2,3\n1,2,x", CSV, "row 2, column 3: 'x' is not a number"),
+        (b"\n", CSV, "there are no rows"),
+        (b"3:1", "text/libsvm", "a row has feature number 3; the model has 3 features, counted from 0"),
+        (b"0:1e39", "text/libsvm", "row 1, column 1 is infinite"),
+        (b"x", "application/x-recordio-protobuf", "record 1 does not begin with RecordIO's magic number"),
+        (b"[[1, 2, 3, 4]]", JSON, "row 1 has 4 columns; the model has 3 features"),
+        (b"[[[1]]]", JSON, "rows of numbers are needed, not an array of shape (1, 1, 1)"),
+    ],
+)
+def test_rows_a_booster_does_not_take_are_told(
+    served: Callable[..., Custom], booster: xgboost.Booster, body: bytes, content_type: str, said: str
+) -> None:
+    """With both numbers, before XGBoost sees them."""
+    with pytest.raises(BadRequest) as refused:
+        outcome(served(BOOSTER), body, content_type)
+    assert said in refused.value.message
+
+
+def test_code_that_imports_the_xgboost_container_runs(served: Callable[..., Custom], booster: xgboost.Booster) -> None:
+    """As AWS's samples do; the width is what the rows have, since the code may change it."""
+    handler = served(dedent(BOOSTER) + dedent(SAMPLE))
+    first, second = outcome(handler, b"1,2,3\n4,5,6", CSV).body.splitlines()
+    assert msgspec.json.decode(first) == [2, 3]
+    assert len(msgspec.json.decode(second)) == 2
+    assert outcome(handler, b"1 0:1 2:3", "text/libsvm").body.startswith(b"[1, 3]\n")
+    assert isinstance(outcome(handler, b"1,2,3,4", CSV), InternalError)
+    with pytest.raises(BadRequest, match="row 1, column 1: 'a' is not a number"):
+        outcome(handler, b"a,b", CSV)
+    code = (
+        "from sagemaker_xgboost_container import encoder\ndef input_fn(body, kind): return encoder.decode(body, kind)"
+    )
+    with pytest.raises(UnsupportedMediaType):
+        outcome(served(dedent(BOOSTER) + code), b"x", "image/png")
+
+
+def test_the_width_of_rows_that_no_model_is_known_for_is_theirs() -> None:
+    """Of the first line or record; a column that cannot be counted is refused."""
+    assert dmatrix.read(recordio_rows([[1, 2]]), dmatrix.RECORDIO).num_col() == 2
+    assert dmatrix.read(npy(np.ones(4)), "application/x-npy").num_col() == 4
+    assert dmatrix.read(b"\n1 2 3\n", CSV).num_col() == 3
+    with pytest.raises(BadRequest, match="is the most"):
+        dmatrix.read(b"1 99999999999:1", "text/libsvm")
+
+
+def test_code_that_imports_the_hugging_face_toolkit_runs(served: Callable[..., Custom]) -> None:
+    """Its decoder and encoder, whose CSV has a header; errors keep their status."""
+    handler = served("""
+        from sagemaker_huggingface_inference_toolkit import content_types, decoder_encoder
+        from sagemaker_huggingface_inference_toolkit.transformers_utils import get_pipeline
+        def input_fn(body, content_type): return decoder_encoder.decode(body, content_type)
+        def predict_fn(data, model): return [{"label": str(each), "score": 1} for each in data["inputs"]]
+        def output_fn(prediction, accept): return decoder_encoder.encode(prediction, accept)
+    """)
+    assert outcome(handler, b"inputs\na\n", CSV, CSV).body == b"label,score\na,1\n"
+    assert outcome(handler, '{"inputs": ["ä"]}'.encode()).body == '[{"label":"ä","score":1}]'.encode()
+    with pytest.raises(BadRequest, match="needs a header line"):
+        outcome(handler, b"1,2", CSV)
+    with pytest.raises(UnsupportedMediaType):
+        outcome(handler, b"", "video/mp4")

@@ -1,0 +1,1 @@
+"""What model code imports of AWS's sagemaker-huggingface-inference-toolkit. See docs/compatibility.md."""

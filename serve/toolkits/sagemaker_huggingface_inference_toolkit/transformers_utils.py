@@ -1,0 +1,18 @@
+"""get_pipeline(task, device, model_dir): a pipeline over the files of a model; nothing is fetched."""
+
+from pathlib import Path
+from typing import Any
+
+
+def get_pipeline(task: str, device: int, model_dir: Path | str, **kwargs: Any) -> Any:
+    """`device` is a GPU's number, or -1 for the CPU."""
+    from transformers import pipeline
+
+    kwargs["trust_remote_code"] = False
+    return pipeline(task, model=str(model_dir), device=device, **kwargs)
+
+
+def _is_gpu_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

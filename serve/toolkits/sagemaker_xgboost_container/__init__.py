@@ -1,0 +1,1 @@
+"""What model code imports of AWS's sagemaker-xgboost-container for serving. See docs/compatibility.md."""

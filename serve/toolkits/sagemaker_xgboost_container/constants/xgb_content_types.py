@@ -1,0 +1,6 @@
+"""The names of media types that XGBoost's containers have beside the usual ones."""
+
+LIBSVM = "text/libsvm"
+X_LIBSVM = "text/x-libsvm"
+X_PARQUET = "application/x-parquet"
+X_RECORDIO_PROTOBUF = "application/x-recordio-protobuf"

@@ -1,0 +1,30 @@
+"""Names of media types, and which one a Content-Type means. Reading a training channel is for training containers."""
+
+from typing import Any, NoReturn
+
+CSV, LIBSVM, PARQUET, RECORDIO_PROTOBUF = "csv", "libsvm", "parquet", "recordio-protobuf"
+_NAMES = {
+    "csv": CSV,
+    "text/csv": CSV,
+    "libsvm": LIBSVM,
+    "text/libsvm": LIBSVM,
+    "text/x-libsvm": LIBSVM,
+    "parquet": PARQUET,
+    "application/x-parquet": PARQUET,
+    "recordio-protobuf": RECORDIO_PROTOBUF,
+    "application/x-recordio-protobuf": RECORDIO_PROTOBUF,
+}
+
+
+def get_content_type(content_type_cfg_val: str | None) -> str:
+    """One of the four names above; libsvm where nothing is said. Raises ValueError for another."""
+    if content_type_cfg_val is None:
+        return LIBSVM
+    media_type = content_type_cfg_val.partition(";")[0].strip().lower()
+    if media_type not in _NAMES:
+        raise ValueError(f"{content_type_cfg_val!r} is none of {', '.join(_NAMES)}")
+    return _NAMES[media_type]
+
+
+def get_dmatrix(*_: Any, **__: Any) -> NoReturn:
+    raise NotImplementedError("get_dmatrix reads a training channel; this image serves: see encoder.decode for a body")
