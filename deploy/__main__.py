@@ -24,9 +24,10 @@ OTHERS = {
     "pipeline": ("deploy.pipeline", "train, register and deploy by SageMaker Pipelines, or here"),
 }
 DONE, FAILED, WRONG = 0, 1, 2
+Make = Callable[[str | None], Aws]  # of a region
 
 
-def main(arguments: list[str] | None = None, make: type[Aws] = Aws) -> int:
+def main(arguments: list[str] | None = None, make: Make = Aws) -> int:
     """The exit code: 0 done or unchanged, 1 failed or rolled back, 2 a spec or a command that cannot be meant."""
     words = sys.argv[1:] if arguments is None else arguments
     given = parse(words)
@@ -83,7 +84,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _up(given: argparse.Namespace, make: type[Aws]) -> int:
+def _up(given: argparse.Namespace, make: Make) -> int:
     spec = load(given.spec)
     if given.plan:
         return _plan(spec, given.region)
@@ -126,7 +127,7 @@ def _plan(spec: Spec, region: str | None) -> int:
     return DONE
 
 
-def _down(given: argparse.Namespace, make: type[Aws]) -> int:
+def _down(given: argparse.Namespace, make: Make) -> int:
     progress = Progress(sys.stderr if given.json else sys.stdout)
     endpoint.down(given.name, make(given.region), progress)
     if given.json:
@@ -136,13 +137,13 @@ def _down(given: argparse.Namespace, make: type[Aws]) -> int:
     return DONE
 
 
-def _status(given: argparse.Namespace, make: type[Aws]) -> int:
+def _status(given: argparse.Namespace, make: Make) -> int:
     said = status.status(make(given.region), given.name)
     print(json.dumps(said) if given.json else status.text(said))
     return DONE
 
 
-def _traffic(given: argparse.Namespace, make: type[Aws]) -> int:
+def _traffic(given: argparse.Namespace, make: Make) -> int:
     progress = Progress(sys.stderr if given.json else sys.stdout)
     endpoint.traffic(given.name, dict(given.weights), make(given.region), progress)
     if given.json:
@@ -152,22 +153,22 @@ def _traffic(given: argparse.Namespace, make: type[Aws]) -> int:
     return DONE
 
 
-def _invoke(given: argparse.Namespace, make: type[Aws]) -> int:
+def _invoke(given: argparse.Namespace, make: Make) -> int:
     return invoke.run(make(given.region), given)
 
 
-def _logs(given: argparse.Namespace, make: type[Aws]) -> int:
+def _logs(given: argparse.Namespace, make: Make) -> int:
     return logs.show(make(given.region), given.name, since=given.since, pattern=given.filter, follow=given.follow)
 
 
-def _roles(given: argparse.Namespace, make: type[Aws]) -> int:
+def _roles(given: argparse.Namespace, make: Make) -> int:
     spec = load(given.spec)
     aws = make(given.region or spec.region)
     print(json.dumps([each.said for each in roles.of_all(spec, aws.account, aws.region)], indent=2))
     return DONE
 
 
-VERBS: dict[str, Callable[[argparse.Namespace, type[Aws]], int]] = {
+VERBS: dict[str, Callable[[argparse.Namespace, Make], int]] = {
     "up": _up,
     "down": _down,
     "status": _status,

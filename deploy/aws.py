@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -18,6 +19,8 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
+
+from deploy import service
 
 # Throttled calls and broken connections are repeated by botocore, waiting longer each time.
 CALLS = Config(
@@ -36,16 +39,18 @@ class Aws:
     """Clients, made when they are first asked for. Raises Failed where no region is known."""
 
     def __init__(self, region: str | None = None) -> None:
-        self._session = boto3.session.Session(region_name=region)
+        core = botocore.session.Session()
+        core.register_component("data_loader", service.loader())
+        self._session = boto3.session.Session(region_name=region, botocore_session=core)
         if self._session.region_name is None:
             raise Failed('no region: give --region, set AWS_DEFAULT_REGION, or say region = "..." in the spec')
         self.region: str = self._session.region_name
         self._clients: dict[str, Any] = {}
 
-    def client(self, service: str) -> Any:
-        if service not in self._clients:
-            self._clients[service] = self._session.client(service, config=CALLS)
-        return self._clients[service]
+    def client(self, name: str) -> Any:
+        if name not in self._clients:
+            self._clients[name] = self._session.client(name, config=CALLS)
+        return self._clients[name]
 
     @cached_property
     def account(self) -> str:

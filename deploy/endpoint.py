@@ -42,9 +42,10 @@ def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Sm
     configurations.ensure(aws, wanted, progress)
     config = wanted.endpoint["EndpointConfigName"]
     for attempt in range(TRIES):
-        before = settled(aws, spec.name, progress) if wait else described(aws, spec.name)
+        before = described(aws, spec.name)
         if before is not None:
             must_be_ours(aws, before)
+            before = settled(aws, spec.name, progress) if wait else before
         if before is not None and is_at(before, config):
             return _kept(spec, aws, wanted, before, progress, smoke)
         if before is not None and before["EndpointStatus"] == "Failed":

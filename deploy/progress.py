@@ -56,7 +56,7 @@ def looks() -> Iterator[None]:
     while True:
         yield
         time.sleep(pause)
-        pause = min(pause * 1.5, LONGEST)
+        pause = min(pause * 1.2, LONGEST)
 
 
 def elapsed(seconds: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-import botocore.session
+from botocore.loaders import Loader, create_loader
 from botocore.model import ServiceModel, Shape
 from botocore.validate import ParamValidator
 
@@ -19,8 +19,14 @@ class Later(str):
 
 
 @cache
+def loader() -> Loader:
+    """Reads what botocore knows of AWS's services; SageMaker's description takes half a second, so one for all."""
+    return create_loader()
+
+
+@cache
 def model(service: str = "sagemaker") -> ServiceModel:
-    return botocore.session.get_session().get_service_model(service)
+    return ServiceModel(loader().load_service_model(service, "service-2"), service)
 
 
 def members(shape: str) -> tuple[str, ...]:

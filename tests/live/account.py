@@ -77,6 +77,9 @@ class Account:
     def describe(self, name: str) -> dict[str, Any]:
         return self.sagemaker.describe_endpoint(EndpointName=name)  # type: ignore[no-any-return]
 
+    def exists(self, name: str) -> bool:
+        return not self._gone(name)
+
     def settled(self, name: str) -> dict[str, Any]:
         """Its description, once nothing is in progress."""
 
