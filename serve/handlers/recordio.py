@@ -60,10 +60,10 @@ def _rows(body: bytes, width: int, says: str, labels: list[Floats] | None) -> Ma
             for number, record in enumerate(_records(body), 1):
                 width = width or _width(record)
                 found, keys = _row(record, number, width, says)
-                columns.append(keys)
-                values.append(found)
                 if labels is not None:
                     labels.append(_label(record))
+                columns.append(keys)
+                values.append(found)
         except _Wrong as wrong:
             raise BadRequest(f"record {len(values) + 1} {wrong}") from None
     if not values:

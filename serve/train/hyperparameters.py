@@ -30,7 +30,11 @@ AWS = (
     "tweedie_variance_power", "updater", "use_dask_gpu_training", "verbosity",
 )  # fmt: skip
 _COUNTS = ("count:", "reg:gamma", "reg:tweedie", "rank:ndcg")
-_ELSEWHERE = ("_kfold", "_num_cv_round")
+_ELSEWHERE = {
+    "_kfold": "cross-validation is not done",
+    "_num_cv_round": "cross-validation is not done",
+    "sagemaker_program": "scripts are not run",
+}
 _NOT_USED = re.compile(r"Parameters: \{ (.*) \} are not used")
 _WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")  # time and line of source, before what XGBoost says
 
@@ -60,9 +64,9 @@ def read(file: Path) -> Hyperparameters:
 
 def parsed(given: Mapping[str, str]) -> Hyperparameters:
     """The same of names and values. Raises TrainingFailed."""
-    for name in _ELSEWHERE:
+    for name, what in _ELSEWHERE.items():
         if name in given:
-            raise TrainingFailed(f"hyperparameter {name}: cross-validation is not done here; leave it out")
+            raise TrainingFailed(f"hyperparameter {name}: {what} here; leave it out")
     if "num_round" not in given:
         close = difflib.get_close_matches("num_round", given, n=1)
         hint = f"; {close[0]} is not its name" if close else ""

@@ -213,21 +213,8 @@ ONE = {"num_round": "1"}
 @pytest.mark.parametrize(
     ("asked", "files", "more", "reason"),
     [
-        ({}, {"train/a": GOOD}, {}, "hyperparameter num_round is needed"),
         (ONE, {"train/a": "1,2,3\n4,x,6\n"}, {}, "train/a: row 2, column 2: 'x' is not a number"),
-        (
-            ONE,
-            {"train/a": GOOD, "validation/b": "1,2\n"},
-            {},
-            "validation/b: row 1 has 2 columns; the first row of all has 3",
-        ),
-        (
-            {**ONE, "objective": "binary:logistic"},
-            {"train/a": GOOD},
-            {},
-            "train/a: row 2, column 1: the label is 4; the objective needs labels from 0 to 1",
-        ),
-        (ONE, {"train/a": GOOD}, {"hosts": ("algo-1", "algo-2")}, "the job has 2 instances"),
+        ({**ONE, "monotone_constraints": "(1,0,1)"}, {"train/a": GOOD}, {}, "monotone"),
         (ONE, {"train/a": GOOD}, {"SERVE_THREAD": "1"}, "SERVE_THREAD: no such setting; did you mean SERVE_THREADS?"),
         (ONE, {"train/a": GOOD}, {"SM_MODEL_DIR": "/proc/model"}, "the model cannot be written to /proc/model"),
     ],
