@@ -28,9 +28,11 @@ BOOSTER = b'{"learner": {}}'
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="._- "), min_size=1, max_size=60).filter(
     lambda name: name not in (".", "..", "model.ubj", *contents.LEFT_OUT) and not name.startswith("._")
 )
-# Directories have other names than files, so that no path is both.
+# Directories have other names than files, so that no path is both; and no file's name says that it is a model.
 PATHS = st.builds(
-    lambda above, name: "/".join([*(f"d-{each}" for each in above), f"f-{name}"]), st.lists(NAMES, max_size=3), NAMES
+    lambda above, name: "/".join([*(f"d-{each}" for each in above), f"f-{name}.txt"]),
+    st.lists(NAMES, max_size=3),
+    NAMES,
 )
 TREES = st.dictionaries(PATHS, st.binary(max_size=300), max_size=8)
 
