@@ -32,15 +32,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(image: str, root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def train(
+    image: str, root: Path, *options: str, command: tuple[str, ...] = ("train",)
+) -> subprocess.CompletedProcess[str]:
     as_platform = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--volume", f"{root}:/opt/ml")
-    return subprocess.run(["docker", "run", *as_platform, *options, image, "train"], capture_output=True, text=True)
+    return subprocess.run(["docker", "run", *as_platform, *options, image, *command], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("user", ["0", "12345"])
-def test_the_image_trains(image: str, root: Path, user: str) -> None:
-    """As root, or as a user whom no passwd knows: a line a round, and a model of as many rounds."""
-    done = train(image, root, "--user", user, "--memory", "1g")
+@pytest.mark.parametrize(
+    ("options", "command"), [(("--user", "0"), ("train",)), (("--user", "12345", "--entrypoint", "train"), ())]
+)
+def test_the_image_trains(image: str, root: Path, options: tuple[str, ...], command: tuple[str, ...]) -> None:
+    """As root, or as a user whom no passwd knows, by `train` from PATH: a line a round, a model of as many rounds."""
+    done = train(image, root, *options, "--memory", "1g", command=command)
 
     assert done.returncode == 0, done.stderr
     assert [line.partition("#011train-rmse:")[0] for line in done.stdout.splitlines()] == [f"[{n}]" for n in range(8)]
