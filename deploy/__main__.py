@@ -10,7 +10,7 @@ from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from deploy import endpoint, invoke, logs, roles, schedule, smoke, status
+from deploy import endpoint, invoke, logs, roles, scaling, schedule, smoke, status
 from deploy.aws import Aws, Failed, explained
 from deploy.images import UNKNOWN_ACCOUNT
 from deploy.progress import Progress
@@ -117,6 +117,7 @@ def _plan(spec: Spec, region: str | None) -> int:
         *({"CreateModel": each} for each in wanted.models.values()),
         {"CreateEndpointConfig": wanted.config},
         {"CreateEndpoint": wanted.endpoint},
+        *({operation: request} for _, operation, request in scaling.beside(spec)),
     ]
     print(json.dumps(requests, indent=2))
     if UNKNOWN_ACCOUNT in json.dumps(requests):

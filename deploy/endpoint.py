@@ -10,7 +10,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import configurations, images, roles, scaling, schedule
+from deploy import configurations, images, roles, scaling, schedule, service
 from deploy.aws import Aws, Failed, denied, is_busy, is_missing, is_there_already
 from deploy.configurations import PAUSE, TRIES
 from deploy.progress import Progress
@@ -76,7 +76,7 @@ def plan(spec: Spec, aws: Aws, progress: Progress) -> Desired:
     """All requests, with role and images resolved. Raises SpecError and Failed."""
     uris = {image: images.resolved(aws, image) for image in {spec.image_of(each) for each in spec.variants}}
     # Checked before the role is made, under a role that will be.
-    desired(spec, _role_arn(spec, "0" * 12, aws.region), uris).check()
+    _check(spec, desired(spec, _role_arn(spec, images.UNKNOWN_ACCOUNT, aws.region), uris))
     for uri in {uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}:
         _check_bucket(aws, uri)
     if spec.role and roles.is_arn(spec.role):
@@ -89,7 +89,7 @@ def offline(spec: Spec, region: str) -> Desired:
     """The same without a call: images by their tags, role and registry of account 000000000000."""
     uris = {image: images.unresolved(image, region) for image in {spec.image_of(each) for each in spec.variants}}
     wanted = desired(spec, _role_arn(spec, images.UNKNOWN_ACCOUNT, region), uris)
-    wanted.check()
+    _check(spec, wanted)
     return wanted
 
 
@@ -241,6 +241,13 @@ def _check_bucket(aws: Aws, uri: str) -> None:
             f"bucket {found[1]} is in {place}, the endpoint in {aws.region}: SageMaker reads models only from its own "
             "region; take a bucket there, or --region"
         )
+
+
+def _check(spec: Spec, wanted: Desired) -> None:
+    """Raises SpecError for what AWS would refuse of any request."""
+    wanted.check()
+    for name, operation, request in scaling.beside(spec):
+        service.check(operation, request, name)
 
 
 def _config(aws: Aws, name: str) -> Request:

@@ -68,6 +68,17 @@ def requests(endpoint: str, variant: str, scaling: Scaling) -> tuple[Request, Re
     )
 
 
+def beside(spec: Spec) -> list[tuple[str, str, Request]]:
+    """Service, operation and request of all that an endpoint has beside itself."""
+    made = [("cloudwatch", "PutMetricAlarm", each) for each in alarm_requests(spec)]
+    for variant in spec.variants if spec.scaling else ():
+        assert spec.scaling is not None
+        target, policy = requests(spec.name, variant.name, spec.scaling)
+        made.append(("application-autoscaling", "RegisterScalableTarget", target))
+        made.append(("application-autoscaling", "PutScalingPolicy", policy))
+    return made
+
+
 def deregister(aws: Aws, endpoint: str, variants: Sequence[str], progress: Progress) -> None:
     """Its policies go with it."""
     client = aws.client("application-autoscaling")

@@ -64,8 +64,16 @@ def _values(shape: Shape, value: Any, path: str) -> Iterator[str]:
         known = getattr(shape, "enum", [])
         if known and value not in known:
             yield f"{path}: {unknown(value, known, 'value')}" if len(known) < 30 else _unlisted(path, value, known)
-        elif pattern and "\\p{" not in pattern and not re.fullmatch(pattern, value, re.DOTALL):  # \p is Java's
+        elif pattern and not _matches(pattern, value):
             yield f"{path}: {value[:80]!r} does not match {pattern}"
+
+
+def _matches(pattern: str, value: str) -> bool:
+    """Whether it does, as far as Python can tell: patterns are Java's."""
+    try:
+        return re.fullmatch(pattern, value, re.DOTALL) is not None
+    except re.error:
+        return True
 
 
 def _unlisted(path: str, value: str, known: list[str]) -> str:

@@ -12,6 +12,15 @@ from deploy.table import SpecError, read
 # SageMaker takes 63 characters; ours end in a hyphen and eight of a hash (deploy/requests.py).
 LONGEST_NAME = 54
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
+ROLE = re.compile(r"[\w+=,.@-]{1,64}")
+# docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html, "feature exclusions"
+NOT_SERVERLESS = (
+    "VpcConfig",
+    "EnableNetworkIsolation",
+    "DataCaptureConfig",
+    "ShadowProductionVariants",
+    "ExplainerConfig",
+)
 S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)")
 
 
@@ -132,15 +141,38 @@ def checked(spec: Spec) -> Spec:
         raise SpecError(f"two variants are called {twice!r}")
     for variant in spec.variants:
         _check_variant(spec, variant)
-    if spec.serverless and (spec.scaling or len(spec.variants) > 1):
-        raise SpecError(
-            "serverless: it scales by itself and has one variant; take out [scaling] and further [[variant]]"
-        )
+    if spec.serverless:
+        _check_serverless(spec, spec.serverless)
     if spec.scaling and not 1 <= spec.scaling.min <= spec.scaling.max:
         raise SpecError(f"scaling: min {spec.scaling.min} and max {spec.scaling.max} must be 1 <= min <= max")
+    if spec.scaling and spec.scaling.invocations_per_instance <= 0:
+        raise SpecError(
+            "scaling.invocations_per_instance must be more than 0: calls a minute that one instance is to take"
+        )
+    if spec.role and not spec.role.startswith("arn:") and not ROLE.fullmatch(spec.role):
+        raise SpecError(f"role {spec.role!r} must be an ARN, or a name of 1 to 64 letters, digits and _+=,.@-")
+    if not any(variant.weight for variant in spec.variants):
+        raise SpecError("no variant has a weight over 0: nobody would get the traffic")
     if spec.rollout:
         _check_rollout(spec.rollout, len(spec.variants))
     return spec
+
+
+def _check_serverless(spec: Spec, asked: Serverless) -> None:
+    if spec.scaling or spec.asynchronous or len(spec.variants) > 1:
+        raise SpecError(
+            "serverless: it scales by itself, answers at once and has one variant; take out [scaling], [async] and "
+            "further [[variant]]"
+        )
+    for key in NOT_SERVERLESS:
+        if key in spec.aws:
+            raise SpecError(f"serverless: AWS has no {key} with it")
+    if spec.rollout and spec.rollout.rolling_percent:
+        raise SpecError("serverless: AWS has no rolling updates with it; canary_percent or linear_percent")
+    if asked.memory_mb not in range(1024, 6145, 1024):
+        raise SpecError(f"serverless.memory_mb is {asked.memory_mb}: it must be 1024, 2048 ... 6144")
+    if asked.provisioned is not None and asked.provisioned > asked.concurrency:
+        raise SpecError(f"serverless.provisioned {asked.provisioned} is over concurrency, which is {asked.concurrency}")
 
 
 def _check_name(name: str) -> None:
@@ -174,18 +206,17 @@ def _check_variant(spec: Spec, variant: Variant) -> None:
         raise SpecError(f"variant {variant.name!r}: count must be at least 1, weight at least 0")
 
 
+PERCENT = {"canary_percent": (1, 50), "linear_percent": (10, 50), "rolling_percent": (5, 50)}  # of AWS's documents
+
+
 def _check_rollout(rollout: Rollout, variants: int) -> None:
-    chosen = {
-        key: value
-        for key in ("canary_percent", "linear_percent", "rolling_percent")
-        if (value := getattr(rollout, key)) is not None
-    }
+    chosen = {key: value for key in PERCENT if (value := getattr(rollout, key)) is not None}
     if len(chosen) > 1:
         raise SpecError(f"rollout: {' and '.join(chosen)} exclude each other")
     for key, value in chosen.items():
-        most = 50 if key != "canary_percent" else 99
-        if not 5 <= value <= most:
-            raise SpecError(f"rollout.{key} is {value}: it must be 5 to {most}")
+        least, most = PERCENT[key]
+        if not least <= value <= most:
+            raise SpecError(f"rollout.{key} is {value}: it must be {least} to {most}")
     if rollout.rolling_percent and variants > 1:
         raise SpecError("rollout: rolling updates are for endpoints of one variant")
     if not 0 <= rollout.bake_seconds <= 3600:

@@ -1,10 +1,13 @@
 """A spec is read strictly, becomes the very requests AWS gets, and its names change exactly when its content does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy import images, roles, service
+from deploy.__main__ import main
 from deploy.requests import Desired, desired
 from deploy.spec import Spec, load
 from deploy.table import SpecError
@@ -17,6 +20,14 @@ image = "many:latest"
 models = "s3://bucket/models/"
 [[variant]]
 instance = "ml.m5.large"
+"""
+
+
+LIGHT = """
+name = "light"
+image = "many:latest"
+models = "s3://bucket/all.tar.gz"
+[serverless]
 """
 
 
@@ -128,6 +139,16 @@ def test_a_rollout_names_its_alarms(tmp_path: Path) -> None:
         (PLAIN + "[serverless]", "serverless: instance"),
         (PLAIN + "[rollout]\ncanary_percent = 10\nrolling_percent = 20", "exclude"),
         (PLAIN + "[rollout]\nrolling_percent = 60", "5 to 50"),
+        (PLAIN + "[rollout]\ncanary_percent = 60", "1 to 50"),
+        (PLAIN + "weight = 0", "no variant has a weight"),
+        (PLAIN + "[scaling]\nmax = 2\ninvocations_per_instance = 0", "more than 0"),
+        ('role = "a b"' + PLAIN, "1 to 64"),
+        (LIGHT + "provisioned = 9", "over concurrency, which is 5"),
+        (LIGHT + "memory_mb = 1500", "1024, 2048"),
+        (LIGHT + '[async]\noutput = "s3://bucket/out/"', "take out"),
+        (LIGHT + "[rollout]\nrolling_percent = 20", "no rolling updates"),
+        (LIGHT + "[aws]\nEnableNetworkIsolation = true", "no EnableNetworkIsolation"),
+        (LIGHT.replace("all.tar.gz", "all/"), "serverless: models"),
         ("name = [", "not TOML"),
     ],
 )
@@ -157,3 +178,87 @@ def test_what_aws_would_refuse_is_refused_without_asking_it(tmp_path: Path, chan
 def test_an_instance_type_that_does_not_exist_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"did you mean ml[.]m5[.]xlarge"):
         made(tmp_path, PLAIN.replace("ml.m5.large", "ml.m5.xlarg"))
+
+
+def test_a_name_of_54_characters_makes_names_of_63(tmp_path: Path) -> None:
+    """The longest that is taken; a schedule and the roles made for it stay below 64, which is IAM's limit."""
+    wanted = made(tmp_path, PLAIN.replace("many", "m" * 54, 1))
+    assert {len(name) for name in [*wanted.models, wanted.config["EndpointConfigName"]]} == {63}
+
+
+def test_an_update_keeps_what_was_scaled_and_takes_the_specs_weights(tmp_path: Path) -> None:
+    """Data capture is always the spec's; a weight is where the spec has changed it."""
+    two = PLAIN + 'name = "A"\nweight = 9\n[[variant]]\nname = "B"\ninstance = "ml.m5.large"\n'
+    before, other = made(tmp_path, two), made(tmp_path, two.replace("weight = 9", "weight = 8"))
+    capture = [{"VariantPropertyType": "DataCaptureConfig"}]
+
+    same = before.update(before.config, scales=True)
+    moved = other.update(before.config, scales=True)
+
+    assert "RetainAllVariantProperties" not in before.update(before.config, scales=False)
+    assert "Tags" not in same
+    assert (same["RetainAllVariantProperties"], same["ExcludeRetainedVariantProperties"]) == (True, capture)
+    assert moved["ExcludeRetainedVariantProperties"] == [*capture, {"VariantPropertyType": "DesiredWeight"}]
+    service.check("UpdateEndpoint", moved)
+
+
+def test_serverless_and_async_say_their_own(tmp_path: Path) -> None:
+    light = made(tmp_path, LIGHT + "memory_mb = 4096\nprovisioned = 2").config["ProductionVariants"][0]
+    queued = PLAIN.replace("models/", "all.tar.gz") + '[async]\noutput = "s3://bucket/out/"\nconcurrency = 4'
+    assert light["ServerlessConfig"] == {"MemorySizeInMB": 4096, "MaxConcurrency": 5, "ProvisionedConcurrency": 2}
+    assert "InstanceType" not in light
+    assert made(tmp_path, queued).config["AsyncInferenceConfig"] == {
+        "OutputConfig": {"S3OutputPath": "s3://bucket/out/"},
+        "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 4},
+    }
+
+
+def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) -> None:
+    """Statements about what the spec has not are left out; only the two that cannot be narrower have a star."""
+    more = '[async]\noutput = "s3://out/x"\n[aws.VpcConfig]\nSubnets = ["s"]\nSecurityGroupIds = ["g"]'
+    plain = roles.of_endpoint(spec_of(tmp_path, PLAIN), "123456789012", "eu-west-1")
+    rich = roles.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", "all.tar.gz") + more), "1" * 12, "cn-north-1")
+    said = {each["Sid"]: each["Resource"] for each in plain.policy["Statement"]}
+
+    assert plain.name == "many-endpoint"
+    assert said["Models"] == ["arn:aws:s3:::bucket/models/*"]
+    assert said["ModelsList"] == ["arn:aws:s3:::bucket"]
+    assert said["Image"] == ["arn:aws:ecr:eu-west-1:123456789012:repository/many"]
+    assert said["Logs"] == "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/many*"
+    assert [sid for sid, resource in said.items() if resource == "*"] == ["ImageLogin", "Metrics"]
+    assert not {"Written", "Network", "Keys"} & set(said)
+    richer = {each["Sid"]: each["Resource"] for each in rich.policy["Statement"]}
+    assert richer["Models"] == ["arn:aws-cn:s3:::bucket/all.tar.gz"]
+    assert richer["Written"] == ["arn:aws-cn:s3:::out/x/*"]
+    assert richer["Network"] == ["*"]
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ("many", ("", "many", "latest", "")),
+        ("team/many:v1", ("", "team/many", "v1", "")),
+        ("localhost/many:v1", ("localhost", "many", "v1", "")),
+        ("host:5000/team/many@sha256:ab", ("host:5000", "team/many", "latest", "sha256:ab")),
+    ],
+)
+def test_an_image_is_host_repository_tag_and_digest(image: str, parts: tuple[str, ...]) -> None:
+    assert images.parts(image) == parts
+
+
+def test_the_plan_needs_no_credentials_and_is_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "endpoint.toml"
+    path.write_text(PLAIN + "[scaling]\nmax = 2\ninvocations_per_instance = 9\n[rollout.alarms]\nerrors = 1")
+
+    code = main(["up", "--plan", str(path)])
+
+    said = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert [next(iter(each)) for each in said] == [
+        *("CreateModel", "CreateEndpointConfig", "CreateEndpoint"),
+        *("PutMetricAlarm", "RegisterScalableTarget", "PutScalingPolicy"),
+    ]
