@@ -26,8 +26,9 @@ class Role:
 
     @property
     def said(self) -> dict[str, Any]:
-        """For an administrator."""
-        return {"RoleName": self.name, "AssumeRolePolicyDocument": self.trust, "PolicyDocument": self.policy}
+        """For an administrator, in IAM's words."""
+        trust = {"AssumeRolePolicyDocument": self.trust} if self.trust else {}
+        return {"RoleName": self.name, **trust, "PolicyDocument": self.policy}
 
 
 def rendered(kind: str, name: str, values: Values) -> Role:
@@ -35,18 +36,26 @@ def rendered(kind: str, name: str, values: Values) -> Role:
     text = json.loads((DIRECTORY / f"{kind}.json").read_text(encoding="utf-8"))
     role: dict[str, Any] = _filled(text, values)
     policy = {**role["policy"], "Statement": [each for each in role["policy"]["Statement"] if each["Resource"] != []]}
-    return Role(name=name, trust=role["trust"], policy=policy)
+    return Role(name=name, trust=role.get("trust", {}), policy=policy)
 
 
 def of_endpoint(spec: Spec, account: str, region: str) -> Role:
     """The role that the endpoint of a spec runs under: reads its models and image, writes its logs."""
+    return rendered("endpoint", role_name(spec), _values(spec, account, region))
+
+
+def _values(spec: Spec, account: str, region: str) -> Values:
+    """What stands for the names in the JSON of any role of a spec."""
     partition = partition_of(region)
     models = sorted({uri for variant in spec.variants if (uri := spec.models_of(variant)[0])})
     images = sorted({spec.image_of(variant) for variant in spec.variants})
     written = [spec.asynchronous.output, spec.asynchronous.failures] if spec.asynchronous else []
     written.append(spec.aws.get("DataCaptureConfig", {}).get("DestinationS3Uri"))
     key = str(spec.aws.get("KmsKeyId", ""))
-    values: dict[str, str | list[str]] = {
+    own = [arn_of(f"{spec.name}-scheduler", account, region)]
+    if not is_arn(spec.role):
+        own.append(arn_of(role_name(spec), account, region))
+    return {
         "partition": partition,
         "account": account,
         "region": region,
@@ -57,14 +66,19 @@ def of_endpoint(spec: Spec, account: str, region: str) -> Role:
         "repositories": [arn for image in images if (arn := _repository(partition, account, region, image))],
         "network": ["*"] if "VpcConfig" in spec.aws else [],
         "keys": [key] if key.startswith("arn:") else [],
+        "made": own,
+        "roles": [*own, str(spec.role)] if is_arn(spec.role) else own,
     }
-    return rendered("endpoint", role_name(spec), values)
 
 
 def of_all(spec: Spec, account: str, region: str) -> list[Role]:
-    """All that a spec may need: the endpoint's, and the one that deletes it with --for."""
-    values = {"partition": partition_of(region), "account": account, "region": region, "name": spec.name}
-    return [of_endpoint(spec, account, region), rendered("scheduler", f"{spec.name}-scheduler", values)]
+    """All that a spec may need: the endpoint's, the one that deletes it with --for, what its user must be allowed."""
+    values = _values(spec, account, region)
+    return [
+        *([] if is_arn(spec.role) else [of_endpoint(spec, account, region)]),
+        rendered("scheduler", f"{spec.name}-scheduler", values),
+        rendered("user", "(whoever runs python -m deploy)", values),
+    ]
 
 
 def role_name(spec: Spec) -> str:

@@ -24,6 +24,7 @@ class Refusing(Aws):
         super().__init__(region)
         self._refusals = refusals
         self.calls: Counter[str] = Counter()
+        self.actions: set[str] = set()  # as IAM names them
 
     def client(self, name: str) -> Any:
         fresh = name not in self._clients
@@ -31,11 +32,18 @@ class Refusing(Aws):
         if fresh:
             client.meta.events.register("before-send", self._answer)
             client.meta.events.register("request-created", self._count)
+            client.meta.events.register("before-call", self._note)
         return client
 
     def _count(self, request: Any, operation_name: str, **_: Any) -> None:
         self.calls[operation_name] += 1
         request.headers["X-Operation"] = operation_name
+
+    def _note(self, model: Any, **_: Any) -> None:
+        service = {"monitoring": "cloudwatch", "api.ecr": "ecr"}.get(
+            model.service_model.endpoint_prefix, model.service_model.signing_name
+        )
+        self.actions.add(f"{service}:{model.name}")
 
     def _answer(self, request: Any, **_: Any) -> AWSResponse | None:
         name = request.headers.get("X-Operation", b"")

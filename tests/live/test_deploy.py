@@ -338,12 +338,16 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
 
 
 def test_a_multi_model_endpoint_scales_and_ends_by_itself(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """What was scaled stays so in an update; another instance type starts anew; the schedule is there, and goes."""
+    """What was scaled stays so in an update; another instance type starts anew; the schedule is there, and goes.
+
+    And of what its user needs to be allowed, `roles` prints all.
+    """
     checks = tmp_path / "checks"
     checks.write_text("echo.tar.gz text/plain @body\n")
     (tmp_path / "body").write_text("hello")
     many = {"models": "many/", "more": SCALES}
-    first = deploy("up", spec(tmp_path, "many", **many), "--smoke", checks, "--for", "4h", "--json")
+    noting, noted = refusing({})
+    first = deploy("up", spec(tmp_path, "many", **many), "--smoke", checks, "--for", "4h", "--json", make=noting)
     scale = [{"VariantName": "AllTraffic", "DesiredInstanceCount": 2}]
     aws.sagemaker.update_endpoint_weights_and_capacities(EndpointName="many", DesiredWeightsAndCapacities=scale)
     aws.settled("many")
@@ -355,9 +359,18 @@ def test_a_multi_model_endpoint_scales_and_ends_by_itself(aws: Account, deploy: 
     other.write_text(other.read_text().replace("ml.m5.large", "ml.m5.xlarge"))
     third = deploy("up", other)
     anew = aws.describe("many")["ProductionVariants"][0]["CurrentInstanceCount"]
-    down = deploy("down", "many")
+    down = deploy("down", "many", make=noting)
+    allowed = json.loads(deploy("roles", other)[1])[-1]["PolicyDocument"]["Statement"]
 
     assert first[0] == 0, first
+    actions = {
+        action
+        for each in allowed
+        for action in ([each["Action"]] if isinstance(each["Action"], str) else each["Action"])
+    }
+    assert {action for each in noted for action in each.actions} - actions == {
+        "sts:GetCallerIdentity"
+    }  # needs no right
     assert json.loads(first[1].splitlines()[0])["changed"] is True
     assert "smoke AllTraffic echo.tar.gz: 200" in first[1]
     assert shown["deleted_at"].endswith("UTC")

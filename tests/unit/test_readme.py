@@ -4,6 +4,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from deploy.__main__ import OTHERS, VERBS
+from deploy.spec import Spec
 from serve import errors
 from serve.errors import ServeError
 from serve.host.card import Card
@@ -39,3 +41,11 @@ def test_the_table_of_model_toml_is_the_card() -> None:
     """Each key, but for `name`, which only a lone model needs."""
     told = set(re.findall(r"^\| `\[?(\w+)\]?`", section("Your models"), re.M))
     assert set(Card.__struct_fields__) - {"name"} <= told
+
+
+def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:
+    """Each verb, and each key at the top of a spec."""
+    rows = [line.split("|")[1] for line in section("Deploy").splitlines() if line.startswith("| ")]
+    told = set(re.findall(r"`\[*(\w+)", "".join(rows)))
+    keys = {each.metadata.get("key", each.name) for each in fields(Spec)}
+    assert told | {"pipeline"} == {*VERBS, *OTHERS, *keys}  # of which a section of its own tells
