@@ -10,7 +10,7 @@ from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from deploy import endpoint, invoke, logs, roles, scaling, schedule, smoke, status
+from deploy import endpoint, invoke, logs, plans, removal, roles, scaling, schedule, smoke, status
 from deploy.aws import Aws, Failed, explained
 from deploy.images import UNKNOWN_ACCOUNT
 from deploy.progress import Progress
@@ -99,10 +99,10 @@ def _up(given: argparse.Namespace, make: Make) -> int:
         said = {"endpoint": spec.name, "config": outcome.config, "changed": outcome.changed, "changes": outcome.changes}
         print(json.dumps({**said, "waiting": outcome.waiting}))
         return DONE
-    if not outcome.changed:
-        print("unchanged")
-    elif outcome.waiting:
+    if outcome.waiting:
         print(f"not waiting: python -m deploy status {spec.name}")
+    elif not outcome.changed:
+        print("unchanged")
     else:
         target = " --target-model MODEL.tar.gz" if spec.multi_model(spec.variants[0]) else ""
         print(f"in service. Try: python -m deploy invoke {spec.name}{target} FILE")
@@ -112,7 +112,7 @@ def _up(given: argparse.Namespace, make: Make) -> int:
 
 
 def _plan(spec: Spec, region: str | None) -> int:
-    wanted = endpoint.offline(spec, region or spec.region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+    wanted = plans.offline(spec, region or spec.region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
     requests = [
         *({"CreateModel": each} for each in wanted.models.values()),
         {"CreateEndpointConfig": wanted.config},
@@ -130,7 +130,7 @@ def _plan(spec: Spec, region: str | None) -> int:
 
 def _down(given: argparse.Namespace, make: Make) -> int:
     progress = Progress(sys.stderr if given.json else sys.stdout)
-    endpoint.down(given.name, make(given.region), progress)
+    removal.down(given.name, make(given.region), progress)
     if given.json:
         print(json.dumps({"endpoint": given.name, "changes": progress.changes, "left": []}))
     else:

@@ -1,4 +1,4 @@
-"""An endpoint brought to what its spec says, from wherever it is, and back to nothing.
+"""An endpoint brought to what its spec says, from wherever it is.
 
 Every step may be the last (a crash, a kill, credentials that expire): doing all again goes on from there.
 """
@@ -10,13 +10,13 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import configurations, images, roles, scaling, schedule, service
-from deploy.aws import Aws, Failed, denied, is_busy, is_missing, is_there_already
+from deploy import configurations, plans, roles, scaling
+from deploy.aws import Aws, Failed, is_busy, is_missing, is_there_already
 from deploy.configurations import PAUSE, TRIES
 from deploy.progress import Progress
-from deploy.requests import Desired, Request, alarm_requests, desired
+from deploy.requests import Desired, Request, alarm_requests
 from deploy.settling import Endpoint, delete, described, must_be_ours, settled, why
-from deploy.spec import S3, Spec
+from deploy.spec import Spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Sm
 
     Raises Failed where AWS rolls it back, or it does not come up.
     """
-    wanted = plan(spec, aws, progress)
+    wanted = plans.plan(spec, aws, progress)
     configurations.ensure(aws, wanted, progress)
     config = wanted.endpoint["EndpointConfigName"]
     for attempt in range(TRIES):
@@ -46,6 +46,8 @@ def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Sm
         if before is not None:
             must_be_ours(aws, before)
             before = settled(aws, spec.name, progress) if wait else before
+        if before is not None and not wait and _coming(before) == config:
+            return Outcome(endpoint=spec.name, config=config, changed=False, waiting=True, changes=progress.changes)
         if before is not None and is_at(before, config):
             return _kept(spec, aws, wanted, before, progress, smoke)
         if before is not None and before["EndpointStatus"] == "Failed":
@@ -72,64 +74,16 @@ def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Sm
     raise AssertionError
 
 
-def plan(spec: Spec, aws: Aws, progress: Progress) -> Desired:
-    """All requests, with role and images resolved. Raises SpecError and Failed."""
-    uris = {image: images.resolved(aws, image) for image in {spec.image_of(each) for each in spec.variants}}
-    # Checked before the role is made, under a role that will be.
-    _check(spec, desired(spec, _role_arn(spec, images.UNKNOWN_ACCOUNT, aws.region), uris))
-    for uri in {uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}:
-        _check_bucket(aws, uri)
-    if spec.role and roles.is_arn(spec.role):
-        return desired(spec, spec.role, uris)
-    role = roles.of_endpoint(spec, aws.account, aws.region)
-    return desired(spec, roles.ensured(aws, role, spec.name, progress), uris)
-
-
-def offline(spec: Spec, region: str) -> Desired:
-    """The same without a call: images by their tags, role and registry of account 000000000000."""
-    uris = {image: images.unresolved(image, region) for image in {spec.image_of(each) for each in spec.variants}}
-    wanted = desired(spec, _role_arn(spec, images.UNKNOWN_ACCOUNT, region), uris)
-    _check(spec, wanted)
-    return wanted
-
-
 def is_at(endpoint: Endpoint, config: str) -> bool:
     return bool(endpoint["EndpointStatus"] == "InService" and endpoint["EndpointConfigName"] == config)
 
 
-def down(name: str, aws: Aws, progress: Progress) -> None:
-    """Nothing of the endpoint is left when this returns; what is not there is fine. Raises Failed for another's."""
-    there = described(aws, name)
-    if there is not None:
-        must_be_ours(aws, there)
-    scaling.deregister(aws, name, list(scaling.registered(aws, name)), progress)
-    if delete(aws, name, progress):
-        progress.changed(f"endpoint {name} deleted")
-    scaling.sweep_alarms(aws, name, [], progress)
-    schedule.remove(aws, name, progress)
-    # Models last: they tell the role.
-    names = configurations.roles_of(aws, list(configurations.models(aws, name))) | {
-        f"{name}-endpoint",
-        f"{name}-scheduler",
-    }
-    for role in sorted(names):
-        _remove_role(aws, role, name, progress)
-    configurations.sweep(aws, name, set(), progress)
-    if left := leftovers(name, aws):
-        raise Failed(f"of {name} there is still: {', '.join(left)}. Is an `up` running? Then run `down` again")
-
-
-def leftovers(name: str, aws: Aws) -> list[str]:
-    """Everything of an endpoint that is there, by listing every kind of thing that `up` makes."""
-    return [
-        *([f"endpoint {name}"] if described(aws, name) else []),
-        *(f"scalable target {each}" for each in scaling.registered(aws, name)),
-        *(f"alarm {each['AlarmName']}" for each in scaling.alarms(aws, name)),
-        *schedule.there(aws, name),
-        *(f"role {each}" for each in _own_roles(name) if roles.is_for(aws, each, name)),
-        *(f"configuration {each}" for each in configurations.configs(aws, name)),
-        *(f"model {each}" for each in configurations.models(aws, name)),
-    ]
+def _coming(endpoint: Endpoint) -> str | None:
+    """The configuration that is on its way."""
+    if endpoint["EndpointStatus"] == "Creating":
+        return str(endpoint["EndpointConfigName"])
+    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName")
+    return str(pending) if pending and endpoint["EndpointStatus"] == "Updating" else None
 
 
 def traffic(name: str, weights: dict[str, float], aws: Aws, progress: Progress) -> None:
@@ -191,6 +145,8 @@ def _arrived(
             raise Failed(f"{failure}\n{_back(aws, spec.name, before, config, progress)}") from failure
     now = described(aws, spec.name)
     if now is not None and is_at(now, config):  # else somebody else is at it, and sweeps
+        if not roles.is_arn(spec.role):
+            roles.ensured(aws, roles.of_endpoint(spec, aws.account, aws.region), spec.name, progress)
         scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in alarm_requests(spec)], progress)
         configurations.sweep(aws, spec.name, {config}, progress)
     changes = progress.changes
@@ -222,34 +178,6 @@ def _must_have_arrived(aws: Aws, name: str, config: str, before: Endpoint | None
     raise Failed(f"endpoint {name} is {status}: {why(aws, after)}")
 
 
-def _check_bucket(aws: Aws, uri: str) -> None:
-    """SageMaker reads models from buckets of its own region only."""
-    found = S3.fullmatch(uri)
-    assert found
-    try:
-        place = aws.client("s3").get_bucket_location(Bucket=found[1]).get("LocationConstraint") or "us-east-1"
-    except ClientError as error:
-        if is_missing(error):
-            raise Failed(f"there is no bucket {found[1]} (models of the spec)") from error
-        if denied(error):
-            return  # the endpoint's role may see more than we do
-        raise
-    if place == "EU":  # the name of eu-west-1 in 2006
-        place = "eu-west-1"
-    if place != aws.region:
-        raise Failed(
-            f"bucket {found[1]} is in {place}, the endpoint in {aws.region}: SageMaker reads models only from its own "
-            "region; take a bucket there, or --region"
-        )
-
-
-def _check(spec: Spec, wanted: Desired) -> None:
-    """Raises SpecError for what AWS would refuse of any request."""
-    wanted.check()
-    for name, operation, request in scaling.beside(spec):
-        service.check(operation, request, name)
-
-
 def _config(aws: Aws, name: str) -> Request:
     """As AWS has it; without variants where it is gone."""
     try:
@@ -266,26 +194,3 @@ def _type(config: Request, variant: str) -> Any:
     return next(
         (each.get("InstanceType") for each in config["ProductionVariants"] if each["VariantName"] == variant), None
     )
-
-
-def _role_arn(spec: Spec, account: str, region: str) -> str:
-    if spec.role and roles.is_arn(spec.role):
-        return spec.role
-    return roles.arn_of(roles.role_name(spec), account, region)
-
-
-def _own_roles(name: str) -> tuple[str, str]:
-    """The roles that are made for an endpoint where its spec names none."""
-    return f"{name}-endpoint", schedule.role_name(name)
-
-
-def _remove_role(aws: Aws, role: str, endpoint: str, progress: Progress) -> None:
-    try:
-        done = roles.remove(aws, role, endpoint)
-    except ClientError as error:
-        if not denied(error):
-            raise
-        progress.say(f"role {role} was not looked at: {error.operation_name} is not allowed")
-    else:
-        if done:
-            progress.changed(f"{done} deleted")

@@ -97,9 +97,10 @@ def partition_of(region: str) -> str:
     return "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
 
 
-def ensured(aws: Aws, role: Role, endpoint: str, progress: Progress) -> str:
+def ensured(aws: Aws, role: Role, endpoint: str, progress: Progress, *, widened: bool = False) -> str:
     """The ARN of a role that has this policy, under the endpoint's name: several endpoints may share a role.
 
+    `widened`: what it was allowed before it may still do, for a fleet that is in service while another comes.
     Raises Failed where that is not permitted.
     """
     iam, policy = aws.client("iam"), policy_name(endpoint)
@@ -108,8 +109,10 @@ def ensured(aws: Aws, role: Role, endpoint: str, progress: Progress) -> str:
         if found is None:
             found = _create(iam, role)
             progress.changed(f"role {role.name} created")
-        if _policy(iam, role.name, policy) != role.policy:
-            iam.put_role_policy(RoleName=role.name, PolicyName=policy, PolicyDocument=json.dumps(role.policy))
+        now = _policy(iam, role.name, policy)
+        wanted = widest(role.policy, now) if widened and now else role.policy
+        if now != wanted:
+            iam.put_role_policy(RoleName=role.name, PolicyName=policy, PolicyDocument=json.dumps(wanted))
             progress.changed(f"role {role.name} may now do what {endpoint} needs")
         return str(found["Arn"])
     except ClientError as error:
@@ -119,6 +122,20 @@ def ensured(aws: Aws, role: Role, endpoint: str, progress: Progress) -> str:
                 'administrator make it from `python -m deploy roles SPEC`, and say role = "arn:..." in the spec'
             ) from error
         raise
+
+
+def widest(policy: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The policy, with the statements of the one before that it has not, under Sids of their own."""
+    known = [_bare(each) for each in policy["Statement"]]
+    kept: list[dict[str, Any]] = []
+    for statement in map(_bare, before["Statement"]):
+        if statement not in known:
+            kept.append({"Sid": f"Before{len(kept) + 1}", **statement})
+    return {**policy, "Statement": [*policy["Statement"], *kept]}
+
+
+def _bare(statement: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in statement.items() if key != "Sid"}
 
 
 def remove(aws: Aws, name: str, endpoint: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import endpoint
+from deploy import endpoint, removal
 from deploy.__main__ import main
 from deploy.aws import Aws
 from deploy.progress import Progress
@@ -95,7 +95,7 @@ def test_up_again_is_unchanged_and_down_leaves_nothing(aws: Account, deploy: Dep
     assert "InService" in shown[1]
     assert down[0] == 0, down
     assert down[1].endswith("nothing of life is left\n")
-    assert endpoint.leftovers("life", Aws()) == []
+    assert removal.leftovers("life", Aws()) == []
     assert deploy("down", "life") == (0, "nothing of life is left\n")
 
 
@@ -139,7 +139,7 @@ def test_every_step_may_be_the_last(aws: Account, deploy: Deploy, tmp_path: Path
     assert changed == ["CreateModel", "CreateEndpointConfig", "UpdateEndpoint", *swept]
     assert now["EndpointStatus"] == "InService"
     assert deleted == ["DeleteEndpoint", "DeleteRolePolicy", "DeleteRole", "DeleteEndpointConfig", "DeleteModel"]
-    assert endpoint.leftovers("steps", Aws()) == []
+    assert removal.leftovers("steps", Aws()) == []
 
 
 def test_a_killed_process_is_taken_up_where_it_was(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_multi_model_endpoint_scales_and_ends_by_itself(aws: Account, deploy: 
     assert anew == 1
     assert "schedule many-delete deleted" in down[1]
     assert "role many-scheduler deleted" in down[1]
-    assert endpoint.leftovers("many", Aws()) == []
+    assert removal.leftovers("many", Aws()) == []
 
 
 def test_an_alarm_takes_the_update_back(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
@@ -430,4 +430,35 @@ def test_what_can_be_seen_beforehand_is_said_beforehand(aws: Account, deploy: De
     assert (elsewhere[0], "is in eu-west-1, the endpoint in us-east-1" in elsewhere[1]) == (1, True)
     assert (nowhere[0], "there is no bucket nowhere" in nowhere[1]) == (1, True)
     assert (misspelt[0], "did you mean image" in misspelt[1]) == (2, True)
-    assert endpoint.leftovers("early", Aws()) == []
+    assert removal.leftovers("early", Aws()) == []
+
+
+def test_models_elsewhere_leave_the_old_ones_readable_until_they_are_not_needed(
+    aws: Account, deploy: Deploy, tmp_path: Path
+) -> None:
+    """A role that was narrowed too early would break what still answers, and what is rolled back to."""
+
+    def readable() -> list[str]:
+        document = aws.platform.client("iam").get_role_policy(RoleName="moved-endpoint", PolicyName="deploy-moved")
+        statements = document["PolicyDocument"]["Statement"]
+        return [resource for each in statements if "s3:GetObject" in each["Action"] for resource in each["Resource"]]
+
+    old, new = "arn:aws:s3:::models/echo.tar.gz", "arn:aws:s3:::models/many/*"
+    no_wait = deploy("up", spec(tmp_path, "moved"), "--no-wait")
+    again = deploy("up", spec(tmp_path, "moved"), "--no-wait", "--json")
+    here = deploy("up", spec(tmp_path, "moved"))
+    first = readable()
+    broken = {"models": "many/", "settings": 'env = { SERVE_NO_SUCH_SETTING = "1" }'}
+    failed = [deploy("up", spec(tmp_path, "moved", **broken))[0] for _ in range(2)]
+    both = readable()
+    moved = deploy("up", spec(tmp_path, "moved", models="many/"))
+
+    assert no_wait[0] == 0, no_wait
+    assert json.loads(again[1].splitlines()[-1])["changed"] is False
+    assert here[0] == 0, here
+    assert first == [old]
+    assert failed == [1, 1]
+    assert sorted(both) == [old, new]
+    assert moved[0] == 0, moved
+    assert readable() == [new]
+    assert deploy("down", "moved")[0] == 0

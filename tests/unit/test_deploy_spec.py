@@ -233,6 +233,23 @@ def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) ->
     assert richer["Network"] == ["*"]
 
 
+def test_a_widened_role_has_each_statement_once_whatever_was_tried_before(tmp_path: Path) -> None:
+    """There, elsewhere, and back again: AWS refuses a policy in which a Sid stands twice."""
+    one, two = (
+        roles.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", prefix)), "1" * 12, "eu-west-1").policy
+        for prefix in ("models/", "others/")
+    )
+
+    away = roles.widest(two, one)
+    back = roles.widest(one, away)
+
+    assert roles.widest(two, away) == away
+    sids = [each["Sid"] for each in back["Statement"]]
+    assert len(sids) == len(set(sids))
+    read = [each["Resource"][0] for each in back["Statement"] if each["Action"] == "s3:GetObject"]
+    assert read == ["arn:aws:s3:::bucket/models/*", "arn:aws:s3:::bucket/others/*"]
+
+
 @pytest.mark.parametrize(
     ("image", "parts"),
     [
