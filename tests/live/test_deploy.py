@@ -315,6 +315,9 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
     body = tmp_path / "body.txt"
     body.write_text("hi")
     answered = deploy("invoke", "ab", "--variant", "A", body)
+    streamed = deploy("invoke", "ab", "--stream", body)
+    refused = deploy("invoke", "ab", "--attributes", "model_type=nobody", body)
+    missing = deploy("invoke", "ab", tmp_path / "nothing.txt")
     checks.write_text("- text/plain hello\nnobody text/plain hello\n")
     (tmp_path / "more").mkdir()
     failed = deploy(
@@ -330,6 +333,9 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
     assert (wrong[0], "no variant C, but: " in wrong[1]) == (1, True)
     assert answered[0] == 0
     assert ":hi\n200 from A in" in answered[1]
+    assert (streamed[0], ":hi\n200 from B in" in streamed[1]) == (0, True)
+    assert (refused[0], "the container answered 404" in refused[1]) == (1, True)
+    assert (missing[0], "nothing.txt: No such file" in missing[1]) == (1, True)
     assert failed[0] == 1
     assert "smoke A nobody: the container answered 404" in failed[1]
     assert f"went back to {before}" in failed[1]
