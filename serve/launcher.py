@@ -17,6 +17,7 @@ from serve import banner, nginx
 from serve.children import Children
 from serve.errors import ModelNotFound
 from serve.host import catalog
+from serve.names import SHORT_ID, SOCKET_PATH, socket_name
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
 
@@ -61,6 +62,7 @@ class Launcher:
         settings.sockets.mkdir(mode=0o700, exist_ok=True)
         found = catalog.scan(settings.model_dir, settings.hf_task, settings.program)
         _refuse_unknown_models(settings, found)
+        _refuse_long_paths(settings, found)
         if settings.submit_directory.startswith("s3://"):
             log.warning("SAGEMAKER_SUBMIT_DIRECTORY is not fetched: code comes in the model's own code/")
         conf = settings.run_dir / "nginx.conf"
@@ -146,6 +148,17 @@ def _refuse_unknown_models(settings: Settings, found: catalog.Catalog) -> None:
                     found.resolve(name)
             except ModelNotFound as error:
                 raise BadSetting(f"{settings.sources[field]}: {error.message}. {error.hint}".rstrip(". ")) from error
+
+
+def _refuse_long_paths(settings: Settings, found: catalog.Catalog) -> None:
+    """Raise BadSetting where a socket's path would be too long; on a multi-model endpoint no model is known yet."""
+    names = [SHORT_ID] if settings.multi_model else [SHORT_ID, *found.entries]
+    longest = max((settings.sockets / socket_name(name) for name in names), key=lambda path: len(os.fsencode(path)))
+    if (size := len(os.fsencode(longest))) > SOCKET_PATH:
+        raise BadSetting(
+            f"SERVE_RUN_DIR: {settings.run_dir}: the path of the socket {longest.name} would have {size} bytes, of "
+            f"{SOCKET_PATH} there may be; name a directory whose path is {size - SOCKET_PATH} bytes shorter"
+        )
 
 
 def _refuse_taken(port: int) -> None:

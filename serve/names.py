@@ -14,8 +14,10 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OPENAI = (CHAT, COMPLETIONS)
 OPENAI_FIELD = "model"
 
-# nginx's straight lane takes these as they are. A socket's path may have 107 bytes (unix(7)), so names stay short.
+SOCKET_PATH = 107  # bytes a socket's path may have (unix(7)), so names stay short
+# nginx's straight lane takes these as they are.
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SHORT_ID = " "  # a name that is not plain, whose socket is as long as that of any other such
 
 
 def socket_name(model: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve import banner, nginx, settings
+from serve import banner, launcher, nginx, settings
 from serve.host import catalog
 from serve.log import JsonLines
 from serve.slots import Slots, State
@@ -110,3 +110,18 @@ def test_a_log_line_is_one_json_object(caplog: pytest.LogCaptureFixture) -> None
     assert "\n" not in line
     assert (parsed["event"], parsed["process"], parsed["model"], parsed["path"]) == ("broke", "test", "m", "/p")
     assert "ValueError" in parsed["traceback"]
+
+
+def test_a_run_directory_too_long_for_sockets_is_told_by_its_setting(tmp_path: Path) -> None:
+    """By the longest of the models' own names; where they come later, by the shortest that serves any."""
+    model(tmp_path, "a-name-that-is-plain-but-not-short")
+    found = catalog.scan(tmp_path)
+    chosen = replace(settings.read({}), run_dir=Path("/" + "x" * 70))
+    with pytest.raises(
+        settings.BadSetting, match=r"^SERVE_RUN_DIR: /x+: .* would have 113 bytes, of 107 .* 6 bytes sh"
+    ):
+        launcher._refuse_long_paths(chosen, found)
+    launcher._refuse_long_paths(replace(chosen, multi_model=True), found)
+    launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 64)), found)
+    with pytest.raises(settings.BadSetting, match="112 bytes"):
+        launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 86), multi_model=True), found)
