@@ -62,7 +62,9 @@ class Control:
             if path == "/models":
                 reply(caller, msgspec.json.encode({"models": [model.shown() for model in self._store.models.values()]}))
             elif path == "/model":
-                reply(caller, msgspec.json.encode(self._store.named(query.get("name", "")).shown()))
+                file = query.get("socket")
+                model = self._store.of_socket(file) if file else self._store.named(query.get("name", ""))
+                reply(caller, msgspec.json.encode(model.shown()))
             elif path == "/trouble":
                 model = self._store.of_socket(query.get("socket", ""))
                 begun = "arrived" not in query or model.may_have_begun(float(query["arrived"]))

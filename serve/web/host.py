@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 
 from serve.errors import InternalError, ModelNotFound, NotReady, ServeError, from_wire
+from serve.names import PLAIN
 
 ANSWERS_WITHIN = 2.0
 ABSENT = {"state": "absent", "begun": True}
@@ -41,6 +42,14 @@ class HostClient:
             raise NotReady(f"the host does not answer: {error}", hint="see the log", retry_after=1) from error
         finally:
             connection.close()
+
+    def name_of(self, sock: str) -> str:
+        """The model behind a socket, which a short name is; what else it may be the host is asked."""
+        short = sock.removesuffix(".sock")
+        if PLAIN.fullmatch(short):
+            return short
+        status, body = self.get(f"/model?socket={quote(sock)}")
+        return str(msgspec.json.decode(body)["modelName"]) if status == HTTPStatus.OK else short
 
     def trouble(self, sock: str, arrived: float | None) -> tuple[ServeError | None, dict[str, Any]]:
         """Why a connection to this socket broke off, if the host knows, and the state of the model behind it.

@@ -94,10 +94,10 @@ class Invocations:
         status = tried.rsplit(" : ", maxsplit=1)[-1].strip()
         began = request.headers.get("X-Serve-Connected", "").split(" : ")[-1].strip() not in ("", "-")
         sock = request.headers.get("X-Serve-Socket", "")
-        # On a multi-model endpoint the name is in the address; from a body that did not come here it is the socket's.
-        name = self._by_socket.get(sock) or _addressed(named) or sock.removesuffix(".sock")
         if not sock:
             raise InternalError("the model's socket is gone", hint="see the log")
+        # On a multi-model endpoint the name is in the address; one in a body, which did not come here, the host knows.
+        name = self._by_socket.get(sock) or _addressed(named) or self._host.name_of(sock)
         if socket_name(name) == sock:
             self.resolve(name)
         if not began and status != "504":

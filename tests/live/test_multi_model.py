@@ -1,7 +1,6 @@
 """The multi-model API as the platform speaks it, against the whole stack."""
 
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -157,6 +156,17 @@ def test_a_loaded_model_that_dies_comes_back_by_itself(platform: Callable[..., S
     assert listed(server) == ["crash"]
 
 
+def test_a_model_named_in_the_body_is_told_by_its_name(platform: Callable[..., Server], models: Path) -> None:
+    """Also where the name is too long for a socket, which then has a short id."""
+    name = "crash-" + "x" * 80
+    server = platform()
+    assert load(server, name, toy(models, "crash")).status == 200
+
+    died = server.invoke(None, {"model_type": name, "crash": True})
+
+    assert (died.status, died.json["type"], died.json["model"]) == (500, "RunnerDiedException", name)
+
+
 JUNK = [
     b"",
     b"{",
@@ -254,7 +264,7 @@ def test_a_directory_that_vanishes_while_it_loads_is_told(
     loading = later(load, server, "slow", path)
     wait_until(server.runners)
 
-    shutil.rmtree(path)
+    path.rename(tmp_path / "gone")  # at once: a load that meets it half removed names what it misses first
     gate.write_text("no such file: weights")
     answer = loading.result()
 
