@@ -14,7 +14,8 @@ USAGE = """usage: python -m serve [serve | train | conf | settings | convert SOU
   train      train an XGBoost model, as a SageMaker training job
   conf       print nginx.conf as it would be
   settings   print every setting with its value and source
-  convert    write an XGBoost pickle, or a file of before XGBoost 3.1, as TARGET.ubj"""
+  convert    write an XGBoost pickle, or a file of before XGBoost 3.1, as TARGET.ubj;
+             what pickle or joblib wrote of scikit-learn as TARGET.skops"""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,14 +1,18 @@
-"""`python -m serve convert SOURCE TARGET`: an XGBoost model in whatever form into one that is only data.
+"""`python -m serve convert SOURCE TARGET`: a model in whatever form into one that is only data.
 
-SOURCE may be a pickle, or the binary format of before XGBoost 3.1. It is read in a child that has nothing but that
-file's bytes and a file to put the result in (serve/sandbox.py); what comes back is checked again, and written by us.
+A TARGET.ubj or .json is of XGBoost, from a pickle or the binary format of before 3.1; a TARGET.skops of scikit-learn,
+from what pickle or joblib wrote. SOURCE is read in a child that has nothing but that file's bytes and a file to put the
+result in (serve/sandbox.py); what comes back is checked again, and written by us.
 """
 
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+from zipfile import BadZipFile
 
+SKOPS = ".skops"
 SECONDS = 120  # of the child's processor; a model of 1 GB takes a tenth
 MEMORY = 16  # times the file, as an upper limit to what reading it may take, beside
 SLACK = 1 << 30  # which XGBoost and numpy need of address space, if not of memory
@@ -19,7 +23,7 @@ LEAST = 1 << 24
 def run(arguments: list[str]) -> int:
     """Convert, and say what was done or why not; the exit status of a command."""
     if len(arguments) != 2:
-        print("usage: python -m serve convert SOURCE TARGET.ubj", file=sys.stderr)
+        print("usage: python -m serve convert SOURCE TARGET.ubj (or .skops, for scikit-learn)", file=sys.stderr)
         return 2
     source, target = map(Path, arguments)
     try:
@@ -32,8 +36,10 @@ def run(arguments: list[str]) -> int:
 
 def converted(source: Path, target: Path) -> str:
     """Write what `source` holds to `target`, which must not exist. Raises ValueError or OSError, saying why not."""
-    if target.suffix not in (".ubj", ".json"):
-        raise ValueError(f"{target}: the target's name must end in .ubj or .json")
+    if target.suffix not in (".ubj", ".json", SKOPS):
+        raise ValueError(f"{target}: the target's name must end in .ubj or .json (XGBoost), or .skops (scikit-learn)")
+    if target.suffix == SKOPS and not find_spec("skops"):
+        raise ValueError('scikit-learn is not in this image; build it in: docker build --build-arg EXTRAS="sklearn"')
     if target.exists():
         raise ValueError(f"{target} exists; remove it, or name another")
     with source.open("rb") as file, tempfile.TemporaryFile() as result:
@@ -60,38 +66,73 @@ def _check(data: bytes, suffix: str) -> None:
     """Raise ValueError unless this is a whole model: what comes out of the sandbox is no more trusted than went in."""
     import msgspec
 
-    from serve.handlers import ubjson
-
     try:
         if suffix == ".ubj":
+            from serve.handlers import ubjson
+
             ubjson.check(data)
-        else:
+        elif suffix == ".json":
             msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (ValueError, msgspec.DecodeError, IndexError) as error:
+        else:
+            import skops.io
+
+            skops.io.get_untrusted_types(data=data)  # which makes nothing of what is in it
+    except (ValueError, msgspec.DecodeError, LookupError, TypeError, OSError, BadZipFile) as error:
         raise ValueError(f"what came out of the sandbox is no model: {error}") from error
+
+
+def _booster(kind: str) -> tuple[bytes, str]:
+    from xgboost import config_context  # before the walls are up, as all that is imported
+
+    from serve.errors import ModelUnusable
+    from serve.handlers import boosters
+
+    data, walls = _walled()
+    try:
+        booster = boosters.parsed(data, "the file", pickles=True)
+    except ModelUnusable as error:
+        sys.exit(f"{error.message}; {error.hint}")
+    with config_context(verbosity=0):
+        written = booster.save_raw(raw_format=kind)
+    return written, f"{booster.num_features()} features, {booster.num_boosted_rounds()} rounds; {walls}"
+
+
+def _estimator() -> tuple[bytes, str]:
+    import skops.io
+
+    from serve.handlers import pickled_estimators
+
+    pickled_estimators.warm()
+    data, walls = _walled()
+    try:
+        estimator, version = pickled_estimators.read(data)
+        written = skops.io.dumps(estimator)
+    except pickled_estimators.Refused as error:
+        sys.exit(f'{error}; load it where it was made, and skops.io.dump(model, "model.skops")')
+    except (TypeError, ValueError, AttributeError) as error:
+        sys.exit(f"skops cannot write it: {error}")
+    made = f", made with scikit-learn {version[:20]}: compare its predictions" if version else ""
+    return written, f"{type(estimator).__name__}{made}; {walls}"
+
+
+def _walled() -> tuple[bytearray, str]:
+    """What came on standard input, and how it will be read, with the walls up."""
+    from serve import sandbox
+
+    data = bytearray(sys.stdin.buffer.read())
+    walls = sandbox.enter(SLACK + MEMORY * len(data), SECONDS, LEAST + GROWTH * len(data))
+    return data, f"read behind: {', '.join(walls)}"
 
 
 def _child(kind: str) -> None:
     """In the sandbox: a model from standard input to standard output, and to standard error how it went."""
-    from xgboost import config_context  # before the walls are up, as all that is imported
-
-    from serve import sandbox
-    from serve.errors import ModelUnusable
-    from serve.handlers import boosters
-
-    data = bytearray(sys.stdin.buffer.read())
-    walls = sandbox.enter(SLACK + MEMORY * len(data), SECONDS, LEAST + GROWTH * len(data))
     try:
-        booster = boosters.parsed(data, "the file", pickles=True)
-        with config_context(verbosity=0):
-            sys.stdout.buffer.write(booster.save_raw(raw_format=kind))
-        sys.stdout.buffer.flush()
-    except ModelUnusable as error:
-        sys.exit(f"{error.message}; {error.hint}")
+        written, said = _estimator() if kind == SKOPS[1:] else _booster(kind)
     except MemoryError:
         sys.exit("reading it takes more memory than any model of its size")
-    shape = f"{booster.num_features()} features, {booster.num_boosted_rounds()} rounds"
-    print(f"{shape}; read behind: {', '.join(walls)}", file=sys.stderr)
+    sys.stdout.buffer.write(written)
+    sys.stdout.buffer.flush()
+    print(said, file=sys.stderr)
 
 
 if __name__ == "__main__":

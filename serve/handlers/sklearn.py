@@ -48,6 +48,8 @@ class ScikitLearn:
             raise ModelUnusable(f"model.toml: options.method: {method!r}; {type(estimator).__name__} has {can}")
         self._predict = getattr(estimator, method)
         self._width = getattr(estimator, "n_features_in_", None)
+        names = getattr(estimator, "feature_names_in_", None)  # where it was trained on columns with names
+        self._names = None if names is None else [str(each) for each in names]
         _limit_threads(estimator, max(1, model.threads))
         # The rows of a request have no names, and that is no news after the first.
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
@@ -62,11 +64,15 @@ class ScikitLearn:
         return Item(self._rows(found), accept)
 
     def _rows(self, found: Any) -> Any:
+        if isinstance(found, dict) and self._names and not found.keys().isdisjoint(self._names):
+            found = [{name: value for name, value in found.items() if name != self._model.model_field}]
         if isinstance(found, dict):
             asked = {name: value for name, value in found.items() if name != self._model.model_field}
             if len(asked) != 1 or (only := next(iter(asked))) not in ("inputs", "instances", "data"):
                 raise BadRequest("rows are needed", hint='send {"inputs": [[...], ...]} or a bare list')
             found = asked[only]
+        if isinstance(found, list) and found and isinstance(found[0], dict):
+            found = self._in_order(found)
         rows = found if isinstance(found, np.ndarray) or scipy.sparse.issparse(found) else formats.values(found)
         if rows.ndim == 1 and rows.dtype.kind != "O":
             rows = rows.reshape(1, -1)
@@ -76,6 +82,27 @@ class ScikitLearn:
             width = 1 if rows.ndim == 1 else rows.shape[1]
             raise BadRequest(f"the rows have {width} columns; the model has {self._width} features")
         return rows
+
+    def _in_order(self, objects: list[Any]) -> list[list[Any]]:
+        """Rows that are objects by column name, as lists in the order of the training."""
+        names = self._names
+        if names is None:
+            raise BadRequest(
+                "the rows are objects, and the model was trained on columns without names",
+                hint="send lists in the order of its training",
+            )
+        known = set(names)
+        for number, each in enumerate(objects, 1):
+            if not isinstance(each, dict):
+                raise BadRequest(f"row {number} is not an object, as row 1 is")
+            if each.keys() != known:
+                missing = [name for name in names if name not in each]
+                wrong, which = ("lacks", missing) if missing else ("has unknown", sorted(each.keys() - known))
+                raise BadRequest(
+                    f"row {number} {wrong} columns: {', '.join(which)[:400]}",
+                    hint=f"the model has {len(names)} features: {', '.join(names)[:800]}",
+                )
+        return [[each[name] for name in names] for each in objects]
 
     def compatible(self, item: Item) -> Hashable:
         return scipy.sparse.issparse(item.rows), item.rows.dtype.kind, item.rows.shape[1:]
@@ -108,6 +135,14 @@ def load(model: Model) -> Any:
     named = model.options.get("file")
     if not files and model.options.get("allow_pickle") is True:
         return _unpickled(recognition.chosen(recognition.sklearn_pickles(model.directory), "model.joblib", named))
+    pickles = recognition.sklearn_pickles(model.directory)
+    if not files and pickles:
+        name = pickles[0].name
+        raise ModelUnusable(
+            f"{name} is a pickle, which can run code when it is loaded",
+            hint=f"convert it, in a sandbox: python -m serve convert {name} model.skops; "
+            "or, where you trust it, say allow_pickle = true under [options] in its model.toml",
+        )
     path = recognition.chosen(files, "model.skops", named)
     allowed = model.options.get("trusted", [])
     if not isinstance(allowed, list) or not all(isinstance(each, str) for each in allowed):

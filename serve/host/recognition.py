@@ -293,8 +293,9 @@ def _why_not(directory: Path, described: Mapping[str, Any] | None) -> str:
     if pickles := pickled(directory):
         return (
             f"{shown(pickles[0].name)}: a pickle runs code when it is loaded, so none is loaded unasked; save it as "
-            "*.safetensors (with config.json), *.skops or TorchScript, convert XGBoost's with "
-            f"`python -m serve convert {shown(pickles[0].name)} model.ubj`, or load it yourself in {CODE}/{PROGRAM}"
+            "*.safetensors (with config.json) or TorchScript, convert XGBoost's with "
+            f"`python -m serve convert {shown(pickles[0].name)} model.ubj`, scikit-learn's with "
+            f"`python -m serve convert {shown(pickles[0].name)} model.skops`, or load it yourself in {CODE}/{PROGRAM}"
         )
     found = _some(each.name + "/" * each.is_dir() for each in visible(directory)) or "nothing"
     return f"no handler recognises it: found {found}; {fix}"

@@ -6,9 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import xgboost
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeRegressor
+
+from serve.handlers import sklearn
+from serve.handlers.base import Model
 
 ROOT = Path(__file__).parents[2]
 ROWS = np.random.default_rng(1).normal(size=(30, 3)).astype(np.float32)
@@ -43,10 +50,20 @@ def test_a_pickle_becomes_a_model_that_is_only_data(tmp_path: Path, booster: xgb
         (b"cposix\nsystem\n(S'id > sprung'\ntR.", "model.ubj", "the pickle asks for 'posix.system'"),
         (b"hello", "model.ubj", "is not an XGBoost model"),
         (b"hello", "model.pkl", "must end in .ubj or .json"),
+        (b"cposix\nsystem\n(S'id > sprung'\ntR.", "model.skops", "the pickle asks for 'posix.system'"),
+        (pickle.dumps({1, 2}), "model.skops", "the pickle holds 'set', which is no model of scikit-learn"),
         (b"hello", "there.ubj", "exists"),
         (None, "model.ubj", "No such file"),
     ],
-    ids=["a trap", "no model", "a target of another kind", "a target that is there", "no source"],
+    ids=[
+        "a trap",
+        "no model",
+        "a target of another kind",
+        "a trap as an estimator",
+        "no estimator",
+        "a target that is there",
+        "no source",
+    ],
 )
 def test_what_cannot_be_converted_is_told_and_nothing_written(
     tmp_path: Path, content: bytes | None, target: str, said: str
@@ -64,9 +81,23 @@ def test_what_cannot_be_converted_is_told_and_nothing_written(
     assert {each.name for each in tmp_path.iterdir()} <= {"source", "there.ubj"}
 
 
+def test_a_pickled_estimator_becomes_one_that_is_only_data(tmp_path: Path) -> None:
+    """Of joblib or pickle; what is written loads with the types that are trusted, and predicts the same."""
+    model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=3)).fit(ROWS, ROWS[:, 0])
+    joblib.dump(model, tmp_path / "model.joblib", compress=3)
+    done = run(tmp_path / "model.joblib", tmp_path / "model.skops")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bytes, Pipeline; read behind: limits, no new privileges" in done.stdout
+    served = sklearn.load(Model(name="m", directory=tmp_path))
+    assert np.array_equal(served.predict(ROWS), model.predict(ROWS))
+
+
+USAGE = "usage: python -m serve convert SOURCE TARGET.ubj (or .skops, for scikit-learn)\n"
+
+
 def test_the_usage_is_told() -> None:
     """Where a target is missing."""
-    assert (run("x").returncode, run("x").stderr) == (2, "usage: python -m serve convert SOURCE TARGET.ubj\n")
+    assert (run("x").returncode, run("x").stderr) == (2, USAGE)
 
 
 WALLS = """

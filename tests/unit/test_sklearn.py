@@ -165,8 +165,11 @@ def test_a_type_that_is_not_trusted_is_named(tmp_path: Path) -> None:
 def test_a_pickle_is_loaded_where_its_owner_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Loudly; without that it is not even a model."""
     joblib.dump(LinearRegression().fit(ROWS, ROWS[:, 1]), tmp_path / "model.joblib")
-    with pytest.raises(ModelUnusable, match=r"model.joblib: a pickle runs code"):
+    with pytest.raises(ModelUnusable, match=r"model.joblib: a pickle runs code.*convert model.joblib model.skops"):
         describe("m", tmp_path)
+    with pytest.raises(ModelUnusable, match=r"model.joblib is a pickle") as refused:
+        handler(tmp_path)
+    assert "python -m serve convert model.joblib model.skops" in refused.value.hint
     (tmp_path / "model.toml").write_text("[options]\nallow_pickle = true")
     assert describe("m", tmp_path).handler == "sklearn"
     served = handler(tmp_path, allow_pickle=True)
@@ -183,3 +186,32 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.skops").write_bytes(b"no zip")
     with pytest.raises(ModelUnusable, match=r"model.skops: skops cannot load it: BadZipFile"):
         handler(tmp_path)
+
+
+def test_rows_may_be_objects_by_column_name(tmp_path: Path) -> None:
+    """Where the model was trained on named columns, in whatever order; text among them is a column of text."""
+    model = named(LinearRegression().fit(ROWS, ROWS @ [1.0, 2.0] + 1), "a", "b")
+    skops.io.dump(model, tmp_path / "model.skops")
+    served = handler(tmp_path)
+    for body in (b'[{"b": 2, "a": 1}]', b'{"instances": [{"a": 1, "b": 2}]}', b'{"a": 1, "b": 2, "model_type": "m"}'):
+        (answer,) = answers(served, item(served, body))
+        assert float(answer.strip(b"[]")) == pytest.approx(6.0)
+    for body, said in (
+        (b'[{"a": 1}]', "row 1 lacks columns: b"),
+        (b'[{"a": 1, "b": 2}, {"a": 1, "b": 2, "c": 3}]', "row 2 has unknown columns: c"),
+        (b'[{"a": 1, "b": 2}, [1, 2]]', "row 2 is not an object"),
+    ):
+        with pytest.raises(BadRequest, match=said):
+            item(served, body)
+
+
+def test_objects_for_columns_without_names_are_refused(directory: Path) -> None:
+    """Their order is not known."""
+    with pytest.raises(BadRequest, match="trained on columns without names"):
+        item(handler(directory), b'[{"a": 1, "b": 2}]')
+
+
+def named(model: Any, *columns: str) -> Any:
+    """As if it had been trained on a table: without pandas the names are set by hand."""
+    model.feature_names_in_ = np.array(columns, object)
+    return model
