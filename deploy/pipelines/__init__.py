@@ -16,6 +16,7 @@ class Given:
 
     role: str  # ARN, of the jobs and the endpoint
     function: str  # ARN of the Lambda function that gathers and deploys
+    home: str  # s3://bucket/prefix below which all is kept, unless a parameter says otherwise
     scripts: str  # s3://bucket/prefix where the processing script lies, by its hash
 
 

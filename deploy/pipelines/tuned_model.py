@@ -23,7 +23,7 @@ def definition(given: Given) -> Definition:
         "Parameters": [
             parameter("Image"),
             parameter("InputData"),
-            parameter("Output"),  # s3://bucket/prefix: where all that is made lies
+            parameter("Output", given.home),  # s3://bucket/prefix: where all that is made lies
             parameter("ModelGroup", "tuned-model"),
             parameter("ApprovalStatus", "PendingManualApproval", EnumValues=["PendingManualApproval", "Approved"]),
             parameter("InstanceType", "ml.m5.large"),

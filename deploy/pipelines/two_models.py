@@ -12,8 +12,8 @@ def definition(given: Given) -> Definition:
         "Parameters": [
             parameter("Image"),
             parameter("TrainData"),
-            parameter("Output"),  # s3://bucket/prefix: where the trainings leave their artifacts
-            parameter("ModelPrefix"),  # s3://bucket/prefix/: from where the endpoint serves
+            parameter("Output", given.home),  # s3://bucket/prefix: where the trainings leave their artifacts
+            parameter("ModelPrefix", f"{given.home}/models/"),  # s3://bucket/prefix/: from where the endpoint serves
             parameter("EndpointName", "two-models"),
             parameter("InstanceType", "ml.m5.large"),
             parameter("RoundsOne", 40),
