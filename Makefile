@@ -12,7 +12,7 @@ TORCH ?= cpu
 MODELS ?= local_test/models
 VENV := .venv
 PY := $(VENV)/bin/python
-SHELLS = $(shell find . -name '*.sh' -not -path './.venv/*' -not -path './local_test/models/*') container/serve .ci/run
+SHELLS = $(shell find . -name '*.sh' -not -path './.venv/*' -not -path './.lambda/*' -not -path './local_test/models/*') container/serve .ci/run
 CODE = $(wildcard serve deploy local_test tests bench container/slim.py container/smoke.py)
 
 # $(call step,what,command): one line, with the seconds it took; what the command says is shown only when it fails.
@@ -26,7 +26,7 @@ run: nginx $(VENV)/runtime ## serve the sample models on http://127.0.0.1:8080 (
 	@$(PY) -m local_test.make_models $(MODELS) || echo 'Some sample models could not be made, see above: serving the others.'
 	@SERVE_MODEL_DIR="$${SERVE_MODEL_DIR:-$(MODELS)}" exec $(PY) -m serve
 
-test: nginx $(VENV)/dev ## the tests: pure, with real processes, and of the image where a Docker engine answers
+test: nginx $(VENV)/dev .lambda/made ## the tests: pure, with real processes, and of the image where a Docker engine answers
 	@image=; if docker info >/dev/null 2>&1; then image=tests/image; else echo 'no Docker engine answers: tests/image left out'; fi; \
 	exec $(PY) -m pytest tests/unit tests/live $$image
 
@@ -54,6 +54,13 @@ check-nginx: nginx $(VENV)/dev
 	@conf=$$(mktemp -d); trap 'rm -rf "$$conf"' EXIT; SERVE_RUN_DIR="$$conf" $(PY) -m serve conf >"$$conf/nginx.conf"; \
 	nginx -t -q -e stderr -c "$$conf/nginx.conf" && echo 'nginx -t: good'
 
+lambda: .lambda/made ## AWS's emulator of Lambda's runtime, for pipelines on this machine
+
+.lambda/made: local_test/pipelines/requirements.txt $(VENV)/platform
+	@rm -rf .lambda
+	@$(call step,AWS's emulator of Lambda's runtime (9 MB),$(PY) -m pip install --quiet --no-deps --target .lambda -r $<)
+	@touch $@
+
 platform: nginx $(VENV)/platform ## SageMaker on this machine, for any boto3 script (PLATFORM='--port 4566 --memory 2g')
 	@exec $(PY) -m local_test.platform $(PLATFORM)
 
@@ -67,7 +74,7 @@ models: $(VENV)/runtime ## the sample models, where they are missing (minutes th
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove all that was made here: the environment, the models, caches
-	rm -rf $(VENV) .venv-sdk local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-sdk .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: made again only when what it was made from changes.
@@ -93,4 +100,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run test test-sdk check check-style check-types check-shell check-nginx platform bench image models clean nginx
+.PHONY: help run test test-sdk check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda

@@ -19,6 +19,7 @@ from deploy.table import SpecError
 GIVEN = Given(
     role="arn:aws:iam::123456789012:role/pipelines",
     function="arn:aws:lambda:us-east-1:123456789012:function:two-models",
+    home="s3://bucket/home",
     scripts="s3://bucket/scripts/0123",
 )
 NAMES = list(pipelines.PIPELINES)
@@ -139,7 +140,7 @@ def test_parameters_are_of_their_type_known_and_complete() -> None:
         ({"MaxJob": "3"}, "no parameter is called 'MaxJob'; did you mean MaxJobs"),
         ({**some, "MaxJobs": "three"}, "parameter MaxJobs: 'three' is no Integer"),
         ({**some, "ApprovalStatus": "Aproved"}, "did you mean Approved"),
-        ({"Image": "i"}, "give InputData, Output: --param InputData="),
+        ({"Image": "i"}, "give InputData: --param InputData="),
     ]:
         with pytest.raises(SpecError, match=said):
             definition.values_of(made, wrong)

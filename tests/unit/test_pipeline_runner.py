@@ -1,0 +1,173 @@
+"""Pipelines on this machine, what is pure of it: order, draws from a seed, lines sent as SageMaker sends them."""
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.pipelines.picture import Shown
+from deploy.pipelines.tuned_model import METRIC
+from deploy.table import SpecError
+from local_test.pipelines.execution import Execution, Properties, Step, StepFailed
+from local_test.pipelines.jobs import metrics, pack
+from local_test.pipelines.transform import assembled, batches
+from local_test.pipelines.tuning import drawn
+
+FUNCTION = "arn:aws:lambda:us-east-1:123456789012:function:none"
+Work = Callable[[Step], Properties]
+
+
+def executed(work: Work, **needs: list[str]) -> Execution:
+    """Steps that are functions, each after those it needs."""
+    steps = [
+        {"Name": name, "Type": "Lambda", "FunctionArn": FUNCTION, "Arguments": {}, "DependsOn": before}
+        for name, before in needs.items()
+    ]
+    done = Execution({"Version": "2020-12-01", "Steps": steps}, {}, "test", lambda *_: None)
+    done.run({"Lambda": work})
+    return done
+
+
+def test_steps_that_need_nothing_of_one_another_run_at_once() -> None:
+    """Each waits for the other, so one after the other would never end."""
+    both = threading.Barrier(2, timeout=20)
+
+    def meet(step: Step) -> Properties:
+        if step.name in ("A", "B"):
+            both.wait()
+        return {}
+
+    assert executed(meet, C=["A", "B"], A=[], B=[]).succeeded
+
+
+def test_a_step_that_fails_stops_what_depends_on_it_and_nothing_else() -> None:
+    def work(step: Step) -> Properties:
+        if step.name == "A":
+            raise StepFailed("no rows")
+        return {}
+
+    done = executed(work, A=[], B=[], AfterA=["A"], AfterThat=["AfterA"], AfterB=["B"])
+
+    assert {name: (shown.status, shown.reason) for name, shown in done.steps.items()} == {
+        "A": ("Failed", "no rows"),
+        "B": ("Succeeded", ""),
+        "AfterA": ("NotRun", "not run: A has not succeeded"),
+        "AfterThat": ("NotRun", "not run: AfterA has not succeeded"),
+        "AfterB": ("Succeeded", ""),
+    }
+    assert not done.succeeded
+
+
+def test_a_fault_of_the_runner_is_the_failure_of_its_step() -> None:
+    def work(step: Step) -> Properties:
+        raise KeyError("x")
+
+    assert executed(work, A=[]).steps["A"].reason == "KeyError: 'x'"
+
+
+def test_what_a_step_came_to_is_in_the_arguments_of_the_next() -> None:
+    def step(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = [{"OutputName": "uri", "OutputType": "String"}]
+        return {
+            "Name": name,
+            "Type": "Lambda",
+            "FunctionArn": FUNCTION,
+            "Arguments": arguments,
+            "OutputParameters": outputs,
+        }
+
+    seen: dict[str, Any] = {}
+
+    def work(turn: Step) -> Properties:
+        seen[turn.name] = turn.arguments
+        return {"OutputParameters": {"uri": f"s3://bucket/{turn.name}"}}
+
+    second = {
+        "from": {"Get": "Steps.One.OutputParameters['uri']"},
+        "to": {"Std:Join": {"On": "/", "Values": [{"Get": "Parameters.Home"}, {"Get": "Execution.PipelineName"}]}},
+    }
+    made = {
+        "Version": "2020-12-01",
+        "Parameters": [{"Name": "Home", "Type": "String"}],
+        "Steps": [step("Two", second), step("One", {})],
+    }
+    told: list[tuple[str, str]] = []
+
+    def tell(name: str, shown: Shown) -> None:
+        told.append((name, shown.status))
+
+    done = Execution(made, {"Home": "s3://h"}, "test", tell)
+    done.run({"Lambda": work})
+
+    assert seen["Two"] == {"from": "s3://bucket/One", "to": "s3://h/test"}
+    assert told == [("One", "Executing"), ("One", "Succeeded"), ("Two", "Executing"), ("Two", "Succeeded")]
+
+
+def test_a_junk_definition_runs_nothing() -> None:
+    ran: list[str] = []
+
+    def work(step: Step) -> Properties:
+        ran.append(step.name)
+        return {}
+
+    made = {"Version": "2020-12-01", "Steps": [{"Name": "A", "Type": "Training", "Arguments": {"Role": "x"}}]}
+    with pytest.raises(SpecError, match=r"Steps\.A\.Arguments: CreateTrainingJob"):
+        Execution(made, {}, "test", lambda *_: None).run({"Training": work})
+    assert ran == []
+
+
+RANGES = {
+    "ContinuousParameterRanges": [
+        {"Name": "eta", "MinValue": "0.01", "MaxValue": "1", "ScalingType": "Logarithmic"},
+        {"Name": "gamma", "MinValue": "0", "MaxValue": "5"},
+    ],
+    "IntegerParameterRanges": [{"Name": "depth", "MinValue": "3", "MaxValue": "8"}],
+    "CategoricalParameterRanges": [{"Name": "method", "Values": ["hist", "exact"]}],
+}
+
+
+def test_draws_are_within_their_ranges_and_the_same_for_a_seed() -> None:
+    draws = [drawn(RANGES, 1, number) for number in range(300)]
+
+    etas = [float(each["eta"]) for each in draws]
+    assert all(0.01 <= eta <= 1 for eta in etas)
+    assert sum(eta < 0.1 for eta in etas) > 100  # by the logarithm half of them; evenly a tenth
+    assert {each["depth"] for each in draws} == {"3", "4", "5", "6", "7", "8"}
+    assert {each["method"] for each in draws} == {"hist", "exact"}
+    assert draws == [drawn(RANGES, 1, number) for number in range(300)]
+    assert draws != [drawn(RANGES, 2, number) for number in range(300)]
+
+
+def test_lines_are_sent_by_as_many_as_go_into_a_payload() -> None:
+    body = b"aaaa\nbb\ncc\ndddd"
+    assert list(batches(body, "None", "MultiRecord", 8)) == [body]
+    assert list(batches(body, "Line", "SingleRecord", 8)) == [b"aaaa\n", b"bb\n", b"cc\n", b"dddd"]
+    assert list(batches(body, "Line", "MultiRecord", 8)) == [b"aaaa\nbb\n", b"cc\ndddd"]
+    with pytest.raises(StepFailed, match="a record of 5 bytes is over MaxPayloadInMB"):
+        list(batches(body, "Line", "MultiRecord", 4))
+
+
+def test_answers_are_assembled_as_sagemaker_does_it() -> None:
+    """A newline follows each answer; after one that ended in a newline that is an empty line."""
+    assert assembled([b"1\n2", b"3\n"], "Line") == b"1\n2\n3\n\n"
+    assert assembled([b"1\n", b"3"], "None") == b"1\n3"
+
+
+def test_the_last_value_of_a_metric_counts(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(
+        "[0]#011train-rmse:9.1#011validation-rmse:9.5\nnoise\n[1]#011train-rmse:8.1#011validation-rmse:8.25\n"
+    )
+    assert metrics(log, [{"Name": "validation:rmse", "Regex": METRIC}]) == {"validation:rmse": 8.25}
+    assert metrics(log, [{"Name": "x", "Regex": "x:(.*)"}]) == {}
+
+
+def test_the_same_files_are_the_same_archive(tmp_path: Path) -> None:
+    for number in (1, 2):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "model.ubj").write_bytes(b"x" * 1000)
+        pack(directory, tmp_path / f"{number}.tar.gz")
+    assert (tmp_path / "1.tar.gz").read_bytes() == (tmp_path / "2.tar.gz").read_bytes()
