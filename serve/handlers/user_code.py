@@ -110,6 +110,12 @@ def functions(path: Path, model_name: str) -> dict[str, Callable[..., Any]]:
             near = get_close_matches(name, _FUNCTIONS.keys() - names.keys(), n=1, cutoff=0.85)
             if near:
                 raise ModelUnusable(f"{program} has a function {name}", hint=f"did you mean {near[0]}?")
+    if "execution_parameters_fn" in names:
+        log.warning(
+            "execution_parameters_fn is not called: /execution-parameters tells what the server takes; "
+            "SERVE_MAX_PAYLOAD_MB, copies in model.toml or the transform job itself change that",
+            extra={"model": model_name},
+        )
     replaced = found.keys() & {"input_fn", "predict_fn", "predict_batch_fn", "output_fn"}
     if "transform_fn" in found and replaced:
         raise ModelUnusable(

@@ -385,3 +385,15 @@ def test_code_that_imports_the_hugging_face_toolkit_runs(served: Callable[..., C
         outcome(handler, b"1,2", CSV)
     with pytest.raises(UnsupportedMediaType):
         outcome(handler, b"", "video/mp4")
+
+
+def test_execution_parameters_of_a_models_own_are_said_to_be_left_out(
+    served: Callable[..., Custom], caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are asked of the server before any model is loaded; the log names what changes them."""
+    served("""
+        def execution_parameters_fn(): return {"MaxPayloadInMB": 1}
+        def predict_fn(data, model): return data
+    """)
+    assert "execution_parameters_fn is not called" in caplog.text
+    assert "SERVE_MAX_PAYLOAD_MB" in caplog.text
