@@ -5,7 +5,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -87,12 +88,14 @@ def parse(words: list[str]) -> argparse.Namespace:
 def _up(given: argparse.Namespace, make: Make) -> int:
     spec = load(given.spec)
     if given.plan:
-        return _plan(spec, given.region)
+        with _naming(given.spec):
+            return _plan(spec, given.region)
     progress = Progress(sys.stderr if given.json else sys.stdout)
     aws = make(given.region or spec.region)
     checks = smoke.load(given.smoke) if given.smoke else []
     check = (lambda: smoke.run(aws, spec, checks, progress)) if checks else None
-    outcome = endpoint.up(spec, aws, progress, wait=not given.no_wait, smoke=check)
+    with _naming(given.spec):
+        outcome = endpoint.up(spec, aws, progress, wait=not given.no_wait, smoke=check)
     if given.keep:
         schedule.ensure(aws, spec.name, given.keep, progress)
     if given.json:
@@ -109,6 +112,15 @@ def _up(given: argparse.Namespace, make: Make) -> int:
         if not given.keep:
             print(f"bills until:     python -m deploy down {spec.name}")
     return DONE
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What AWS would refuse is wrong in a file too."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
 
 
 def _plan(spec: Spec, region: str | None) -> int:

@@ -15,7 +15,7 @@ from deploy.aws import Aws, Failed, is_busy, is_missing, is_there_already
 from deploy.configurations import PAUSE, TRIES
 from deploy.progress import Progress
 from deploy.requests import Desired, Request, alarm_requests
-from deploy.settling import Endpoint, delete, described, must_be_ours, settled, why
+from deploy.settling import Endpoint, arrived, delete, described, must_be_ours, settled, why
 from deploy.spec import Spec
 
 
@@ -68,7 +68,7 @@ def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Sm
             continue
         if not wait:
             return Outcome(endpoint=spec.name, config=config, changed=True, waiting=True, changes=progress.changes)
-        after = settled(aws, spec.name, progress, expected=True)
+        after = arrived(aws, spec.name, progress, before)
         _must_have_arrived(aws, spec.name, config, before, after)
         return _arrived(spec, aws, before, config, progress, smoke)
     raise AssertionError
@@ -101,7 +101,7 @@ def traffic(name: str, weights: dict[str, float], aws: Aws, progress: Progress) 
     aws.client("sagemaker").update_endpoint_weights_and_capacities(
         EndpointName=name, DesiredWeightsAndCapacities=wanted
     )
-    after = settled(aws, name, progress)
+    after = arrived(aws, name, progress, now)
     got = {each["VariantName"]: each.get("CurrentWeight") for each in after["ProductionVariants"]} if after else {}
     if after is None or any(got.get(variant) != weight for variant, weight in weights.items()):
         raise Failed(f"the weights did not change: {why(aws, after) if after else 'the endpoint is gone'}")
@@ -158,8 +158,9 @@ def _back(aws: Aws, name: str, before: Endpoint | None, config: str, progress: P
     if before is None or before["EndpointConfigName"] == config:
         return f"there is no earlier configuration to go back to: `python -m deploy down {name}` removes it"
     old = before["EndpointConfigName"]
+    now = described(aws, name)
     aws.client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=old)
-    after = settled(aws, name, progress)
+    after = arrived(aws, name, progress, now)
     if after is None or not is_at(after, old):
         return f"going back to {old} failed: {why(aws, after) if after else 'the endpoint is gone'}"
     return f"went back to {old}"

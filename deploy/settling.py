@@ -26,13 +26,22 @@ def described(aws: Aws, name: str) -> Endpoint | None:
     return found
 
 
-def settled(aws: Aws, name: str, progress: Progress, *, expected: bool = False) -> Endpoint | None:
-    """The endpoint once nothing is in progress; `expected`: it was just made, AWS may not see it for a moment."""
-    unseen = TRIES if expected else 0
+def settled(aws: Aws, name: str, progress: Progress) -> Endpoint | None:
+    """The endpoint once nothing is in progress; None: there is none."""
+    return _settled(aws, name, progress, 0, None)
+
+
+def arrived(aws: Aws, name: str, progress: Progress, before: Endpoint | None) -> Endpoint | None:
+    """The same after a change was asked for: for a moment AWS may still show what was before it."""
+    return _settled(aws, name, progress, TRIES, before)
+
+
+def _settled(aws: Aws, name: str, progress: Progress, unseen: int, before: Endpoint | None) -> Endpoint | None:
+    """`unseen`: as many looks may show nothing but `before`."""
     with progress.waiting(f"endpoint {name}") as show:
         for _ in looks():
             now = described(aws, name)
-            if now is None and unseen:
+            if unseen and (now is None or (before and now["LastModifiedTime"] == before["LastModifiedTime"])):
                 unseen -= 1
                 continue
             if now is None or now["EndpointStatus"] not in IN_PROGRESS:

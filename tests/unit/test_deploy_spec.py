@@ -279,3 +279,15 @@ def test_the_plan_needs_no_credentials_and_is_json(
         *("CreateModel", "CreateEndpointConfig", "CreateEndpoint"),
         *("PutMetricAlarm", "RegisterScalableTarget", "PutScalingPolicy"),
     ]
+
+
+def test_what_aws_would_refuse_is_said_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By one line on stderr and exit code 2, as what is no spec at all."""
+    path = tmp_path / "endpoint.toml"
+    path.write_text(PLAIN + "aws = { VolumeSizeInGB = 9999 }")
+
+    code = main(["up", "--plan", str(path)])
+
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert said.err.startswith(f"{path}: CreateEndpointConfig: ProductionVariants[0].VolumeSizeInGB: 9999 is over")
