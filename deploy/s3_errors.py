@@ -34,8 +34,6 @@ def explained(error: ClientError | BotoCoreError, uri: str) -> str:
         said, advice = f"{error.operation_name}: {code}: {message}", _advice(error, code, message, uri)
     elif isinstance(error, NO_CREDENTIALS):
         advice = SIGN_IN
-    elif isinstance(error, exceptions.NoRegionError):
-        advice = "give --region, or set AWS_DEFAULT_REGION"
     elif isinstance(error, NO_NETWORK):
         advice = "is there a network, and does AWS_ENDPOINT_URL, if it is set, name a running server?"
     else:
