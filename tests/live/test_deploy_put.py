@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from deploy import artifacts, contents, pack, upload
+from deploy.__main__ import main
 from deploy.artifacts import Place
 from deploy.contents import Refused
 from deploy.upload import Changed, File
@@ -253,6 +255,25 @@ def test_what_was_put_is_taken_away_again(to: Place, large: File) -> None:
     assert [artifacts.remove(to, each) for each in ("a.tar.gz", "a.tar.gz", "c.tar.gz")] == [1, 0, 0]
     assert [each.name for each in artifacts.stored(to)] == ["a.tar.gz.md5", "b.tar.gz"]
     assert upload.unfinished(to.s3, to.bucket, to.prefix) == []
+
+
+def test_models_are_listed_and_removed_by_command(to: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what was begun and not finished; a name that is not there is an error."""
+    to.s3.put_object(Bucket=to.bucket, Key=f"{to.prefix}a-12345678.tar.gz", Body=bytes(1000))
+    to.s3.create_multipart_upload(**to.target("b.tar.gz").where)
+
+    def models(*arguments: str) -> tuple[int, str, str]:
+        code = main(["models", to.uri, *arguments])
+        return code, *capsys.readouterr()
+
+    code, out, err = models()
+    assert (code, out.split()[:2]) == (0, ["a-12345678.tar.gz", "1.00kB"])
+    assert f"{to.uri}b.tar.gz is not all there" in err
+    (listed,) = json.loads(models("--json")[1])
+    assert (listed["name"], listed["bytes"]) == ("a-12345678.tar.gz", 1000)
+    assert models("--remove", "a-12345678.tar.gz")[0] == 0
+    assert models("--remove", "b.tar.gz")[0] == 1
+    assert models() == (0, "", "")
 
 
 def test_an_archive_is_judged_before_it_is_put(to: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
