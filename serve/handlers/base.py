@@ -71,6 +71,9 @@ class Job(Protocol):
     request: Request  # without its body, if that was large
     item: Any  # what `decode` returned
 
+    def begin(self, now: float) -> None:
+        """The model begins with it now (time.monotonic()): a Stepwise handler says so, once; else the runner."""
+
     def reply(self, reply: Reply) -> None:
         """Answer whole, or with a stream the loop will pull from."""
 
@@ -99,8 +102,11 @@ class Predictor(Protocol):
     def compatible(self, item: Any) -> Hashable:
         """Items with equal keys may share a batch."""
 
-    def predict(self, items: Sequence[Any]) -> Sequence[Reply | ServeError]:
-        """One outcome for each item, in order. If it raises, the loop runs the items one by one."""
+    def predict(self, items: Sequence[Any]) -> Sequence[Reply | ServeError | None]:
+        """One outcome for each item, in order. If it raises, the loop runs the items one by one.
+
+        None: there is more to do than one batch holds. The item will come again, behind those who have come meanwhile.
+        """
 
 
 class Stepwise(Protocol):

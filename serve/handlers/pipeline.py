@@ -31,11 +31,18 @@ def accepted(request: Request, model: Model, offers: tuple[str, ...]) -> str:
 
 
 def parse(
-    request: Request, model_field: str, kind: type[P], *, bare: tuple[str, ...] = (), table: bool = True
+    request: Request,
+    model_field: str,
+    kind: type[P],
+    *,
+    bare: tuple[str, ...] = (),
+    table: bool = True,
+    known: Sequence[str] = (),
 ) -> tuple[Any, P]:
     """What `inputs` is, unchecked, and the parameters, checked.
 
     `bare`: the keys of an object that may be sent without "inputs" around it. `table`: whether CSV says anything here.
+    `known`: the parameters to tell of, where one is unknown; all by default.
     """
     said = request.content_type or (JSON if request.body.lstrip()[:1] in (b"{", b"[", b'"') else TEXT)
     if said == TEXT:
@@ -66,10 +73,10 @@ def parse(
         raise BadRequest(f"unknown key {min(body)[:100]!r}", hint=near(min(body), ["inputs", "parameters", *bare]))
     if inputs is None:
         raise BadRequest("inputs is missing", hint='send {"inputs": ..., "parameters": {...}}')
-    return inputs, convert("parameters", kind, given) if given is not None else kind()
+    return inputs, convert("parameters", kind, given, known) if given is not None else kind()
 
 
-def convert(name: str, kind: Any, value: Any) -> Any:
+def convert(name: str, kind: Any, value: Any, known: Sequence[str] = ()) -> Any:
     """A part of a body as the type it must have. Raises BadRequest, saying where it has not."""
     try:
         return msgspec.convert(value, kind)
@@ -78,7 +85,7 @@ def convert(name: str, kind: Any, value: Any) -> Any:
         if " - at " not in message:
             message = f"{message} - at `{name}`"
         unknown = re.search(r"unknown field `([^`]*)`", message)
-        raise BadRequest(message, hint=near(unknown[1], kind.__struct_fields__) if unknown else "") from error
+        raise BadRequest(message, hint=near(unknown[1], known or kind.__struct_fields__) if unknown else "") from error
 
 
 def near(name: str, names: Sequence[str]) -> str:

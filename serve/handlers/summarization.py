@@ -8,20 +8,18 @@ from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
-import msgspec
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
 from serve.handlers import languages, pipeline, pretrained
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.summarization_request import Parameters, parse
+from serve.handlers.summarization_request import Parameters, arguments, parse
 
 _KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
-# What a request may say that is not for `generate`.
-_OURS = {"seed", "truncation", "src_lang", "tgt_lang", "clean_up_tokenization_spaces", "batch_size"}
 _TASK = "summarization"
 _CHARACTERS = 64  # no token is longer; what is past so many for each token we may read is not worth tokenizing
 
@@ -35,6 +33,11 @@ class Item:
     single: bool
     content_type: str
     texts: list[list[str]] = field(default_factory=list)  # answers, by sequence
+    waiting: list[int] = field(default_factory=list)  # sequences without an answer, by length: little padding
+
+    def __post_init__(self) -> None:
+        self.texts = [[] for _ in self.sequences]
+        self.waiting = sorted(range(len(self.sequences)), key=lambda index: len(self.sequences[index]))
 
 
 class Summarization:
@@ -61,7 +64,7 @@ class Summarization:
 
     def decode(self, request: Request) -> Item:
         content_type = pipeline.accepted(request, self._model, (pipeline.JSON, pipeline.CSV))
-        inputs, single, parameters = parse(request, self._model.model_field)
+        inputs, single, parameters = parse(request, self._model.model_field, self._network.config.vocab_size)
         config = self._config(parameters)
         sequences = []
         for text in inputs:
@@ -75,22 +78,18 @@ class Summarization:
             return item  # what the seed promises holds only for a batch of its own
         return item.parameters
 
-    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
-        seed = items[0].parameters.seed
-        if items[0].config.do_sample:  # without a seed: not what the last seeded request left behind
-            torch.manual_seed(seed if seed is not None else torch.seed())
-        beams = max(items[0].config.num_beams or 1, items[0].config.num_return_sequences or 1)
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError | None]:
+        first, asked = items[0], items[0].parameters
+        if first.config.do_sample:  # without a seed: not what the last seeded request left behind
+            done = len(first.sequences) - len(first.waiting)
+            torch.manual_seed(torch.seed() if asked.seed is None else asked.seed + done)
+        beams = max(first.config.num_beams or 1, first.config.num_return_sequences or 1)
         together = max(1, self._max_batch // beams)
-        for item in items:
-            item.texts = [[] for _ in item.sequences]
-        # Neighbours in length share a batch, so that little of it is padding.
-        waiting = [(item, index) for item in items for index in range(len(item.sequences))]
-        waiting.sort(key=lambda each: len(each[0].sequences[each[1]]))
-        for start in range(0, len(waiting), together):
-            now = time.monotonic()
-            batch = [each for each in waiting[start : start + together] if each[0].deadline > now]
-            if batch:
-                self._generate(batch)
+        if asked.encoder_repetition_penalty or asked.encoder_no_repeat_ngram_size:
+            together = 1  # they would take a neighbour's padding for text
+        batch = _in_turn(items, together)
+        if batch:
+            self._generate(batch)
         return [self._outcome(item) for item in items]
 
     def _generate(self, batch: list[tuple[Item, int]]) -> None:
@@ -117,8 +116,12 @@ class Summarization:
         for position, (item, index) in enumerate(batch):
             if not deadline.passed[position]:
                 item.texts[index] = texts[position * each : (position + 1) * each]
+        for item, index in batch:
+            item.waiting.remove(index)
 
-    def _outcome(self, item: Item) -> Reply | ServeError:
+    def _outcome(self, item: Item) -> Reply | ServeError | None:
+        if item.waiting and item.deadline > time.monotonic():
+            return None
         if not all(item.texts):
             return TooLate("the text was not finished before the deadline", hint="ask for fewer tokens or fewer texts")
         answers = [[{self._key: text} for text in texts] for texts in item.texts]
@@ -155,8 +158,7 @@ class Summarization:
         )
 
     def _make_config(self, parameters: Parameters) -> GenerationConfig:
-        asked = msgspec.structs.asdict(parameters)
-        asked = {key: asked[key] for key in asked if asked[key] is not None and key not in _OURS}
+        asked = arguments(parameters)
         for key in ("max_length", "max_new_tokens"):
             if self._positions and asked.get(key, 0) > self._positions:
                 raise BadRequest(f"{key} is {asked[key]}; the model has positions for {self._positions}")
@@ -178,6 +180,13 @@ class Summarization:
                 raise BadRequest(f"the least length asked for, {shortest}, is over the greatest, {longest}")
             config.min_length = longest  # a model's own least gives way to a short summary asked for
         return config
+
+
+def _in_turn(items: Sequence[Item], most: int) -> list[tuple[Item, int]]:
+    """So many sequences for one `generate`, as many of each item as of the others while it has any."""
+    now = time.monotonic()
+    rounds = zip_longest(*([(item, index) for index in item.waiting[:most]] for item in items if item.deadline > now))
+    return [each for turn in rounds for each in turn if each is not None][:most]
 
 
 class _Deadline(StoppingCriteria):

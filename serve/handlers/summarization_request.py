@@ -1,44 +1,64 @@
 """What a request may ask of an encoder-decoder model; whatever is wrong is a 400 that names the field."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from serve.errors import BadRequest
 from serve.handlers import pipeline
 from serve.handlers.base import Request
+from serve.handlers.generation.fields import REFUSED, Fields, Ignored, Watermark, argument, check_tokens, known, refuse
 
 Length = Annotated[int, Meta(ge=0, le=1_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 Factor = Annotated[float, Meta(gt=0, le=1e4)]
+MOST_TEXTS = 1024  # of one request, times the sequences of each; more than fit into a batch take turns
 
 
-class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Parameters(Fields, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """What a request may ask of generation; what it leaves out is as the model's generation config has it."""
 
     max_length: Positive | None = None
-    min_length: Length | None = None
     max_new_tokens: Positive | None = None
     min_new_tokens: Length | None = None
     num_beams: Annotated[int, Meta(ge=1, le=64)] | None = None
     num_return_sequences: Annotated[int, Meta(ge=1, le=64)] | None = None
-    length_penalty: Annotated[float, Meta(ge=-1e4, le=1e4)] | None = None
-    no_repeat_ngram_size: Length | None = None
     repetition_penalty: Factor | None = None
-    early_stopping: bool | Literal["never"] | None = None
     do_sample: bool | None = None
     temperature: Factor | None = None
     top_k: Length | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    decoder_start_token_id: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     truncation: bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"] | None = None
     src_lang: str | None = None  # for models of many languages, by their tokenizer's codes
     tgt_lang: str | None = None
     clean_up_tokenization_spaces: bool | None = None
-    batch_size: int | None = None  # how a pipeline batches, which is our business
 
 
-def parse(request: Request, model_field: str) -> tuple[list[str], bool, Parameters]:
-    """The texts, whether it was one alone, and what is asked for them."""
-    inputs, parameters = pipeline.parse(request, model_field, Parameters)
-    return pipeline.texts(inputs), isinstance(inputs, str), parameters
+# What is not for `generate`; a text's padding must show in no answer, whoever is beside it.
+_OURS = {"seed", "truncation", "src_lang", "tgt_lang", "clean_up_tokenization_spaces", "watermark", "pad_token_id"}
+
+
+def parse(request: Request, model_field: str, words: int) -> tuple[list[str], bool, Parameters]:
+    """The texts, whether it was one alone, and what is asked for them, of a model that knows so many tokens."""
+    inputs, parameters = pipeline.parse(request, model_field, Parameters, known=known(Parameters))
+    refuse(parameters)
+    check_tokens(parameters, words)
+    texts = pipeline.texts(inputs)
+    if len(texts) * (parameters.num_return_sequences or 1) > MOST_TEXTS:
+        raise BadRequest(
+            f"{len(texts)} texts times num_return_sequences are over {MOST_TEXTS}, as many as one request may ask for",
+            hint="send several requests; they are batched together",
+        )
+    return texts, isinstance(inputs, str), parameters
+
+
+def arguments(parameters: Parameters) -> dict[str, Any]:
+    """What was asked of `generate`, as its GenerationConfig takes it."""
+    asked = msgspec.structs.asdict(parameters)
+    if parameters.watermark:
+        asked["watermarking_config"] = parameters.watermarking_config or Watermark()
+    ours = {*_OURS, *REFUSED, *Ignored.__struct_fields__}
+    return {name: argument(name, value) for name, value in asked.items() if value is not None and name not in ours}

@@ -8,11 +8,12 @@ from transformers import AutoModelForCausalLM
 from serve.errors import DoesNotFit
 from serve.handlers import pretrained
 from serve.handlers.base import Job, Model, Request
-from serve.handlers.generation import beams, config, weights
+from serve.handlers.generation import config, left, weights
 from serve.handlers.generation.decoder import Decoder, Prefill
 from serve.handlers.generation.request import Decoding, Item
 from serve.handlers.generation.sampling import choose, likelihoods, likely
 from serve.handlers.generation.sequence import Joined, Row
+from serve.handlers.generation.turns import Turns
 from serve.names import INVOCATIONS, OPENAI
 
 # Tokens of prompts worked on between two tokens of everybody else: longer ones are taken in pieces, so that those who
@@ -34,13 +35,11 @@ class TextGeneration:
         if model.options.get("pack", True) and weights.packable(self._model):
             weights.pack(self._model)
         weights.fuse_activations(self._model)
-        defaults = self._model.generation_config
-        self._decoding = Decoding(model, self._tokenizer, defaults, config.position_limit(self._model))
+        self._decoding = Decoding(model, self._tokenizer, self._model, config.position_limit(self._model))
         self._ends = config.end_tokens(self._model)
         self._max_batch = model.max_batch
         self._decoder = Decoder(self._model)
-        self._joined: list[Joined] = []
-        self._waiting: list[Row] = []  # not yet prefilled
+        self._turns = Turns(model.max_batch)
         self._prefill: Prefill | None = None
         self._prefilled: list[Row] = []  # whose prompts are in `_prefill`
         self._rows: list[Row] = []  # in the order of the decoder's rows
@@ -50,17 +49,14 @@ class TextGeneration:
         return self._decoding.item(request)
 
     def room(self) -> int:
-        return max(0, self._max_batch - sum(joined.item.rows for joined in self._joined))
+        return self._turns.room()
 
     def join(self, job: Job) -> None:
-        joined = Joined(job, self._tokenizer, self._ends)
-        self._joined.append(joined)
-        if joined.item.beams == 1:
-            self._waiting += joined.rows
+        self._turns.join(Joined(job, self._tokenizer, self._ends))
 
     def leave(self, job: Job) -> None:
         with torch.inference_mode():
-            for joined in [joined for joined in self._joined if joined.job is job]:
+            for joined in [joined for joined in self._turns.joined if joined.job is job]:
                 self._forget(joined)
 
     def step(self) -> None:
@@ -70,7 +66,7 @@ class TextGeneration:
                 self._end_late(began)
                 self._decode()
                 self._admit()
-                self._search()
+                self._leave_to_transformers()
         except BaseException as error:
             self._reset()
             if pretrained.out_of_memory(error):
@@ -80,11 +76,12 @@ class TextGeneration:
 
     def _end_late(self, now: float) -> None:
         """Answer with what there is, where the next token would come too late."""
-        for joined in list(self._joined):
-            if joined.deadline <= now + self._step_s and joined.item.beams == 1:
+        for joined in list(self._turns.joined):
+            # `generate` is given the deadline itself, and makes one token at least.
+            late = now if joined.item.left else now + self._step_s
+            if joined.deadline <= late and (len(joined.later) < len(joined.groups) or not joined.item.left):
                 for row in joined.rows:
-                    if row.reason is None:
-                        row.close("deadline")
+                    joined.close(row, "deadline")
                 joined.ended()
                 self._forget(joined)
 
@@ -122,12 +119,18 @@ class TextGeneration:
         """Who is prefilled together: in order of arrival, as long as padding stays small."""
         chosen: list[Row] = []
         room = self._max_batch - len(self._rows)
-        for row in self._waiting[:room]:
+        self._turns.feed()
+        waiting = self._turns.waiting
+        for row in waiting[:room]:
             lengths = [len(each.prompt.tokens) for each in (*chosen, row)]
             if chosen and (max(lengths) * len(lengths) > PREFILL or sum(lengths) * 2 < max(lengths) * len(lengths)):
                 break
             chosen.append(row)
-        del self._waiting[: len(chosen)]
+        del waiting[: len(chosen)]
+        for row in chosen:
+            row.owner.begin()
+            if row.prompt.settings.max_time is not None:
+                row.until = time.monotonic() + row.prompt.settings.max_time
         return chosen
 
     def _take(self, rows: list[Row], logits: torch.Tensor) -> None:
@@ -139,35 +142,34 @@ class TextGeneration:
             rows[i].likely.append(likely(logprobs, tokens[i], choices[i].likeliest or 0))
         now = time.monotonic()
         for row, token in zip(list(rows), tokens, strict=True):
-            row.owner.add(row, token, late=row.owner.deadline <= now + self._step_s)
+            late = row.owner.deadline <= now + self._step_s
+            row.owner.add(row, token, "deadline" if late else "length" if row.until <= now else None)
         for row in list(rows):
             if row.reason is not None:
                 self._drop(row)
-        self._joined = [joined for joined in self._joined if any(row.reason is None for row in joined.rows)]
+        self._turns.forget_ended()
 
-    def _search(self) -> None:
-        """One turn of beam search: the oldest such request, and all that can share its batch."""
-        searches = [joined for joined in self._joined if joined.item.beams > 1]
-        if not searches:
+    def _leave_to_transformers(self) -> None:
+        """One `generate`: the first prompt that waits for it, and all that can share its batch."""
+        prompts = self._turns.together(left.compatible)
+        if not prompts:
             return
-        key = beams.compatible(searches[0].item.prompts[0])
-        together = [each for each in searches if all(beams.compatible(p) == key for p in each.item.prompts)]
-        together = together or searches[:1]
-        prompts = [(joined, i) for joined in together for i in range(len(joined.item.prompts))]
-        made = beams.generate(
+        for joined, _ in prompts:
+            joined.begin()
+        made = left.generate(
             self._model,
             self._tokenizer,
-            [joined.item.prompts[i] for joined, i in prompts],
+            [joined.item.prompts[number] for joined, number in prompts],
             [joined.deadline for joined, _ in prompts],
         )
         now = time.monotonic()
-        for (joined, i), sequences in zip(prompts, made, strict=True):
-            for row, tokens in zip(joined.groups[i], sequences, strict=True):
+        for (joined, number), sequences in zip(prompts, made, strict=True):
+            for row, tokens in zip(joined.groups[number], sequences, strict=True):
                 row.tokens = tokens
-                row.close("deadline" if joined.deadline <= now else "length")
-        for joined in together:
+                joined.close(row, "deadline" if joined.deadline <= now else "length")
+        for joined in dict.fromkeys(joined for joined, _ in prompts):
             joined.ended()
-            self._forget(joined)
+        self._turns.forget_ended()
 
     def _drop(self, row: Row) -> None:
         """Take a row out of the batch."""
@@ -177,16 +179,16 @@ class TextGeneration:
         self._rows.pop()
 
     def _forget(self, joined: Joined) -> None:
-        self._joined.remove(joined)
-        self._waiting = [row for row in self._waiting if row.owner is not joined]
+        self._turns.forget(joined)
         if self._prefill is not None and any(row.owner is joined for row in self._prefilled):
             # Whoever shared its prefill begins again: rare, and simpler than cutting a cache in two.
-            self._waiting = [row for row in self._prefilled if row.owner is not joined] + self._waiting
+            self._turns.waiting[:0] = [row for row in self._prefilled if row.owner is not joined]
             self._prefill, self._prefilled = None, []
         for row in [row for row in self._rows if row.owner is joined]:
             self._drop(row)
 
     def _reset(self) -> None:
-        self._joined, self._waiting, self._rows = [], [], []
+        self._turns.clear()
+        self._rows = []
         self._prefill, self._prefilled = None, []
         self._decoder.reset()

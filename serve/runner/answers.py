@@ -23,6 +23,7 @@ class Answers:
         """`leave` is told of a job in the engine's hands whose caller has hung up."""
         self._poll = poll
         self._slot = slot
+        self._begun = 0.0  # time.monotonic() at the arrival last told of
         self._stream_limit = stream_limit
         self._leave = leave
         self.joined: dict[int, Job] = {}  # in the engine's hands
@@ -32,8 +33,14 @@ class Answers:
     # What a Job calls.
 
     def begun(self, job: Job) -> None:
-        """Tell the host whose turn it is, in milliseconds since 1970, as nginx stamps arrivals."""
-        self._slot.set("begun", int((time.time() - time.monotonic() + job.arrived) * 1e3))
+        """Tell the host when the newest request at work arrived, in milliseconds since 1970 as nginx has it."""
+        self._begun = job.arrived if job.arrived >= self._begun else max(self._at_work(), job.arrived)
+        self._slot.set("begun", int((time.time() - time.monotonic() + self._begun) * 1e3))
+
+    def _at_work(self) -> float:
+        """The latest arrival among those whose work has begun; looked for when an older one begins after a newer."""
+        jobs = (*self.joined.values(), *(job for job, _ in self.pulled.values()))
+        return max((job.arrived for job in jobs if job.began), default=0.0)
 
     def pull(self, job: Job, chunks: Iterator[bytes]) -> None:
         """Take chunks from a generator, one a turn, as fast as the peer takes them."""

@@ -45,12 +45,15 @@ class Batches:
             return
         began = time.monotonic()
         for job in batch:
-            job.begin(began)
+            if not job.began:
+                job.begin(began)
         outcomes = self._outcomes(batch)
         took = time.monotonic() - began
         self._usual = took if not self._usual else 0.8 * self._usual + 0.2 * took
         for job, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, ServeError):
+            if outcome is None:
+                self._pending.append(job)  # behind all who have come meanwhile
+            elif isinstance(outcome, ServeError):
                 job.fail(outcome)
             else:
                 job.reply(outcome)
@@ -65,7 +68,7 @@ class Batches:
             job = self._pending.popleft()
             waited = now - job.arrived
             left = job.request.deadline - now
-            if left <= 0 or (left < self._usual and waited > AT_ONCE):
+            if not job.began and (left <= 0 or (left < self._usual and waited > AT_ONCE)):
                 job.fail(too_late(waited, self._usual))
             elif not batch:
                 batch.append(job)
@@ -77,7 +80,7 @@ class Batches:
         self._pending = others
         return batch
 
-    def _outcomes(self, batch: list[Job]) -> Sequence[Reply | ServeError]:
+    def _outcomes(self, batch: list[Job]) -> Sequence[Reply | ServeError | None]:
         """One outcome a job; if the batch fails as a whole its members run alone, so that none pays for another."""
         try:
             return self._predictor.predict([job.item for job in batch])

@@ -143,8 +143,7 @@ class Loop:
 
     def _decode(self, job: Job) -> None:
         """Let a request join; what is wrong with it is answered before it meets any batch."""
-        began = time.monotonic()
-        nanoseconds = int(began * 1e9)
+        nanoseconds = time.monotonic_ns()
         self._slot.set("busy_since", nanoseconds)
         self._slot.set("last_used", nanoseconds)
         try:
@@ -155,7 +154,6 @@ class Loop:
         else:
             if len(job.request.body) > LARGE:
                 job.request = replace(job.request, body=b"")
-            job.began = began
             self._joined[job.connection.sock.fileno()] = job
             self._engine.join(job)
         self._slot.set("busy_since", 0)

@@ -1,5 +1,7 @@
 """A model that crashes, hangs or is overrun costs only what was in its hands, and the caller hears why."""
 
+import os
+import signal
 import time
 from concurrent.futures import wait
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.live import tiny
 from tests.live.conftest import Later, Start
 from tests.live.stack import Server, alive, toy, wait_until
 
@@ -134,6 +137,26 @@ def test_who_waited_behind_a_stuck_request_is_told_so(hasty: Server, later: Late
         assert (answer.status, answer.json["type"]) == (503, "DeadlineExceededException")
         assert "not begun" in answer.json["message"]
         assert answer.json["retryable"]
+
+
+def test_who_waited_behind_a_stuck_text_is_told_so_too(start: Start, models: Path) -> None:
+    """Text generation tells as well whose prompts it has begun with: the next caller's it had not."""
+    tiny.gpt2(models / "gpt2")
+    hasty = start(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=3)
+    body = {"inputs": "w1", "parameters": {"max_new_tokens": 2}}
+    wait_until(lambda: hasty.invoke("gpt2", body).status == 200, 90)
+    runners = hasty.runners()
+    for pid in runners:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = hasty.invoke("gpt2", body)
+    finally:
+        for pid in runners & hasty.runners():
+            os.kill(pid, signal.SIGCONT)
+
+    assert (answer.status, answer.json["type"]) == (503, "DeadlineExceededException"), answer.body
+    assert "not begun" in answer.json["message"]
+    assert answer.json["retryable"]
 
 
 def test_what_cannot_be_done_in_time_is_not_begun(hasty: Server, tmp_path: Path, later: Later) -> None:

@@ -102,8 +102,8 @@ def test_parameters_that_contradict_each_other_are_refused(handler: TextGenerati
 @pytest.mark.parametrize(
     "body",
     [
-        {"inputs": ["a"] * 9},
-        {"inputs": ["a"] * 3, "parameters": {"num_beams": 3}},
+        {"inputs": ["a"] * 1025},
+        {"inputs": ["a"] * 600, "parameters": {"num_beams": 3}},
         {"inputs": ["a"], "stream": True},
         {"inputs": "a", "stream": True, "parameters": {"num_beams": 2}},
     ],

@@ -89,8 +89,13 @@ class Asked:
         self.replied: Reply | None = None
         self.failed: ServeError | None = None
         self.started = ""
+        self.begun = False
         self.chunks: list[bytes] = []
         self.done = False
+
+    def begin(self, now: float) -> None:
+        assert not self.begun, "a job begins once"
+        self.begun = True
 
     def reply(self, reply: Reply) -> None:
         self._end()

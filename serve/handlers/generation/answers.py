@@ -8,7 +8,7 @@ import msgspec
 from serve import media
 from serve.handlers import pipeline
 from serve.handlers.base import Reply
-from serve.handlers.generation.parameters import Resolved
+from serve.handlers.generation.resolved import Resolved
 from serve.handlers.generation.sampling import Likely
 
 JSON, PLAIN, LINES, EVENTS = "application/json", "text/plain", "application/jsonlines", "text/event-stream"

@@ -1,18 +1,23 @@
 """One request, decoded: prompts as tokens, parameters with nothing left open, the form of the answer."""
 
+import time
 from typing import Any
 
 import msgspec
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
+from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
 from serve.handlers import pipeline
 from serve.handlers.base import Model, Request
 from serve.handlers.generation import answers
 from serve.handlers.generation.answers import Prompt
+from serve.handlers.generation.fields import check_tokens
 from serve.handlers.generation.openai_request import OpenAI
-from serve.handlers.generation.parameters import Parameters, json_decoder, resolve
+from serve.handlers.generation.parameters import Parameters, json_decoder
+from serve.handlers.generation.resolved import Resolved, resolve
 from serve.names import CHAT, INVOCATIONS
+
+MOST_SEQUENCES = 1024  # of one request; more than fit into the batch take turns
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -20,25 +25,38 @@ class Item(msgspec.Struct, frozen=True):
 
     prompts: list[Prompt]
     form: answers.Form
+    rows: int  # of a batch
+    left: bool  # to transformers' own `generate`
 
-    @property
-    def rows(self) -> int:
-        return sum(max(prompt.settings.sequences, prompt.settings.beams) for prompt in self.prompts)
 
-    @property
-    def beams(self) -> int:
-        return self.prompts[0].settings.beams
+def item_of(prompts: list[Prompt], form: answers.Form) -> Item:
+    """Raises BadRequest when it is too much for one request."""
+    rows = sum(rows_of(prompt.settings) for prompt in prompts)
+    if rows > MOST_SEQUENCES:
+        raise BadRequest(
+            f"{len(prompts)} prompts times num_return_sequences or num_beams make {rows} sequences, and one request "
+            f"may ask for {MOST_SEQUENCES}",
+            hint="send several requests; they are batched together",
+        )
+    return Item(prompts, form, rows, prompts[0].settings.left)
+
+
+def rows_of(settings: Resolved) -> int:
+    """How many rows of a batch a prompt takes."""
+    return max(settings.sequences, settings.beams)
 
 
 class Decoding:
     """Turns requests into items for one model."""
 
     def __init__(
-        self, model: Model, tokenizer: PreTrainedTokenizerBase, defaults: GenerationConfig, limit: int | None
+        self, model: Model, tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel, limit: int | None
     ) -> None:
+        defaults, words = network.generation_config, network.config.get_text_config(decoder=True).vocab_size
         self._max_batch, self._default_accept = model.max_batch, model.default_accept
         self._tokenizer, self._defaults, self._limit = tokenizer, defaults, limit
         self._json = json_decoder(model.model_field)
+        self._words = words
         # A token is at most so many characters, so a far longer prompt need not be read to know that it does not fit:
         # 6 MB of text would take the tokenizer seconds, while everybody waits.
         self._longest = 4 * max(len(token) for token in tokenizer.get_vocab())
@@ -47,34 +65,33 @@ class Decoding:
     def item(self, request: Request) -> Item:
         if request.path != INVOCATIONS:
             api = self._openai.chat if request.path == CHAT else self._openai.completion
-            return self._within(Item(*api(request)))
+            return item_of(*api(request))
         inputs, asked, streams = self._body(request)
         form = answers.form(request.accept, self._default_accept, streams, isinstance(inputs, str))
         texts = [inputs] if isinstance(inputs, str) else inputs
-        if len(texts) > self._max_batch:
+        if len(texts) > MOST_SEQUENCES:
             raise BadRequest(
-                f"inputs has {len(texts)} prompts and this model takes {self._max_batch} in one request",
+                f"inputs has {len(texts)} prompts and one request may have {MOST_SEQUENCES}",
                 hint="send several requests; they are batched together",
             )
-        prompts = [self._prompt(text, asked) for text in texts]
-        item = self._within(Item(prompts, form))
+        check_tokens(asked, self._words)
+        prompts: list[Prompt] = []
+        for text in texts:
+            if prompts and time.monotonic() >= request.deadline:
+                raise TooLate("the deadline passed while the prompts were read", hint="send fewer of them")
+            prompts.append(self._prompt(text, asked))
+        item = item_of(prompts, form)
         if form.streams and (item.rows > 1 or not form.single):
             raise BadRequest(
                 "only one sequence can be streamed",
                 hint="send one prompt as a string, without num_beams or num_return_sequences; or do not stream",
             )
+        if form.streams and item.left:
+            name, _ = prompts[0].settings.passed[0]
+            raise BadRequest(f"with parameters.{name} a text comes whole", hint=f"leave {name} out, or do not stream")
         if form.content_type == answers.PLAIN and (len(texts) > 1 or prompts[0].settings.sequences > 1):
             raise NotAcceptable(
                 "text/plain holds one sequence, and more were asked for", hint="ask for application/json"
-            )
-        return item
-
-    def _within(self, item: Item) -> Item:
-        if item.rows > self._max_batch:
-            raise BadRequest(
-                f"{len(item.prompts)} prompts times num_return_sequences or num_beams make {item.rows} sequences, and "
-                f"this model takes {self._max_batch} in one request",
-                hint="send several requests; they are batched together",
             )
         return item
 
@@ -103,25 +120,29 @@ class Decoding:
         )
 
     def _prompt(self, text: str, asked: Parameters) -> Prompt:
-        if self._limit is not None and len(text) > self._limit * self._longest:
-            if not asked.truncation:
+        read = (asked.prefix or "") + text
+        cuts = asked.truncation or asked.truncate or asked.handle_long_generation
+        from_left = not asked.truncation or self._tokenizer.truncation_side == "left"
+        if self._limit is not None and len(read) > self._limit * self._longest:
+            if not cuts:
                 raise BadRequest(
-                    f"the prompt has {len(text)} characters, over {len(text) // self._longest} tokens, and the model "
+                    f"the prompt has {len(read)} characters, over {len(read) // self._longest} tokens, and the model "
                     f"takes {self._limit}, at least one of them new",
                     hint='shorten the prompt, or set "truncation": true',
                 )
             most = self._limit * self._longest
-            text = text[-most:] if self._tokenizer.truncation_side == "left" else text[:most]
-        tokens: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
+            read = read[-most:] if from_left else read[:most]
+        special = {} if asked.add_special_tokens is None else {"add_special_tokens": asked.add_special_tokens}
+        tokens: list[int] = self._tokenizer(read, verbose=False, **special)["input_ids"]
         if not tokens:
             # As transformers does: an empty prompt is the beginning of a text.
-            start = self._tokenizer.bos_token_id
-            tokens = [self._tokenizer.eos_token_id if start is None else start]
-            if tokens == [None]:
+            starts = (asked.bos_token_id, self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+            tokens = [token for token in starts if token is not None][:1]
+            if not tokens:
                 raise BadRequest("inputs is empty, and this model has no token to begin with", hint="send a prompt")
-        if asked.truncation and self._limit is not None:
-            keep = max(1, self._limit - (asked.max_new_tokens or 1))
-            if len(tokens) > keep:
-                tokens = tokens[-keep:] if self._tokenizer.truncation_side == "left" else tokens[:keep]
-        settings = resolve(asked, self._defaults, len(tokens), self._limit, self._max_batch)
-        return Prompt(text, tokens, settings)
+        keep = asked.truncate or len(tokens)
+        if cuts and self._limit is not None:
+            keep = min(keep, max(1, self._limit - (asked.max_new_tokens or 1)))
+        if len(tokens) > keep:
+            tokens = tokens[-keep:] if from_left else tokens[:keep]
+        return Prompt(text, tokens, resolve(asked, self._defaults, len(tokens), self._limit, self._max_batch))

@@ -27,10 +27,11 @@ class Choice:
     penalty: float
     dice: random.Random
     seen: list[int] | None = None  # prompt and new tokens, when the penalty needs them
-    banned: Sequence[int] = ()  # end tokens, before the least length is reached
+    banned: Sequence[int] = ()  # end tokens, before the least length is reached, and what else may not come next
     presence: float = 0.0  # taken from the score of every token made so far
     frequency: float = 0.0  # the same, times how often it was made
     made: dict[int, int] | None = None  # how often each token was made, when one of those needs it
+    min_p: float = 0.0  # share of the likeliest token's chance below which none is drawn
     likeliest: int | None = None  # so many alternatives are told with each token's likelihood
 
 
@@ -77,7 +78,7 @@ def likely(logprobs: Tensor, token: int, others: int) -> Likely:
 
 
 def _draw(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
-    """Sample each row: temperature, then top_k, then top_p, as transformers orders them."""
+    """Sample each row: temperature, then top_k, then top_p, then min_p, as transformers orders them."""
     device = logits.device
     scores = logits.float() / _column((row.temperature or 1.0 for row in rows), device)
     vocabulary = scores.shape[-1]
@@ -90,6 +91,9 @@ def _draw(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
         chances, ids = kept
     else:
         chances, ids = torch.softmax(scores.double(), -1), None
+    if any(row.min_p for row in rows):
+        least = _column((row.min_p for row in rows), device, torch.float64) * chances.max(-1, keepdim=True).values
+        chances = chances.masked_fill(chances < least, 0.0)
     totals = chances.cumsum(-1)
     points = _column((row.dice.random() for row in rows), device, torch.float64) * totals[:, -1:]
     places = torch.searchsorted(totals, points, right=True).clamp(max=chances.shape[-1] - 1)

@@ -1,11 +1,14 @@
 """A joined request and its sequences: what they have made, when they end, and what the caller is told."""
 
 import random
+import time
+from collections import deque
 
 from transformers import PreTrainedTokenizerBase
 
 from serve.handlers.base import Job
 from serve.handlers.generation.answers import Prompt
+from serve.handlers.generation.bans import Bans
 from serve.handlers.generation.request import Item
 from serve.handlers.generation.sampling import Choice, Likely
 from serve.handlers.generation.text import Text
@@ -23,9 +26,13 @@ class Row:
         self.number = number
         self.tokens: list[int] = []
         self.likely: list[Likely] = []
-        self.text = Text(tokenizer, prompt.tokens, settings.stop)
+        self.text = Text(tokenizer, prompt.tokens, settings.stop, settings.keeps_stop)
         self.reason: str | None = None  # why it ended
-        self._ends = ends
+        self.until = float("inf")  # time.monotonic() when its own time is over
+        self._ends = ends = ends if settings.ends is None else settings.ends
+        self._bans: Bans | None = None
+        if (settings.suppressed or settings.bad_words or settings.ngram) and not settings.left:
+            self._bans = Bans(prompt.tokens, settings.suppressed, settings.bad_words, settings.ngram, ends)
         # Nothing need be decoded before the end when nobody sees it.
         self._eager = owner.item.form.streams or bool(settings.stop)
         seed = None if settings.seed is None else f"{settings.seed}/{number}"
@@ -39,26 +46,30 @@ class Row:
             presence=settings.presence_penalty,
             frequency=settings.frequency_penalty,
             made={} if settings.presence_penalty or settings.frequency_penalty else None,
+            min_p=settings.min_p,
             likeliest=settings.likeliest,
-            banned=sorted(ends) if settings.least else (),
+            banned=self._banned(),
         )
 
-    def add(self, token: int, late: bool) -> str:
-        """Take one more token; the text that may be shown now. `late`: there is no time for another."""
+    def add(self, token: int, last: str | None) -> str:
+        """Take one more token; the text that may be shown now. `last`: why there is no time for another, if so."""
         settings = self.prompt.settings
         self.tokens.append(token)
         if self.choice.seen is not None:
             self.choice.seen.append(token)
         if self.choice.made is not None:
             self.choice.made[token] = self.choice.made.get(token, 0) + 1
-        if len(self.tokens) >= settings.least:
+        if self._bans is not None:
+            self._bans.add(token)
+            self.choice.banned = self._banned()
+        elif len(self.tokens) >= settings.least:
             self.choice.banned = ()
         if token in self._ends:
             self.reason = "stop"
         elif len(self.tokens) >= settings.most:
             self.reason = "length"
-        elif late:
-            self.reason = "deadline"
+        else:
+            self.reason = last
         if not self._eager:
             if self.reason is not None:
                 self.close(self.reason)
@@ -67,6 +78,11 @@ class Row:
         if self.text.stopped:
             self.reason = "stop"
         return piece
+
+    def _banned(self) -> list[int]:
+        """What may not come next."""
+        early = self._ends if len(self.tokens) < self.prompt.settings.least else ()
+        return sorted({*early, *(self._bans.now() if self._bans is not None else ())})
 
     def close(self, reason: str) -> None:
         """End here; all text there is."""
@@ -90,34 +106,54 @@ class Joined:
         self.job = job
         self.item: Item = job.item
         self._opened = False
+        self._begun = False
         self.groups: list[list[Row]] = []  # for each prompt its sequences
         number = 0
         for prompt in self.item.prompts:
             group = [Row(self, prompt, number + i, tokenizer, ends) for i in range(prompt.settings.sequences)]
             self.groups.append(group)
             number += len(group)
+        self.rows = [row for group in self.groups for row in group]
+        # What has not had its turn: prompts where they are left to `generate`, sequences elsewhere.
+        self.later: deque[int] = deque(range(len(self.groups) if self.item.left else len(self.rows)))
+        self.under_way = 0  # sequences between their turn and their end
+        self.unfinished = len(self.rows)
 
-    @property
-    def rows(self) -> list[Row]:
-        return [row for group in self.groups for row in group]
+    def begin(self) -> None:
+        """The model begins with it."""
+        if not self._begun:
+            self._begun = True
+            self.job.begin(time.monotonic())
 
     @property
     def deadline(self) -> float:
         request = self.job.request
         return request.stream_deadline if self.item.form.streams else request.deadline
 
-    def add(self, row: Row, token: int, late: bool) -> None:
+    def add(self, row: Row, token: int, last: str | None) -> None:
         """Give a row its next token and tell the caller, if it may hear of it."""
-        piece = row.add(token, late)
+        piece = row.add(token, last)
+        if row.reason is not None:
+            self._count()
         if self.item.form.streams:
             self._open()
             self._send(self.item.form.token(row, piece))
         if row.reason is not None:
             self.ended()
 
+    def close(self, row: Row, reason: str) -> None:
+        """End a row here."""
+        if row.reason is None:
+            row.close(reason)
+            self._count()
+
+    def _count(self) -> None:
+        self.unfinished -= 1
+        self.under_way -= 1
+
     def ended(self) -> None:
         """Answer if nothing is left to make."""
-        if any(row.reason is None for row in self.rows):
+        if self.unfinished:
             return
         if self.item.form.streams:
             self._open()

@@ -10,11 +10,14 @@ CONTEXT = 6
 
 
 class Text:
-    """The text of one sequence as it grows, cut before the first stop string."""
+    """The text of one sequence as it grows, cut before the first stop string, or after the token that completes it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str], keeps_stop: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
+        self._keeps_stop = keeps_stop
         self._window = self._context(prompt)  # tokens whose text is not settled, behind some for context
         self._fresh = len(self._window)  # where those tokens begin
         self._sent = len(self._decoded(self._window))  # characters of the window's text that are settled
@@ -49,7 +52,7 @@ class Text:
         found = [at for stop in self._stop if (at := fresh.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return fresh[: min(found)], ""
+            return fresh if self._keeps_stop else fresh[: min(found)], ""
         if last:
             return fresh, ""
         waits = 0
