@@ -18,6 +18,7 @@ VERBS = {
     "start": "an execution; the same definition and parameters again are the same execution, but for --again",
     "follow": "the last execution, or --execution, until it ends",
     "steps": "what each step has come to so far",
+    "roles": "the two that upsert makes, and what you must be allowed yourself, as JSON for an administrator",
     "show": "a tree, and with --svg a picture; of an execution with --execution",
     "run": "upsert, start and follow; with --local all on this machine, and its models invoked",
 }
@@ -61,10 +62,13 @@ def run(given: argparse.Namespace) -> int:
         definition.check(made, parameters)
         return _show(given, made, executions.shown(made, {}))
     aws, progress = Aws(given.region), Progress()
-    if given.action in ("upsert", "run"):
+    if given.action in ("upsert", "run", "roles"):
         if not given.bucket:
             raise SpecError("give --bucket: where the pipeline keeps its data, artifacts and models")
         room = Room(bucket=given.bucket, role=given.role, function_role=given.function_role)
+        if given.action == "roles":
+            print(json.dumps([role.said for role in executions.roles_of(aws, given.name, room)], indent=2))
+            return 0
         executions.upsert(aws, given.name, room, progress)
         if not progress.changes:
             print("unchanged")

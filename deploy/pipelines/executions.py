@@ -15,6 +15,7 @@ from deploy.aws import Aws, Failed, is_missing, is_there_already
 from deploy.pipelines import Definition, Given, definition, function, split, tuned_model
 from deploy.pipelines.picture import Shown
 from deploy.progress import Progress, elapsed, looks
+from deploy.roles import Role
 
 ENDED = ("Succeeded", "Failed", "Stopped")
 
@@ -31,7 +32,7 @@ class Room:
 def upsert(aws: Aws, name: str, room: Room, progress: Progress) -> Definition:
     """The pipeline, its roles, its function's code, its script and its model group are as they are here."""
     home, function_name = f"s3://{room.bucket}/{name}", f"{name}-function"
-    role, function_role = _roles(aws, name, room, function_name, progress)
+    role, function_role = _ensured_roles(aws, name, room, progress)
     arn = f"arn:{roles.partition_of(aws.region)}:lambda:{aws.region}:{aws.account}:function:{function_name}"
     key = f"{name}/scripts/{_hash(split.__file__)}"
     given = Given(role=role, function=arn, home=home, scripts=f"s3://{room.bucket}/{key}")
@@ -42,7 +43,7 @@ def upsert(aws: Aws, name: str, room: Room, progress: Progress) -> Definition:
         function.ensured(aws, function_name, function_role, progress)
     if "Processing" in kinds:
         aws.client("s3").upload_file(split.__file__, room.bucket, f"{key}/{tuned_model.SCRIPT}")
-    _ensure_group(aws, made, definition.values_of(made, {}, offline=True), progress)
+    ensure_group(aws, made, definition.values_of(made, {}, offline=True), progress)
     _ensure_pipeline(aws, name, made, role, progress)
     return made
 
@@ -63,7 +64,7 @@ def start(aws: Aws, name: str, given: Mapping[str, str], progress: Progress, *, 
         raise
     made = json.loads(text)
     definition.check(made, given)
-    _ensure_group(aws, made, definition.values_of(made, given), progress)
+    ensure_group(aws, made, definition.values_of(made, given), progress)
     answer = sagemaker.start_pipeline_execution(
         PipelineName=name,
         PipelineParameters=[{"Name": key, "Value": value} for key, value in given.items()],
@@ -152,24 +153,36 @@ def _shown(kind: str, told: Mapping[str, Any]) -> Shown:
     return Shown(kind=kind, status=told.get("StepStatus", ""), seconds=seconds, reason=told.get("FailureReason", ""))
 
 
-def _roles(aws: Aws, name: str, room: Room, function_name: str, progress: Progress) -> tuple[str, str]:
+def roles_of(aws: Aws, name: str, room: Room) -> tuple[Role, Role, Role]:
+    """Of the jobs and the endpoint; of the function; and what whoever runs these commands must be allowed."""
     partition = roles.partition_of(aws.region)
     values: dict[str, str | list[str]] = {
         "partition": partition,
         "region": aws.region,
-        "account": "" if room.role and room.function_role else aws.account,
+        "account": aws.account,
         "buckets": [f"arn:{partition}:s3:::{room.bucket}"],
         "objects": [f"arn:{partition}:s3:::{room.bucket}/*"],
-        "function": f"arn:{partition}:lambda:{aws.region}:*:function:{function_name}",
+        "function": f"arn:{partition}:lambda:{aws.region}:{aws.account}:function:{name}-function",
         "role": room.role.partition(":role/")[2] if room.role else f"{name}-pipeline",
+        "function_role": room.function_role.partition(":role/")[2] if room.function_role else f"{name}-function",
     }
-    role = room.role or roles.ensured(aws, roles.rendered("pipeline", f"{name}-pipeline", values), name, progress)
-    if room.function_role:
-        return role, room.function_role
-    return role, roles.ensured(aws, roles.rendered("function", f"{name}-function", values), name, progress)
+    return (
+        roles.rendered("pipeline", f"{name}-pipeline", values),
+        roles.rendered("function", f"{name}-function", values),
+        roles.rendered("pipeline_user", "(whoever runs python -m deploy pipeline)", values),
+    )
 
 
-def _ensure_group(aws: Aws, made: Definition, values: Mapping[str, Any], progress: Progress) -> None:
+def _ensured_roles(aws: Aws, name: str, room: Room, progress: Progress) -> tuple[str, str]:
+    """Their ARNs. Raises Failed where one is needed and may not be made."""
+    jobs, functions, _ = roles_of(aws, name, room)
+    return (
+        room.role or roles.ensured(aws, jobs, name, progress),
+        room.function_role or roles.ensured(aws, functions, name, progress),
+    )
+
+
+def ensure_group(aws: Aws, made: Definition, values: Mapping[str, Any], progress: Progress) -> None:
     """Packages are versions in a group, and a pipeline does not make that by itself."""
     if not any(step["Type"] == "RegisterModel" for step in made["Steps"]):
         return

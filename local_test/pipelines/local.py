@@ -16,7 +16,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from deploy import pipelines
-from deploy.aws import CALLS, Aws, Failed, is_there_already
+from deploy.aws import CALLS, Aws, Failed
 from deploy.pipeline import tried
 from deploy.pipelines import Given, definition, executions, function, picture, split, tuned_model
 from deploy.pipelines.picture import Shown
@@ -115,16 +115,11 @@ def platform(runtime: str) -> Iterator[Here]:
 def prepared(here: Here, name: str, data: str) -> dict[str, str]:
     """Parameters for a run here: the bucket is made, CSV's text put there, and the processing script."""
     s3 = here.client("s3")
-    calls: list[Callable[[], Any]] = [
-        lambda: s3.create_bucket(Bucket=BUCKET),
-        lambda: here.client("sagemaker").create_model_package_group(ModelPackageGroupName="tuned-model"),
-    ]
-    for call in calls:
-        try:
-            call()
-        except ClientError as error:
-            if not is_there_already(error) and "BucketAlready" not in str(error):
-                raise
+    try:
+        s3.create_bucket(Bucket=BUCKET)
+    except ClientError as error:
+        if "BucketAlready" not in str(error):
+            raise
     s3.upload_file(split.__file__, BUCKET, f"scripts/{tuned_model.SCRIPT}")
     s3.put_object(Bucket=BUCKET, Key="data/rows.csv", Body=data.encode())
     where = "TrainData" if name == "two-models" else "InputData"
@@ -142,7 +137,9 @@ def execution(here: Here, name: str, given: Mapping[str, Any], told: Callable[[s
     """Executed, whatever came of it. Raises SpecError where it could not begin."""
     s3, sagemaker = here.client("s3"), here.client("sagemaker")
     jobs = Jobs(s3, machine(here.options.runtime, here.options.memory_mb), here.options.work / "jobs")
-    done = Execution(definition_of(name), given, name, told)
+    made = definition_of(name)
+    executions.ensure_group(here, made, definition.values_of(made, given), Progress(io.StringIO()))
+    done = Execution(made, given, name, told)
     done.run(
         {
             "Training": jobs.train,

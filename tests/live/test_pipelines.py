@@ -1,5 +1,6 @@
 """Both pipelines on this machine: real trainings, the function from its zip, the endpoint on the platform emulator."""
 
+import datetime as dt
 import io
 import json
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from deploy.__main__ import main
 from deploy.aws import Aws, Failed
-from deploy.pipelines import executions, function
+from deploy.pipelines import executions, function, lambda_function
 from deploy.pipelines.executions import Room
 from deploy.progress import Progress
 from deploy.table import SpecError
@@ -217,10 +218,90 @@ def test_the_function_says_what_its_event_lacks_and_what_is_not_in_s3(here: Here
         made.call({key: value for key, value in event.items() if key not in ("artifacts", "image")})
 
 
+def test_the_function_called_again_at_once_changes_nothing(here: Here) -> None:
+    """Lambda calls a function twice now and then; the endpoint may still be coming."""
+    local.prepared(here, "two-models", rows(10))
+    here.client("s3").put_object(Bucket=BUCKET, Key="out/model.tar.gz", Body=b"whatever it is")
+    event = {
+        "artifacts": {"one": f"s3://{BUCKET}/out/model.tar.gz"},
+        "prefix": f"s3://{BUCKET}/twice/",
+        "endpoint": "twice",
+        "image": "localhost/serve",
+        "role": local.ROLE,
+        "instance_type": "ml.m5.large",
+    }
+    first, second = (lambda_function.handler(event, None) for _ in range(2))
+    here.client("sagemaker").get_waiter("endpoint_in_service").wait(EndpointName="twice", WaiterConfig={"Delay": 1})
+    third = lambda_function.handler(event, None)
+
+    assert [each["changed"] for each in (first, second, third)] == ["true", "false", "false"]
+    assert first["body"] == second["body"] == third["body"]
+
+
+class Told(Aws):
+    """AWS, where an execution is at one stage after the other: the status, and what is listed of its steps."""
+
+    def __init__(self, *stages: tuple[str, list[dict[str, Any]]]) -> None:
+        super().__init__()
+        self.stages = list(stages)
+
+    def client(self, service: str) -> Any:
+        real = super().client(service)
+        return real if service != "sagemaker" else ToldSageMaker(real, self.stages)
+
+
+class ToldSageMaker:
+    def __init__(self, real: Any, stages: list[tuple[str, list[dict[str, Any]]]]) -> None:
+        self._real, self._stages = real, stages
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def describe_pipeline_execution(self, **_: str) -> dict[str, str]:
+        return {"PipelineExecutionStatus": self._stages[0][0], "FailureReason": "A step has failed"}
+
+    def get_paginator(self, name: str) -> Any:
+        if name != "list_pipeline_execution_steps":
+            return self._real.get_paginator(name)
+        return self
+
+    def paginate(self, **_: str) -> Iterator[dict[str, Any]]:
+        """A page a step, then on to the next stage."""
+        steps = self._stages[0][1]
+        yield from ({"PipelineExecutionSteps": [step]} for step in steps)
+        if len(self._stages) > 1:
+            del self._stages[0]
+
+
+def test_an_execution_is_followed_step_by_step_to_its_end(here: Here) -> None:
+    """Each change is a line; a failure says which step and why."""
+    local.prepared(here, "two-models", rows(10))
+    executions.upsert(Aws(), "two-models", Room(bucket=BUCKET), Progress(io.StringIO()))
+    given = {"Image": "localhost/serve", "TrainData": "s3://bucket/data"}
+    execution = executions.start(Aws(), "two-models", given, Progress(io.StringIO()))
+    begun = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    ended = begun + dt.timedelta(seconds=4.5)
+    one = {"StepName": "TrainOne", "StepStatus": "Executing", "StartTime": begun}
+    done = {**one, "StepStatus": "Succeeded", "EndTime": ended}
+    lost = {**done, "StepName": "TrainTwo", "StepStatus": "Failed", "FailureReason": "ClientError: no data"}
+    aws = Told(("Executing", [one]), ("Executing", [done]), ("Failed", [done, lost]))
+    out = io.StringIO()
+
+    with pytest.raises(Failed) as failed:
+        executions.follow(aws, execution, Progress(out))
+
+    assert [line.split() for line in out.getvalue().splitlines() if line.startswith("Train")] == [
+        ["TrainOne", "Training", "Executing"],
+        ["TrainOne", "Training", "Succeeded", "4.5", "s"],
+        ["TrainTwo", "Training", "Failed", "4.5", "s", "ClientError:", "no", "data"],
+    ]
+    assert str(failed.value) == "Failed: A step has failed\n  TrainTwo: ClientError: no data"
+
+
 def test_upsert_makes_all_that_a_pipeline_needs_once(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one changes nothing; where only the function's code is another, only that is."""
     local.prepared(here, "two-models", rows(10))
-    aws = Aws()
+    aws = Aws("eu-central-1")  # where no other test makes one
 
     def upsert(name: str) -> list[str]:
         progress = Progress(io.StringIO())
@@ -234,9 +315,7 @@ def test_upsert_makes_all_that_a_pipeline_needs_once(here: Here, monkeypatch: py
         newer = upsert("two-models")
     tuned = upsert("tuned-model")
 
-    assert [line for line in first if line.endswith("created")] == [
-        "role two-models-pipeline created",
-        "role two-models-function created",
+    assert [line for line in first if line.endswith("created") and not line.startswith("role")] == [
         "function two-models-function created",
         "pipeline two-models created",
     ]
@@ -245,6 +324,8 @@ def test_upsert_makes_all_that_a_pipeline_needs_once(here: Here, monkeypatch: py
     assert "pipeline tuned-model created" in tuned
     assert not any("function tuned-model" in line for line in tuned if line.startswith("function"))
     made = json.loads(aws.client("sagemaker").describe_pipeline(PipelineName="two-models")["PipelineDefinition"])
+    roles = [each["RoleName"] for each in aws.client("iam").list_roles()["Roles"]]
+    assert {"two-models-pipeline", "two-models-function"} <= set(roles)
     step = made["Steps"][2]
     assert (
         step["FunctionArn"]
@@ -252,10 +333,23 @@ def test_upsert_makes_all_that_a_pipeline_needs_once(here: Here, monkeypatch: py
     )
 
 
+def test_roles_are_printed_for_who_may_make_them(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing in them is for all of an account's buckets, roles or functions."""
+    assert main(["pipeline", "two-models", "roles", "--bucket", "mine"]) == 0
+    jobs, functions, user = json.loads(capsys.readouterr().out)
+    assert [jobs["RoleName"], functions["RoleName"]] == ["two-models-pipeline", "two-models-function"]
+    for role in (jobs, functions, user):
+        for statement in role["PolicyDocument"]["Statement"]:
+            wide = [each for each in ("s3", "iam", "lambda") if f"{each}:" in json.dumps(statement["Action"])]
+            assert not wide or "*" not in json.dumps(statement["Resource"]).replace("arn:aws:s3:::mine/*", "")
+    assert main(["pipeline", "two-models", "roles"]) == 2
+    assert "give --bucket" in capsys.readouterr().err
+
+
 def test_a_start_is_known_again_by_its_definition_and_parameters(here: Here) -> None:
     local.prepared(here, "two-models", rows(10))
     aws, progress = Aws(), Progress(io.StringIO())
-    executions.upsert(aws, "two-models", Room(bucket=BUCKET, role=local.ROLE, function_role=local.ROLE), progress)
+    executions.upsert(aws, "two-models", Room(bucket=BUCKET), progress)
     tokens: list[str] = []
     aws.client("sagemaker").meta.events.register(
         "provide-client-params.sagemaker.StartPipelineExecution",
