@@ -321,7 +321,7 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
     checks.write_text("- text/plain hello\nnobody text/plain hello\n")
     (tmp_path / "more").mkdir()
     failed = deploy(
-        "up", spec(tmp_path / "more", "ab", settings="count = 2\n" + AB.replace("count = 1", "")), "--smoke", checks
+        "up", spec(tmp_path / "more", "ab", settings=AB.replace("weight = 9", "weight = 8")), "--smoke", checks
     )
 
     assert up[0] == 0, up
