@@ -12,7 +12,7 @@ TORCH ?= cpu
 MODELS ?= local_test/models
 VENV := .venv
 PY := $(VENV)/bin/python
-SHELLS = $(shell find . -name '*.sh' -not -path './.venv/*' -not -path './.lambda/*' -not -path './local_test/models/*') container/serve .ci/run
+SHELLS = $(shell find . -name '*.sh' -not -path './.venv*/*' -not -path './.lambda/*' -not -path './local_test/models/*') container/serve .ci/run
 CODE = $(wildcard serve deploy local_test tests bench container/slim.py container/smoke.py)
 
 # $(call step,what,command): one line, with the seconds it took; what the command says is shown only when it fails.
@@ -36,6 +36,11 @@ test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (sl
 .venv-sdk/made: tests/sdk/requirements.txt
 	@python=$$(container/find_python.sh); $(call step,.venv-sdk with $$python,$$python -m venv .venv-sdk)
 	@$(call step,AWS's SageMaker SDK (some 400 MB),.venv-sdk/bin/python -m pip install --quiet --no-deps -r $<)
+	@touch $@
+
+.venv-aws/made: tests/image/requirements.txt
+	@python=$$(container/find_python.sh); $(call step,.venv-aws with $$python,$$python -m venv .venv-aws)
+	@$(call step,the AWS CLI,.venv-aws/bin/python -m pip install --quiet --no-deps -r $<)
 	@touch $@
 
 check: check-style check-types check-shell check-nginx ## ruff, mypy --strict, shellcheck, nginx -t
@@ -74,7 +79,7 @@ models: $(VENV)/runtime ## the sample models, where they are missing (minutes th
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove all that was made here: the environment, the models, caches
-	rm -rf $(VENV) .venv-sdk .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-sdk .venv-aws .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: made again only when what it was made from changes.

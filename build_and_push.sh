@@ -2,10 +2,8 @@
 # Builds the image and pushes it to this account's ECR: build_and_push.sh [name] [tag]. The last line is its URI@digest.
 # TORCH=cu130 builds for CUDA. The region is AWS_REGION, AWS_DEFAULT_REGION or the profile's.
 set -euo pipefail
-
 name=${1:-sagemaker-serve}
 tag=${2:-latest}
-
 fail() { echo "build_and_push.sh: $*" >&2; exit 1; }
 
 command -v docker >/dev/null || fail "docker is missing: install it, https://docs.docker.com/engine/install"
@@ -13,24 +11,28 @@ command -v aws >/dev/null || fail "the AWS CLI is missing: install it, https://d
 docker info >/dev/null 2>&1 || fail "no Docker engine answers: start it, or add yourself to the docker group"
 region=${AWS_REGION:-${AWS_DEFAULT_REGION:-$(aws configure get region || true)}}
 [[ -n $region ]] || fail "no region: set AWS_REGION, or run 'aws configure'"
-account=$(aws sts get-caller-identity --query Account --output text) ||
-  fail "no usable AWS credentials: run 'aws configure' or 'aws sso login', then 'aws sts get-caller-identity' must answer"
-domain=amazonaws.com
-[[ $region != cn-* ]] || domain=amazonaws.com.cn
-registry=$account.dkr.ecr.$region.$domain
+ecr() { aws ecr "$1" --region "$region" "${@:2}"; }
+account=$(aws sts get-caller-identity --region "$region" --query Account --output text) ||
+  fail "AWS knows nobody by these credentials, or no region $region: 'aws sso login' or 'aws configure', or set AWS_REGION"
+registry=$account.dkr.ecr.$region.amazonaws.com
+[[ $region != cn-* ]] || registry+=.cn
 uri=$registry/$name:$tag
 
 # buildx would wrap the image in an index with a provenance record, which SageMaker refuses; the classic builder cannot.
 provenance=()
 if [[ ${DOCKER_BUILDKIT:-1} != 0 ]] && docker buildx version >/dev/null 2>&1; then provenance=(--provenance=false); fi
-cd "$(dirname "$0")"
-docker build --platform linux/amd64 "${provenance[@]}" --build-arg TORCH="${TORCH:-cpu}" --tag "$uri" . ||
+docker build --platform linux/amd64 "${provenance[@]}" --build-arg TORCH="${TORCH:-cpu}" --tag "$uri" "$(dirname "$0")" ||
   fail "the build failed: see the last lines above"
 
-aws ecr describe-repositories --region "$region" --repository-names "$name" >/dev/null 2>&1 ||
-  aws ecr create-repository --region "$region" --repository-name "$name" --image-scanning-configuration scanOnPush=true >/dev/null ||
-  fail "no ECR repository $name in $region, and none could be made: you need ecr:CreateRepository"
-aws ecr get-login-password --region "$region" | docker login --username AWS --password-stdin "$registry" >/dev/null ||
+if ! said=$(ecr describe-repositories --repository-names "$name" 2>&1); then
+  [[ $said == *RepositoryNotFound* ]] || fail "no word of $name from ECR in $region (you need ecr:DescribeRepositories): ${said##*$'\n'}"
+  old='{"rules": [{"rulePriority": 1, "selection": {"tagStatus": "untagged", "countType": "imageCountMoreThan", "countNumber": 10}, "action": {"type": "expire"}}]}'
+  ecr create-repository --repository-name "$name" --image-scanning-configuration scanOnPush=true >/dev/null ||
+    fail "the repository $name could not be made in $region: you need ecr:CreateRepository"
+  ecr put-lifecycle-policy --repository-name "$name" --lifecycle-policy-text "$old" >/dev/null ||
+    echo "untagged images stay in $name and cost: you need ecr:PutLifecyclePolicy to have all but 10 removed" >&2
+fi
+ecr get-login-password | docker login --username AWS --password-stdin "$registry" >/dev/null ||
   fail "could not log in to $registry: you need ecr:GetAuthorizationToken"
 docker push "$uri" || fail "the push failed: you need ecr:PutImage and the ecr:*LayerUpload actions on $name"
-docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$uri" | grep -m1 "^$registry/$name@"
+docker image inspect --format '{{join .RepoDigests "\n"}}' "$uri" | grep "^$registry/$name@" || fail "the registry gave $uri no digest"

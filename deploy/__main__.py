@@ -22,6 +22,7 @@ from deploy.table import SpecError
 OTHERS = {
     "pack": ("deploy.pack", "a directory of models as a reproducible model.tar.gz"),
     "put": ("deploy.artifacts", "archives to S3, under keys that hold their hash"),
+    "models": ("deploy.models", "what lies below a prefix in S3; --remove takes it away"),
     "pipeline": ("deploy.pipeline", "train, register and deploy by SageMaker Pipelines, or here"),
 }
 DONE, FAILED, WRONG = 0, 1, 2

@@ -57,14 +57,17 @@ class Stored:
 
 
 def place(uri: str, region: str | None = None) -> Place:
-    """Raises Refused where that is no prefix in S3, and BotoCoreError where there is no region."""
+    """Raises Refused where that is no prefix in S3, or where no region is known."""
     found = S3.fullmatch(uri)
     if not found:
         raise Refused(f"{uri} is no place in S3: s3://bucket/prefix/")
     bucket, prefix = found.groups()
     if prefix and not prefix.endswith("/"):
         prefix += "/"
-    return Place(s3=boto3.session.Session(region_name=region).client("s3", config=CALLS), bucket=bucket, prefix=prefix)
+    session = boto3.session.Session(region_name=region)
+    if session.region_name is None:  # boto3 would take us-east-1
+        raise Refused(f"{uri}: no region is known: give --region, or set AWS_DEFAULT_REGION")
+    return Place(s3=session.client("s3", config=CALLS), bucket=bucket, prefix=prefix)
 
 
 def key_name(name: str, sha256: str) -> str:

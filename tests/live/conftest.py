@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.live.bucket_server import BucketServer
 from tests.live.stack import Server, alive, descendants, wait_until
 
 Start = Callable[..., Server]
@@ -63,6 +64,14 @@ def start_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketServer]:
+    """One for all: it takes seconds to start."""
+    server = BucketServer(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import gzip
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from tests.live.stack import Answer, Server, toy, wait_until
 
 LIST = "text/uri-list"
 ALLOWED = "s3://inputs/in, s3://secret/, s3://nowhere"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketServer]:
-    server = BucketServer(tmp_path_factory.mktemp("s3"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")
