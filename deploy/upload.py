@@ -87,10 +87,12 @@ def put(target: Target, file: File, count: Count = lambda _: None) -> bool:
         else:
             _put_parts(target, file, count)
     except ClientError as error:
-        # Somebody else has put it while we did.
-        if _code(error) in (*THERE, *RACING, "NoSuchUpload") and _is_there(target, file):
-            return False
-        raise
+        # Somebody else has put it while we did, or before, and we may not see it: the key holds its hash.
+        if _code(error) not in (*THERE, *RACING, "NoSuchUpload"):
+            raise
+        if not _is_there(target, file) and _code(error) not in THERE:
+            raise
+        return False
     return True
 
 

@@ -11,6 +11,7 @@ from tests.live.stack import free_port, wait_until
 
 OWNER = {"accessKey": "owner", "secretKey": "owner-secret"}
 READER = {"accessKey": "reader", "secretKey": "reader-secret"}  # of bucket `inputs` only
+WRITER = {"accessKey": "writer", "secretKey": "writer-secret"}  # to bucket `inputs`, and nothing else
 PORTS = ("master", "volume", "filer", "s3")
 
 
@@ -21,6 +22,7 @@ class BucketServer:
         identities = [
             {"name": "owner", "credentials": [OWNER], "actions": ["Admin"]},
             {"name": "reader", "credentials": [READER], "actions": ["Read:inputs", "List:inputs"]},
+            {"name": "writer", "credentials": [WRITER], "actions": ["Write:inputs"]},
         ]
         (work / "identities.json").write_text(json.dumps({"identities": identities}))
         ports = {name: free_port() for name in (*PORTS, *(f"{each}.port.grpc" for each in PORTS))}

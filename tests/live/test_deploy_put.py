@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from moto.server import ThreadedMotoServer
 
 from deploy import artifacts, contents, pack, upload
 from deploy.__main__ import main
 from deploy.artifacts import Place
 from deploy.contents import Refused
 from deploy.upload import Changed, File
-from tests.live.bucket_server import OWNER, READER, BucketServer
+from tests.live.bucket_server import OWNER, READER, WRITER, BucketServer
 from tests.live.conftest import Later
 
 PART = 5 << 20  # no part but the last may be smaller
@@ -225,6 +226,37 @@ def test_a_file_that_is_written_to_meanwhile_is_not_put(size: int, to: Place, tm
         upload.put(to.target("x"), file)
     assert list(artifacts.stored(to)) == []
     assert upload.unfinished(to.s3, to.bucket, to.prefix) == []
+
+
+def test_who_may_only_write_puts_too(
+    to: Place, model: Path, large: File, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """He may not see what is there: each upload begins anew, and what is there is not overwritten."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", WRITER["accessKey"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", WRITER["secretKey"])
+    assert command(model, to.uri) == 0, capsys.readouterr().err
+    assert upload.put(artifacts.place(to.uri).target("large"), large)
+    assert content(to, "large") == large.path.read_bytes()
+    assert not upload.put(artifacts.place(to.uri).target("large"), large)
+    assert upload.unfinished(to.s3, to.bucket, to.prefix) == []
+
+
+def test_a_bucket_in_another_region_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An endpoint could not read it. With the bucket's own region it is well; moto, for SeaweedFS knows one region."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+        there = artifacts.place("s3://far/", "eu-west-1").s3
+        there.create_bucket(Bucket="far", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        assert command(model, "s3://far/models/") == 1
+        assert "the bucket is in eu-west-1, and you are in us-east-1" in capsys.readouterr().err
+        assert command(model, "s3://far/models/", "--region", "eu-west-1") == 0
+    finally:
+        server.stop()
 
 
 def test_a_bundle_goes_as_it_is(to: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
