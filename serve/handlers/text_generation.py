@@ -79,7 +79,7 @@ class TextGeneration:
         for joined in list(self._turns.joined):
             # `generate` is given the deadline itself, and makes one token at least.
             late = now if joined.item.left else now + self._step_s
-            if joined.deadline <= late and (len(joined.later) < len(joined.groups) or not joined.item.left):
+            if joined.deadline <= late and not (joined.item.left and len(joined.later) == len(joined.groups)):
                 for row in joined.rows:
                     joined.close(row, "deadline")
                 joined.ended()

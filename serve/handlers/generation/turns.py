@@ -59,10 +59,13 @@ class Turns:
 
     def together(self, key: Callable[[Prompt], Hashable]) -> list[tuple[Joined, int]]:
         """Prompts for one `generate`, with their numbers: the first that waits, and those of equal key, as fit."""
+        waiting = [joined for joined in self.joined if joined.item.left]
+        if not waiting:
+            return []
         chosen: list[tuple[Joined, int]] = []
         first: Hashable = None
         rows = 0
-        for joined in [joined for joined in self.joined if joined.item.left]:
+        for joined in waiting:
             for number in list(joined.later):
                 prompt = joined.item.prompts[number]
                 rows += rows_of(prompt.settings)
