@@ -219,3 +219,4 @@ def test_a_user_who_may_not_is_told_what_he_needs(script: Path, environ: dict[st
         assert (refused.returncode, "you need ecr:CreateRepository" in refused.stderr) == (1, True), refused.stderr
     finally:
         check(10**9)
+        docker("rmi", f"{HOST}/mine:latest", check=False)
