@@ -129,9 +129,7 @@ def _here(given: argparse.Namespace, parameters: Mapping[str, str]) -> int:
     try:
         from local_test.pipelines import local
     except ModuleNotFoundError as error:
-        raise Failed(
-            f"--local needs {error.name}: `make platform` installs it, or start it once: `make platform`"
-        ) from error
+        raise Failed(f"--local needs {error.name}: `make platform` installs it, Ctrl-C ends it again") from error
     return local.run(given.name, parameters, given)
 
 

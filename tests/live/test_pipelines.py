@@ -23,6 +23,7 @@ from local_test.pipelines import local
 from local_test.pipelines.execution import Execution, StepFailed
 from local_test.pipelines.function import Function
 from local_test.pipelines.local import Here
+from local_test.pipelines.machine import Job, Process
 
 Run = Callable[..., Execution]
 BUCKET = local.BUCKET
@@ -155,6 +156,14 @@ def test_a_training_that_fails_stops_the_function_and_the_command_says_why(
     assert "never" not in names
 
 
+def test_a_job_is_stopped_at_its_limit(tmp_path: Path) -> None:
+    job = Job(image="any", files=tmp_path, command=["60"], entrypoint=["sleep"], environment={}, limit=0.3)
+    began = time.monotonic()
+
+    assert Process().run(job, tmp_path / "log") is None
+    assert time.monotonic() - began < 20
+
+
 def zipped(code: str) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -221,9 +230,11 @@ def test_the_function_says_what_its_event_lacks_and_what_is_not_in_s3(here: Here
 def test_the_function_called_again_at_once_changes_nothing(here: Here) -> None:
     """Lambda calls a function twice now and then; the endpoint may still be coming."""
     local.prepared(here, "two-models", rows(10))
-    here.client("s3").put_object(Bucket=BUCKET, Key="out/model.tar.gz", Body=b"whatever it is")
+    s3 = here.client("s3")
+    s3.create_bucket(Bucket="elsewhere")
+    s3.put_object(Bucket="elsewhere", Key="out/model.tar.gz", Body=b"whatever it is")
     event = {
-        "artifacts": {"one": f"s3://{BUCKET}/out/model.tar.gz"},
+        "artifacts": {"one": "s3://elsewhere/out/model.tar.gz"},
         "prefix": f"s3://{BUCKET}/twice/",
         "endpoint": "twice",
         "image": "localhost/serve",
@@ -236,6 +247,8 @@ def test_the_function_called_again_at_once_changes_nothing(here: Here) -> None:
 
     assert [each["changed"] for each in (first, second, third)] == ["true", "false", "false"]
     assert first["body"] == second["body"] == third["body"]
+    (copied,) = s3.list_objects_v2(Bucket=BUCKET, Prefix="twice/")["Contents"]
+    assert copied["Key"] == f"twice/{json.loads(first['body'])['one']}"
 
 
 class Told(Aws):
