@@ -31,8 +31,8 @@ EXPONENT = 1.2  # of Zipf's law: the eight most wanted models get two calls of t
 KILL_EVERY, DELETE_EVERY = 50, 30  # calls
 
 # What may come of a call whose runner is killed or whose model is unloaded under it: 500 it died, 503 it is going or
-# was called off while it loaded, 404 it went twice, 507 it died and its room was given to another before it was back.
-ALLOWED = {404, 500, 503, 507}
+# was called off while it loaded, 404 it went twice.
+ALLOWED = {404, 500, 503}
 
 
 def zipf(random_: random.Random, calls: int) -> list[int]:
@@ -167,7 +167,7 @@ def test_a_storm_gives_right_answers_or_errors_that_may_be(tmp_path: Path) -> No
         took, summary = time.monotonic() - began, instance.events.summary
 
         assert wrong == []
-        assert sum(errors.values()) - errors["507"] <= len(troubles) * 2, errors
+        assert sum(errors.values()) <= len(troubles) * 2, errors
         assert all(each["detail"].startswith("-> unload") for each in instance.said("507"))
         assert memory.samples > 10
         assert memory.most <= BUDGET_MB << 20
