@@ -20,7 +20,7 @@ from serve.slots import Slots
 
 log = logging.getLogger(__name__)
 
-PATIENT = 1.0  # seconds a web worker may wait to hear why
+PATIENT = 3.0  # seconds a web worker may wait to hear why; a death is known within some ms, on a very busy machine 1 s
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 

@@ -5,6 +5,7 @@ and where another copy of the model, or the next runner, finds it. Retiring mean
 held, and end.
 """
 
+import gc
 import select
 import socket
 import time
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 from serve import wire
 from serve.errors import ServeError
+from serve.exhausted import exhausted
 from serve.handlers.base import Request
 from serve.runner.answers import Answers
 from serve.runner.arrival import received
@@ -99,6 +101,12 @@ class Loop:
             try:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of file descriptors, which the kernel looks for before it looks for a connection. What is in hand
+                # will free some; with nothing in hand they have leaked, and the next process takes who waits.
+                if exhausted(error) is None or not (self._open() or gc.collect()):
+                    raise
                 return
             self._read(wire.Connection(sock), time.monotonic())
 

@@ -50,7 +50,7 @@ def test_ping_is_quick_while_models_work(server: Server, later: Later) -> None:
         took.append(time.perf_counter() - began)
 
     assert not any(call.done() for call in spinning)
-    assert sorted(took)[197] < 0.25
+    assert sorted(took)[197] < 0.5  # the platform gives 2 s
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert [call.result().status for call in spinning] == [500, 500]

@@ -274,11 +274,13 @@ def test_memory_stays_within_a_few_times_the_body() -> None:
         (lambda body: instances.rows(body, 3, "kind"), b"[" + b"[1,2,3]," * 30_000 + b"[1,2,3]]"),
         (lambda body: libsvm.read(body, 100_000), b"0\n" * 30_000),
     ]:
-        tracemalloc.start()
-        read(body)  # type: ignore[no-untyped-call]
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 40 * len(body)
+        peaks = []
+        for _ in range(3):  # the first may import something, and another thread's memory counts too
+            tracemalloc.start()
+            read(body)  # type: ignore[no-untyped-call]
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert min(peaks) < 40 * len(body)
 
 
 def test_decimals_are_the_shortest_that_read_back() -> None:
