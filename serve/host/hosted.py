@@ -159,10 +159,11 @@ class Hosted:
 
     def may_have_begun(self, arrived: float) -> bool:
         """Whether work on a request that arrived then (seconds since 1970) may have begun; false is certain."""
-        if self.trouble and time.monotonic() - self.trouble[0] < FRESH:
-            newest = self._begun  # it is asked about the one that died; the next may have taken it up, for nobody
-        else:
-            newest = max([self._begun, *(each.slot.get("begun") for each in self.runners)])
+        dying = [each for each in self.runners if each.gone()]
+        asked = self.runners
+        if dying or (self.trouble and time.monotonic() - self.trouble[0] < FRESH):
+            asked = dying  # it is asked about those that died; the next may have taken it up, for nobody
+        newest = max([self._begun, *(each.slot.get("begun") for each in asked)])
         return not newest or arrived * 1e3 <= newest + TOLERANCE
 
     def count(self, field: str) -> int:
