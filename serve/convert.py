@@ -68,7 +68,7 @@ def _check(data: bytes, suffix: str) -> None:
 
     try:
         if suffix == ".ubj":
-            from serve.handlers import ubjson
+            from serve.handlers.boosting import ubjson
 
             ubjson.check(data)
         elif suffix == ".json":
@@ -85,7 +85,7 @@ def _booster(kind: str) -> tuple[bytes, str]:
     from xgboost import config_context  # before the walls are up, as all that is imported
 
     from serve.errors import ModelUnusable
-    from serve.handlers import boosters
+    from serve.handlers.boosting import boosters
 
     data, walls = _walled()
     try:

@@ -10,7 +10,7 @@
     predict_batch_fn(list_of_data, model)                in place of predict_fn: as many predictions, in order
     pre_model_fn(model_dir), model_warmup_fn(model_dir, model)    before and after model_fn
 
-Each may take a last argument `context`. What is left out is done as the toolkits do it: serve/handlers/toolkit.py.
+Each may take a last argument `context`. What is left out is done as the toolkits do it (own_code/toolkit.py).
 The code is trusted as the image is; it runs in this model's process only.
 """
 
@@ -29,9 +29,10 @@ from werkzeug.http import parse_accept_header
 from serve import media
 from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
 from serve.exhausted import exhausted, give_back
-from serve.handlers import formats, toolkit, user_answers, user_code
+from serve.handlers import formats
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.user_code import Context, described
+from serve.handlers.own_code import toolkit, user_answers, user_code
+from serve.handlers.own_code.user_code import Context, described
 
 log = logging.getLogger(__name__)
 

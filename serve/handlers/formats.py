@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from serve.errors import BadRequest, NotAcceptable, PayloadTooLarge, UnsupportedMediaType
-from serve.handlers.tabular import array
+from serve.handlers.rows.tabular import array
 
 JSON, CSV, TEXT, NPY, NPZ, STREAMED = (
     "application/json",

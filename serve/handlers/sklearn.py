@@ -19,7 +19,7 @@ from serve import media
 from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError, UnsupportedMediaType
 from serve.handlers import formats
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.user_code import described
+from serve.handlers.own_code.user_code import described
 from serve.host import recognition
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
-from serve.handlers import languages, pipeline, pretrained
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.summarization_request import Parameters, arguments, parse
+from serve.handlers.huggingface import languages, pipeline, pretrained
+from serve.handlers.huggingface.summarization_request import Parameters, arguments, parse
 
 _KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
 _TASK = "summarization"

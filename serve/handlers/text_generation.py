@@ -6,7 +6,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from serve.errors import DoesNotFit
-from serve.handlers import pretrained
 from serve.handlers.base import Job, Model, Request
 from serve.handlers.generation import config, left, weights
 from serve.handlers.generation.decoder import Decoder, Prefill
@@ -14,6 +13,7 @@ from serve.handlers.generation.request import Decoding, Item
 from serve.handlers.generation.sampling import choose, likelihoods, likely
 from serve.handlers.generation.sequence import Joined, Row
 from serve.handlers.generation.turns import Turns
+from serve.handlers.huggingface import pretrained
 from serve.names import INVOCATIONS, OPENAI
 
 # Tokens of prompts worked on between two tokens of everybody else: longer ones are taken in pieces, so that those who

@@ -10,10 +10,11 @@ from scipy.sparse import csr_matrix, vstack
 
 from serve import media
 from serve.errors import ModelUnusable, ServeError, UnsupportedMediaType
-from serve.handlers import boosters, instances, libsvm, parquet, recordio, scores, tabular
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.scores import CSV, JSON, JSONLINES, RECORDIO, WRITES
-from serve.handlers.selectable import Selection
+from serve.handlers.boosting import boosters, scores
+from serve.handlers.boosting.scores import CSV, JSON, JSONLINES, RECORDIO, WRITES
+from serve.handlers.boosting.selectable import Selection
+from serve.handlers.rows import instances, libsvm, parquet, recordio, tabular
 
 _NPY, _PARQUET = "application/x-npy", "application/x-parquet"
 _LIBSVM = ("text/libsvm", "text/x-libsvm", "libsvm")

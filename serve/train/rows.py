@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
 from serve.errors import ServeError
-from serve.handlers import parquet, recordio, tabular
+from serve.handlers.rows import parquet, recordio, tabular
 from serve.train import libsvm
 from serve.train.channels import CSV, LIBSVM, PARQUET, Channel, opened
 from serve.train.failure import TrainingFailed

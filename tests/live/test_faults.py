@@ -1,8 +1,8 @@
 """A model that crashes, hangs or is overrun costs only what was in its hands, and the caller hears why."""
 
 import os
-import signal
 import re
+import signal
 import time
 from concurrent.futures import wait
 from pathlib import Path

@@ -14,8 +14,8 @@ import pytest
 import xgboost
 
 from serve.errors import ModelUnusable
-from serve.handlers import boosters, old_binary, pickled_boosters
 from serve.handlers.base import Model
+from serve.handlers.boosting import boosters, old_binary, pickled_boosters
 
 OLD = Path(__file__).parent / "old_models"  # saved by the XGBoost in their names
 EXPECTED = json.loads((OLD / "expected.json").read_text())

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from serve.errors import ServeError
-from serve.handlers import instances, libsvm, old_binary, parquet, pickled_boosters, recordio, tabular, ubjson
 from serve.handlers.base import Model, Reply, Request
+from serve.handlers.boosting import old_binary, pickled_boosters, ubjson
+from serve.handlers.rows import instances, libsvm, parquet, recordio, tabular
 from serve.handlers.xgboost import XGBoost
 
 WIDTH = 3

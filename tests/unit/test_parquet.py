@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from serve.errors import BadRequest, PayloadTooLarge, ServeError
-from serve.handlers import parquet
+from serve.handlers.rows import parquet
 
 NAN = float("nan")
 

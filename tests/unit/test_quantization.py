@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import ModelUnusable
-from serve.handlers import pretrained
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.encoders.embeddings import FeatureExtraction
-from serve.handlers.quantization import HEADS, Int8Linear
+from serve.handlers.huggingface import pretrained
+from serve.handlers.huggingface.quantization import HEADS, Int8Linear
 from serve.handlers.summarization import Summarization
 from serve.handlers.text_generation import TextGeneration
 from tests.live import tiny

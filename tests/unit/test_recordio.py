@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest
-from serve.handlers import recordio
+from serve.handlers.rows import recordio
 
 NAN = float("nan")
 

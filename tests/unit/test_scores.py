@@ -13,8 +13,8 @@ import pytest
 import xgboost
 
 from serve.errors import ModelUnusable, UnsupportedMediaType
-from serve.handlers import recordio
 from serve.handlers.base import Model, Request
+from serve.handlers.rows import recordio
 from serve.handlers.xgboost import XGBoost
 
 CSV, JSON, JSONLINES, RECORDIO = (

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest
-from serve.handlers import instances, libsvm, tabular
 from serve.handlers.base import Request
+from serve.handlers.rows import instances, libsvm, tabular
 
 NAN = float("nan")
 LARGE = 2000  # rows enough to leave the way of small bodies

@@ -17,10 +17,11 @@ import transformers
 import xgboost
 
 from serve.errors import BadRequest, InternalError, ModelNotFound, ModelUnusable, NotAcceptable, UnsupportedMediaType
-from serve.handlers import dmatrix, recordio
 from serve.handlers.base import Model, Reply, Request
+from serve.handlers.boosting import dmatrix
 from serve.handlers.custom import Custom
-from serve.handlers.toolkit import Toolkit, of
+from serve.handlers.own_code.toolkit import Toolkit, of
+from serve.handlers.rows import recordio
 from tests.live import tiny
 
 JSON, CSV = "application/json", "text/csv"

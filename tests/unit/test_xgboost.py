@@ -14,8 +14,8 @@ import pytest
 import xgboost
 
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, UnsupportedMediaType
-from serve.handlers import ubjson
 from serve.handlers.base import Model, Reply, Request
+from serve.handlers.boosting import ubjson
 from serve.handlers.xgboost import XGBoost
 
 WIDTH = 5

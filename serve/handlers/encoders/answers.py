@@ -13,11 +13,11 @@ from msgspec import Meta
 from transformers import AutoModelForQuestionAnswering
 
 from serve.errors import BadRequest
-from serve.handlers import pipeline
 from serve.handlers.encoders import task
 from serve.handlers.encoders.classification import Length
 from serve.handlers.encoders.forward import Row
 from serve.handlers.encoders.scores import softmax
+from serve.handlers.huggingface import pipeline
 
 LONGEST_CONTEXT = 1 << 20  # characters; some hundred windows, and a second for the tokenizer
 USUAL_WINDOW = 384  # tokens, question and context together

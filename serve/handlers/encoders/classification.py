@@ -9,10 +9,10 @@ from msgspec import UNSET, Meta, UnsetType
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import BadRequest
-from serve.handlers import pipeline
 from serve.handlers.encoders import task
 from serve.handlers.encoders.forward import Row
 from serve.handlers.encoders.scores import sigmoid, softmax
+from serve.handlers.huggingface import pipeline
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
 Length = Annotated[int, Meta(ge=1)]

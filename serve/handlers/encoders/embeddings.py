@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModel
 
 from serve.errors import BadRequest
-from serve.handlers import pipeline
 from serve.handlers.base import Model
 from serve.handlers.encoders import pooling, task
 from serve.handlers.encoders.classification import Truncation
 from serve.handlers.encoders.forward import Row
 from serve.handlers.encoders.mask import Tokenizing
+from serve.handlers.huggingface import pipeline
 
 
 class Parameters(task.Parameters, frozen=True, kw_only=True):

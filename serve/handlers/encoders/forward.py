@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from serve.errors import DoesNotFit
-from serve.handlers import pretrained
 from serve.handlers.base import Model
+from serve.handlers.huggingface import pretrained
 
 MOST_TOKENS = 16_384  # in one pass, padding with them: 32 rows of 512; activations grow with it
 SLACK = 64  # tokens of padding that cost less than a pass of their own

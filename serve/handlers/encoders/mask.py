@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from serve.errors import BadRequest, ModelUnusable
-from serve.handlers import pipeline
 from serve.handlers.base import Model
 from serve.handlers.encoders import task
 from serve.handlers.encoders.classification import Length, Truncation
 from serve.handlers.encoders.forward import Row
 from serve.handlers.encoders.scores import softmax
+from serve.handlers.huggingface import pipeline
 
 
 class Tokenizing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

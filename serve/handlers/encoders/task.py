@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
-from serve.handlers import pipeline
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.encoders.forward import Encoder, Row
+from serve.handlers.huggingface import pipeline
 
 Truncation = bool | str
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForTokenClassification
 from transformers.pipelines.token_classification import TokenClassificationPipeline
 
 from serve.errors import BadRequest
-from serve.handlers import pipeline
 from serve.handlers.base import Model
 from serve.handlers.encoders import task
 from serve.handlers.encoders.forward import Row
+from serve.handlers.huggingface import pipeline
 
 # True of the model, not of the request: said once for each would fill the log.
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")

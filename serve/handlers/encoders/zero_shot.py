@@ -7,10 +7,10 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import BadRequest
-from serve.handlers import pipeline
 from serve.handlers.encoders import task
 from serve.handlers.encoders.forward import Row
 from serve.handlers.encoders.scores import softmax
+from serve.handlers.huggingface import pipeline
 
 HOLES = ("{}", "{0}")
 

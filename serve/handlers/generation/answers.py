@@ -6,10 +6,10 @@ from typing import Any, Protocol
 import msgspec
 
 from serve import media
-from serve.handlers import pipeline
 from serve.handlers.base import Reply
 from serve.handlers.generation.resolved import Resolved
 from serve.handlers.generation.sampling import Likely
+from serve.handlers.huggingface import pipeline
 
 JSON, PLAIN, LINES, EVENTS = "application/json", "text/plain", "application/jsonlines", "text/event-stream"
 CSV = pipeline.CSV

@@ -7,7 +7,6 @@ import msgspec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
-from serve.handlers import pipeline
 from serve.handlers.base import Model, Request
 from serve.handlers.generation import answers
 from serve.handlers.generation.answers import Prompt
@@ -15,6 +14,7 @@ from serve.handlers.generation.fields import check_tokens
 from serve.handlers.generation.openai_request import OpenAI
 from serve.handlers.generation.parameters import Parameters, json_decoder
 from serve.handlers.generation.resolved import Resolved, resolve
+from serve.handlers.huggingface import pipeline
 from serve.names import CHAT, INVOCATIONS
 
 MOST_SEQUENCES = 1024  # of one request; more than fit into the batch take turns

@@ -7,7 +7,8 @@ from sagemaker_inference import decoder, errors
 
 from sagemaker_huggingface_inference_toolkit import content_types
 from serve.errors import BadRequest
-from serve.handlers import formats, toolkit
+from serve.handlers import formats
+from serve.handlers.own_code import toolkit
 
 
 def decode_json(content: str | bytes) -> Any:

@@ -7,7 +7,8 @@ import xgboost
 from sagemaker_inference import errors
 
 from sagemaker_xgboost_container.constants import xgb_content_types
-from serve.handlers import dmatrix, formats
+from serve.handlers import formats
+from serve.handlers.boosting import dmatrix
 
 
 def csv_to_dmatrix(input: str | bytes, dtype: Any = None) -> xgboost.DMatrix:  # noqa: A002 - its name there

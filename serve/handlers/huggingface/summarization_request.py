@@ -6,9 +6,9 @@ import msgspec
 from msgspec import Meta
 
 from serve.errors import BadRequest
-from serve.handlers import pipeline
 from serve.handlers.base import Request
 from serve.handlers.generation.fields import REFUSED, Fields, Ignored, Watermark, argument, check_tokens, known, refuse
+from serve.handlers.huggingface import pipeline
 
 Length = Annotated[int, Meta(ge=0, le=1_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]

@@ -14,9 +14,9 @@ from scipy.sparse import csr_matrix
 from xgboost.core import _LIB
 
 from serve.errors import DoesNotFit, InternalError, ModelUnusable
-from serve.handlers import old_binary, pickled_boosters, ubjson
 from serve.handlers.base import Model
-from serve.handlers.tabular import Matrix
+from serve.handlers.boosting import old_binary, pickled_boosters, ubjson
+from serve.handlers.rows.tabular import Matrix
 from serve.host.recognition import pickled, xgboost_files
 
 log = logging.getLogger(__name__)

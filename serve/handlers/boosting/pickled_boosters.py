@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import xgboost
 
-from serve.handlers import ubjson
-from serve.handlers.old_binary import OldBinaryError, as_json
+from serve.handlers.boosting import ubjson
+from serve.handlers.boosting.old_binary import OldBinaryError, as_json
 
 _INERT = ("xgboost", "sklearn", "numpy", "scipy", "pandas", "collections")
 _HEADER = b"CONFIG-offset:"  # before XGBoost 2.1: this, 8 bytes, the model in its old binary form, its parameters

@@ -10,7 +10,8 @@ import numpy as np
 import xgboost
 
 from serve.errors import BadRequest, UnsupportedMediaType
-from serve.handlers import formats, libsvm, recordio, tabular
+from serve.handlers import formats
+from serve.handlers.rows import libsvm, recordio, tabular
 
 LIBSVM = ("text/libsvm", "text/x-libsvm", "libsvm")
 RECORDIO = "application/x-recordio-protobuf"

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 
 from serve.errors import BadRequest
-from serve.handlers.tabular import Matrix, finite, wrong_width
+from serve.handlers.rows.tabular import Matrix, finite, wrong_width
 
 Values = list[float | None]
 

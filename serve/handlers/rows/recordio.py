@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
-from serve.handlers.libsvm import MOST, filled
-from serve.handlers.tabular import MODEL_HAS, Matrix, finite, wrong_width
+from serve.handlers.rows.libsvm import MOST, filled
+from serve.handlers.rows.tabular import MODEL_HAS, Matrix, finite, wrong_width
 
 _MAGIC = 0xCED7230A
 _MARK = struct.pack("<I", _MAGIC)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from serve.errors import ModelUnusable
-from serve.handlers import recordio
-from serve.handlers.scores import CSV, JSON, JSONLINES, RECORDIO, Scores, Writers, values
+from serve.handlers.boosting.scores import CSV, JSON, JSONLINES, RECORDIO, Scores, Writers, values
+from serve.handlers.rows import recordio
 
 _OF_LABELS = ("predicted_label", "labels", "raw_score", "raw_scores")
 _OF_PROBABILITIES = ("predicted_label", "labels", "probability", "probabilities", "raw_score", "raw_scores")

@@ -16,7 +16,7 @@ from serve.errors import ModelUnusable, ServeError
 
 log = logging.getLogger(__name__)
 
-TOOLKITS = Path(__file__).parents[1] / "toolkits"  # what stands in for the toolkits' own modules
+TOOLKITS = Path(__file__).parents[2] / "toolkits"  # what stands in for the toolkits' own modules
 TOOLKIT_MODULES = frozenset(each.name for each in TOOLKITS.iterdir() if each.name.isidentifier())
 _FUNCTIONS = {  # what each is called with
     "pre_model_fn": ("model_dir",),

@@ -14,7 +14,7 @@ from serve.errors import (
 )
 from serve.handlers import formats
 from serve.handlers.base import Reply
-from serve.handlers.user_code import TOOLKIT_MODULES, Context
+from serve.handlers.own_code.user_code import TOOLKIT_MODULES, Context
 
 
 def refusal(error: Exception, name: str) -> ServeError | None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
-from serve.handlers.tabular import Matrix, too_large
+from serve.handlers.rows.tabular import Matrix, too_large
 
 MOST = (1 << 31) - 2  # index of a column that XGBoost can count
 _DENSE = 1 << 20  # cells; where there are more, and most are missing, short rows of a wide model would fill the memory

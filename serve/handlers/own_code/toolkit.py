@@ -61,7 +61,7 @@ def width(model: Any) -> int:
 def read(toolkit: Toolkit, body: bytes, content_type: str, charset: str, width: int = 0) -> Any:
     """What the toolkit's default input_fn makes of a body; rows of `width` columns where the model wants so many."""
     if toolkit is Toolkit.XGBOOST:
-        from serve.handlers import dmatrix
+        from serve.handlers.boosting import dmatrix
 
         text = content_type.startswith("text/") or formats.is_json(content_type)
         return dmatrix.read(formats.decoded(body, charset).encode() if text else body, content_type, width)

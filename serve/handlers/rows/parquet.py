@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from serve.errors import BadRequest, PayloadTooLarge
-from serve.handlers.tabular import MODEL_HAS, Matrix, finite
+from serve.handlers.rows.tabular import MODEL_HAS, Matrix, finite
 
 _CELLS = 1 << 25  # 128 MB of float32
 _UNPACKED = 1 << 28  # bytes: those cells as float64

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from serve.handlers import recordio, tabular
+from serve.handlers.rows import recordio, tabular
 
 CSV, JSON, JSONLINES = "text/csv", "application/json", "application/jsonlines"
 RECORDIO = "application/x-recordio-protobuf"

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.handlers import quantization
 from serve.handlers.base import Model
+from serve.handlers.huggingface import quantization
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRUST = "trust_remote_code"
