@@ -15,4 +15,4 @@ def get_pipeline(task: str, device: int, model_dir: Path | str, **kwargs: Any) -
 def _is_gpu_available() -> bool:
     import torch
 
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
