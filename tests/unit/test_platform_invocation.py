@@ -36,6 +36,7 @@ class Container:
 
     def close(self) -> None:
         self.client.close()
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
         self._listener.close()
         for each in self._open:
             each.close()
@@ -54,9 +55,10 @@ class Container:
         try:
             with sock.makefile("rb") as lines:
                 while True:
-                    head = b"".join(iter(lines.readline, b"\r\n"))
-                    if not head:
+                    read = list(iter(lambda: lines.readline().rstrip(b"\r\n"), b""))  # to the empty line, or the end
+                    if not read:
                         return
+                    head = b"\r\n".join(read) + b"\r\n"
                     self.heads.append(head)
                     for line in head.lower().splitlines():
                         if line.startswith(b"content-length:"):
