@@ -207,8 +207,10 @@ def mme_out_of_memory(subject: MultiModel) -> str:
     if subject.invoke(names[0]).status in (404, 500, 503, 507):
         raise Breach(f"after the 507 a loaded model: {subject.invoke(names[0])}")
     wants(200, subject.container.ping(), "after the 507, /ping: ")
-    wants(200, subject.unload(names[-1]), "after the 507, DELETE: ")
-    again = subject.load(subject.name(), url)
-    if again.status != 200:
-        raise Doubt(f"507 after {len(names)} models; after DELETE of one the next load: {again}")
-    return f"507 after {len(names)} models in {options.scarce_mb} MB; after one DELETE the next load is 200"
+    # Two, if need be: what was loaded first may have grown by its first answer.
+    for unloaded, name in enumerate(names[::-1][:2], 1):
+        wants(200, subject.unload(name), "after the 507, DELETE: ")
+        again = subject.load(subject.name(), url)
+        if again.status == 200:
+            return f"507 after {len(names)} models in {options.scarce_mb} MB; after DELETE of {unloaded} a load is 200"
+    raise Doubt(f"507 after {len(names)} models, and still after DELETE of two")

@@ -26,13 +26,14 @@ class BucketServer:
         ]
         (work / "identities.json").write_text(json.dumps({"identities": identities}))
         ports = {name: free_port() for name in (*PORTS, *(f"{each}.port.grpc" for each in PORTS))}
+        # Each bucket takes seven volumes at its first object; without a free one that is an InternalError.
         flags = [f"-{name if '.' in name else f'{name}.port'}={port}" for name, port in ports.items()]
         weed = shutil.which("weed", path=str(Path(sys.executable).parent))
         assert weed
         with (work / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *(weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={work}", "-volume.max=8"),
+                    *(weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={work}", "-volume.max=200"),
                     *("-s3", f"-s3.config={work / 'identities.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
                     *("-master.volumeSizeLimitMB=64", "-master.telemetry=false", *flags),
                 ],

@@ -250,11 +250,11 @@ def test_a_bucket_in_another_region_is_refused(
     try:
         host, port = server.get_host_and_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
-        there = artifacts.place("s3://far/", "eu-west-1").s3
-        there.create_bucket(Bucket="far", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
-        assert command(model, "s3://far/models/") == 1
+        there = artifacts.place("s3://far-away/", "eu-west-1").s3
+        there.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        assert command(model, "s3://far-away/models/") == 1
         assert "the bucket is in eu-west-1, and you are in us-east-1" in capsys.readouterr().err
-        assert command(model, "s3://far/models/", "--region", "eu-west-1") == 0
+        assert command(model, "s3://far-away/models/", "--region", "eu-west-1") == 0
     finally:
         server.stop()
 
