@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -567,3 +568,13 @@ def test_importing_the_handler_starts_nothing_that_a_fork_would_lose() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
 
     assert done.stdout.split() == ["1", "0", "False"]
+
+
+def test_an_owner_alone_cannot_have_code_run(directories: dict[str, Path], tmp_path: Path) -> None:
+    """`trust_remote_code` in a model's own card is nothing without the operator's consent."""
+    broken = tmp_path / "model"
+    shutil.copytree(directories["gpt2"], broken)
+    remote_code(broken)
+    with pytest.raises(ModelUnusable, match="the operator has not allowed it") as refused:
+        handler_of(broken, options={"trust_remote_code": True})
+    assert "HF_TRUST_REMOTE_CODE" in refused.value.hint
