@@ -8,7 +8,6 @@ ServeError
 ├─ PathNotFound           404  no such route
 ├─ MethodNotAllowed       405
 ├─ NotAcceptable          406  Accept names nothing we can write
-├─ RequestTimeout         408  the client took too long to send its request
 ├─ Conflict               409  the model is already loaded (multi-model mode)
 ├─ PayloadTooLarge        413  the body is over the limit
 ├─ UnsupportedMediaType   415  Content-Type or Content-Encoding we cannot read
@@ -82,12 +81,6 @@ class MethodNotAllowed(ServeError):
 class NotAcceptable(ServeError):
     status = HTTPStatus.NOT_ACCEPTABLE
     type = "NotAcceptableException"
-
-
-class RequestTimeout(ServeError):
-    status = HTTPStatus.REQUEST_TIMEOUT
-    type = "RequestTimeoutException"
-    retryable = True
 
 
 class Conflict(ServeError):

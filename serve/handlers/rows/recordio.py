@@ -74,20 +74,18 @@ def _rows(body: bytes, width: int, says: str, labels: list[Floats] | None) -> Ma
 def width(body: bytes) -> int:
     """How many columns the first record says it has, for records whose width nobody knows."""
     try:
-        found, keys, shape = _features(next(_records(body), b""))
+        columns = _width(next(_records(body), b""))
     except _Wrong as wrong:
         raise BadRequest(f"record 1 {wrong}") from None
-    if keys is not None and not shape:
-        raise BadRequest("record 1 is sparse, and does not say its shape")
-    if shape > MOST:
-        raise BadRequest(f"record 1 has {shape} columns; {MOST} is the most")
-    return shape if keys is not None else len(found)
+    if columns > MOST:
+        raise BadRequest(f"record 1 has {columns} columns; {MOST} is the most")
+    return columns
 
 
 def _alike(body: bytes, width: int) -> Matrix | None:
     """The rows of records that differ in nothing but float32 features, as most dense ones do; None where they may not.
 
-    Read one by one they take 15 us each, which of a body of 25 MB makes seconds; together next to nothing.
+    Of eight features, one by one they take 8 us each, which of a body of 25 MB makes seconds; together 0.02 us.
     """
     try:
         record = next(_records(body), b"")
