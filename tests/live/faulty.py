@@ -4,6 +4,7 @@ Standard library alone, so that it runs in any image that has Python.
 """
 
 import json
+import mmap
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ KNOWN = {
     "transfer-encoding",
     "x-amzn-sagemaker-target-model",
 }
+Filled = mmap.mmap | None
 TRACEBACK = 'Traceback (most recent call last):\n  File "serve.py", line 1, in predict\n'
 
 
@@ -50,10 +52,10 @@ class Faulty(ThreadingHTTPServer):
         self.fault = fault
         self.multi_model = multi_model
         self.roots = roots
-        self.models: dict[str, tuple[str, bytearray]] = {}
+        self.models: dict[str, tuple[str, Filled]] = {}
         self.coming: set[str] = set()
         self.loads = 0  # ever begun
-        self.leaked: list[bytearray] = []
+        self.leaked: list[Filled] = []
         self.at_work = 0  # invocations
         self.poisoned = False
         self.served = 0
@@ -217,7 +219,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "not loaded")
         if gone and self.has("keeps-memory"):
             self.server.leaked.append(gone[1])
-        gone = None  # its memory is free before the answer
+        elif gone and gone[1]:
+            gone[1].close()
         return self.say(200, {"status": f'Model "{name}" unregistered'})
 
     # The contract.
@@ -331,23 +334,26 @@ class Handler(BaseHTTPRequestHandler):
         there = isinstance(url, str) and Path(url).is_dir() and any(Path(url).iterdir())
         if not there and not outside and not self.has("loads-nothing"):
             if self.has("ghosts"):
-                server.models[name] = (str(url), bytearray())
+                server.models[name] = (str(url), None)
             return 404, "nothing there"
-        filled = _model(len(server.models))
-        if filled is None:
+        contained = Path("/opt/ml").exists()
+        if contained and not _room(len(server.models)):
             return 500 if self.has("out-of-memory-is-500") else 507, "no memory"
-        server.models[name] = (str(url), filled)
+        server.models[name] = (str(url), _filled() if contained else None)
         return 200, ""
 
 
-def _model(others: int) -> bytearray | None:
-    """A model's memory; None where it would be more than half of the container's."""
-    if not Path("/opt/ml").exists():
-        return bytearray()  # not in a container
+def _room(others: int) -> bool:
+    """Whether one more model would leave half of the container's memory free."""
     limits = [path.read_text().strip() for path in LIMITS if path.exists()]
-    if limits and limits[0] != "max" and (others + 1) * (MODEL_MB << 20) > int(limits[0]) / 2:
-        return None
-    return bytearray(b"x") * (MODEL_MB << 20)
+    return not limits or limits[0] == "max" or (others + 1) * (MODEL_MB << 20) <= int(limits[0]) / 2
+
+
+def _filled() -> mmap.mmap:
+    """A model's memory, in a mapping of its own: what malloc has been given back it may keep, 48 of 64 MB (ran)."""
+    memory = mmap.mmap(-1, MODEL_MB << 20)
+    memory[:: mmap.PAGESIZE] = bytes(len(memory) // mmap.PAGESIZE)
+    return memory
 
 
 LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # of cgroups 2 and 1
