@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 class Answers:
     """Everyone who waits for an answer, by file descriptor; each is in one of the three dictionaries."""
 
-    def __init__(self, poll: Poll, slot: Slot, stream_limit: float, leave: Callable[[Job], None]) -> None:
+    def __init__(self, model: str, poll: Poll, slot: Slot, stream_limit: float, leave: Callable[[Job], None]) -> None:
         """`leave` is told of a job in the engine's hands whose caller has hung up."""
+        self.model = model  # its name, for errors
         self._poll = poll
         self._slot = slot
         self._begun = 0.0  # time.monotonic() at the arrival last told of

@@ -48,6 +48,7 @@ class Job:
             # 200 has left: only a cut connection cannot be taken for a whole answer.
             self._answers.cut(self, error)
             return
+        error.model = error.model or self._answers.model
         body = errors.body(error, self.request.id, openai=self.request.path in OPENAI)
         headers = {**errors.headers(error), "Server-Timing": self._timing()}
         self._end(wire.answer(error.status, "application/json", body, headers), error.status)

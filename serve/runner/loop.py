@@ -46,7 +46,7 @@ class Loop:
         self._slot = slot
         self._settings = settings
         self._poll = Poll(listener, control)
-        self._answers = Answers(self._poll, slot, settings.stream_limit, engine.leave)
+        self._answers = Answers(names.model, self._poll, slot, settings.stream_limit, engine.leave)
         self._references = References(self._poll, settings)
         self._reading: dict[int, tuple[wire.Connection, float]] = {}  # by file descriptor: arriving requests
         self._joined = self._answers.joined

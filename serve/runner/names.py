@@ -10,7 +10,7 @@ from serve.names import INVOCATIONS, OPENAI_FIELD, peek
 class Names:
     def __init__(self, known_as: Sequence[str], field: str, paths: Sequence[str]) -> None:
         self._known = frozenset(known_as)
-        self._first = known_as[0]
+        self.model = known_as[0]
         self._paths = frozenset(paths)
         self._in_invocation = _Field(field)
         self._in_openai = _Field(OPENAI_FIELD)
@@ -19,9 +19,9 @@ class Names:
         """Raise PathNotFound, or ModelNotFound when a JSON body asks for a model that is not this one."""
         if request.path not in self._paths:
             raise PathNotFound(
-                f"model {self._first!r} does not answer {request.path}",
+                f"model {self.model!r} does not answer {request.path}",
                 hint="it answers " + ", ".join(sorted(self._paths)) + "; GET /v1/models lists the models for that path",
-                model=self._first,
+                model=self.model,
             )
         if not request.content_type.endswith(("/json", "+json")):
             return
@@ -30,9 +30,9 @@ class Names:
         if asked is None or asked in self._known or (not asked and request.path != INVOCATIONS):
             return
         raise ModelNotFound(
-            f"the body asks for model {asked[:100]!r}; the request went to {self._first!r}",
+            f"the body asks for model {asked[:100]!r}; the request went to {self.model!r}",
             hint=f"leave {field.name!r} out, or name a model of GET /models",
-            model=self._first,
+            model=self.model,
         )
 
 

@@ -83,7 +83,7 @@ def _answer_errors(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def theirs(error: HTTPException) -> Response:
         if error.code == 405:
-            allowed = ", ".join(getattr(error, "valid_methods", None) or ())
+            allowed = " or ".join(sorted(set(getattr(error, "valid_methods", None) or ()) - {"OPTIONS", "HEAD"}))
             return ours(
                 MethodNotAllowed(f"{request.method} {request.path[:200]} is not answered", hint=f"use {allowed}")
             )

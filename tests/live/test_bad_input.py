@@ -97,7 +97,7 @@ BODIES: dict[str, tuple[str | None, bytes | str, str, dict[str, str], int, str]]
 
 @pytest.mark.parametrize("case", BODIES)
 def test_a_bad_request_is_refused_with_its_reason(server: Server, case: str) -> None:
-    """The right status and words, and every model goes on in the process it had."""
+    """The right status, words and model, and every model goes on in the process it had."""
     model, body, content_type, headers, status, says = BODIES[case]
     before = neighbours.pids(server)
     types = {"Content-Type": content_type} if content_type else {}
@@ -107,6 +107,7 @@ def test_a_bad_request_is_refused_with_its_reason(server: Server, case: str) -> 
 
     assert answer.status == status, answer.body
     assert_refusal(answer)
+    assert answer.json["model"] == model
     assert says in answer.json["message"] + answer.json["hint"]
     assert_unhurt(server, before)
 
