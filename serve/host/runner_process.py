@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -90,6 +91,7 @@ class Forkserver:
     def __init__(self, settings: Settings, modules: Sequence[str], *, alone: bool) -> None:
         """`alone`: there will never be more than one runner, and no share of a processor is kept from it."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._unsent: deque[tuple[bytes, socket.socket, socket.socket]] = deque()
         environ = {
             **os.environ,
             # numpy's OpenBLAS would start its threads at import, and threads do not survive a fork.
@@ -121,19 +123,35 @@ class Forkserver:
         self.channel.setblocking(False)
 
     def fork(self, runner: RunnerProcess, order: Mapping[str, Any], listener: socket.socket) -> None:
-        self.channel.setblocking(True)  # an order is a few hundred bytes; while imports go on they wait in the channel
-        control = runner.hand_over()
+        """Order a runner. Raises EOFError when the forkserver has ended, as do the others.
+
+        The channel holds some 170 orders, which nobody reads during an import. Those beyond wait here: a host that
+        waits answers nobody, and for ever once the births it does not read fill the other direction.
+        """
         message = json.dumps({**order, "runner": runner.number, "slot": runner.number}).encode()
-        socket.send_fds(self.channel, [message], [listener.fileno(), control.fileno()])
-        control.close()
-        self.channel.setblocking(False)
+        self._unsent.append((message, listener.dup(), runner.hand_over()))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            message, listener, control = self._unsent[0]
+            try:
+                socket.send_fds(self.channel, [message], [listener.fileno(), control.fileno()])
+            except BlockingIOError:
+                return  # until the next birth, which means that an order was read
+            except OSError as broken:
+                raise EOFError from broken
+            self._unsent.popleft()
+            listener.close()
+            control.close()
 
     def messages(self) -> Iterator[Mapping[str, Any]]:
-        """Births and deaths since last asked. Raises EOFError when the forkserver has ended."""
+        """Births and deaths since last asked."""
         while True:
             try:
                 raw = self.channel.recv(MESSAGE)
             except BlockingIOError:
+                self._flush()
                 return
             except OSError as broken:
                 raise EOFError from broken

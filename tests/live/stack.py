@@ -62,6 +62,14 @@ def _command(pid: int) -> str:
         return ""
 
 
+def _started(pid: int) -> int:
+    """When a process began, in ticks since the machine did."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def at_once(count: int, call: Callable[[int], Any]) -> list[Any]:
     """What `call(number)` gives in so many threads at the same time, in order."""
     with ThreadPoolExecutor(count) as threads:
@@ -207,7 +215,7 @@ class Server:
             return int(sock.recv(1 << 16).split()[1])
 
     def part(self, name: str) -> int:
-        """The process id of nginx, gunicorn, host or forkserver (the master, where there are workers)."""
+        """The process id of nginx, gunicorn, host or forkserver (the master, where there are workers: it came first)."""
         marks = {
             "nginx": "nginx: master",
             "gunicorn": "gunicorn -c",
@@ -216,8 +224,9 @@ class Server:
         }
 
         def found() -> list[int]:
-            below = [(pid, _command(pid)) for pid in sorted(descendants(self.process.pid))]
-            return [pid for pid, command in below if marks[name] in command]
+            # By age: process ids begin anew at some 32,000.
+            below = sorted(descendants(self.process.pid), key=lambda pid: (_started(pid), pid))
+            return [pid for pid in below if marks[name] in _command(pid)]
 
         return int(wait_until(found)[0])
 

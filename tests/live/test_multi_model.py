@@ -1,5 +1,6 @@
 """The multi-model API as the platform speaks it, against the whole stack."""
 
+import json
 import os
 import signal
 import threading
@@ -379,6 +380,33 @@ def test_pages_hold_while_models_come_and_go(platform: Callable[..., Server], mo
     finally:
         stop.set()
         moving.join(30)
+
+
+def test_more_loads_than_the_forkserver_can_be_told_of_at_once(platform: Callable[..., Server], models: Path) -> None:
+    """While it imports, say, and hears nothing: the host answers all the same, and then they are all loaded."""
+    path = toy(models, "echo")
+    server = platform()
+    forkserver = server.part("forkserver")
+    count = 110  # with names as long as these 80 orders fill the channel
+    os.kill(forkserver, signal.SIGSTOP)
+    try:
+        callers = [server.connect(timeout=60) for _ in range(count)]
+        for number, caller in enumerate(callers):
+            body = json.dumps({"model_name": f"m{number:03}-{'x' * 200}", "url": str(path)})
+            head = f"POST /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+            caller.sendall((head + body).encode())
+
+        def ordered() -> int:
+            lines = server.request("GET", "/metrics").body.decode().splitlines()
+            return sum(line.startswith("serve_model_loads_total{") and line.endswith(" 1.0") for line in lines)
+
+        wait_until(lambda: ordered() >= count)
+    finally:
+        os.kill(forkserver, signal.SIGCONT)
+
+    for caller in callers:
+        assert caller.recv(4096).startswith(b"HTTP/1.1 200")
+        caller.close()
 
 
 def test_many_models_one_after_another_leave_nothing(platform: Callable[..., Server], models: Path) -> None:
