@@ -41,7 +41,7 @@ class State(IntEnum):
 
 
 class Slots:
-    """The file, mapped. `create` makes it, once, in the host; everyone else opens it."""
+    """The file, mapped. `create` makes it, once, in the launcher; everyone else opens it."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         if create:
@@ -51,6 +51,8 @@ class Slots:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), HEADER + SLOT * SLOTS)
         self._numbers = memoryview(self._map).cast("q")
+        if create:
+            self.beat(State.STARTING, "starting")  # else the host has been silent since the machine began
 
     def slot(self, index: int) -> "Slot":
         return Slot(self._numbers[(HEADER + SLOT * index) // 8 : (HEADER + SLOT * (index + 1)) // 8])
