@@ -215,7 +215,7 @@ class Server:
             return int(sock.recv(1 << 16).split()[1])
 
     def part(self, name: str) -> int:
-        """The process id of nginx, gunicorn, host or forkserver (the master, where there are workers: it came first)."""
+        """The process id of nginx, gunicorn, host or forkserver (where there are workers the master, the oldest)."""
         marks = {
             "nginx": "nginx: master",
             "gunicorn": "gunicorn -c",
