@@ -13,7 +13,8 @@ ServeError
 ├─ UnsupportedMediaType   415  Content-Type or Content-Encoding we cannot read
 ├─ ModelUnusable          424  the model's files cannot be served, and trying again will not help
 ├─ InternalError          500  our own fault; the log has the traceback
-│  └─ RunnerDied          500  the model's process ended while it held the request
+│  ├─ RunnerDied          500  the model's process ended while it held the request
+│  └─ DeviceLost          500  its device failed for good; the process is replaced
 ├─ Unavailable            503  not now; Retry-After says when
 │  ├─ QueueFull           503
 │  ├─ TooLate             503  it could not, or cannot, be done before the deadline
@@ -109,6 +110,11 @@ class InternalError(ServeError):
 
 class RunnerDied(InternalError):
     type = "RunnerDiedException"
+    retryable = True
+
+
+class DeviceLost(InternalError):
+    type = "DeviceLostException"
     retryable = True
 
 

@@ -15,6 +15,7 @@ from serve.errors import DoesNotFit
 
 HINTS = {
     "memory": "send less at once, unload a model, or give the container more memory",
+    "device memory": "send less at once, unload a model, or take an instance whose devices have more memory",
     "processes": "unload a model, or raise the container's limit on processes (docker run --pids-limit, ulimit -u)",
     "file descriptors": "unload a model, or raise the limit on open files (docker run --ulimit nofile=)",
     "disk space": "delete something there, give it a larger disk, or point SERVE_RUN_DIR to one",
@@ -31,11 +32,12 @@ _MEMORY = re.compile(
     r"out of memory|can(no|')t allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation|kind: OutOfMemory",
     re.IGNORECASE,
 )
+_DEVICE = re.compile(r"cuda|cublas|cudnn|\bhip\b", re.IGNORECASE)
 
 
 def exhausted(error: BaseException) -> DoesNotFit | None:
     """The error to answer when `error`, or what led to it, means that something has run out; None for all others."""
-    for each in _chain(error):
+    for each in chain(error):
         if isinstance(each, DoesNotFit):
             return each
         if what := _what(each):
@@ -46,19 +48,25 @@ def exhausted(error: BaseException) -> DoesNotFit | None:
 
 
 def _what(error: BaseException) -> str | None:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of whatever device
+        return "device memory"
+    if isinstance(error, MemoryError):
         return "memory"
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         return _BY_ERRNO[error.errno]
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "processes"
-    # A ValueError or KeyError may quote what a caller sent; libraries' own classes and RuntimeError do not.
-    if (type(error).__module__ != "builtins" or isinstance(error, RuntimeError)) and _MEMORY.search(str(error)):
-        return "memory"
+    if of_a_library(error) and _MEMORY.search(str(error)):
+        return "device memory" if _DEVICE.search(str(error)) else "memory"
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def of_a_library(error: BaseException) -> bool:
+    """Whether its words are a library's: a ValueError or KeyError may quote what a caller sent."""
+    return type(error).__module__ != "builtins" or isinstance(error, RuntimeError)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
     """The error, and what it was raised from or while handling, newest first."""
     seen: set[int] = set()
     each: BaseException | None = error
@@ -70,7 +78,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def give_back(error: BaseException) -> None:
     """Free what the failed work still holds: its frames' variables, cycles, torch's cache, the heap's free pages."""
-    for each in _chain(error):
+    for each in chain(error):
         traceback.clear_frames(each.__traceback__)
     gc.collect()
     torch = sys.modules.get("torch")

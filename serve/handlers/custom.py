@@ -26,7 +26,7 @@ from typing import Any
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from serve import media
+from serve import device, media
 from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
 from serve.exhausted import exhausted, give_back
 from serve.handlers import formats
@@ -191,6 +191,9 @@ class Custom:
     def _failure(self, name: str, error: Exception) -> ServeError:
         if isinstance(error, ServeError):
             return error
+        if lost := device.lost(error):
+            log.error("%s lost its device", name, exc_info=error, extra={"model": self._model_name})
+            return lost
         if refused := user_answers.refusal(error, name):
             return refused
         log.error("%s failed", name, exc_info=error, extra={"model": self._model_name})

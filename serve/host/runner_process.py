@@ -38,7 +38,7 @@ class RunnerProcess:
         self.since = time.monotonic()
         self.retired = 0.0  # time.monotonic() when it was asked to end
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
-        self.killed_for = ""  # why we killed it, when we did
+        self.killed_for = ""  # why it ends, where that is known before its death
         self.told_failure = False
         self.control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)

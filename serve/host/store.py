@@ -163,12 +163,16 @@ class Store:
                 self.want(model)
 
     def heard(self, runner: RunnerProcess) -> None:
-        """What a runner says: that it is ready, or why it cannot be."""
+        """What a runner says: that it is ready, or why it cannot be, or can be no more."""
         model = self.models[runner.model]
         for message in runner.messages():
             if "failed" in message:
                 runner.told_failure = True
                 model.fail(from_wire(message["failed"]))
+            elif "lost" in message:  # it answers what it holds, and ends
+                runner.killed_for = message["lost"]
+                runner.retire()
+                self.changed.add(model)
             elif runner.phase is Phase.LOADING:
                 self._ready(model, runner, message["ready"]["seconds"])
 

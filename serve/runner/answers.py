@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 from serve import wire
-from serve.errors import InternalError, ServeError, TooLate
+from serve.errors import DeviceLost, InternalError, ServeError, TooLate
 from serve.runner.batching import outcome_of
 from serve.runner.job import Job
 from serve.runner.poll import Poll
@@ -27,6 +27,7 @@ class Answers:
         self._begun = 0.0  # time.monotonic() at the arrival last told of
         self._stream_limit = stream_limit
         self._leave = leave
+        self.lost: DeviceLost | None = None  # what ends this process
         self.joined: dict[int, Job] = {}  # in the engine's hands
         self.pulled: dict[int, tuple[Job, Iterator[bytes]]] = {}  # streams made by a generator
         self.leaving: dict[int, wire.Connection] = {}  # answered, but the peer has not taken all yet

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from serve import device
 from serve.errors import InternalError, ServeError, TooLate
 from serve.exhausted import exhausted, give_back
 from serve.handlers.base import Predictor, Reply, Request
@@ -97,6 +98,9 @@ def outcome_of(error: Exception) -> ServeError:
     """An exception from a handler as the caller may see it; the log has the traceback."""
     if isinstance(error, ServeError):
         return error
+    if lost := device.lost(error):
+        log.error("device lost", exc_info=error)
+        return lost
     if out := exhausted(error):
         log.error("exhausted in predict", exc_info=error)
         give_back(error)  # before its neighbours run

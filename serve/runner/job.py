@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from serve import errors, wire
-from serve.errors import ServeError
+from serve.errors import DeviceLost, ServeError
 from serve.handlers.base import Reply, Request
 from serve.names import OPENAI
 
@@ -44,6 +44,8 @@ class Job:
             self._answers.pull(self, reply.body)
 
     def fail(self, error: ServeError) -> None:
+        if isinstance(error, DeviceLost):
+            self._answers.lost = error
         if self.started:
             # 200 has left: only a cut connection cannot be taken for a whole answer.
             self._answers.cut(self, error)

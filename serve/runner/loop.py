@@ -6,13 +6,14 @@ held, and end.
 """
 
 import gc
+import json
 import select
 import socket
 import time
 from dataclasses import replace
 
 from serve import wire
-from serve.errors import ServeError
+from serve.errors import DeviceLost, ServeError
 from serve.exhausted import exhausted
 from serve.handlers.base import Request
 from serve.runner.answers import Answers
@@ -53,13 +54,17 @@ class Loop:
         self._pulled = self._answers.pulled
         self._accepting = True
 
-    def run(self) -> None:
-        """Serve until told to retire, or until the host is gone."""
+    def run(self) -> DeviceLost | None:
+        """Serve until told to retire, or until the host is gone, or the device, which is then returned."""
         while self._accepting or self._open():
             self._wait()
             self._turn()
             # Here too, or a model would look busy from its last answer to its next request, and idle ones be spared.
             self._slot.set("in_flight", self._open())
+            if self._answers.lost and self._accepting:
+                self._control.send(json.dumps({"lost": self._answers.lost.message}).encode())
+                self._retire()
+        return self._answers.lost
 
     def _open(self) -> int:
         return (

@@ -58,7 +58,8 @@ def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socke
     names = Names(order["known_as"], settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
     loop = Loop(engine, names, listener, control, slot, settings)
     _tell(control, {"ready": {"seconds": time.monotonic() - began}})
-    loop.run()
+    if loop.run():
+        os._exit(1)
 
 
 def _afresh(listener: socket.socket, control: socket.socket, order: Mapping[str, Any]) -> NoReturn:

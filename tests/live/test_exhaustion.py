@@ -9,7 +9,12 @@ from tests.live.conftest import Later, Start
 from tests.live.platform_side import invoke, listed, load, unload
 from tests.live.stack import Server, alive, toy, wait_until
 
-RUN_OUT = {"memory": "out of memory", "device": "out of memory", "files": "out of file desc", "disk": "out of disk"}
+RUN_OUT = {
+    "memory": "out of memory",
+    "device": "out of device memory",
+    "files": "out of file desc",
+    "disk": "out of disk",
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,40 @@ def test_a_process_that_keeps_running_out_is_replaced(server: Server) -> None:
     assert (answer.status, listed(server)) == (200, ["m"])
     assert answer.json["pid"] != pid
     assert [each["model"] for each in server.events("replaced")] == ["m"]
+    assert unload(server, "m").status == 200
+
+
+def test_a_process_that_has_lost_its_device_is_replaced(server: Server) -> None:
+    """After some errors of CUDA each further call fails too: the next request has another process, and its answer."""
+    assert load(server, "m", server.models / "exhaust").status == 200
+    pid = invoke(server, "m").json["pid"]
+
+    lost = invoke(server, "m", '{"of": "context", "keeps": true}')
+    answer = invoke(server, "m")
+
+    assert (lost.status, lost.json["type"]) == (500, "DeviceLostException"), lost.body
+    assert "CUDA error: device-side assert triggered" in lost.json["message"]
+    assert "another process" in lost.json["hint"]
+    assert lost.json["retryable"]
+    assert (answer.status, listed(server)) == (200, ["m"])
+    assert answer.json["pid"] != pid
+    assert not alive(pid)
+    assert server.model("m")["deaths"] == 1
+    assert unload(server, "m").status == 200
+
+
+def test_a_model_that_loses_its_device_each_time_is_left_alone(server: Server) -> None:
+    """After the third within a minute 503 with the cause, as after any three deaths."""
+    assert load(server, "m", server.models / "exhaust").status == 200
+    lost = [invoke(server, "m", '{"of": "context", "keeps": true}') for _ in range(3)]
+
+    wait_until(lambda: server.model("m")["state"] == "failed")
+    answer = invoke(server, "m")
+
+    assert [each.status for each in lost] == [500] * 3
+    assert (answer.status, answer.json["type"]) == (503, "ModelFailedException")
+    assert "device-side assert" in answer.json["message"]
+    assert server.pings()
     assert unload(server, "m").status == 200
 
 

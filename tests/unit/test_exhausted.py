@@ -25,9 +25,9 @@ class ArrayMemoryError(MemoryError):
     [
         (MemoryError(), "memory"),
         (ArrayMemoryError("Unable to allocate 8.00 TiB"), "memory"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "memory"),
-        (RuntimeError("CUDA error: out of memory"), "memory"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "device memory"),
+        (RuntimeError("CUDA error: out of memory"), "device memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "device memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), "memory"),
         (XGBoostError("std::bad_alloc"), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),

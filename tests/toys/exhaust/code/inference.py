@@ -7,7 +7,6 @@ keeps so many MB; {"dies": true} ends the process.
 import os
 import resource
 import signal
-import sys
 from pathlib import Path
 
 kept = []
@@ -18,9 +17,15 @@ def _run_out(what):
     if what == "memory":
         bytearray(1 << 60)
     elif what == "device":
-        torch = sys.modules.get("torch")  # where it is not imported, a class of the same name
-        error = torch.OutOfMemoryError if torch else type("OutOfMemoryError", (RuntimeError,), {})
-        raise error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.58 GiB")
+        import torch
+
+        said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.58 GiB"
+        raise torch.OutOfMemoryError(said)
+    elif what == "context":
+        import torch
+
+        said = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+        raise torch.AcceleratorError(said)
     elif what == "files":
         resource.setrlimit(resource.RLIMIT_NOFILE, (32, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         opened = []
