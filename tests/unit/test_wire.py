@@ -1,6 +1,7 @@
 """HTTP on our sockets: whole requests in pieces, answers that wait for their reader, bodies that do not explode."""
 
 import gzip
+import random
 import socket
 import tracemalloc
 import zlib
@@ -82,6 +83,28 @@ def test_gzip_is_read_and_never_beyond_the_limit() -> None:
         wire.decompressed(b"not gzip", "gzip", 1000)
     with pytest.raises(UnsupportedMediaType):
         wire.decompressed(b"", "br", 1000)
+
+
+def test_a_gzip_body_may_have_several_members() -> None:
+    """As bgzip writes it: all of them are read, within one limit, and within a sensible time."""
+    lines = [b"%d,2,3\n" % number for number in range(100)]
+    members = b"".join(map(gzip.compress, lines))
+    assert wire.decompressed(members, "gzip", 1000) == b"".join(lines)
+    with pytest.raises(PayloadTooLarge):
+        wire.decompressed(members, "gzip", 500)
+    with pytest.raises(BadRequest, match="cut short"):
+        wire.decompressed(members[:-1], "gzip", 1000)
+    with pytest.raises(BadRequest, match="not gzip"):
+        wire.decompressed(members + b"rest", "gzip", 1000)
+    with pytest.raises(BadRequest, match="10,000 members"):
+        wire.decompressed(gzip.compress(b"") * 500_000, "gzip", 1000)
+
+
+@pytest.mark.parametrize("size", [0, 1, wire.CHUNK, 3 * wire.CHUNK + 7])
+def test_gzip_of_any_length_is_read_whole(size: int) -> None:
+    """To the byte that the limit allows."""
+    body = random.Random(0).randbytes(size)
+    assert wire.decompressed(gzip.compress(body, 1), "gzip", size) == body
 
 
 def test_a_body_in_many_pieces_is_held_once(pair: tuple[wire.Connection, socket.socket]) -> None:
