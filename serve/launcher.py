@@ -59,7 +59,8 @@ class Launcher:
     def _start_all(self) -> None:
         settings = self._settings
         assert settings.run_dir is not None
-        settings.sockets.mkdir(mode=0o700, exist_ok=True)
+        _clear(settings)
+        settings.sockets.mkdir(mode=0o700)
         found = catalog.scan(settings.model_dir, settings.hf_task, settings.program)
         _refuse_unknown_models(settings, found)
         _refuse_long_paths(settings, found)
@@ -125,6 +126,25 @@ class Launcher:
         for name in ("gunicorn", "host"):
             self._children.await_end(name, min(began + END_WITHIN, time.monotonic() + 2.0))
         log.info("drained", extra={"seconds": round(time.monotonic() - began, 2)})
+
+
+def _clear(settings: Settings) -> None:
+    """Take away what a server that was killed has left in the run directory, or another would answer to.
+
+    Raises BadSetting when that server is alive.
+    """
+    assert settings.run_dir is not None
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(settings.host_socket))
+        except OSError:
+            pass
+        else:
+            raise BadSetting(f"SERVE_RUN_DIR: {settings.run_dir}: another server runs there; name another directory")
+    settings.host_socket.unlink(missing_ok=True)
+    # What was unpacked or installed may be of another archive by now.
+    for directory in (settings.sockets, settings.unpacked, settings.packages):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _pings(family: int, address: str | tuple[str, int]) -> bool:

@@ -215,6 +215,12 @@ class Settings:
         return self.run_dir / "host.sock"
 
     @property
+    def unpacked(self) -> Path:
+        """What archives held, a directory each."""
+        assert self.run_dir is not None
+        return self.run_dir / "unpacked"
+
+    @property
     def packages(self) -> Path:
         """What was installed for models, a directory each."""
         assert self.run_dir is not None

@@ -20,9 +20,8 @@ class Preparing:
     """Models that are being prepared."""
 
     def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
-        assert settings.run_dir is not None
         self._hf_task = settings.hf_task
-        self._unpacked = settings.run_dir / "unpacked"
+        self._unpacked = settings.unpacked
         self._roots = settings.model_roots if settings.multi_model else ()
         self._program = settings.program
         self._wake = wake  # makes the host's loop turn, from a thread

@@ -4,12 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.live.conftest import Start
-from tests.live.stack import ROOT, Server, descendants, toy, wait_until
+from tests.live.stack import ROOT, Server, alive, descendants, toy, wait_until
 
 NOBODY = 65534
 
@@ -48,6 +49,30 @@ def test_a_port_that_is_taken_is_named(start: Start, models: Path) -> None:
         assert server.process.wait(30) == 2
     assert f"port {port}" in server.log
     assert "SAGEMAKER_BIND_TO_PORT" in server.log
+
+
+def test_what_a_killed_server_left_is_in_nobodys_way(start: Start, models: Path) -> None:
+    """The same run directory serves the next start, as after `docker restart`; a live server's is refused."""
+    toy(models, "echo")
+    with tarfile.open(models / "packed.tar.gz", "w:gz") as tar:
+        tar.add(models / "echo", ".")
+    killed = start(models)
+    assert killed.invoke("packed", "hello", "text/plain").status == 200
+    second = start(models, ready=False, SERVE_RUN_DIR=killed.run_dir)
+    assert second.process.wait(30) == 2
+    assert "another server runs there" in second.log
+    assert killed.invoke("echo", "hello", "text/plain").status == 200
+    below = descendants(killed.process.pid)
+
+    killed.process.kill()
+    killed.process.wait(30)
+    wait_until(lambda: not any(map(alive, below)))
+    with tarfile.open(models / "packed.tar.gz", "w:gz") as tar:
+        tar.add(toy(models, "echo", "newer", {"model.toml": "options = {reverse = true}"}), ".")
+
+    server = start(models, SERVE_RUN_DIR=killed.run_dir)
+    assert server.invoke("echo", "hello", "text/plain").status == 200
+    assert server.invoke("packed", "hello", "text/plain").body.endswith(b":olleh")
 
 
 def test_the_banner_tells_each_choice_and_its_source(start: Start, models: Path) -> None:
