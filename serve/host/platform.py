@@ -62,17 +62,17 @@ class Platform:
 
     def _loaded(self, model: Hosted, caller: wire.Connection) -> bool:
         """Whether this load has ended, one way or the other; then its caller is answered, or will be."""
-        error = model.failure()
         if model.leaving:
             refuse(caller, Unavailable("unloaded while it was loading", model=model.name))
-        elif error is not None:
+        elif model.opened:
+            reply(caller, SCALED)
+        elif model.trouble:  # not `failure`: its pause may be over, where this loop was held up
+            error = model.trouble[1]
             # Answered once nothing of it is left, so that the next try is a fresh one.
             if isinstance(error, ModelUnusable):
                 error = NotAModel(error.message, hint=error.hint, model=model.name)
             error.retry_after = None
             self._unload(model, caller, error)
-        elif model.opened:
-            reply(caller, SCALED)
         else:
             return False
         return True

@@ -90,9 +90,10 @@ class Runners:
                 runner = self.alive[message["unborn"]]
                 yield self._bury(runner, Death(runner, 1, message["cause"], message["lacks"]))
             else:
-                runner = next(each for each in self.alive.values() if each.pid == message["died"])
-                last_words(runner)
-                yield self._bury(runner, self._death(runner, message["status"]))
+                found = [each for each in self.alive.values() if each.pid == message["died"]]
+                for runner in found:  # none: a process that some framework started when it was imported
+                    last_words(runner)
+                    yield self._bury(runner, self._death(runner, message["status"]))
 
     def _bury(self, runner: RunnerProcess, death: Death) -> Death:
         del self.alive[runner.number]
