@@ -35,7 +35,8 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         "model_field": re.escape(settings.model_field),
         "default_socket": socket_name(only.name) if only and not only.problem else "",
         "suffix": suffix,
-        "load_ms": str(int(settings.load_limit * 1000) + 10_000),
+        # A load may take the one, an unload, which waits for what is in flight, the other.
+        "host_ms": str(int(max(settings.load_limit, settings.request_limit) * 1000) + 10_000),
         "read_ms": str(int(nginx_limit(settings.request_limit) * 1000)),
         "access_log": "/dev/stdout events if=$logged" if _writable("/dev/stdout") else "off",
         "error_down": _json(NotReady("the web tier does not answer", hint="starting or overloaded: try again")),

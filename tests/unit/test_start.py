@@ -48,6 +48,12 @@ def test_the_limits_stand_in_order() -> None:
         assert margin(limit) < nginx.nginx_limit(limit) < limit
 
 
+def test_nginx_waits_for_a_load_and_for_an_unload(tmp_path: Path) -> None:
+    """Whichever may take longer: an unload waits for requests in flight, as long as they may take."""
+    assert "proxy_read_timeout 370000ms" in conf(tmp_path)
+    assert "proxy_read_timeout 3610000ms" in conf(tmp_path, request_limit=3600.0)
+
+
 def test_an_error_in_nginx_conf_survives_its_quotes() -> None:
     """nginx's strings end at a quote and eat a backslash."""
     from serve.errors import BadRequest
