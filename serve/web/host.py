@@ -31,11 +31,11 @@ class HostClient:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def get(self, target: str) -> tuple[int, bytes]:
+    def get(self, target: str, request_id: str = "") -> tuple[int, bytes]:
         """Status and body of a GET. Raises NotReady when the host does not answer."""
         connection = _UnixConnection(self._path)
         try:
-            connection.request("GET", target)
+            connection.request("GET", target, headers={"X-Request-Id": request_id})
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -13,7 +13,7 @@ from serve.web.invocations import Invocations
 def add_routes(app: Flask, host: HostClient, invocations: Invocations, *, multi_model: bool) -> None:
     @app.get("/models")
     def list_models() -> Response:
-        status, body = host.get(f"/models?{request.query_string.decode('latin-1')}")
+        status, body = host.get(f"/models?{request.query_string.decode('latin-1')}", _request_id())
         if not multi_model:
             listed = msgspec.json.decode(body)
             listed["models"] += invocations.unusable()
@@ -25,7 +25,7 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations, *, multi_
     def show_model(asked: str) -> Response:
         if asked.endswith("/invoke"):
             raise MethodNotAllowed(f"GET {request.path[:200]} is not answered", hint="use POST")
-        status, body = host.get(f"/model?name={quote(invocations.resolve(asked))}")
+        status, body = host.get(f"/model?name={quote(invocations.resolve(asked))}", _request_id())
         return Response(body, status, content_type="application/json")
 
     if not multi_model:
@@ -39,3 +39,7 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations, *, multi_
     @app.delete("/models/<path:asked>")
     def unload(asked: str) -> Response:
         return Response(b"", headers={"X-Accel-Redirect": "@host"}, content_type="application/octet-stream")
+
+
+def _request_id() -> str:
+    return request.headers.get("X-Request-Id", "")

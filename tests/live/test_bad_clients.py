@@ -45,6 +45,8 @@ RAW = {
     "a path above the root": (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
     "a path with NUL": (b"POST /models/a%00b/invoke HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
     "a raw NUL in the path": (b"GET /models/a\0b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "a path that is not ASCII": (b"GET /models/\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+    "a query that is not ASCII": (b"GET /models?x=\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
     "a name with NUL": (POST + b"TargetModel: a\0b\r\nContent-Length: 2\r\n\r\n{}", 400),
     "NUL in the name in the body": (POST + b'Content-Length: 26\r\n\r\n{"model_type": "a\\u0000b"}', 404),
     "no host": (b"GET /ping HTTP/1.1\r\n\r\n", 400),

@@ -100,14 +100,16 @@ def test_the_log_is_json_and_holds_no_payload(server: Server) -> None:
     server.invoke(None, bodies["named"], **{"X-Request-Id": "flask-1"})
     server.invoke(None, bodies["bad"], **{"X-Request-Id": "bad-1"})
     server.invoke("tally", bodies["bad"], **{"X-Request-Id": "bad-2"})
+    server.request("POST", "/models/%ff%22%0a/invoke?x=" + MARKER, MARKER, {"X-Request-Id": "odd-1"})
     server.invoke("crash", json.dumps({"crash": True, "x": MARKER}), **{"X-Request-Id": "died-1"})
     server.get("/ping")
 
-    ids = {"straight-1": 200, "flask-1": 200, "bad-1": 400, "bad-2": 400, "died-1": 500}
+    ids = {"straight-1": 200, "flask-1": 200, "bad-1": 400, "bad-2": 400, "odd-1": 404, "died-1": 500}
     wait_until(lambda: {line["request_id"] for line in server.events("request")} >= ids.keys())
     lines = [line for line in server.events("request") if line["request_id"] in ids]
     assert {line["request_id"]: line["status"] for line in lines} == ids
     assert len(lines) == len(ids)
+    assert {line["path"] for line in lines} == {"/invocations", "/models/%ff%22%0a/invoke"}
     models = {line["request_id"]: line["model_socket"] for line in lines}
     assert models["straight-1"] == models["flask-1"] == "echo.sock"
     assert MARKER not in server.log

@@ -208,6 +208,8 @@ def test_junk_is_refused_and_hurts_nobody(platform: Callable[..., Server], model
         assert list(answer.json)[:3] == ["code", "type", "message"]
         assert answer.json["code"] == 400
     assert {each.status for each in unknown} <= {404, 400}
+    for answer in (*answers, *unknown):
+        assert answer.json["request_id"] == answer.headers["x-request-id"]
     assert unload(server, "never").json["message"] == "Model not found: never"
     assert invoke(server, "never").json["message"] == "Model not found: never"
     assert load(server, "x", toy(models, "echo")).status == 200
