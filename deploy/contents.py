@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.host import archive, catalog, recognition
+from serve.host import archive, catalog
 from serve.host.catalog import Spec
+from serve.host.files import JUNK, pickled, shown, xgboost_files
 from serve.names import PLAIN
 
 # No model is made of these, and some differ at each run: Python's caches hold times.
-LEFT_OUT = recognition.JUNK | {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", ".ipynb_checkpoints"}
+LEFT_OUT = JUNK | {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", ".ipynb_checkpoints"}
 LONGEST_PATH = 900  # bytes; an object's key in S3 has 1,024
 READ_PICKLES = ("sklearn", "xgboost")  # the handlers that know `allow_pickle`
 
@@ -91,7 +92,7 @@ def _sources(directory: Path) -> tuple[tuple[Source, ...], tuple[str, ...]]:
                 name = prefix + entry.name
                 found = entry.stat(follow_symlinks=False)
                 if entry.name in LEFT_OUT or entry.name.startswith("._"):  # macOS keeps attributes in ._*
-                    left_out.append(recognition.shown(name))
+                    left_out.append(shown(name))
                 elif stat.S_ISDIR(found.st_mode):
                     waiting.append((Path(entry), name + "/"))
                 else:
@@ -101,17 +102,17 @@ def _sources(directory: Path) -> tuple[tuple[Source, ...], tuple[str, ...]]:
 
 
 def _refuse_odd(name: str, path: Path, mode: int) -> None:
-    shown = recognition.shown(name)
+    said = shown(name)
     if not name.isprintable():
-        raise Refused(f"{shown}: a name with characters that cannot be printed; rename it")
+        raise Refused(f"{said}: a name with characters that cannot be printed; rename it")
     if len(name.encode()) > LONGEST_PATH:
-        raise Refused(f"{shown[:80]}...: a path of {len(name.encode())} bytes; {LONGEST_PATH} are the most")
+        raise Refused(f"{said[:80]}...: a path of {len(name.encode())} bytes; {LONGEST_PATH} are the most")
     if stat.S_ISLNK(mode):
-        to = recognition.shown(str(path.readlink()))
-        raise Refused(f"{shown}: a link, to {to}; pack a copy in which files are files: cp -rL DIR COPY")
+        to = shown(str(path.readlink()))
+        raise Refused(f"{said}: a link, to {to}; pack a copy in which files are files: cp -rL DIR COPY")
     if not stat.S_ISREG(mode):
         kind = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
-        raise Refused(f"{shown}: {kind}; only files can be packed")
+        raise Refused(f"{said}: {kind}; only files can be packed")
 
 
 def _models(directory: Path, name: str) -> tuple[tuple[Spec, ...], bool]:
@@ -153,8 +154,8 @@ def _pickles(spec: Spec) -> Iterator[str]:
     opted_in = spec.handler in READ_PICKLES and spec.options.get("allow_pickle") is True
     if spec.handler == "custom" or opted_in:
         return
-    boosters = [each for each in recognition.xgboost_files(spec.directory) if _opens_as_pickle(each)]
-    for found in (*recognition.pickled(spec.directory), *boosters):
+    boosters = [each for each in xgboost_files(spec.directory) if _opens_as_pickle(each)]
+    for found in (*pickled(spec.directory), *boosters):
         yield (
             f"{found.name}: a pickle runs code when it is loaded: take it out. Where it is the model, save that as "
             f"safetensors or skops; XGBoost's is made data by `python -m serve convert {found.name} model.ubj`"

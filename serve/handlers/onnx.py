@@ -15,7 +15,7 @@ from serve.handlers import tensors
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.formats import CSV
 from serve.handlers.tensors import Input, Item
-from serve.host import recognition
+from serve.host.files import chosen, onnx_files
 
 TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -40,7 +40,7 @@ class Onnx:
                 "ONNX Runtime is not in this image", hint='build it in: docker build --build-arg EXTRAS="onnx"'
             ) from None
         self._model = model
-        path = recognition.chosen(recognition.onnx_files(model.directory), "model.onnx", model.options.get("file"))
+        path = chosen(onnx_files(model.directory), "model.onnx", model.options.get("file"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = max(1, model.threads)
         options.inter_op_num_threads = 1

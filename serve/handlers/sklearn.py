@@ -20,7 +20,7 @@ from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError, U
 from serve.handlers import formats
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.own_code.user_code import described
-from serve.host import recognition
+from serve.host.files import chosen, sklearn_files, sklearn_pickles
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,11 @@ def load(model: Model) -> Any:
         raise ModelUnusable(
             "scikit-learn is not in this image", hint='build it in: docker build --build-arg EXTRAS="sklearn"'
         ) from None
-    files = recognition.sklearn_files(model.directory)
+    files = sklearn_files(model.directory)
     named = model.options.get("file")
     if not files and model.options.get("allow_pickle") is True:
-        return _unpickled(recognition.chosen(recognition.sklearn_pickles(model.directory), "model.joblib", named))
-    pickles = recognition.sklearn_pickles(model.directory)
+        return _unpickled(chosen(sklearn_pickles(model.directory), "model.joblib", named))
+    pickles = sklearn_pickles(model.directory)
     if not files and pickles:
         name = pickles[0].name
         raise ModelUnusable(
@@ -143,7 +143,7 @@ def load(model: Model) -> Any:
             hint=f"convert it, in a sandbox: python -m serve convert {name} model.skops; "
             "or, where you trust it, say allow_pickle = true under [options] in its model.toml",
         )
-    path = recognition.chosen(files, "model.skops", named)
+    path = chosen(files, "model.skops", named)
     allowed = model.options.get("trusted", [])
     if not isinstance(allowed, list) or not all(isinstance(each, str) for each in allowed):
         raise ModelUnusable("model.toml: options.trusted: needs a list of the names of types")

@@ -18,7 +18,7 @@ from serve.handlers import tensors, torch_archive
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.formats import CSV
 from serve.handlers.tensors import Input, Item
-from serve.host import recognition
+from serve.host.files import chosen, torch_programs
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ class TorchProgram:
     def __init__(self, model: Model) -> None:
         torch.set_num_threads(max(1, model.threads))
         self._model = model
-        files = recognition.torch_programs(model.directory)
-        path = recognition.chosen(files, "model.pt2", model.options.get("file"))
+        files = torch_programs(model.directory)
+        path = chosen(files, "model.pt2", model.options.get("file"))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         load = _exported if path.suffix == ".pt2" else _scripted
         try:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.exhausted import HINTS
-from serve.host.recognition import shown, top
+from serve.host.files import shown, top
 
 MOST_MEMBERS = 100_000
 # Bytes that headers between two members may take: a path needs 4 KB, and tarfile reads a header into memory whole.

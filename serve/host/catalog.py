@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from serve.errors import ModelNotFound, ModelUnusable
-from serve.host import card, estimate, recognition
+from serve.host import card, estimate, files, recognition
 from serve.host.card import Example
 
 __all__ = ["Catalog", "Entry", "Example", "Spec", "describe", "scan"]
@@ -114,15 +114,15 @@ def scan(model_dir: Path, hf_task: str = "", program: str = "") -> Catalog:
         return Catalog([_root(model_dir, hf_task, program)])
     # Later ones win: a directory over the archive it was unpacked from.
     found = {}
-    for path in sorted(recognition.visible(model_dir), key=lambda each: each.is_dir()):
+    for path in sorted(files.visible(model_dir), key=lambda each: each.is_dir()):
         broken = path.is_symlink() and not path.exists()
-        if (path.is_dir() and path.name != recognition.CODE) or broken or _is_archive(path):
+        if (path.is_dir() and path.name != files.CODE) or broken or _is_archive(path):
             name = path.name if path.is_dir() else _stem(path.name)
             if not _sayable(name):
                 log.warning("skipped a name with control characters", extra={"path": ascii(str(path))})
                 continue
             found[name] = _entry(name, path, model_dir, hf_task, program)
-    if not found and recognition.visible(model_dir):
+    if not found and files.visible(model_dir):
         return Catalog([_root(model_dir, hf_task, program)])
     return Catalog(_without_clashes(found.values()))
 
@@ -130,7 +130,7 @@ def scan(model_dir: Path, hf_task: str = "", program: str = "") -> Catalog:
 def describe(name: str, directory: Path, hf_task: str = "", program: str = "") -> Spec:
     """What this directory is as a model. Raises ModelUnusable, naming the file at fault and the cause."""
     try:
-        inner = recognition.top(directory)
+        inner = files.top(directory)
         said = card.read(inner)
         found = recognition.recognise(inner, said, hf_task, program)
         needs = estimate.memory_bytes(inner, found.handler, said.options)
@@ -138,7 +138,7 @@ def describe(name: str, directory: Path, hf_task: str = "", program: str = "") -
         error.model = name
         raise
     except OSError as error:
-        at = recognition.shown(Path(error.filename or directory).name)
+        at = files.shown(Path(error.filename or directory).name)
         raise ModelUnusable(f"{at}: {error.strerror}", model=name) from error
     # The file system names a model; what its card calls it is one more way to ask for it.
     also = (said.name,) if said.name not in (None, name) else ()
@@ -172,9 +172,9 @@ def _entry(name: str, path: Path, model_dir: Path, hf_task: str, program: str) -
     archive = _is_archive(path)
     spec, problem = None, None
     if not path.exists():
-        problem = f"{recognition.shown(path.name)}: a link to nothing"
+        problem = f"{files.shown(path.name)}: a link to nothing"
     elif path != model_dir and path.is_symlink() and not path.resolve().is_relative_to(model_dir.resolve()):
-        problem = f"{recognition.shown(path.name)}: a link that leaves the model directory"
+        problem = f"{files.shown(path.name)}: a link that leaves the model directory"
     elif not archive:
         try:
             spec = describe(name, path, hf_task, program)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from serve.host.recognition import FILES, pickled, weights
+from serve.host.files import FILES, pickled, weights
 
 MB = 1 << 20
 # What a runner holds beside the weights, measured with smaps_rollup in a forked child: XGBoost 7 MB with a first

@@ -17,7 +17,7 @@ from serve.errors import DoesNotFit, InternalError, ModelUnusable
 from serve.handlers.base import Model
 from serve.handlers.boosting import old_binary, pickled_boosters, ubjson
 from serve.handlers.rows.tabular import Matrix
-from serve.host.recognition import pickled, xgboost_files
+from serve.host.files import pickled, xgboost_files
 
 log = logging.getLogger(__name__)
 

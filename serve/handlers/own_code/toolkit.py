@@ -17,7 +17,8 @@ import numpy as np
 
 from serve.errors import BadRequest, ModelUnusable
 from serve.handlers import formats
-from serve.host import recognition
+from serve.host import architecture
+from serve.host.files import torch_programs, weights
 
 
 class Toolkit(Enum):
@@ -120,8 +121,8 @@ def load(directory: Path, task: str | None) -> Any:
         import torch
 
         return torch.jit.load(program, map_location=_device())
-    described = recognition.config(directory) if (directory / "config.json").is_file() else None
-    if described and recognition.weights(directory):
+    described = architecture.read(directory) if (directory / "config.json").is_file() else None
+    if described and weights(directory):
         from transformers import pipeline
 
         found = task or _guessed(described.get("architectures"))
@@ -131,7 +132,7 @@ def load(directory: Path, task: str | None) -> Any:
 
 def _torchscript(directory: Path) -> Path | None:
     """model.pt, or the only one there is."""
-    programs = [each for each in recognition.torch_programs(directory) if each.suffix != ".pt2"]
+    programs = [each for each in torch_programs(directory) if each.suffix != ".pt2"]
     named = [each for each in programs if each.name == "model.pt"]
     return (named or programs)[0] if named or len(programs) == 1 else None
 
