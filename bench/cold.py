@@ -9,7 +9,7 @@ from bench.in_process import InProcess
 from bench.memory import private_sum, proportional_bytes, runners, web_workers
 from bench.rows import CELLS
 from bench.stacks import Ours, model_dir
-from serve.host import catalog
+from serve.host.entry import describe
 from serve.host.memory import private_bytes
 from tests.live.stack import wait_until
 
@@ -98,7 +98,7 @@ def _cold(name: str, took: list[float], alone: float, aim: float) -> Row:
 def _given_back(context: Context, models: Path, work: Path, held: int, tables: list[str], text: str) -> Row:
     """A budget with room for one GPT-2 and nothing else: the next model puts it out. What stays of its memory?"""
     context.say("W3 memory given back")
-    spec = catalog.describe(text, models / text)
+    spec = describe(text, models / text)
     budget = max(held, spec.bytes) * 1.03  # it grows a little with what it is asked
     ours = Ours(models, work / "evict", SERVE_MEMORY_BUDGET_MB=budget / (1 << 20)).wait()
     try:

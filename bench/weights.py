@@ -75,7 +75,7 @@ def measured(directory: Path, text: str, name: str, work: str) -> dict[str, floa
     from serve.handlers.base import Model
     from serve.handlers.encoders.embeddings import FeatureExtraction
     from serve.handlers.text_generation import TextGeneration
-    from serve.host.catalog import describe
+    from serve.host.entry import describe
     from serve.host.memory import private_bytes
 
     spec = describe(directory.name, directory)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.host import archive, catalog
-from serve.host.catalog import Spec
+from serve.host.entry import Spec, describe
 from serve.host.files import JUNK, pickled, shown, xgboost_files
 from serve.names import PLAIN
 
@@ -118,7 +118,7 @@ def _refuse_odd(name: str, path: Path, mode: int) -> None:
 def _models(directory: Path, name: str) -> tuple[tuple[Spec, ...], bool]:
     """What the container would find here. Raises Refused with all that it would complain of."""
     try:  # as a multi-model endpoint does, which loads one model from one archive
-        alone = catalog.describe(name, directory)
+        alone = describe(name, directory)
     except ModelUnusable as error:
         bundle = True
         specs, problems = _bundle(directory)
@@ -144,7 +144,7 @@ def _bundle(directory: Path) -> tuple[list[Spec], list[str]]:
             problems += [where + each for each in _pickles(entry.spec)]
         else:
             with _unpacked(entry.path) as inner:
-                specs.append(catalog.describe(entry.name, inner))
+                specs.append(describe(entry.name, inner))
                 problems += [where + each for each in _pickles(specs[-1])]
     return specs, problems
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import ModelFailed, ServeError
-from serve.host.catalog import Entry, Spec
+from serve.host.entry import Entry, Spec
 from serve.host.runner_process import Phase, RunnerProcess
 from serve.slots import FIELDS
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from serve.errors import BadRequest, ModelNotFound
-from serve.host.catalog import ARCHIVES, Entry
+from serve.host.entry import ARCHIVES, Entry
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 PAGE = 100  # models; multi-model-server's limit

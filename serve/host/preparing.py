@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from serve.errors import ModelNotFound
-from serve.host import archive, catalog, multi_model
-from serve.host.catalog import Spec
+from serve.host import archive, entry, multi_model
+from serve.host.entry import Spec
 from serve.host.hosted import Hosted, Stage
 from serve.names import socket_name
 from serve.settings import MB, Settings
@@ -56,9 +56,9 @@ class Preparing:
         if not path.exists():
             raise ModelNotFound(f"there is nothing at {path} any more", hint="put it there again, then load it")
         if not model.entry.archive:
-            return catalog.describe(model.name, path, self._hf_task, self._program)
+            return entry.describe(model.name, path, self._hf_task, self._program)
         self._unpacked.mkdir(exist_ok=True)
         free, size = archive.disk(self._unpacked)
         room = max(free - min(SPARED, size // 10), 0)
         directory = archive.unpack(path, self._place(model), limit_bytes=room)
-        return catalog.describe(model.name, directory, self._hf_task, self._program)
+        return entry.describe(model.name, directory, self._hf_task, self._program)

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from serve.handlers import HANDLERS
-from serve.host.catalog import Spec
+from serve.host.entry import Spec
 from serve.host.forkserver import MESSAGE
 from serve.settings import Settings
 from serve.slots import Slot

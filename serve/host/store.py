@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from serve.errors import Conflict, DoesNotFit, InternalError, RunnerDied, ServeError, from_wire
 from serve.exhausted import HINTS, exhausted
-from serve.host.catalog import Catalog, Entry, Spec
+from serve.host.catalog import Catalog
+from serve.host.entry import Entry, Spec
 from serve.host.hosted import MINUTE, Hosted, Stage
 from serve.host.multi_model import no_such
 from serve.host.preparing import Preparing

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from serve.host.catalog import Entry
+from serve.host.entry import Entry
 
 # The platform's header, and the plain name that people type; the platform strips the second (contract, section 5).
 TARGET_HEADERS = ("X-Amzn-SageMaker-Target-Model", "TargetModel")

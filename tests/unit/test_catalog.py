@@ -13,7 +13,9 @@ import msgspec
 import pytest
 
 from serve.errors import ModelNotFound, ModelUnusable
-from serve.host.catalog import Catalog, Entry, Example, Spec, describe, scan
+from serve.host.card import Example
+from serve.host.catalog import Catalog, scan
+from serve.host.entry import Entry, Spec, describe
 
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
 BART = {"architectures": ["BartForConditionalGeneration"], "model_type": "bart", "is_encoder_decoder": True}

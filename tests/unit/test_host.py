@@ -11,7 +11,7 @@ import pytest
 from serve import settings, wire
 from serve.errors import InternalError
 from serve.host import hosted
-from serve.host.catalog import Entry
+from serve.host.entry import Entry
 from serve.host.hosted import Hosted
 from serve.host.platform import Platform
 from serve.host.runners import Runners

@@ -21,7 +21,7 @@ from serve.handlers import torch_archive
 from serve.handlers.base import Model, Request
 from serve.handlers.onnx import Onnx, stackable
 from serve.handlers.torch_program import TorchProgram
-from serve.host.catalog import describe
+from serve.host.entry import describe
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 Built = Onnx | TorchProgram

@@ -20,7 +20,7 @@ from sklearn.preprocessing import FunctionTransformer
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, UnsupportedMediaType
 from serve.handlers.base import Model, Request
 from serve.handlers.sklearn import ScikitLearn
-from serve.host.catalog import describe
+from serve.host.entry import describe
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 ROWS = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
