@@ -1,0 +1,219 @@
+"""Which handler a directory's files ask for, and what is said of those that ask for none."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.errors import ModelUnusable
+from serve.host.catalog import scan
+from serve.host.entry import describe
+from tests.unit.model_files import BART, BOOSTER, GPT2, hugging, put, refusal, xgboost
+
+
+@pytest.mark.parametrize(
+    ("config", "handler", "task"),
+    [
+        (GPT2, "text_generation", "text-generation"),
+        ({"architectures": ["LlamaForCausalLM"]}, "text_generation", "text-generation"),
+        ({"architectures": ["BartForCausalLM"], "is_encoder_decoder": True}, "text_generation", "text-generation"),
+        (BART, "summarization", "summarization"),
+        ({**BART, "task_specific_params": {"summarization": {}}}, "summarization", "summarization"),
+        ({"architectures": ["PegasusForConditionalGeneration"], "model_type": "pegasus"}, "summarization", None),
+        (
+            {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
+            "summarization",
+            "text2text-generation",
+        ),
+        ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "summarization", "text2text-generation"),
+        ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "summarization", "text2text-generation"),
+        ({"architectures": ["BertForSequenceClassification"]}, "text_classification", "text-classification"),
+        (
+            {"architectures": ["BartForSequenceClassification"], "is_encoder_decoder": True},
+            "text_classification",
+            "text-classification",
+        ),
+        ({"architectures": ["BertForTokenClassification"]}, "token_classification", "token-classification"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "question_answering", "question-answering"),
+        ({"architectures": ["RobertaForMaskedLM"]}, "fill_mask", "fill-mask"),
+        ({"architectures": ["BertModel"], "model_type": "bert"}, "feature_extraction", "feature-extraction"),
+    ],
+)
+def test_a_transformers_model_is_known_by_its_architecture(
+    tmp_path: Path, config: dict[str, Any], handler: str, task: str | None
+) -> None:
+    """The handler by the suffix of the first architecture; the task by the model's type."""
+    spec = describe("m", hugging(tmp_path / "m", config))
+
+    assert (spec.handler, spec.task, spec.model_type) == (handler, task or "summarization", config.get("model_type"))
+
+
+def test_the_card_has_the_last_word_on_the_task(tmp_path: Path) -> None:
+    """`task` in model.toml stands over what config.json suggests."""
+    assert describe("m", hugging(tmp_path, BART, 'task = "text2text-generation"')).task == "text2text-generation"
+
+
+@pytest.mark.parametrize(
+    ("toml", "hf_task", "handler", "task"),
+    [
+        ('task = "zero-shot-classification"', "", "zero_shot_classification", "zero-shot-classification"),
+        ('task = "translation_en_to_de"', "", "summarization", "translation_en_to_de"),
+        ('task = "ner"', "fill-mask", "token_classification", "ner"),
+        ("", "text2text-generation", "summarization", "text2text-generation"),
+        ('handler = "summarization"', "fill-mask", "summarization", "summarization"),
+    ],
+)
+def test_a_task_chooses_the_handler(tmp_path: Path, toml: str, hf_task: str, handler: str, task: str) -> None:
+    """model.toml's before HF_TASK, and either before config.json; a handler named in model.toml before all."""
+    spec = describe("m", hugging(tmp_path, BART, toml), hf_task)
+
+    assert (spec.handler, spec.task) == (handler, task)
+
+
+def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
+    """Another framework's model beside them is what it is."""
+    hugging(tmp_path / "a", BART)
+    xgboost(tmp_path / "b")
+
+    specs = {name: entry.spec for name, entry in scan(tmp_path, "translation").entries.items()}
+
+    assert {name: spec and (spec.handler, spec.task) for name, spec in specs.items()} == {
+        "a": ("summarization", "translation"),
+        "b": ("xgboost", None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("toml", "hf_task", "said"),
+    [
+        ('task = "summarisation"', "", "model.toml: task: nobody here does 'summarisation'; known: text-generation, "),
+        ("", "image-to-text", "HF_TASK: nobody here does 'image-to-text'; known: text-generation, "),
+    ],
+)
+def test_a_task_nobody_does_is_refused(tmp_path: Path, toml: str, hf_task: str, said: str) -> None:
+    """Naming where it was asked for, and all there are."""
+    with pytest.raises(ModelUnusable) as caught:
+        describe("m", hugging(tmp_path, BART, toml), hf_task)
+    assert caught.value.message.startswith(said)
+
+
+def test_a_sentence_transformers_directory_gives_sentences(tmp_path: Path) -> None:
+    """Whatever head its config.json still names; unless its tokens are asked for."""
+    directory = put(hugging(tmp_path, {"architectures": ["MPNetForMaskedLM"]}), modules_json="[]")
+
+    assert (describe("m", directory).handler, describe("m", directory).task) == (
+        "feature_extraction",
+        "sentence-embeddings",
+    )
+    assert describe("m", directory, "feature-extraction").task == "feature-extraction"
+
+
+def test_pickled_weights_go_to_the_handler_that_refuses_them(tmp_path: Path) -> None:
+    """It can say how to convert them; the catalog only knows which handler it would be."""
+    put(tmp_path, config_json=json.dumps(GPT2))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+
+    assert describe("m", tmp_path).handler == "text_generation"
+
+
+def test_config_json_may_hold_infinity(tmp_path: Path) -> None:
+    """transformers writes it, though it is not JSON."""
+    put(tmp_path, config_json='{"architectures": ["Mamba2ForCausalLM"], "time_step_limit": [0.0, Infinity]}')
+    put(tmp_path, model_safetensors="")
+
+    assert describe("m", tmp_path).handler == "text_generation"
+
+
+def test_own_code_stands_over_all_recognition(tmp_path: Path) -> None:
+    """code/inference.py serves the model, which can still be called by its type."""
+    spec = describe("m", put(hugging(tmp_path, GPT2), code__inference_py=""))
+
+    assert (spec.handler, spec.model_type) == ("custom", "gpt2")
+
+
+def test_own_code_may_have_another_name(tmp_path: Path) -> None:
+    """`program` in [options] says which file in code/ it is."""
+    spec = describe("m", put(tmp_path, code__main_py="", config_json="mine", model_toml='options.program = "main.py"'))
+
+    assert (spec.handler, spec.model_type, spec.options) == ("custom", None, {"program": "main.py"})
+
+
+def test_the_card_names_the_handler_of_files_nobody_would_recognise(tmp_path: Path) -> None:
+    """`handler` in model.toml needs no other file."""
+    assert describe("m", put(tmp_path, weights_bin="", model_toml='handler = "xgboost"')).handler == "xgboost"
+
+
+def test_a_directory_wrapped_in_a_directory_is_descended_into(tmp_path: Path) -> None:
+    """A common mistake in packing; code/ alone is no wrapper."""
+    xgboost(tmp_path / "outer" / "inner")
+    put(tmp_path / "mine", code__inference_py="")
+
+    assert describe("m", tmp_path / "outer").directory == tmp_path / "outer" / "inner"
+    assert describe("m", tmp_path / "mine").directory == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no handler recognises it: found nothing; put a model.toml with handler = ... or code/inference.py"),
+        (
+            {"a_tflite": "", "b_txt": "", "c__d": ""},
+            "no handler recognises it: found a.tflite, b.txt, c/; put a model.toml",
+        ),
+        ({f"{n:02}": "" for n in range(20)}, "found 00, 01, 02, 03, 04, 05, 06, 07 and 12 more; put"),
+        ({"data_json": '{"rows": []}'}, "found data.json; put"),
+        ({"model_pkl": ""}, "model.pkl: a pickle runs code when it is loaded"),
+        ({"a_txt": "", "model_joblib": ""}, "model.joblib: a pickle"),
+        ({"x_pickle": ""}, "x.pickle: a pickle"),
+        ({"config_json": json.dumps(GPT2)}, "config.json: no weights beside it; needs *.safetensors"),
+        ({"config_json": "{", "model_safetensors": ""}, "config.json: not JSON"),
+        ({"config_json": "[" * 100_000, "model_safetensors": ""}, "config.json: not JSON"),
+        ({"config_json": "[]", "model_safetensors": ""}, "config.json: not a JSON object"),
+        (
+            {"config_json": '{"architectures": ["BertForMultipleChoice"]}', "model_safetensors": ""},
+            "config.json: no handler for this architecture (BertForMultipleChoice); say what it is for in model",
+        ),
+        (
+            {
+                "config_json": '{"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}',
+                "a_safetensors": "",
+            },
+            "(LlavaForConditionalGeneration)",
+        ),
+        ({"config_json": '{"architectures": "GPT2LMHeadModel"}', "model_safetensors": ""}, "architecture (none)"),
+        ({"model_toml": 'options.program = "x.py"'}, "model.toml: options.program: there is no code/x.py"),
+        ({"model_toml": 'options.program = "../x.py"'}, "options.program: needs the name of a file in code/"),
+        ({"model_toml": "options.program = 1"}, "options.program: needs the name of a file in code/, not 1"),
+    ],
+)
+def test_what_cannot_be_served_is_said_with_file_and_cause(tmp_path: Path, files: dict[str, str], said: str) -> None:
+    """For whoever asks for it, and never a guess."""
+    put(tmp_path / "m" / "m", keep="")
+    (tmp_path / "m" / "m" / "keep").unlink()
+
+    assert said in refusal(put(tmp_path / "m" / "m", **files))
+
+
+def test_a_lone_pickled_model_names_its_file(tmp_path: Path) -> None:
+    """pytorch_model.bin without config.json cannot be anything we load."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+
+    assert "pytorch_model.bin: a pickle" in refusal(tmp_path)
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """The multi-model API hands over any path."""
+    assert refusal(tmp_path / "gone") == "gone: No such file or directory"
+
+
+def test_only_the_beginning_of_a_json_file_is_read(tmp_path: Path) -> None:
+    """A model of hundreds of MB is known by its first bytes."""
+    put(tmp_path, model_json=BOOSTER)
+    os.truncate(tmp_path / "model.json", 1 << 40)
+    begun = time.perf_counter()
+
+    assert describe("m", tmp_path).handler == "xgboost"
+    assert time.perf_counter() - begun < 1
