@@ -6,12 +6,16 @@ from urllib.parse import unquote
 import msgspec
 
 from serve import wire
-from serve.errors import ModelUnusable, NotAModel, ServeError, Unavailable
+from serve.errors import Conflict, DoesNotFit, InternalError, ModelUnusable, NotAModel, ServeError, Unavailable
+from serve.exhausted import exhausted
 from serve.host import multi_model
 from serve.host.door import refuse, reply
+from serve.host.entry import Entry
 from serve.host.hosted import Hosted
+from serve.host.runners import leave_some_files
 from serve.host.store import Store
 from serve.host.watch import Watch
+from serve.names import socket_name
 from serve.settings import Settings
 
 SCALED = b'{"status": "Workers scaled"}'  # as multi-model-server says it
@@ -31,7 +35,8 @@ class Platform:
     def answers(self, caller: wire.Connection, path: str, query: dict[str, str]) -> bool:
         """Load, list, unload; whether that was what the caller asked for. Raises ServeError."""
         if path == "/models" and caller.method == "POST":
-            model = self._store.load(multi_model.requested(caller.body(), self._settings.model_roots))
+            model = self._made(multi_model.requested(caller.body(), self._settings.model_roots))
+            self._store.add(model)
             self._watch.add(model)
             self._loads.append((model, caller))
         elif path == "/models" and caller.method == "GET":
@@ -48,6 +53,23 @@ class Platform:
         else:
             return False
         return True
+
+    def _made(self, entry: Entry) -> Hosted:
+        """Raises Conflict when there is one of this name, on its way in or out too, and DoesNotFit."""
+        if there := self._store.models.get(entry.name):
+            hint = "its unload has not been answered yet: load it after that" if there.leaving else ""
+            raise Conflict(f"Model {entry.name} is already registered.", hint=hint, model=entry.name)
+        try:
+            model = Hosted(entry, self._settings.sockets / socket_name(entry.name), self._settings.queue_limit)
+        except OSError as error:
+            says = f"no socket for {entry.name[:100]!r}: {error}"
+            raise exhausted(error) or InternalError(says, hint="a shorter SERVE_RUN_DIR, perhaps") from error
+        try:
+            leave_some_files(model.listener)
+        except DoesNotFit:
+            model.close()
+            raise
+        return model
 
     def _unload(self, model: Hosted, caller: wire.Connection, said: bytes | ServeError) -> None:
         """Answer once it is gone, and its memory with it."""

@@ -70,7 +70,7 @@ class Host:
         signal.signal(signal.SIGTERM, self._drain)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGQUIT, self._end)
-        for model in self._store.awaited:
+        for model in list(self._store.readiness.awaited):
             self._store.want(model)
         looked = 0.0
         while not self._ending:
@@ -122,17 +122,10 @@ class Host:
     # Telling.
 
     def _beat(self) -> None:
-        awaited, count = self._store.awaited, len(self._store.preloads)
         if self._draining:
-            state, says = State.DRAINING, "draining: told to stop"
-        elif not awaited:
-            state, says = State.READY, "ready"
+            self._slots.beat(State.DRAINING, "draining: told to stop")
         else:
-            state = State.STARTING
-            says = f"starting: {count - len(awaited)} of {count} preloaded models are ready"
-            failures = [f"; {each.name}: {error.message}" for each in awaited if (error := each.failure())]
-            says += "".join(failures[:1])
-        self._slots.beat(state, says)
+            self._slots.beat(*self._store.readiness.told())
 
 
 def _turn_away(model: Hosted) -> None:

@@ -8,16 +8,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from serve.errors import Conflict, DoesNotFit, InternalError, RunnerDied, ServeError, from_wire
+from serve.errors import DoesNotFit, InternalError, RunnerDied, ServeError, from_wire
 from serve.exhausted import HINTS, exhausted
 from serve.host.catalog import Catalog
-from serve.host.entry import Entry, Spec
+from serve.host.entry import Spec
 from serve.host.hosted import MINUTE, Hosted, Stage
 from serve.host.multi_model import no_such
 from serve.host.preparing import Preparing
+from serve.host.readiness import Readiness
 from serve.host.room import Room
 from serve.host.runner_process import Forkserver, Phase, RunnerProcess
-from serve.host.runners import Death, Runners, leave_some_files, measure
+from serve.host.runners import Death, Runners, measure
 from serve.names import socket_name
 from serve.settings import Settings
 from serve.slots import Slots
@@ -39,8 +40,7 @@ class Store:
         for model in self.models.values():
             model.open()  # before it is loaded: the first to come is heard, and loads it
         self.changed.update(self.models.values())
-        self.preloads = self._chosen(settings.preload, found, lambda spec: spec.preload)
-        self.awaited = list(self.preloads)  # those that have not been ready yet; afterwards they are as any other
+        self.readiness = Readiness(self._chosen(settings.preload, found, lambda spec: spec.preload))
         self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda spec: spec.pin)}
         self._preparing = Preparing(settings, wake)
         self.runners = Runners(settings, slots, forks)
@@ -104,27 +104,10 @@ class Store:
 
     # What the platform asks for on a multi-model endpoint.
 
-    def load(self, entry: Entry) -> Hosted:
-        """Make a model and want it; callers see it once it is ready.
-
-        Raises Conflict when there is one of this name, on its way in or out too, and DoesNotFit.
-        """
-        if there := self.models.get(entry.name):
-            hint = "its unload has not been answered yet: load it after that" if there.leaving else ""
-            raise Conflict(f"Model {entry.name} is already registered.", hint=hint, model=entry.name)
-        try:
-            model = Hosted(entry, self._settings.sockets / socket_name(entry.name), self._settings.queue_limit)
-        except OSError as error:
-            says = f"no socket for {entry.name[:100]!r}: {error}"
-            raise exhausted(error) or InternalError(says, hint="a shorter SERVE_RUN_DIR, perhaps") from error
-        try:
-            leave_some_files(model.listener)
-        except DoesNotFit:
-            model.close()
-            raise
-        self.models[entry.name] = model
+    def add(self, model: Hosted) -> None:
+        """One more, wanted at once; callers see it when it is ready."""
+        self.models[model.name] = model
         self.want(model)
-        return model
 
     def unload(self, model: Hosted, why: str) -> None:
         """Let nobody in any more; what is in flight is answered, what is loading is stopped. `forget` comes later."""
@@ -180,8 +163,7 @@ class Store:
     def _ready(self, model: Hosted, runner: RunnerProcess, seconds: float) -> None:
         runner.phase = Phase.READY
         runner.slot.set("last_used", time.monotonic_ns())
-        if model in self.awaited and not model.missing():
-            self.awaited.remove(model)
+        self.readiness.note(model)
         waited = time.monotonic() - model.wanted_since
         model.load_seconds += waited
         measure(model, runner)
@@ -236,7 +218,7 @@ class Store:
             for runner in due:
                 measure(self.models[runner.model], runner)
             self._room.keep_within()
-        for model in self.awaited:
+        for model in self.readiness.awaited:
             if not model.pause_left():
                 self.want(model)
         self._admit()
