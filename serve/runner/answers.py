@@ -25,6 +25,7 @@ class Answers:
         self._poll = poll
         self._slot = slot
         self._begun = 0.0  # time.monotonic() at the arrival last told of
+        self._ended = False  # somebody at work since then
         self._stream_limit = stream_limit
         self._leave = leave
         self.lost: DeviceLost | None = None  # what ends this process
@@ -36,7 +37,10 @@ class Answers:
 
     def begun(self, job: Job) -> None:
         """Tell the host when the newest request at work arrived, in milliseconds since 1970 as nginx has it."""
+        if job.arrived < self._begun and not self._ended:
+            return  # the one told of is still at work
         self._begun = job.arrived if job.arrived >= self._begun else max(self._at_work(), job.arrived)
+        self._ended = False
         self._slot.set("begun", int((time.time() - time.monotonic() + self._begun) * 1e3))
 
     def _at_work(self) -> float:
@@ -67,6 +71,7 @@ class Answers:
 
     def end(self, job: Job, data: bytes, status: int) -> None:
         """The last bytes of an answer; the connection closes when the peer has them."""
+        self._ended = True
         self._count(job, status)
         fd = job.connection.sock.fileno()
         if fd < 0:
@@ -85,6 +90,7 @@ class Answers:
 
     def cut(self, job: Job, error: ServeError) -> None:
         """A stream failed after its head had left: break the connection off."""
+        self._ended = True
         log.error("stream cut", extra={"request_id": job.request.id, "error": error.message})
         self._count(job, int(InternalError.status))
         fd = job.connection.sock.fileno()
@@ -127,6 +133,7 @@ class Answers:
 
     def hung_up(self, fd: int) -> None:
         """The caller is gone: whatever is being done for it stops here, within one step."""
+        self._ended = True
         if fd in self.joined:
             job = self.joined.pop(fd)
             self._leave(job)

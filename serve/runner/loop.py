@@ -10,7 +10,8 @@ import json
 import select
 import socket
 import time
-from dataclasses import replace
+
+import msgspec
 
 from serve import wire
 from serve.errors import DeviceLost, ServeError
@@ -166,7 +167,7 @@ class Loop:
             job.fail(outcome_of(error))
         else:
             if len(job.request.body) > LARGE:
-                job.request = replace(job.request, body=b"")
+                job.request = msgspec.structs.replace(job.request, body=b"")
             self._joined[job.connection.sock.fileno()] = job
             self._engine.join(job)
         self._slot.set("busy_since", 0)

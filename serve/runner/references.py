@@ -6,8 +6,9 @@ import select
 import threading
 import time
 from collections import deque
-from dataclasses import replace
 from queue import Empty, SimpleQueue
+
+import msgspec
 
 from serve import media, wire
 from serve.errors import QueueFull, ServeError, TooLate, UnsupportedMediaType
@@ -147,4 +148,4 @@ class References:
         body = found.body
         if found.encoding:
             body = wire.decompressed(body, found.encoding, settings.payload_bytes)
-        return replace(request, body=body, content_type=content_type, charset=charset)
+        return msgspec.structs.replace(request, body=body, content_type=content_type, charset=charset)
