@@ -28,6 +28,25 @@ def test_each_way_of_naming_a_model_reaches_it(start: Start, models: Path) -> No
     assert by_attributes.headers["x-amzn-sagemaker-custom-attributes"] == "a=1,model_type=echo"
 
 
+OBEYED = """
+from werkzeug import Response
+def predict_fn(data, model):
+    return data
+def output_fn(prediction, accept):
+    return Response("mine", headers={"X-Accel-Redirect": "/ping", "X-Mine": "kept"})
+"""
+
+
+def test_a_models_own_headers_send_nobody_elsewhere(start: Start, models: Path) -> None:
+    """What nginx obeys from a web worker it passes on from a model, on both lanes."""
+    toy(models, "echo", "own", {"code/inference.py": OBEYED})
+    toy(models, "echo")
+    server = start(models)
+
+    for answer in (server.invoke("own", {}), server.invoke(None, {"model_type": "own"})):
+        assert (answer.status, answer.body, answer.headers["x-mine"]) == (200, b"mine", "kept"), answer
+
+
 @pytest.mark.parametrize("name", ["nope", "../echo", "a/../../b", "%2e%2e", "x" * 10_000, "ec ho"])
 def test_an_unknown_name_is_404_and_says_what_there_is(start: Start, models: Path, name: str) -> None:
     """Whatever the name looks like, nothing outside the model directory is reached."""
