@@ -142,8 +142,9 @@ def _clear(settings: Settings) -> None:
         else:
             raise BadSetting(f"SERVE_RUN_DIR: {settings.run_dir}: another server runs there; name another directory")
     settings.host_socket.unlink(missing_ok=True)
-    # What was unpacked or installed may be of another archive by now.
-    for directory in (settings.sockets, settings.unpacked, settings.packages):
+    # What was unpacked or installed may be of another archive by now; nginx would keep the bodies it had in files.
+    spools = (settings.run_dir / "body", settings.run_dir / "proxy")
+    for directory in (settings.sockets, settings.unpacked, settings.packages, *spools):
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -67,12 +67,14 @@ def test_what_a_killed_server_left_is_in_nobodys_way(start: Start, models: Path)
     killed.process.kill()
     killed.process.wait(30)
     wait_until(lambda: not any(map(alive, below)))
+    (killed.run_dir / "body" / "0000000001").write_bytes(b"of a request that was under way")
     with tarfile.open(models / "packed.tar.gz", "w:gz") as tar:
         tar.add(toy(models, "echo", "newer", {"model.toml": "options = {reverse = true}"}), ".")
 
     server = start(models, SERVE_RUN_DIR=killed.run_dir)
     assert server.invoke("echo", "hello", "text/plain").status == 200
     assert server.invoke("packed", "hello", "text/plain").body.endswith(b":olleh")
+    assert list((killed.run_dir / "body").iterdir()) == []
 
 
 def test_the_banner_tells_each_choice_and_its_source(start: Start, models: Path) -> None:
