@@ -6,8 +6,6 @@ Nothing here unpickles, and nothing takes much more memory than the body has byt
 import csv
 import io
 import math
-import zipfile
-import zlib
 from typing import Any
 
 import msgspec
@@ -15,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from serve.errors import BadRequest, NotAcceptable, PayloadTooLarge, UnsupportedMediaType
+from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
+from serve.handlers import npz
 from serve.handlers.rows.tabular import array
 
 JSON, CSV, TEXT, NPY, NPZ, STREAMED = (
@@ -27,8 +26,6 @@ JSON, CSV, TEXT, NPY, NPZ, STREAMED = (
     "application/jsonlines",
 )
 WRITES = (JSON, CSV, TEXT, NPY)
-UNFOLDED = 256 << 20  # bytes an npz may unfold to
-SPARSE = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix, "coo": scipy.sparse.coo_matrix}
 
 Array = npt.NDArray[Any]
 
@@ -58,7 +55,7 @@ def read(body: bytes, content_type: str, charset: str = "utf-8") -> Any:
     if content_type == NPY:
         return array(body).copy()  # its own, so that it can be written to
     if content_type == NPZ:
-        return npz(body)
+        return npz.read(body)
     if is_json(content_type):
         return json(decoded(body, charset))
     if content_type == CSV:
@@ -111,51 +108,6 @@ def _table_cell_by_cell(lines: list[str]) -> Array:
                     hint="send rows of numbers, without a header line" if number == 1 else "",
                 ) from None
     return found
-
-
-def npz(body: bytes) -> Any:
-    """The arrays of an npz file by name, or the one sparse matrix that scipy.sparse.save_npz wrote."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            members = archive.infolist()
-            size = sum(each.file_size for each in members)
-            if size > UNFOLDED:
-                raise PayloadTooLarge(f"the npz unfolds to {size} bytes, the limit is {UNFOLDED}")
-            files = {each.filename.removesuffix(".npy"): archive.read(each) for each in members}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError, ValueError) as error:
-        raise BadRequest(f"the body is not a .npz file: {type(error).__name__}: {error}") from error
-    if "format" not in files:
-        return {name: array(content).copy() for name, content in files.items()}
-    return _sparse(files)
-
-
-def _sparse(files: dict[str, bytes]) -> Any:
-    # The format is the one member that is text: numpy's S3, after a header of less than 128 bytes.
-    name = files.pop("format")[-3:].decode("latin-1")
-    if name not in SPARSE:
-        raise BadRequest("the npz is a sparse matrix of a kind that is not read", hint=f"save one of {list(SPARSE)}")
-    found = {key: array(content).copy() for key, content in files.items()}
-    wanted = ("data", "row", "col") if name == "coo" else ("data", "indices", "indptr")
-    shape = found.get("shape")
-    if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or any(key not in found for key in wanted):
-        raise BadRequest(f"the npz is not a sparse matrix: it needs shape and {', '.join(wanted)}")
-    data, *where = (found[key] for key in wanted)
-    if any(each.dtype.kind not in "iu" or each.ndim != 1 for each in where) or data.ndim != 1:
-        raise BadRequest("the npz is not a sparse matrix: its parts need one dimension, and whole numbers for indices")
-    if int(shape.min()) < 0 or int(shape.max()) >= 1 << 62:
-        raise BadRequest(f"the sparse matrix has shape {shape.tolist()}")
-    lines = {"csr": int(shape[0]), "csc": int(shape[1])}.get(name)
-    if lines is not None and len(where[1]) != lines + 1:  # before scipy allocates for a shape that is not there
-        raise BadRequest(f"the sparse matrix has shape {shape.tolist()}, and indptr for {len(where[1]) - 1}")
-    try:
-        parts = (data, (where[0], where[1])) if name == "coo" else (data, where[0], where[1])
-        matrix = SPARSE[name](parts, shape=tuple(shape.tolist()))
-        if name != "coo":
-            # Without it an index past the end would be read, or written to, by compiled code that trusts it.
-            matrix.check_format(full_check=True)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadRequest(f"the npz is not a sparse matrix: {error}") from error
-    return matrix
 
 
 def numbers(value: Any, dtype: npt.DTypeLike, what: str = "the input") -> Array:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BadRequest, NotAcceptable, PayloadTooLarge, ServeError
-from serve.handlers import formats
+from serve.handlers import formats, npz
 
 JSON, CSV, NPY, NPZ, TEXT = formats.JSON, formats.CSV, formats.NPY, formats.NPZ, formats.TEXT
 
@@ -128,7 +128,7 @@ def test_rows_of_numbers(text: str, rows: list[list[float | None]] | None) -> No
 
 def test_a_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 MB of nothing are a few kB of zip."""
-    monkeypatch.setattr(formats, "UNFOLDED", 10_000_000)
+    monkeypatch.setattr(npz, "_UNFOLDED", 10_000_000)
     bomb = zipped(a=npy(np.zeros(2_000_000)))
     tracemalloc.start()
     with pytest.raises(PayloadTooLarge, match="unfolds to 16000128 bytes"):

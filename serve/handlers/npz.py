@@ -1,0 +1,62 @@
+"""npz: a zip of numpy arrays by name, or of the parts of one sparse matrix.
+
+A few bytes of it can stand for any number; so sizes and shapes are looked at before anything is made of them.
+"""
+
+import io
+import zipfile
+import zlib
+from typing import Any
+
+import scipy.sparse
+
+from serve.errors import BadRequest, PayloadTooLarge
+from serve.handlers.rows.tabular import array
+
+_UNFOLDED = 256 << 20  # bytes it may unfold to
+_SPARSE = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix, "coo": scipy.sparse.coo_matrix}
+
+
+def read(body: bytes) -> Any:
+    """The arrays of an npz file by name, or the one sparse matrix that scipy.sparse.save_npz wrote."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            members = archive.infolist()
+            size = sum(each.file_size for each in members)
+            if size > _UNFOLDED:
+                raise PayloadTooLarge(f"the npz unfolds to {size} bytes, the limit is {_UNFOLDED}")
+            files = {each.filename.removesuffix(".npy"): archive.read(each) for each in members}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError, ValueError) as error:
+        raise BadRequest(f"the body is not a .npz file: {type(error).__name__}: {error}") from error
+    if "format" not in files:
+        return {name: array(content).copy() for name, content in files.items()}
+    return _sparse(files)
+
+
+def _sparse(files: dict[str, bytes]) -> Any:
+    # The format is the one member that is text: numpy's S3, after a header of less than 128 bytes.
+    name = files.pop("format")[-3:].decode("latin-1")
+    if name not in _SPARSE:
+        raise BadRequest("the npz is a sparse matrix of a kind that is not read", hint=f"save one of {list(_SPARSE)}")
+    found = {key: array(content).copy() for key, content in files.items()}
+    wanted = ("data", "row", "col") if name == "coo" else ("data", "indices", "indptr")
+    shape = found.get("shape")
+    if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or any(key not in found for key in wanted):
+        raise BadRequest(f"the npz is not a sparse matrix: it needs shape and {', '.join(wanted)}")
+    data, *where = (found[key] for key in wanted)
+    if any(each.dtype.kind not in "iu" or each.ndim != 1 for each in where) or data.ndim != 1:
+        raise BadRequest("the npz is not a sparse matrix: its parts need one dimension, and whole numbers for indices")
+    if int(shape.min()) < 0 or int(shape.max()) >= 1 << 62:
+        raise BadRequest(f"the sparse matrix has shape {shape.tolist()}")
+    lines = {"csr": int(shape[0]), "csc": int(shape[1])}.get(name)
+    if lines is not None and len(where[1]) != lines + 1:  # before scipy allocates for a shape that is not there
+        raise BadRequest(f"the sparse matrix has shape {shape.tolist()}, and indptr for {len(where[1]) - 1}")
+    try:
+        parts = (data, (where[0], where[1])) if name == "coo" else (data, where[0], where[1])
+        matrix = _SPARSE[name](parts, shape=tuple(shape.tolist()))
+        if name != "coo":
+            # Without it an index past the end would be read, or written to, by compiled code that trusts it.
+            matrix.check_format(full_check=True)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadRequest(f"the npz is not a sparse matrix: {error}") from error
+    return matrix
