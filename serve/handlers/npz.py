@@ -14,6 +14,8 @@ from serve.errors import BadRequest, PayloadTooLarge
 from serve.handlers.rows.tabular import array
 
 _UNFOLDED = 256 << 20  # bytes it may unfold to
+_ROWS = _UNFOLDED // 8  # of a matrix: what works with rows makes 8 bytes for each, though none has a value
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's; others take memory by what they say of themselves
 _SPARSE = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix, "coo": scipy.sparse.coo_matrix}
 
 
@@ -25,6 +27,8 @@ def read(body: bytes) -> Any:
             size = sum(each.file_size for each in members)
             if size > _UNFOLDED:
                 raise PayloadTooLarge(f"the npz unfolds to {size} bytes, the limit is {_UNFOLDED}")
+            if any(each.compress_type not in _PACKINGS for each in members):
+                raise BadRequest("the npz is packed in a way that numpy does not pack", hint="save it with numpy.savez")
             files = {each.filename.removesuffix(".npy"): archive.read(each) for each in members}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError, ValueError) as error:
         raise BadRequest(f"the body is not a .npz file: {type(error).__name__}: {error}") from error
@@ -51,6 +55,8 @@ def _sparse(files: dict[str, bytes]) -> Any:
     lines = {"csr": int(shape[0]), "csc": int(shape[1])}.get(name)
     if lines is not None and len(where[1]) != lines + 1:  # before scipy allocates for a shape that is not there
         raise BadRequest(f"the sparse matrix has shape {shape.tolist()}, and indptr for {len(where[1]) - 1}")
+    if shape[0] > _ROWS:  # which the indices of coo and csc do not show
+        raise PayloadTooLarge(f"the sparse matrix has {shape[0]} rows, the limit is {_ROWS}", hint="send it in parts")
     try:
         parts = (data, (where[0], where[1])) if name == "coo" else (data, where[0], where[1])
         matrix = _SPARSE[name](parts, shape=tuple(shape.tolist()))

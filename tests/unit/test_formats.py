@@ -31,9 +31,9 @@ def header(text: str, body: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded + body
 
 
-def zipped(**members: bytes) -> bytes:
+def zipped(packing: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", packing) as archive:
         for name, content in members.items():
             archive.writestr(f"{name}.npy", content)
     return file.getvalue()
@@ -73,12 +73,15 @@ def test_an_npz_of_arrays_is_a_dictionary() -> None:
         (npy(np.array(["a"])), NPY, "numbers are needed"),
         (header("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}"), NPY, "does not fill"),
         (header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}"), NPY, "does not fill"),
+        (header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': (0, {10**30})}}"), NPY, "cannot be made"),
+        (header(f"{{'descr': '<i1', 'fortran_order': False, 'shape': {(1,) * 65}}}", b"1"), NPY, "cannot be made"),
         (header("__import__('os').abort()"), NPY, "its header cannot be read"),
         (header("{" * 100), NPY, "its header cannot be read"),
         (npy(np.ones(4))[:-1], NPY, "does not fill"),
         (npy(np.ones(4)) * 2, NPY, "does not fill"),
         (zipped(a=npy(np.array([None]))), NPZ, "numbers are needed"),
         (b"PK\x03\x04", NPZ, "not a .npz file"),
+        (zipped(zipfile.ZIP_LZMA, a=npy(np.ones(9))), NPZ, "packed in a way"),
         (sparse(ROWS, indices=np.array([0, 1 << 20], np.int32)), NPZ, "not a sparse matrix"),
         (sparse(ROWS, indices=np.array([0, -1], np.int32)), NPZ, "not a sparse matrix"),
         (sparse(ROWS, indptr=np.array([0, 1, 1 << 30], np.int32)), NPZ, "not a sparse matrix"),
@@ -135,6 +138,13 @@ def test_a_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
         formats.read(bomb, NPZ)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["csc", "coo"])
+def test_a_sparse_matrix_of_more_rows_than_its_indices_show_is_refused(kind: str) -> None:
+    """Whoever asks it for its rows, as models do, would have 8 bytes made for each."""
+    with pytest.raises(PayloadTooLarge, match="has 1000000000000 rows, the limit is 33554432"):
+        formats.read(sparse(ROWS.asformat(kind), shape=np.array([10**12, 2])), NPZ)
 
 
 def test_one_long_text_does_not_widen_a_million_cells() -> None:

@@ -139,7 +139,10 @@ def array(body: bytes) -> npt.NDArray[Any]:
     left = len(body) - end
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != left:  # before any of it is allocated
         raise BadRequest(f"the array of shape {str(shape)[:100]} and type {dtype} does not fill the {left} bytes given")
-    return np.frombuffer(body, dtype, offset=end).reshape(shape, order="F" if header.get("fortran_order") else "C")
+    try:
+        return np.frombuffer(body, dtype, offset=end).reshape(shape, order="F" if header.get("fortran_order") else "C")
+    except ValueError as error:  # more dimensions than numpy has, or none of 10**30 rows
+        raise BadRequest(f"the array of shape {str(shape)[:100]} cannot be made: {error}") from error
 
 
 def npy(body: bytes, width: int) -> Matrix:
