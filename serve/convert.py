@@ -5,12 +5,16 @@ from what pickle or joblib wrote. SOURCE is read in a child that has nothing but
 result in (serve/sandbox.py); what comes back is checked again, and written by us.
 """
 
+import io
 import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import IO
+from zipfile import BadZipFile, ZipFile
+
+from serve import sandbox
 
 SKOPS = ".skops"
 SECONDS = 120  # of the child's processor; a model of 1 GB takes a tenth
@@ -42,24 +46,35 @@ def converted(source: Path, target: Path) -> str:
         raise ValueError('scikit-learn is not in this image; build it in: docker build --build-arg EXTRAS="sklearn"')
     if target.exists():
         raise ValueError(f"{target} exists; remove it, or name another")
-    with source.open("rb") as file, tempfile.TemporaryFile() as result:
-        child = subprocess.run(
-            [sys.executable, "-m", "serve.convert", target.suffix[1:]],
-            stdin=file,
-            stdout=result,
-            stderr=subprocess.PIPE,
-            env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-            timeout=10 * SECONDS,
-        )
-        said = child.stderr.decode(errors="replace").strip().splitlines() or [f"ended with {child.returncode}"]
-        if child.returncode:
-            raise ValueError(f"{source}: {said[-1][:500]}")
+    # Files both, since the sandbox limits how much may be written to a file, and not to a pipe.
+    with source.open("rb") as file, tempfile.TemporaryFile() as result, tempfile.TemporaryFile() as log:
+        try:
+            status = subprocess.run(
+                [sys.executable, "-m", "serve.convert", target.suffix[1:]],
+                stdin=file,
+                stdout=result,
+                stderr=log,
+                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+                timeout=10 * SECONDS,
+            ).returncode
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"{source}: reading it takes longer than {10 * SECONDS} s") from error
+        said = _last_line(log) or f"reading it ended with {status}"
+        if status:
+            raise ValueError(f"{source}: {said[:500]}")
         result.seek(0)
         data = result.read()
     _check(data, target.suffix)
     with target.open("xb") as out:
         out.write(data)
-    return f"{target}: {len(data)} bytes, {said[-1][:200]}"
+    return f"{target}: {len(data)} bytes, {said[:200]}"
+
+
+def _last_line(log: IO[bytes]) -> str:
+    """What a terminal can be shown of it: whoever wrote it may have meant to move its cursor."""
+    log.seek(max(0, log.seek(0, io.SEEK_END) - 4096))
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return "".join(each if each.isprintable() else "?" for each in lines[-1]) if lines else ""
 
 
 def _check(data: bytes, suffix: str) -> None:
@@ -76,6 +91,9 @@ def _check(data: bytes, suffix: str) -> None:
         else:
             import skops.io
 
+            with ZipFile(io.BytesIO(data)) as archive:  # not packed as it was written; packed it could be any size
+                if sum(each.file_size for each in archive.infolist()) > len(data):
+                    raise ValueError("it unfolds to more than it has bytes")
             skops.io.get_untrusted_types(data=data)  # which makes nothing of what is in it
     except (ValueError, msgspec.DecodeError, LookupError, TypeError, OSError, BadZipFile) as error:
         raise ValueError(f"what came out of the sandbox is no model: {error}") from error
@@ -94,7 +112,7 @@ def _booster(kind: str) -> tuple[bytes, str]:
         sys.exit(f"{error.message}; {error.hint}")
     with config_context(verbosity=0):
         written = booster.save_raw(raw_format=kind)
-    return written, f"{booster.num_features()} features, {booster.num_boosted_rounds()} rounds; {walls}"
+    return written, f"{booster.num_features()} features, {booster.num_boosted_rounds()} rounds; {_behind(walls)}"
 
 
 def _estimator() -> tuple[bytes, str]:
@@ -104,6 +122,8 @@ def _estimator() -> tuple[bytes, str]:
 
     pickled_estimators.warm()
     data, walls = _walled()
+    if sandbox.SYSTEM_CALLS not in walls:
+        sys.exit("this kernel, or what emulates it, filters no system calls, and the pickle could run what it likes")
     try:
         estimator, version = pickled_estimators.read(data)
         written = skops.io.dumps(estimator)
@@ -112,16 +132,17 @@ def _estimator() -> tuple[bytes, str]:
     except (TypeError, ValueError, AttributeError) as error:
         sys.exit(f"skops cannot write it: {error}")
     made = f", made with scikit-learn {version[:20]}: compare its predictions" if version else ""
-    return written, f"{type(estimator).__name__}{made}; {walls}"
+    return written, f"{type(estimator).__name__}{made}; {_behind(walls)}"
 
 
-def _walled() -> tuple[bytearray, str]:
-    """What came on standard input, and how it will be read, with the walls up."""
-    from serve import sandbox
-
+def _walled() -> tuple[bytearray, list[str]]:
+    """What came on standard input, with the walls up, and their names."""
     data = bytearray(sys.stdin.buffer.read())
-    walls = sandbox.enter(SLACK + MEMORY * len(data), SECONDS, LEAST + GROWTH * len(data))
-    return data, f"read behind: {', '.join(walls)}"
+    return data, sandbox.enter(SLACK + MEMORY * len(data), SECONDS, LEAST + GROWTH * len(data))
+
+
+def _behind(walls: list[str]) -> str:
+    return f"read behind: {', '.join(walls)}"
 
 
 def _child(kind: str) -> None:

@@ -1,10 +1,14 @@
 """`python -m serve convert` makes data of what may be code, behind walls that stand."""
 
+import io
 import os
 import pickle
+import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -14,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
+from serve import convert, sandbox
 from serve.handlers import sklearn
 from serve.handlers.base import Model
 
@@ -51,6 +56,7 @@ def test_a_pickle_becomes_a_model_that_is_only_data(tmp_path: Path, booster: xgb
         (b"hello", "model.ubj", "is not an XGBoost model"),
         (b"hello", "model.pkl", "must end in .ubj or .json"),
         (b"cposix\nsystem\n(S'id > sprung'\ntR.", "model.skops", "the pickle asks for 'posix.system'"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x09os.system\x93.", "model.skops", "the pickle asks for 'numpy.os.system'"),
         (pickle.dumps({1, 2}), "model.skops", "the pickle holds 'set', which is no model of scikit-learn"),
         (b"hello", "there.ubj", "exists"),
         (None, "model.ubj", "No such file"),
@@ -60,6 +66,7 @@ def test_a_pickle_becomes_a_model_that_is_only_data(tmp_path: Path, booster: xgb
         "no model",
         "a target of another kind",
         "a trap as an estimator",
+        "a trap by way of a module",
         "no estimator",
         "a target that is there",
         "no source",
@@ -100,10 +107,81 @@ def test_the_usage_is_told() -> None:
     assert (run("x").returncode, run("x").stderr) == (2, USAGE)
 
 
+BOMB = io.BytesIO()
+with zipfile.ZipFile(BOMB, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("schema.json", bytes(1 << 24))
+
+REACH = """
+import os, socket
+attempts = {{
+    "write": lambda: open({sprung!r}, "w"), "read": lambda: open("/etc/passwd"), "list": lambda: os.listdir("/"),
+    "environment": lambda: open("/proc/self/environ"), "fork": os.fork, "run": lambda: os.execv("/bin/true", ["true"]),
+    "tcp": lambda: socket.socket().connect(("127.0.0.1", 9)), "signal": lambda: os.kill(os.getpid(), 0),
+    "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "unix": lambda: socket.socket(socket.AF_UNIX),
+}}
+reached = []
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        reached.append(name)
+    except PermissionError:
+        pass
+raise ValueError("it ran, and reached %s" % reached)
+"""
+FLOOD = """
+import os
+while True:
+    os.write(2, b"\\n\\x1b[2J" + bytes(1 << 16))
+"""
+FORGERY = """
+import os
+os.write(1, {bomb!r})
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (REACH, "ValueError: it ran, and reached []"),
+        (FLOOD, "source: ?[2J"),
+        (FORGERY, "what came out of the sandbox is no model: it unfolds to more than it has bytes"),
+    ],
+    ids=["reaches out", "floods its log", "forges a result"],
+)
+def test_a_hostile_pickle_runs_against_the_walls(tmp_path: Path, code: str, said: str) -> None:
+    """An estimator's pickle may name numpy's own way to run a text, so code of its runs: it gets nowhere."""
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return np.testing.runstring, (code.format(sprung=str(tmp_path / "sprung"), bomb=BOMB.getvalue()), {})
+
+    (tmp_path / "source").write_bytes(pickle.dumps(Trap()))
+    done = run(tmp_path / "source", tmp_path / "model.skops")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert len(done.stderr) < 1000
+    assert done.stderr.rstrip("\n").isprintable()
+    assert [each.name for each in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_pickle_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits takes no processor, of which there is a limit too."""
+    monkeypatch.setattr(convert, "SECONDS", 0)
+    (tmp_path / "source").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"source: reading it takes longer than 0 s$"):
+        convert.converted(tmp_path / "source", tmp_path / "model.ubj")
+    assert not (tmp_path / "model.ubj").exists()
+
+
 WALLS = """
 import os, socket, sys
 from pathlib import Path
 from serve import sandbox
+if sys.argv[3] == "alone":  # as under Docker on a kernel without landlock
+    sandbox._NAMESPACES, sandbox._landlock = {}, lambda _: False
+if sys.argv[3] == "left out":
+    sandbox._filtered = lambda _: False
 walls = sandbox.enter(1 << 28, 5, 1 << 20)
 def refused(attempt):
     try:
@@ -112,23 +190,24 @@ def refused(attempt):
         return True
     return False
 held = []
-if "landlock" in walls:
+if sys.argv[3] == "alone" or "landlock" in walls:
     held += [lambda: Path("/etc/passwd").read_text(), lambda: Path(sys.argv[1], "sprung").touch(),
              lambda: os.listdir("/"), lambda: os.execv("/bin/true", ["true"])]
-if "namespaces" in walls:
-    held += [lambda: socket.create_connection(("127.0.0.1", int(sys.argv[2])), timeout=5)]
+if sys.argv[3] == "alone" or "namespaces" in walls:
+    held += [lambda: socket.socket().connect(("127.0.0.1", int(sys.argv[2])))]
+if sys.argv[3] == "alone":
+    held += [os.fork, lambda: os.kill(os.getpid(), 0), lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
 held += [lambda: bytearray(1 << 30), lambda: os.write(1, b"x" * (2 << 20)) > 1 << 20 or sys.exit("wrote too much")]
 print(all(map(refused, held[:-1])), *walls, file=sys.stderr)
 """
 
 
-def test_nothing_is_left_of_files_network_and_memory(tmp_path: Path) -> None:
-    """Each wall the kernel has is there, and tried: landlock is in ours and in all that Fargate and SageMaker run."""
-    import socket
-
+@pytest.mark.parametrize("system_calls", ["with the others", "alone", "left out"])
+def test_nothing_is_left_of_files_network_and_memory(tmp_path: Path, system_calls: str) -> None:
+    """Each wall the kernel has is there, and tried. The filter of system calls holds by itself."""
     with socket.create_server(("127.0.0.1", 0)) as listener, (tmp_path / "out").open("wb") as out:
         done = subprocess.run(
-            [sys.executable, "-c", WALLS, str(tmp_path), str(listener.getsockname()[1])],
+            [sys.executable, "-c", WALLS, str(tmp_path), str(listener.getsockname()[1]), system_calls],
             cwd=ROOT,
             stdout=out,
             stderr=subprocess.PIPE,
@@ -136,4 +215,5 @@ def test_nothing_is_left_of_files_network_and_memory(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     assert done.stderr.split()[:4] == ["True", "limits", "no", "new"], done.stderr
+    assert done.stderr.endswith(f"{sandbox.SYSTEM_CALLS}\n") == (system_calls != "left out")
     assert not (tmp_path / "sprung").exists()
