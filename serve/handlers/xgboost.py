@@ -12,6 +12,7 @@ from serve import media
 from serve.errors import ModelUnusable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.boosting import boosters, scores
+from serve.handlers.boosting.scorers import Scores
 from serve.handlers.boosting.scores import CSV, JSON, JSONLINES, RECORDIO, WRITES
 from serve.handlers.boosting.selectable import Selection
 from serve.handlers.rows import instances, libsvm, parquet, recordio, tabular
@@ -92,7 +93,7 @@ class XGBoost:
         parts = zip([0, *ends], ends, items, strict=False)
         return [self._reply(found[start:end], item.media_type) for start, end, item in parts]
 
-    def _reply(self, found: scores.Scores, media_type: str) -> Reply:
+    def _reply(self, found: Scores, media_type: str) -> Reply:
         return Reply(body=self._writers[media_type](found), content_type=media_type)
 
 

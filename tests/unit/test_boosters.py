@@ -16,13 +16,14 @@ import xgboost
 from serve.errors import ModelUnusable
 from serve.handlers.base import Model
 from serve.handlers.boosting import boosters, old_binary, pickled_boosters
+from serve.handlers.boosting.scorers import Ensemble, Scorer
 
 OLD = Path(__file__).parent / "old_models"  # saved by the XGBoost in their names
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 generator = np.random.default_rng(5)
 ROWS = generator.normal(size=(80, 4)).astype(np.float32)
 
-Load = Callable[..., boosters.Scorer | boosters.Ensemble]
+Load = Callable[..., Scorer | Ensemble]
 
 
 def train(seed: int = 0, width: int = 4, **parameters: Any) -> xgboost.Booster:
@@ -36,7 +37,7 @@ def train(seed: int = 0, width: int = 4, **parameters: Any) -> xgboost.Booster:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    def start(**settings: Any) -> boosters.Scorer | boosters.Ensemble:
+    def start(**settings: Any) -> Scorer | Ensemble:
         return boosters.load(Model(name="trees", directory=tmp_path, **settings))
 
     return start

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,3 +149,24 @@ def test_scores_are_written_as_labels() -> None:
         for row in ([(b"score", [0.5]), (b"all", [1, 2])], [(b"score", [2]), (b"all", [3, 4])])
     )
     assert recordio.write(columns) == wanted
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        message(field(2, (varint(13) + struct.pack("<f", 1)) * 20_000)),
+        message(tensor([1, 2, 3]) + field(2, b"") * 30_000),
+        b"".join(field(1, field(1, b"%x" % number)) for number in range(10_000)),
+        field(1, b"".join(varint(number << 3) + b"\0" for number in range(1, 250_000))),
+    ],
+    ids=["values one by one", "many tensors", "many names", "many fields"],
+)
+def test_a_record_cut_into_bits_takes_no_more_memory_than_a_few_times_its_bytes(payload: bytes) -> None:
+    """Where each bit of it would be an object of its own it would be 60 times."""
+    body = framed(payload)
+    tracemalloc.start()
+    with pytest.raises(BadRequest):
+        recordio.read(body, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * len(body)

@@ -21,7 +21,7 @@ from serve.handlers.base import Model, Reply, Request
 from serve.handlers.boosting import dmatrix
 from serve.handlers.custom import Custom
 from serve.handlers.own_code.toolkit import Toolkit, of
-from serve.handlers.rows import recordio
+from serve.handlers.rows import protobuf, recordio
 from tests.live import tiny
 
 JSON, CSV = "application/json", "text/csv"
@@ -58,8 +58,8 @@ def recordio_rows(rows: Any) -> bytes:
     """Of features, as clients send them; ours writes labels, whose field has another number."""
     found = []
     for row in np.array(rows, "<f4"):
-        values = recordio._delimited(2, recordio._delimited(1, row.tobytes()))
-        entry = recordio._delimited(1, recordio._delimited(1, b"values") + recordio._delimited(2, values))
+        values = protobuf.delimited(2, protobuf.delimited(1, row.tobytes()))
+        entry = protobuf.delimited(1, protobuf.delimited(1, b"values") + protobuf.delimited(2, values))
         found.append(struct.pack("<II", recordio._MAGIC, len(entry)) + entry + b"\0" * (-len(entry) % 4))
     return b"".join(found)
 

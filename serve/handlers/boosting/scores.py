@@ -7,15 +7,14 @@ values. Numbers are the shortest decimals that read back as the same float32; JS
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
+from serve.handlers.boosting.scorers import Scores
 from serve.handlers.rows import recordio, tabular
 
 CSV, JSON, JSONLINES = "text/csv", "application/json", "application/jsonlines"
 RECORDIO = "application/x-recordio-protobuf"
 WRITES = (CSV, JSON, JSONLINES, RECORDIO)
 
-Scores = npt.NDArray[np.float32]  # rows by 1, or by classes or targets
 Writers = Mapping[str, Callable[[Scores], bytes]]
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from serve.errors import ModelUnusable
-from serve.handlers.boosting.scores import CSV, JSON, JSONLINES, RECORDIO, Scores, Writers, values
+from serve.handlers.boosting.scorers import Scores
+from serve.handlers.boosting.scores import CSV, JSON, JSONLINES, RECORDIO, Writers, values
 from serve.handlers.rows import recordio
 
 _OF_LABELS = ("predicted_label", "labels", "raw_score", "raw_scores")
