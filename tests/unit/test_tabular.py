@@ -173,6 +173,17 @@ def test_json_lines_hold_one_record_each() -> None:
     assert same(instances.lines(b'[1, 2]\n{"features": [3, null]}\n', 2, "kind"), matrix([[1, 2], [3, NAN]]))
 
 
+def test_wrong_json_lines_are_told_by_their_line() -> None:
+    """Of a line by itself there is nothing to tell."""
+    for body, message in [
+        (b"[1, 2]\n[1]\n", "line 2: row 1 has 1 columns; the model has 2 features"),
+        (b"[1, 2]\n\n[3, 4]\n", "line 2: the body is not JSON: Input data was truncated"),
+        (b"[1]\n", "row 1 has 1 columns; the model has 2 features"),
+    ]:
+        with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
+            instances.lines(body, 2, "kind")
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

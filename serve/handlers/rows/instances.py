@@ -62,8 +62,17 @@ def rows(body: bytes, width: int, model_field: str) -> Matrix:
 
 
 def lines(body: bytes, width: int, model_field: str) -> Matrix:
-    """JSON, one row a line."""
-    return np.concatenate([rows(line, width, model_field) for line in body.rstrip(b"\r\n").split(b"\n")])
+    """JSON, a row a line; an error names the line, where there are several."""
+    bodies = body.rstrip(b"\r\n").split(b"\n")
+    if len(bodies) == 1:
+        return rows(bodies[0], width, model_field)
+    found = []
+    for number, line in enumerate(bodies, 1):
+        try:
+            found.append(rows(line, width, model_field))
+        except BadRequest as error:
+            raise BadRequest(f"line {number}: {error.message}", hint=error.hint) from error
+    return np.concatenate(found)
 
 
 def _instance_row(instance: _Instance, number: int, width: int) -> Values:

@@ -1,5 +1,6 @@
 """libsvm to a matrix, and how rows with most of their cells missing are kept."""
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,7 @@ def as_written(body: bytes, width: int = 0) -> csr_matrix:
 
 def _cells(body: bytes) -> tuple[Matrix, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The values of all rows, the index of each, and where each row ends."""
-    indices: list[int] = []
-    values: list[float] = []
-    ends = [0]
+    indices, values, ends = array("q"), array("d"), array("q", [0])  # 8 bytes each, where lists take 40
     for number, line in enumerate(body.rstrip(b"\r\n").split(b"\n"), 1):
         pairs = line.partition(b"#")[0].split()
         for position, pair in enumerate(pairs):

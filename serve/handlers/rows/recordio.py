@@ -71,7 +71,7 @@ def width(body: bytes) -> int:
 def _alike(body: bytes, width: int) -> Matrix | None:
     """The rows of records that differ in nothing but float32 features, as most dense ones do; None where they may not.
 
-    Of eight features, one by one they take 8 us each, which of a body of 25 MB makes seconds; together 0.02 us.
+    Of eight features, one by one they take 12 us each, which of a body of 25 MB makes seconds; together 0.03 us.
     """
     try:
         first = next(_records(body), b"")

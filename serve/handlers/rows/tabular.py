@@ -176,7 +176,7 @@ def decimals(values: Matrix) -> list[str]:
     """The shortest decimals that read back as the same float32, as `str` of numpy's scalars gives them."""
     if len(values) < 256:
         return list(map(str, values))
-    import pyarrow as pa  # six times the speed; not above: importing it starts a thread
+    import pyarrow as pa  # four times the speed; not above: importing it starts a thread
 
     texts: list[str] = pa.array(values).cast(pa.string()).to_pylist()
     size = np.abs(values)
