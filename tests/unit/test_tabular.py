@@ -176,7 +176,7 @@ def test_json_lines_hold_one_record_each() -> None:
 def test_wrong_json_lines_are_told_by_their_line() -> None:
     """Of a line by itself there is nothing to tell."""
     for body, message in [
-        (b"[1, 2]\n[1]\n", "line 2: row 1 has 1 columns; the model has 2 features"),
+        (b"[1, 2]\n[1]\n", "row 2 has 1 columns; the model has 2 features"),
         (b"[1, 2]\n\n[3, 4]\n", "line 2: the body is not JSON: Input data was truncated"),
         (b"[1]\n", "row 1 has 1 columns; the model has 2 features"),
     ]:
@@ -232,6 +232,23 @@ def test_hostile_json_is_a_400(body: bytes) -> None:
     """Whatever the bytes."""
     with pytest.raises(BadRequest):
         instances.rows(body, 3, "kind")
+
+
+def test_many_short_instances_of_a_wide_model_stay_sparse() -> None:
+    """In JSON and in its lines, or a few bytes would fill the memory; among them may be whole ones, and missing."""
+    row = b'{"data": {"features": {"keys": [2, 7], "shape": [20000], "values": [9, null]}}}'
+    whole = b'{"features": [' + b"1," * 19_999 + b"null]}"
+    for read, body in (
+        (instances.rows, b'{"instances": [' + b",".join([whole, *[row] * 1000]) + b"]}"),
+        (instances.lines, b"\n".join([whole, *[row] * 1000])),
+    ):
+        tracemalloc.start()
+        found: Any = read(body, 20_000, "kind")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (found.shape, found.nnz, found[1000, 2], found[0, 3]) == ((1001, 20_000), 22_000, 9, 1)
+        assert np.isnan(found[1000, 7])
+        assert peak < 40 * len(body)
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2", "i8", "u1", "?"])

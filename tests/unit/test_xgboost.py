@@ -196,6 +196,15 @@ def test_only_the_rounds_up_to_the_best_are_used(served: Callable[..., XGBoost])
     assert ask(served(booster), csv(ROWS[:3])).body == "".join(str(each) + "\n" for each in wanted).encode()
 
 
+@pytest.mark.parametrize("best", ["99", "-5", "9" * 30, "four", "\u0664"])
+def test_a_best_round_that_the_file_has_not_is_passed_over(served: Callable[..., XGBoost], best: str) -> None:
+    """As a model keeps it of which only the first rounds were saved."""
+    booster = train(rounds=3, objective="binary:logistic")
+    wanted = booster.predict(xgboost.DMatrix(ROWS[:1]))
+    booster.set_attr(best_iteration=best)
+    assert ask(served(booster), csv(ROWS[:1])).body == f"{wanted[0]!s}\n".encode()
+
+
 def test_a_large_request_may_use_the_threads_of_the_model(
     served: Callable[..., XGBoost], logistic: xgboost.Booster
 ) -> None:

@@ -38,8 +38,9 @@ class Scorer:
         self._in_place = learner["gradient_booster"]["name"] == "gbtree"
         # Only a DMatrix is told which of its columns are categories; without that they are compared as numbers.
         self._types = booster.feature_types if "c" in (booster.feature_types or ()) else None
-        best = booster.attr("best_iteration")
-        self._iterations = (0, 0 if best is None else int(best) + 1)
+        best = booster.attr("best_iteration") or ""  # a text like any other: a file cut after it may lack that round
+        known = best.isdecimal() and len(best) < 10 and int(best) < booster.num_boosted_rounds()
+        self._iterations = (0, int(best) + 1 if known else 0)  # 0: all of them
         self._dense = _DenseCall(booster, self._iterations)
 
     def __call__(self, matrix: Any) -> Scores:
