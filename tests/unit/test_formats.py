@@ -4,7 +4,7 @@ import io
 import struct
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,11 @@ def header(text: str, body: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded + body
 
 
-def zipped(packing: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
+def zipped(**members: bytes) -> bytes:
+    return packed(members, zipfile.ZIP_DEFLATED)
+
+
+def packed(members: Mapping[str, bytes], packing: int) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", packing) as archive:
         for name, content in members.items():
@@ -81,7 +85,7 @@ def test_an_npz_of_arrays_is_a_dictionary() -> None:
         (npy(np.ones(4)) * 2, NPY, "does not fill"),
         (zipped(a=npy(np.array([None]))), NPZ, "numbers are needed"),
         (b"PK\x03\x04", NPZ, "not a .npz file"),
-        (zipped(zipfile.ZIP_LZMA, a=npy(np.ones(9))), NPZ, "packed in a way"),
+        (packed({"a": npy(np.ones(9))}, zipfile.ZIP_LZMA), NPZ, "packed in a way"),
         (sparse(ROWS, indices=np.array([0, 1 << 20], np.int32)), NPZ, "not a sparse matrix"),
         (sparse(ROWS, indices=np.array([0, -1], np.int32)), NPZ, "not a sparse matrix"),
         (sparse(ROWS, indptr=np.array([0, 1, 1 << 30], np.int32)), NPZ, "not a sparse matrix"),
