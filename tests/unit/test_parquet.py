@@ -1,5 +1,6 @@
 """Parquet is read where it is a table of numbers, and never more of it than was promised or fits."""
 
+import contextlib
 import io
 import re
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from serve.errors import BadRequest, PayloadTooLarge, ServeError
-from serve.handlers.rows import parquet
+from serve.handlers.rows import parquet, thrift
 
 NAN = float("nan")
 
@@ -90,3 +91,22 @@ def test_a_page_that_promises_gigabytes_is_told() -> None:
     # Two gigabytes take five bytes: what comes behind lies elsewhere than the file says, which is not come to.
     with pytest.raises(PayloadTooLarge, match=r"in 2147483647 bytes"):
         parquet.read(whole[:7] + b"\xfe\xff\xff\xff\x0f" + whole[8:], 1)
+
+
+def test_no_byte_of_a_file_can_end_the_process() -> None:
+    """Each of them changed, in the footer above all, where Arrow's own view of a column aborts on some."""
+    good = written(COLUMNS)
+    for at in range(len(good)):
+        body = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+        with contextlib.suppress(BadRequest, PayloadTooLarge):
+            assert parquet.read(body, 3).shape == (3, 3)
+
+
+def test_a_size_said_in_two_ways_is_told() -> None:
+    """The same field as another type, or by a number that wraps around: Arrow would go by one, and we by the other."""
+    good = written({"a": [1.0] * 5}, compression="none", use_dictionary=False)
+    header = good[4:]  # of the first page: its type, unpacked and packed size
+    assert header[0] == header[2] == 0x15
+    for more, said in ((b"\x06\x04\x02", "a field twice"), (b"\x05\x84\x80\x08\x02", "a field that Parquet has not")):
+        with pytest.raises(ValueError, match=said):
+            thrift.struct(header[:6] + more + header[6:], 0)
