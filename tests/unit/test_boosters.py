@@ -68,6 +68,18 @@ def test_an_old_file_cut_anywhere_is_told(name: str) -> None:
             old_binary.as_json(whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :])
 
 
+def test_an_old_file_whose_trees_are_of_no_class_is_told() -> None:
+    """Before the number of its rounds is divided by that of the classes."""
+    whole = (OLD / "logistic-1.7.6.model").read_bytes()
+    told = set()
+    for at in range(4, len(whole) - 8):
+        try:
+            old_binary.as_json(whole[:at] + b"\xff" * 8 + whole[at + 8 :])  # of both its trees
+        except old_binary.OldBinaryError as error:
+            told.add(str(error))
+    assert "it has a tree of no class" in told
+
+
 def test_an_old_file_before_the_first_that_are_read_is_told_the_way(tmp_path: Path, load: Load) -> None:
     """Which versions can read it and write one that we can."""
     whole = bytearray((OLD / "logistic-1.3.3.model").read_bytes())

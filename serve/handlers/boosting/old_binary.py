@@ -133,6 +133,8 @@ def _forest(reader: _Reader, booster: str, width: int) -> dict[str, Any]:
     count = int(parameters["num_trees"])
     trees = [_tree(reader, number, width) for number in range(count)]
     groups = reader.array("<i4", count).tolist()
+    if min(groups, default=0) < 0:
+        raise OldBinaryError("it has a tree of no class")
     parallel = max(1, int(parameters["num_parallel_tree"]))
     model = {
         "gbtree_model_param": {
