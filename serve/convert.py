@@ -128,10 +128,10 @@ def _estimator() -> tuple[bytes, str]:
         estimator, version = pickled_estimators.read(data)
         written = skops.io.dumps(estimator)
     except pickled_estimators.Refused as error:
-        sys.exit(f'{error}; load it where it was made, and skops.io.dump(model, "model.skops")')
+        sys.exit(str(error))
     except (TypeError, ValueError, AttributeError) as error:
         sys.exit(f"skops cannot write it: {error}")
-    made = f", made with scikit-learn {version[:20]}: compare its predictions" if version else ""
+    made = f", made with scikit-learn {version}: compare its predictions" if version else ""
     return written, f"{type(estimator).__name__}{made}; {_behind(walls)}"
 
 

@@ -14,6 +14,7 @@ import joblib
 import numpy as np
 import pytest
 import xgboost
+from sklearn import __version__
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
@@ -97,6 +98,25 @@ def test_a_pickled_estimator_becomes_one_that_is_only_data(tmp_path: Path) -> No
     assert "bytes, Pipeline; read behind: limits, no new privileges" in done.stdout
     served = sklearn.load(Model(name="m", directory=tmp_path))
     assert np.array_equal(served.predict(ROWS), model.predict(ROWS))
+
+
+def test_an_estimator_of_older_libraries_is_read_if_it_can_be(tmp_path: Path) -> None:
+    """numpy 1 named its arrays otherwise; the version of scikit-learn that made it is told, also where it is needed."""
+    model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=3)).fit(ROWS, ROWS[:, 0])
+    new = pickle.dumps(model, protocol=2)  # in which names stand as text
+    old = new.replace(b"numpy._core.", b"numpy.core.").replace(__version__.encode(), b"1.2.0")
+    assert b"numpy.core.multiarray" in old
+    (tmp_path / "old.pkl").write_bytes(old)
+    (tmp_path / "gone.pkl").write_bytes(old.replace(b"csklearn.tree._classes\n", b"csklearn.tree.tree\n"))
+
+    done = run(tmp_path / "old.pkl", tmp_path / "model.skops")
+
+    assert done.returncode == 0, done.stderr
+    assert "Pipeline, made with scikit-learn 1.2.0: compare its predictions" in done.stdout
+    assert np.array_equal(sklearn.load(Model(name="m", directory=tmp_path)).predict(ROWS), model.predict(ROWS))
+    refused = run(tmp_path / "gone.pkl", tmp_path / "gone.skops")
+    assert f"cannot be read by scikit-learn {__version__}: ModuleNotFoundError" in refused.stderr
+    assert "with scikit-learn==1.2.0 in code/requirements.txt" in refused.stderr
 
 
 USAGE = "usage: python -m serve convert SOURCE TARGET.ubj (or .skops, for scikit-learn)\n"
