@@ -101,6 +101,8 @@ def _load(
         inference_output=order["inference_output"],
         ensemble=order["ensemble"],
     )
+    # For what a model's own code imports: it would take every core of the machine, whatever the container may use.
+    os.environ.setdefault("OMP_NUM_THREADS", str(model.threads))
     try:
         if settings.multi_model and settings.run_dir:
             # Again, since it may have been swapped for a link since the host looked; archives are in the run directory.

@@ -59,6 +59,8 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     own(models, "vendors", {PROGRAM: code, "lib/xgboost/__init__.py": "MINE = 'vendored'"})
     own(models, "named", {"main.py": "def predict_fn(data, model): return 'main.py'"})
     own(models, "streams", {PROGRAM: STREAM})
+    own(models, "threads", {PROGRAM: "import os\ndef predict_fn(data, model): return os.environ['OMP_NUM_THREADS']"})
+    (models / "threads" / "model.toml").write_text("threads = 3\n")
     transform = "def transform_fn(model, body, content_type, accept):\n    yield 'a'\n    yield body"
     own(models, "transforms", {PROGRAM: transform})
     # PIP_NO_INDEX: what is not beside the requirements is looked for nowhere.
@@ -110,6 +112,11 @@ def test_the_program_may_have_another_name(server: Server) -> None:
     """SAGEMAKER_PROGRAM, with or without .py; models without such a file keep theirs."""
     assert server.invoke("named", "0").json == "main.py"
     assert "SAGEMAKER_SUBMIT_DIRECTORY is not fetched" in server.log
+
+
+def test_what_the_code_imports_gets_the_threads_of_the_model(server: Server) -> None:
+    """OpenMP reads their number when torch or another library is loaded, which may be in model_fn."""
+    assert server.invoke("threads", "0").json == "3"
 
 
 def test_generators_stream_from_every_function(server: Server) -> None:
