@@ -15,26 +15,21 @@ The code is trusted as the image is; it runs in this model's process only.
 """
 
 import io
-import logging
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from serve import device, media
-from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
-from serve.exhausted import exhausted, give_back
+from serve import media
+from serve.errors import BadRequest, InternalError, ServeError
 from serve.handlers import formats
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.own_code import toolkit, user_answers, user_code
+from serve.handlers.own_code import loading, toolkit, user_answers, user_code
 from serve.handlers.own_code.user_code import Context, described
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)  # compared and hashed by identity
@@ -48,12 +43,12 @@ class Item:
 
 class Custom:
     def __init__(self, model: Model) -> None:
-        program = str(model.options.get("program", "inference.py"))
-        self._program = Path(program).name
+        program = model.directory / "code" / str(model.options.get("program", "inference.py"))
+        self._program = program.name
         self._model_name, self._directory, self._options = model.name, str(model.directory), model.options
         self._default_accept = model.default_accept or formats.JSON
         _log_what_is_printed()
-        functions = user_code.functions(model.directory / "code" / program, model.name)
+        functions = user_code.functions(program, model.name)
         self._input = functions.get("input_fn")
         self._output = functions.get("output_fn")
         self._predict = functions.get("predict_fn")
@@ -62,9 +57,7 @@ class Custom:
         self.records = () if self._input or self._transform else (formats.CSV,)
         if torch := sys.modules.get("torch"):  # it would take every core of the machine
             torch.set_num_threads(max(1, model.threads))
-        self._load("pre_model_fn", functions)
-        self._model = self._load("model_fn", functions) if "model_fn" in functions else self._default_model(model)
-        self._load("model_warmup_fn", functions, self._model)
+        self._model = loading.load(model, program, functions)
         self._toolkit = toolkit.of(self._model, model.options.get("toolkit"))
         if not (self._predict or self._transform or self._batch):
             self._model = toolkit.ready(self._model)
@@ -145,39 +138,6 @@ class Custom:
     def _reply(self, result: Any, item: Item) -> Reply:
         return user_answers.reply(result, item.accept, item.explicit, item.context)
 
-    def _default_model(self, model: Model) -> Any:
-        try:
-            return toolkit.load(model.directory, model.task)
-        except MemoryError:
-            raise
-        except Exception as error:
-            log.exception("there is no model_fn, and the files could not be loaded", extra={"model": self._model_name})
-            if self._predict or self._transform or self._batch:
-                return None  # that may be all they need
-            if isinstance(error, ServeError):
-                raise
-            raise ModelUnusable(
-                f"{self._program} has no model_fn, and the files beside it cannot be loaded: {described(error)}",
-                hint="def model_fn(model_dir): ...",
-            ) from error
-
-    def _load(self, name: str, functions: Mapping[str, Callable[..., Any]], *more: Any) -> Any:
-        if name not in functions:
-            return None
-        context = Context(model_name=self._model_name, model_dir=self._directory, options=self._options)
-        try:
-            return functions[name](context, self._directory, *more)
-        except ServeError:
-            raise
-        except Exception as error:
-            if out := exhausted(error):
-                out.message = f"{self._program} {name}: {out.message}"
-                raise out from error
-            log.exception("%s failed", name, extra={"model": self._model_name})
-            raise ModelUnusable(
-                f"{self._program} {name} raised {described(error)}", hint="the log has the traceback"
-            ) from error
-
     def _context(self, request: Request) -> Context:
         return Context(
             model_name=self._model_name,
@@ -189,19 +149,7 @@ class Custom:
         )
 
     def _failure(self, name: str, error: Exception) -> ServeError:
-        if isinstance(error, ServeError):
-            return error
-        if lost := device.lost(error):
-            log.error("%s lost its device", name, exc_info=error, extra={"model": self._model_name})
-            return lost
-        if refused := user_answers.refusal(error, name):
-            return refused
-        log.error("%s failed", name, exc_info=error, extra={"model": self._model_name})
-        if out := exhausted(error):
-            give_back(error)  # before its neighbours run
-            out.message = f"{self._program} {name}: {out.message}"
-            return out
-        return InternalError(f"{self._program} {name} raised {described(error)}", hint="the log has the traceback")
+        return user_answers.failure(error, name, self._program, self._model_name)
 
 
 def _log_what_is_printed() -> None:

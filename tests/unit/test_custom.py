@@ -3,12 +3,15 @@
 import io
 import os
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import joblib  # noqa: F401 - before each test has sys.modules of its own
 import numpy as np
 import pytest
+import sklearn  # noqa: F401
 
 from serve.errors import (
     BadRequest,
@@ -21,6 +24,7 @@ from serve.errors import (
 )
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.custom import Custom
+from serve.handlers.own_code import imports
 
 TOYS = Path(__file__).parents[1] / "toys"
 
@@ -396,6 +400,49 @@ def test_code_that_cannot_serve_makes_the_model_unusable(
     with pytest.raises(ModelUnusable) as refused:
         served(code)
     assert refused.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("import no_such_module.part", "put no-such-module into code/lib (pip install --target code/lib ...)"),
+        ("from PIL import Image", "put pillow into code/lib"),
+        ("from sklearn.externals import joblib", f"the sklearn here is version {metadata.version('scikit-learn')}"),
+        ("import sagemaker_inference.transformer", "sagemaker_inference is a stand-in here"),
+        ("from sagemaker_inference import default_inference_handler", "put sagemaker-inference into code/lib"),
+        ("import os\nos.environ['SM_CHANNEL_TRAINING']", "the log has the traceback"),
+        ("def model_fn(d): import no_such_module\ndef predict_fn(data, model): ...", "put no-such-module into"),
+        (
+            "import io, joblib\ndef model_fn(d): joblib.load(io.BytesIO(b'x'))\ndef predict_fn(data, model): ...",
+            "a pickle wants the versions it was made with",
+        ),
+    ],
+)
+def test_what_an_import_lacks_is_told_with_where_to_put_it(served: Callable[..., Custom], code: str, hint: str) -> None:
+    """By the name of its package, and in which version it is here, if it is; no such advice for other errors."""
+    with pytest.raises(ModelUnusable) as refused:
+        served(code)
+    assert hint in refused.value.hint
+
+
+def test_frameworks_that_an_image_may_have_are_told_with_how_it_gets_them(
+    served: Callable[..., Custom], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every image has been built with scikit-learn."""
+    monkeypatch.setattr(imports, "find_spec", lambda _: None)
+    with pytest.raises(ModelUnusable) as refused:
+        served("raise ModuleNotFoundError('No module named joblib', name='joblib')")
+    assert refused.value.hint.endswith('or into the image: docker build --build-arg EXTRAS="sklearn"')
+
+
+def test_packages_for_another_python_are_named(served: Callable[..., Custom], tmp_path: Path) -> None:
+    """Vendored where another one runs: what the import says itself would lead nowhere."""
+    (tmp_path / "code" / "lib" / "fast").mkdir(parents=True)
+    (tmp_path / "code" / "lib" / "fast" / "_c.cpython-39-x86_64-linux-gnu.so").touch()
+    (tmp_path / "code" / "lib" / "fast" / "__init__.py").write_text("from fast import _c")
+    with pytest.raises(ModelUnusable) as refused:
+        served("import fast")
+    assert refused.value.hint.startswith("code/lib/fast/_c.cpython-39-x86_64-linux-gnu.so is for another Python")
 
 
 def test_a_helper_with_a_name_like_a_functions_is_left_alone(served: Callable[..., Custom]) -> None:

@@ -1,23 +1,47 @@
 """What a model's own functions return or raise, as replies and errors."""
 
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+from serve import device
 from serve.errors import (
     BadRequest,
+    InternalError,
     ModelNotFound,
     NotAcceptable,
     PayloadTooLarge,
     ServeError,
     UnsupportedMediaType,
 )
+from serve.exhausted import exhausted, give_back
 from serve.handlers import formats
 from serve.handlers.base import Reply
-from serve.handlers.own_code.user_code import TOOLKIT_MODULES, Context
+from serve.handlers.own_code.imports import TOOLKIT_MODULES
+from serve.handlers.own_code.user_code import Context, described
+
+log = logging.getLogger(__name__)
 
 
-def refusal(error: Exception, name: str) -> ServeError | None:
+def failure(error: Exception, name: str, program: str, model_name: str) -> ServeError:
+    """What the function `name` raised, as the caller may see it; the log has the traceback."""
+    if isinstance(error, ServeError):
+        return error
+    if lost := device.lost(error):
+        log.error("%s lost its device", name, exc_info=error, extra={"model": model_name})
+        return lost
+    if refused := _refusal(error, name):
+        return refused
+    log.error("%s failed", name, exc_info=error, extra={"model": model_name})
+    if out := exhausted(error):
+        give_back(error)  # before its neighbours run
+        out.message = f"{program} {name}: {out.message}"
+        return out
+    return InternalError(f"{program} {name} raised {described(error)}", hint="the log has the traceback")
+
+
+def _refusal(error: Exception, name: str) -> ServeError | None:
     """An error of the toolkits' own, which names its status; None for all others."""
     if type(error).__module__.partition(".")[0] not in TOOLKIT_MODULES:
         return None

@@ -13,11 +13,10 @@ from types import ModuleType
 from typing import Any
 
 from serve.errors import ModelUnusable, ServeError
+from serve.handlers.own_code.imports import TOOLKITS, way_out
 
 log = logging.getLogger(__name__)
 
-TOOLKITS = Path(__file__).parents[2] / "toolkits"  # what stands in for the toolkits' own modules
-TOOLKIT_MODULES = frozenset(each.name for each in TOOLKITS.iterdir() if each.name.isidentifier())
 _FUNCTIONS = {  # what each is called with
     "pre_model_fn": ("model_dir",),
     "model_fn": ("model_dir",),
@@ -92,8 +91,7 @@ def _module(path: Path, name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         log.exception("%s failed", path.name, extra={"model": name})
         raise ModelUnusable(
-            f"code/{path.name} cannot be imported: {described(error)}",
-            hint="what it imports must be in the image, in code/ or in code/lib/",
+            f"code/{path.name} cannot be imported: {described(error)}", hint=way_out(error, path.parent)
         ) from error
     return module
 
