@@ -15,28 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from serve.errors import InternalError, ModelUnusable
 from serve.names import socket_name
+from serve.runner import requirements
 from serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
 FILE = "requirements.txt"
 PR_SET_PDEATHSIG = 1
-# Of these we have what model code imports: serve/toolkits.
-OURS = frozenset(
-    {
-        "sagemaker-inference",
-        "sagemaker-containers",
-        "sagemaker-huggingface-inference-toolkit",
-        "sagemaker-xgboost-container",
-    }
-)
 LISTED = 20
 
 
@@ -50,7 +41,7 @@ def prepare(order: Mapping[str, Any], settings: Settings) -> list[Path]:
         return vendored
     into = settings.packages / f"{socket_name(order['name'])}-{_digest(code)}"
     present = [*vendored, *([into] if into.is_dir() else [])]
-    unmet = missing(code / FILE, [*map(str, present), *sys.path])
+    unmet = requirements.missing(code / FILE, [*map(str, present), *sys.path])
     if not unmet:
         return present
     shown = ", ".join(unmet[:LISTED]) + (f" and {len(unmet) - LISTED} more" if len(unmet) > LISTED else "")
@@ -70,51 +61,6 @@ def prepare(order: Mapping[str, Any], settings: Settings) -> list[Path]:
     seconds = round(time.monotonic() - began, 2)
     log.info("installed packages", extra={"model": order["name"], "packages": installed, "seconds": seconds})
     return [*vendored, into]
-
-
-def missing(file: Path, where: Sequence[str]) -> list[str]:
-    """The requirements of a file that nothing in `where` (as sys.path) meets, and why: `tiny==2 (1.0 is here)`."""
-    return [why for line in _lines(file) if (why := _unmet(line, where))]
-
-
-def _lines(file: Path, depth: int = 0) -> Iterator[str]:
-    """Requirements alone: no comments, no options; those of the files it includes too."""
-    try:
-        text = file.read_text("utf-8-sig").replace("\\\n", "")
-    except (OSError, ValueError) as bad:
-        raise ModelUnusable(f"code/{file.name} cannot be read: {bad}") from None
-    for raw in text.splitlines():
-        line = raw.partition(" #")[0].strip()
-        if line.startswith(("-r ", "--requirement ")):
-            if depth < 8:
-                yield from _lines(file.parent / line.split(None, 1)[1].strip(), depth + 1)
-        elif line and not line.startswith(("#", "-")):
-            yield line.partition(" --")[0].strip()  # without --hash and the like
-
-
-def _unmet(line: str, where: Sequence[str]) -> str:
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    try:
-        wanted = Requirement(line)
-    except InvalidRequirement:
-        return line  # a path or a URL: what it would bring cannot be known without fetching it
-    name = wanted.name.lower().replace("_", "-")
-    if name in OURS or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
-        return ""
-    found = next(iter(metadata.distributions(name=wanted.name, path=list(where))), None)
-    if found is None:
-        module = name.replace("-", "_")  # what was copied into code/lib by hand has no metadata
-        return "" if any(Path(each, module).is_dir() for each in where) else f"{line} (not installed)"
-    if not wanted.specifier.contains(found.version, prereleases=True):
-        return f"{line} ({found.version} is here)"
-    for extra in wanted.extras:
-        for needed in map(Requirement, found.requires or ()):
-            if needed.marker and needed.marker.evaluate({"extra": extra}) and not needed.marker.evaluate({"extra": ""}):
-                needed.marker = None
-                if why := _unmet(str(needed), where):
-                    return f"{line}: {why}"
-    return ""
 
 
 def _digest(code: Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from serve import settings
 from serve.errors import ModelUnusable
-from serve.runner import packages
+from serve.runner import packages, requirements
 
 HERE = {"tiny": "1.5", "Other_Thing": "2.0+local"}
 
@@ -45,7 +45,7 @@ def test_requirements_that_nothing_meets_are_listed(tmp_path: Path, site: Path, 
     """With what is here instead; options, comments and other platforms' lines are passed over."""
     (tmp_path / "requirements.txt").write_text(text)
     (tmp_path / "more.txt").write_text("absent")
-    assert packages.missing(tmp_path / "requirements.txt", [str(site)]) == unmet
+    assert requirements.missing(tmp_path / "requirements.txt", [str(site)]) == unmet
 
 
 def order(directory: Path) -> Mapping[str, Any]:
