@@ -48,7 +48,8 @@ def prepare(order: Mapping[str, Any], settings: Settings) -> list[Path]:
     if not settings.allow_pip:
         raise ModelUnusable(
             f"code/{FILE} asks for what is not here: {shown}",
-            hint="put it into the archive (pip install --target code/lib -r requirements.txt), or into an image built "
+            hint=("loosen what need not be that very version; " if any(" is here)" in each for each in unmet) else "")
+            + "put it into the archive (pip install --target code/lib -r requirements.txt), or into an image built "
             "on this one, or let it be installed at each load with SERVE_ALLOW_PIP=true",
         )
     log.info("installing packages", extra={"model": order["name"], "missing": unmet})

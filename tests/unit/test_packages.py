@@ -63,6 +63,16 @@ def test_what_is_missing_makes_the_model_unusable_unless_it_may_be_installed(tmp
     )
     for way in ("pip install --target code/lib", "an image built on this one", "SERVE_ALLOW_PIP=true"):
         assert way in refused.value.hint
+    assert "loosen" not in refused.value.hint
+
+
+def test_a_pin_that_the_image_does_not_meet_is_one_that_may_be_loosened(tmp_path: Path) -> None:
+    """Projects pin the torch of the day, and run with another."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "requirements.txt").write_text("numpy==1.0\n")
+    with pytest.raises(ModelUnusable, match=r"numpy==1.0 \(\d.* is here\)") as refused:
+        packages.prepare(order(tmp_path), settings.read({"SERVE_RUN_DIR": str(tmp_path)}))
+    assert refused.value.hint.startswith("loosen what need not be that very version; put it into the archive")
 
 
 def test_a_model_with_nothing_of_its_own_needs_no_fresh_interpreter(tmp_path: Path) -> None:
