@@ -6,6 +6,7 @@ Nothing here unpickles, and nothing takes much more memory than the body has byt
 import csv
 import io
 import math
+from array import array as flat
 from typing import Any
 
 import msgspec
@@ -89,25 +90,29 @@ def table(text: str) -> Array:
 
 def _table_cell_by_cell(lines: list[str]) -> Array:
     """The slow way, which takes empty cells and quotes, and knows where it is."""
+    # Not a table made for as many cells as row 1 promises: a wide line and many short ones would be terabytes.
+    cells = flat("d")
+    width = 0
     try:
-        rows = list(csv.reader(lines))
+        for number, row in enumerate(csv.reader(lines), 1):
+            width = width or len(row) or 1
+            if (len(row) or 1) != width:
+                raise BadRequest(f"row {number} has {len(row) or 1} columns; row 1 has {width}")
+            for column, cell in enumerate(row or [""], 1):
+                cells.append(_cell(cell, number, column))
     except csv.Error as error:
         raise BadRequest(f"the body is not CSV: {error}") from error
-    width = max(1, len(rows[0]))
-    found = np.empty((len(rows), width))
-    for number, row in enumerate(rows, 1):
-        row = row or [""]
-        if len(row) != width:
-            raise BadRequest(f"row {number} has {len(row)} columns; row 1 has {width}")
-        for column, cell in enumerate(row, 1):
-            try:
-                found[number - 1, column - 1] = float(cell) if cell.strip() else math.nan
-            except ValueError:
-                raise BadRequest(
-                    f"row {number}, column {column}: {cell[:60]!r} is not a number",
-                    hint="send rows of numbers, without a header line" if number == 1 else "",
-                ) from None
-    return found
+    return np.frombuffer(cells).reshape(-1, width)
+
+
+def _cell(text: str, row: int, column: int) -> float:
+    try:
+        return float(text) if text.strip() else math.nan
+    except ValueError:
+        raise BadRequest(
+            f"row {row}, column {column}: {text[:60]!r} is not a number",
+            hint="send rows of numbers, without a header line" if row == 1 else "",
+        ) from None
 
 
 def numbers(value: Any, dtype: npt.DTypeLike, what: str = "the input") -> Array:

@@ -98,6 +98,7 @@ def test_an_npz_of_arrays_is_a_dictionary() -> None:
         (b"[" * 100_000, JSON, "nested too deeply"),
         (b"[1" + b"0" * 5_000 + b"]", JSON, "not JSON"),
         (b"1,2\n3", CSV, "row 2 has 1 columns; row 1 has 2"),
+        (b"," * 1_000_000 + b"\n1" * 500_000, CSV, "row 2 has 1 columns; row 1 has 1000001"),
         (b"1,2\n3,x", CSV, "row 2, column 2: 'x' is not a number"),
         (b"a,b\n1,2", CSV, "is not a number"),
         (b"\n\n", CSV, "there are no rows"),
@@ -131,6 +132,15 @@ def test_rows_of_numbers(text: str, rows: list[list[float | None]] | None) -> No
             formats.table(text)
     else:
         assert np.array_equal(formats.table(text), np.array(rows, float), equal_nan=True)
+
+
+def test_a_table_takes_room_for_the_cells_it_has() -> None:
+    """8 bytes each, and not an object for every one."""
+    body = ",\n" + "1,1\n" * 100_000
+    tracemalloc.start()
+    assert formats.table(body).shape == (100_001, 2)
+    assert tracemalloc.get_traced_memory()[1] < 16_000_000
+    tracemalloc.stop()
 
 
 def test_a_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
