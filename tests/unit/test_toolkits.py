@@ -3,6 +3,7 @@
 import io
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -20,7 +21,7 @@ from serve.errors import BadRequest, InternalError, ModelNotFound, ModelUnusable
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.boosting import dmatrix
 from serve.handlers.custom import Custom
-from serve.handlers.own_code.toolkit import Toolkit, of
+from serve.handlers.own_code.toolkit import Toolkit, columns, of
 from serve.handlers.rows import protobuf, recordio
 from tests.live import tiny
 
@@ -386,6 +387,33 @@ def test_code_that_imports_the_hugging_face_toolkit_runs(served: Callable[..., C
         outcome(handler, b"1,2", CSV)
     with pytest.raises(UnsupportedMediaType):
         outcome(handler, b"", "video/mp4")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1,2\n3,4", "needs a header line"),
+        ("inputs,b\n1", "longer or shorter"),
+        ("inputs\n1,2", "longer or shorter"),
+        ("inputs\n", "no rows"),
+        ("", "needs a header line"),
+        ("inputs," + ",".join(map(str, range(50_000))) + "\nx" * 50_000, "longer or shorter"),
+    ],
+    ids=["no header", "short", "long", "header alone", "nothing", "a wide header over many short rows"],
+)
+def test_csv_with_a_header_is_refused_where_it_is_no_table(text: str, said: str) -> None:
+    """Before an object is made of a row that has not all columns."""
+    tracemalloc.start()
+    with pytest.raises(BadRequest, match=said):
+        columns(text)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+def test_a_text_in_csv_keeps_its_lines() -> None:
+    """Within quotes; and what only looks like a line's end to Python does not end a row."""
+    assert columns('inputs\r\n"a\r\nb"\r\n\r\nc\u2028d\r\n') == {"inputs": ["a\r\nb", "c\u2028d"]}
+    assert columns("question,context\nq,c\n") == {"inputs": [{"question": "q", "context": "c"}]}
 
 
 def test_execution_parameters_of_a_models_own_are_said_to_be_left_out(

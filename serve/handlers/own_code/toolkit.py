@@ -7,6 +7,7 @@ aws/sagemaker-huggingface-inference-toolkit (handler_service.py).
 """
 
 import csv
+import io
 import sys
 from contextlib import nullcontext
 from enum import Enum
@@ -161,16 +162,21 @@ def _guessed(architectures: Any) -> str:
 
 def columns(text: str) -> dict[str, Any]:
     """CSV with a header line that has inputs, or question and context: one value, or one object, a row."""
+    lines = csv.reader(io.StringIO(text, newline=""))  # whole, since a text in quotes may have lines of its own
     try:
-        rows = list(csv.DictReader(text.splitlines()))
+        names = next(lines, [])
+        if not {"inputs", "question", "context"}.intersection(names):
+            raise BadRequest("the CSV needs a header line with inputs, or question and context, and rows below it")
+        rows = []
+        for row in filter(None, lines):
+            if len(row) != len(names):  # told at once: an object for each short row would have all the names again
+                raise BadRequest("the CSV has rows that are longer or shorter than its header line")
+            rows.append(dict(zip(names, row, strict=True)))
     except csv.Error as error:
         raise BadRequest(f"the body is not CSV: {error}") from error
-    columns = set(rows[0]) if rows else set()
-    if not columns & {"inputs", "question", "context"}:
-        raise BadRequest("the CSV needs a header line with inputs, or question and context, and rows below it")
-    if any(None in row or None in row.values() for row in rows):
-        raise BadRequest("the CSV has rows that are longer or shorter than its header line")
-    return {"inputs": [row["inputs"] for row in rows] if "inputs" in columns else rows}
+    if not rows:
+        raise BadRequest("the CSV has no rows below its header line")
+    return {"inputs": [row["inputs"] for row in rows] if "inputs" in names else rows}
 
 
 def _numeric(data: Any) -> bool:
