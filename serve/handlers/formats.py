@@ -139,7 +139,7 @@ def values(value: Any) -> Array:
     """Nested lists from JSON as an array of the type they have: numbers, or objects where there is text among them."""
     try:
         found = np.array(value, object)  # of text numpy would give every cell the width of the widest
-        kinds = {type(each) for each in found.flat}
+        kinds = {type(each) for each in found.ravel()}  # `flat` ends at 32 dimensions
         if kinds & {list, dict}:
             raise ValueError("the lists in it have different lengths, or there are objects in it")
         return np.array(value) if kinds <= {int, float, bool} else found

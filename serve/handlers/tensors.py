@@ -77,7 +77,7 @@ def _fitting(value: Any, wanted: Input) -> Array:
     what = f"input {wanted.name!r}"
     if wanted.dtype.kind == "O":
         found = np.array(value, object)
-        if not all(isinstance(each, str) for each in found.flat):
+        if not all(isinstance(each, str) for each in found.ravel()):  # `flat` ends at 32 dimensions
             raise BadRequest(f"{what} is not an array of text")
     elif not isinstance(value, np.ndarray):
         found = formats.numbers(value, wanted.dtype, what)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BadRequest, NotAcceptable, PayloadTooLarge, ServeError
-from serve.handlers import formats, npz
+from serve.handlers import formats, npz, tensors
+from serve.handlers.base import Request
 
 JSON, CSV, NPY, NPZ, TEXT = formats.JSON, formats.CSV, formats.NPY, formats.NPZ, formats.TEXT
 
@@ -132,6 +133,14 @@ def test_rows_of_numbers(text: str, rows: list[list[float | None]] | None) -> No
             formats.table(text)
     else:
         assert np.array_equal(formats.table(text), np.array(rows, float), equal_nan=True)
+
+
+def test_lists_may_be_as_deep_as_numpys_arrays() -> None:
+    """More than its flat iterator can do."""
+    assert formats.values(formats.read(b"[" * 40 + b"1" + b"]" * 40, JSON)).ndim == 40
+    asked = Request(body=b"[" * 40 + b'"a"' + b"]" * 40, content_type=JSON)
+    with pytest.raises(BadRequest, match="has shape"):
+        tensors.read(asked, [tensors.Input(name="x", dtype=np.dtype(object), shape=(None,))], "model_type")
 
 
 def test_a_table_takes_room_for_the_cells_it_has() -> None:
