@@ -150,8 +150,8 @@ class Loop:
         elif request.content_type == URI_LIST:
             try:
                 self._references.begin(job)
-            except ServeError as error:
-                job.fail(error)
+            except Exception as error:  # what is wrong with it, or no descriptor left
+                job.fail(outcome_of(error))
         else:
             self._decode(job)
 

@@ -119,7 +119,12 @@ class References:
             if job.connection.sock.fileno() < 0:
                 continue
             self._fetching += 1
-            threading.Thread(target=self._fetch, args=(job, asked), daemon=True).start()
+            try:
+                threading.Thread(target=self._fetch, args=(job, asked), daemon=True).start()
+            except RuntimeError as error:  # the container's limit on processes: 507 for this one, the loop goes on
+                self._fetching -= 1
+                self._release(job)
+                job.fail(outcome_of(error))
 
     def _fetch(self, job: Job, asked: s3.Reference) -> None:
         """In a thread of its own."""

@@ -1,12 +1,20 @@
 """References to S3: what is one, what it may point to, and what its failure means."""
 
-from typing import Any
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from botocore import exceptions as boto
 
+from serve import settings
 from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
+from serve.handlers.base import Request
 from serve.runner import s3
+from serve.runner.job import Job
+from serve.runner.poll import Poll
+from serve.runner.references import References
 from serve.runner.s3 import Reference
 
 ASKED = Reference("b", "in/a.csv")
@@ -103,3 +111,26 @@ def test_each_failure_says_which_of_all_things_is_wrong(error: Exception, kind: 
     assert type(told) is kind
     assert says in f"{told.message}; {told.hint}"
     assert told.retryable == (kind is Unavailable)
+
+
+def test_a_thread_that_cannot_start_costs_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container's limit on processes is a 507; the next reference is fetched again."""
+    failed: list[ServeError] = []
+    listener, control, caller, ours = (end for _ in range(2) for end in socket.socketpair())
+    references = References(Poll(listener, control), settings.read({"SERVE_S3_INPUTS": "s3://b"}))
+    job = SimpleNamespace(connection=SimpleNamespace(sock=ours), fail=failed.append)
+    job.request = Request(body=b"s3://b/k", content_type="text/uri-list")
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    references.begin(cast(Job, job))
+    references.begin(cast(Job, job))
+
+    assert [(each.status, each.message.partition(":")[0]) for each in failed] == [
+        (507, "the model failed on this request")
+    ] * 2
+    assert not references.held
+    for each in (listener, control, caller, ours):
+        each.close()
