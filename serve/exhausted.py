@@ -27,9 +27,10 @@ _BY_ERRNO = {
     errno.ENOSPC: "disk space",
     errno.EDQUOT: "disk space",
 }
-# What libraries say in their own exceptions: torch on a processor and on CUDA, cuBLAS, cuDNN, XGBoost, safetensors.
+# What libraries say in their own exceptions: torch on a processor and on CUDA, cuBLAS, cuDNN, XGBoost, safetensors,
+# ONNX Runtime.
 _MEMORY = re.compile(
-    r"out of memory|can(no|')t allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation|kind: OutOfMemory",
+    r"out of memory|(can(no|')t|failed to) allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation|kind: OutOfMemory",
     re.IGNORECASE,
 )
 _DEVICE = re.compile(r"cuda|cublas|cudnn|\bhip\b", re.IGNORECASE)

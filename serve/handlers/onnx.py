@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from serve.errors import BadRequest, ModelUnusable, ServeError
+from serve.exhausted import exhausted
 from serve.handlers import tensors
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.formats import CSV
@@ -49,7 +50,8 @@ class Onnx:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         there = onnxruntime.get_available_providers()
         providers = [each for each in ("CUDAExecutionProvider", "CPUExecutionProvider") if each in there]
-        self._wrong = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
+        state = onnxruntime.capi.onnxruntime_pybind11_state
+        self._wrong = (state.InvalidArgument, state.Fail, state.RuntimeException)
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers)
         except MemoryError:
@@ -75,6 +77,9 @@ class Onnx:
         try:
             found = self._session.run(self._outputs, tensors.stacked(items))
         except self._wrong as error:
+            if exhausted(error):
+                raise
+            # Shapes that do not go together, and indices past the end: all that differs between requests is the input.
             raise BadRequest(f"the model does not take this input: {str(error)[:400]}") from error
         return tensors.replies(items, dict(zip(self._outputs, found, strict=True)))
 

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from serve.errors import BadRequest, DoesNotFit, ModelUnusable
 from serve.exhausted import exhausted, give_back
@@ -30,6 +31,7 @@ class ArrayMemoryError(MemoryError):
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "device memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), "memory"),
         (XGBoostError("std::bad_alloc"), "memory"),
+        (RuntimeException("Failed to allocate memory for requested buffer of size 8000"), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
         (RuntimeError("can't start new thread"), "processes"),
         (OSError(errno.EMFILE, "Too many open files"), "file descriptors"),

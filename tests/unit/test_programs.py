@@ -64,6 +64,15 @@ def exported(directory: Path, *, open_batch: bool = True) -> Path:
     return directory / "model.pt2"
 
 
+def onnx_sum(directory: Path) -> None:
+    """Of two inputs, whose lengths must be the same and may be any."""
+    directory.mkdir()
+    a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"n{name}"]) for name in "abc")
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "g", [a, b], [c])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), directory / "model.onnx")
+
+
 def scripted(directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     torch.jit.save(torch.jit.trace(Double(), torch.ones(2, 3)), str(directory / "model.pt"))
@@ -180,6 +189,11 @@ def test_several_inputs_and_outputs_go_by_name(tmp_path: Path) -> None:
     assert isinstance(refused, NotAcceptable)
     with pytest.raises(BadRequest, match="the model has 2 inputs: x, z"):
         item(handler, b"[[1, 2, 3]]")
+
+    onnx_sum(tmp_path / "sum")
+    handler = built(tmp_path / "sum")
+    with pytest.raises(BadRequest, match=r"the model does not take this input: .* 2 by 3"):
+        handler.predict([item(handler, b'{"a": [1, 2, 3], "b": [1, 2]}')])
 
     (tmp_path / "torch").mkdir()
     program = torch.export.export(Pick(), (torch.ones(4), torch.zeros(2, dtype=torch.int64)))
