@@ -172,7 +172,11 @@ def _unpickled(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        raise ModelUnusable(f"{path.name}: joblib cannot load it: {described(error)}") from error
+        raise ModelUnusable(
+            f"{path.name}: joblib cannot load it: {described(error)}",
+            hint="if another version of scikit-learn made it (the log may tell which), serve it by a code/inference.py "
+            "with that version in code/lib or code/requirements.txt",
+        ) from error
 
 
 def _limit_threads(estimator: Any, threads: int) -> None:

@@ -177,8 +177,9 @@ def test_a_pickle_is_loaded_where_its_owner_says_so(tmp_path: Path, caplog: pyte
     assert float(answer.strip(b"[]")) == pytest.approx(5.0)
     assert "runs whatever code it holds" in caplog.text
     (tmp_path / "model.joblib").write_bytes(pickle.dumps(1)[:-1])
-    with pytest.raises(ModelUnusable, match=r"model.joblib: joblib cannot load it"):
+    with pytest.raises(ModelUnusable, match=r"model.joblib: joblib cannot load it") as refused:
         handler(tmp_path, allow_pickle=True)
+    assert "with that version in code/lib or code/requirements.txt" in refused.value.hint
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
