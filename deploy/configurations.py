@@ -9,8 +9,9 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from deploy.aws import Aws, is_missing, is_there_already, role_unseen
+from deploy.ownership import OWNER, tags
 from deploy.progress import Progress
-from deploy.requests import OWNER, Desired
+from deploy.requests import Desired
 
 TRIES, PAUSE = 5, 0.5  # for what AWS does not see yet; the pause doubles: 7.5 s in all
 Models = dict[str, str]  # name -> role ARN
@@ -37,11 +38,6 @@ def patiently(call: Callable[[], Any], unseen: Callable[[ClientError], bool]) ->
                 raise
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
     raise AssertionError
-
-
-def tags(aws: Aws, arn: str) -> dict[str, str]:
-    pages = aws.client("sagemaker").get_paginator("list_tags").paginate(ResourceArn=arn)
-    return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
 
 
 def configs(aws: Aws, endpoint: str) -> Iterator[str]:

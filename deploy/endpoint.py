@@ -10,12 +10,14 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import configurations, plans, roles, scaling
+from deploy import configurations, plans, policies, roles, rollout, scaling
 from deploy.aws import Aws, Failed, is_busy, is_missing, is_there_already
 from deploy.configurations import PAUSE, TRIES
+from deploy.ownership import must_be_ours, tags
 from deploy.progress import Progress
-from deploy.requests import Desired, Request, alarm_requests
-from deploy.settling import Endpoint, arrived, delete, described, must_be_ours, settled, why
+from deploy.requests import Desired
+from deploy.service import Request
+from deploy.settling import Endpoint, arrived, delete, described, settled, why
 from deploy.spec import Spec
 
 
@@ -127,7 +129,7 @@ def _start(spec: Spec, aws: Aws, wanted: Desired, before: Endpoint | None, progr
 def _kept(spec: Spec, aws: Aws, wanted: Desired, now: Endpoint, progress: Progress, smoke: Smoke | None) -> Outcome:
     """It has the configuration; what is beside it may still differ."""
     asked = {tag["Key"]: tag["Value"] for tag in wanted.endpoint["Tags"]}
-    if not asked.items() <= configurations.tags(aws, now["EndpointArn"]).items():
+    if not asked.items() <= tags(aws, now["EndpointArn"]).items():
         aws.client("sagemaker").add_tags(ResourceArn=now["EndpointArn"], Tags=wanted.endpoint["Tags"])
         progress.changed(f"tags of {spec.name}")
     scaling.ensure_alarms(aws, spec, progress)
@@ -145,9 +147,9 @@ def _arrived(
             raise Failed(f"{failure}\n{_back(aws, spec.name, before, config, progress)}") from failure
     now = described(aws, spec.name)
     if now is not None and is_at(now, config):  # else somebody else is at it, and sweeps
-        if not roles.is_arn(spec.role):
-            roles.ensured(aws, roles.of_endpoint(spec, aws.account, aws.region), spec.name, progress)
-        scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in alarm_requests(spec)], progress)
+        if not policies.is_arn(spec.role):
+            roles.ensured(aws, policies.of_endpoint(spec, aws.account, aws.region), spec.name, progress)
+        scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in rollout.alarms(spec)], progress)
         configurations.sweep(aws, spec.name, {config}, progress)
     changes = progress.changes
     return Outcome(endpoint=spec.name, config=config, changed=bool(changes), changes=changes)

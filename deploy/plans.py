@@ -2,7 +2,7 @@
 
 from botocore.exceptions import ClientError
 
-from deploy import images, roles, scaling, service
+from deploy import images, policies, roles, scaling, service
 from deploy.aws import Aws, Failed, denied, is_missing
 from deploy.progress import Progress
 from deploy.requests import Desired, desired
@@ -16,9 +16,9 @@ def plan(spec: Spec, aws: Aws, progress: Progress) -> Desired:
     _check(spec, desired(spec, _role_arn(spec, images.UNKNOWN_ACCOUNT, aws.region), uris))
     for uri in {uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}:
         _check_bucket(aws, uri)
-    if spec.role and roles.is_arn(spec.role):
+    if spec.role and policies.is_arn(spec.role):
         return desired(spec, spec.role, uris)
-    role = roles.of_endpoint(spec, aws.account, aws.region)
+    role = policies.of_endpoint(spec, aws.account, aws.region)
     return desired(spec, roles.ensured(aws, role, spec.name, progress, widened=True), uris)
 
 
@@ -59,6 +59,6 @@ def _check_bucket(aws: Aws, uri: str) -> None:
 
 
 def _role_arn(spec: Spec, account: str, region: str) -> str:
-    if spec.role and roles.is_arn(spec.role):
+    if spec.role and policies.is_arn(spec.role):
         return spec.role
-    return roles.arn_of(roles.role_name(spec), account, region)
+    return policies.arn_of(policies.role_name(spec), account, region)

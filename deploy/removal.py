@@ -4,8 +4,9 @@ from botocore.exceptions import ClientError
 
 from deploy import configurations, roles, scaling, schedule
 from deploy.aws import Aws, Failed, denied
+from deploy.ownership import must_be_ours
 from deploy.progress import Progress
-from deploy.settling import delete, described, must_be_ours
+from deploy.settling import delete, described
 
 
 def down(name: str, aws: Aws, progress: Progress) -> None:

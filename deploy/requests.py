@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy import service
-from deploy.spec import Rollout, Spec, Variant
+from deploy import ownership, rollout, service
+from deploy.service import Request
+from deploy.spec import Spec, Variant
 from deploy.table import SpecError, unknown
-
-OWNER = "deploy:endpoint"  # the tag by which all that belongs to an endpoint is found again
-Request = dict[str, Any]
 
 # What a spec says in keys of its own; its [aws] tables may say everything else.
 OURS = {
@@ -61,7 +59,7 @@ class Desired:
 
 def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
     """`images`: for each image of the spec the URI to deploy, by digest where that is known. Raises SpecError."""
-    tags = _tags(spec)
+    tags = ownership.asked(spec)
     models: dict[str, Request] = {}
     variants = []
     for variant in spec.variants:
@@ -79,50 +77,8 @@ def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
     config_name = _named(spec.name, config)
     endpoint: Request = {"EndpointName": spec.name, "EndpointConfigName": config_name, "Tags": tags}
     if spec.rollout:
-        endpoint["DeploymentConfig"] = _rollout(spec.rollout, alarm_requests(spec))
+        endpoint["DeploymentConfig"] = rollout.deployment(spec.rollout, rollout.alarms(spec))
     return Desired(models=models, config={"EndpointConfigName": config_name, **config, "Tags": tags}, endpoint=endpoint)
-
-
-ALARMS = ("errors", "latency")
-
-
-def alarm_names(endpoint: str, variants: Iterable[str]) -> set[str]:
-    """All that rollback alarms of an endpoint may be called."""
-    return {f"{endpoint}-{variant}-{kind}" for variant in variants for kind in ALARMS}
-
-
-def alarm_requests(spec: Spec) -> list[Request]:
-    """PutMetricAlarm's, as AWS's examples of deployment guardrails have it: each minute, and silence is good."""
-    if spec.rollout is None:
-        return []
-    asked = spec.rollout.alarms
-    watched = {
-        # ModelLatency is in microseconds.
-        "errors": ("Invocation5XXErrors", "Sum", asked.errors),
-        "latency": ("ModelLatency", "Average", asked.latency_ms and asked.latency_ms * 1000),
-    }
-    return [
-        {
-            "AlarmName": f"{spec.name}-{variant.name}-{kind}",
-            "AlarmDescription": f"Takes an update of the endpoint {spec.name} back",
-            "Namespace": "AWS/SageMaker",
-            "MetricName": metric,
-            "Dimensions": [
-                {"Name": "EndpointName", "Value": spec.name},
-                {"Name": "VariantName", "Value": variant.name},
-            ],
-            "Statistic": statistic,
-            "Period": 60,
-            "EvaluationPeriods": 1,
-            "Threshold": threshold,
-            "ComparisonOperator": "GreaterThanOrEqualToThreshold",
-            "TreatMissingData": "notBreaching",
-            "Tags": _tags(spec),
-        }
-        for variant in spec.variants
-        for kind, (metric, statistic, threshold) in watched.items()
-        if threshold is not None
-    ]
 
 
 def _model(spec: Spec, variant: Variant, role_arn: str, image: str) -> Request:
@@ -161,31 +117,6 @@ def _asynchronous(spec: Spec) -> Request:
     request: Request = {"OutputConfig": output}
     if asked.concurrency is not None:
         request["ClientConfig"] = {"MaxConcurrentInvocationsPerInstance": asked.concurrency}
-    return request
-
-
-def _tags(spec: Spec) -> list[dict[str, str]]:
-    return [{"Key": key, "Value": value} for key, value in {**spec.tags, OWNER: spec.name}.items()]
-
-
-def _rollout(rollout: Rollout, alarms: list[Request]) -> Request:
-    def percent(value: int) -> Request:
-        return {"Type": "CAPACITY_PERCENT", "Value": value}
-
-    request: Request = {}
-    if rollout.rolling_percent:
-        batch = {"MaximumBatchSize": percent(rollout.rolling_percent), "WaitIntervalInSeconds": rollout.bake_seconds}
-        request["RollingUpdatePolicy"] = batch
-    else:
-        routing: Request = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": rollout.bake_seconds}
-        if rollout.canary_percent:
-            routing |= {"Type": "CANARY", "CanarySize": percent(rollout.canary_percent)}
-        elif rollout.linear_percent:
-            routing |= {"Type": "LINEAR", "LinearStepSize": percent(rollout.linear_percent)}
-        request["BlueGreenUpdatePolicy"] = {"TrafficRoutingConfiguration": routing}
-    if alarms:
-        names = [{"AlarmName": alarm["AlarmName"]} for alarm in alarms]
-        request["AutoRollbackConfiguration"] = {"Alarms": names}
     return request
 
 

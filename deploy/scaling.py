@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from deploy import rollout
 from deploy.aws import Aws
 from deploy.progress import Progress
-from deploy.requests import Request, alarm_names, alarm_requests
+from deploy.service import Request
 from deploy.spec import Scaling, Spec
 
 COUNT = "sagemaker:variant:DesiredInstanceCount"
@@ -70,7 +71,7 @@ def requests(endpoint: str, variant: str, scaling: Scaling) -> tuple[Request, Re
 
 def beside(spec: Spec) -> list[tuple[str, str, Request]]:
     """Service, operation and request of all that an endpoint has beside itself."""
-    made = [("cloudwatch", "PutMetricAlarm", each) for each in alarm_requests(spec)]
+    made = [("cloudwatch", "PutMetricAlarm", each) for each in rollout.alarms(spec)]
     for variant in spec.variants if spec.scaling else ():
         assert spec.scaling is not None
         target, policy = requests(spec.name, variant.name, spec.scaling)
@@ -101,14 +102,14 @@ def alarms(aws: Aws, endpoint: str) -> Iterator[Mapping[str, Any]]:
         for alarm in page["MetricAlarms"]:
             watched = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
             variant = watched.get("VariantName", "")
-            if watched.get("EndpointName") == endpoint and alarm["AlarmName"] in alarm_names(endpoint, [variant]):
+            if watched.get("EndpointName") == endpoint and alarm["AlarmName"] in rollout.alarm_names(endpoint, variant):
                 yield alarm
 
 
 def ensure_alarms(aws: Aws, spec: Spec, progress: Progress) -> None:
     """Those of the spec are there, as it says, before an update that names them."""
     now = {alarm["AlarmName"]: alarm for alarm in alarms(aws, spec.name)}
-    for request in alarm_requests(spec):
+    for request in rollout.alarms(spec):
         name = request["AlarmName"]
         if name not in now or now[name]["Threshold"] != request["Threshold"]:
             aws.client("cloudwatch").put_metric_alarm(**request)

@@ -8,11 +8,11 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import roles
+from deploy import policies, roles
 from deploy.aws import Aws, denied, is_missing, role_unseen
 from deploy.configurations import patiently
 from deploy.progress import Progress
-from deploy.requests import Request
+from deploy.service import Request
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -29,8 +29,8 @@ def ensure(aws: Aws, endpoint: str, after: timedelta, progress: Progress) -> dat
     """The endpoint is deleted so long from now, at the time that is returned; an earlier schedule is replaced."""
     when = datetime.now(UTC).replace(microsecond=0) + after
     account, region = aws.account, aws.region
-    values = {"partition": roles.partition_of(region), "account": account, "region": region, "name": endpoint}
-    role = roles.ensured(aws, roles.rendered("scheduler", role_name(endpoint), values), endpoint, progress)
+    values = {"partition": policies.partition_of(region), "account": account, "region": region, "name": endpoint}
+    role = roles.ensured(aws, policies.rendered("scheduler", role_name(endpoint), values), endpoint, progress)
     asked, client = request(endpoint, when, role), aws.client("scheduler")
     call = client.update_schedule if there(aws, endpoint) else client.create_schedule
     patiently(lambda: call(**asked), role_unseen)

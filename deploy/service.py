@@ -11,6 +11,8 @@ from botocore.validate import ParamValidator
 
 from deploy.table import SpecError, unknown
 
+Request = dict[str, Any]
+
 
 class Later(str):
     """Stands in a request for what is known only when a pipeline runs: any string will do."""

@@ -6,10 +6,9 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from deploy import logs
-from deploy.aws import Aws, Failed, is_missing
-from deploy.configurations import TRIES, tags
+from deploy.aws import Aws, is_missing
+from deploy.configurations import TRIES
 from deploy.progress import Progress, looks
-from deploy.requests import OWNER
 
 Endpoint = Mapping[str, Any]  # DescribeEndpoint's answer
 IN_PROGRESS = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
@@ -57,16 +56,6 @@ def stage(endpoint: Endpoint) -> str:
     phases = sorted({each["Status"] for variant in coming for each in variant.get("VariantStatus", ())})
     status = str(endpoint["EndpointStatus"])
     return f"{status}, {', '.join(phases)}" if phases and phases != [status] else status
-
-
-def must_be_ours(aws: Aws, endpoint: Endpoint) -> None:
-    """Raises Failed for one that something else made."""
-    name = endpoint["EndpointName"]
-    if tags(aws, endpoint["EndpointArn"]).get(OWNER) != name:
-        raise Failed(
-            f"there is an endpoint {name} that was not made by `python -m deploy`: choose another name, or hand it "
-            f"over: aws sagemaker add-tags --resource-arn {endpoint['EndpointArn']} --tags Key={OWNER},Value={name}"
-        )
 
 
 def delete(aws: Aws, name: str, progress: Progress) -> bool:

@@ -10,12 +10,12 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import pipelines, roles
+from deploy import pipelines, policies, roles
 from deploy.aws import Aws, Failed, is_missing, is_there_already
 from deploy.pipelines import Definition, Given, definition, function, split, tuned_model
 from deploy.pipelines.picture import Shown
+from deploy.policies import Role
 from deploy.progress import Progress, elapsed, looks
-from deploy.roles import Role
 
 ENDED = ("Succeeded", "Failed", "Stopped")
 
@@ -33,7 +33,7 @@ def upsert(aws: Aws, name: str, room: Room, progress: Progress) -> Definition:
     """The pipeline, its roles, its function's code, its script and its model group are as they are here."""
     home, function_name = f"s3://{room.bucket}/{name}", f"{name}-function"
     role, function_role = _ensured_roles(aws, name, room, progress)
-    arn = f"arn:{roles.partition_of(aws.region)}:lambda:{aws.region}:{aws.account}:function:{function_name}"
+    arn = f"arn:{policies.partition_of(aws.region)}:lambda:{aws.region}:{aws.account}:function:{function_name}"
     key = f"{name}/scripts/{_hash(split.__file__)}"
     given = Given(role=role, function=arn, home=home, scripts=f"s3://{room.bucket}/{key}")
     made = pipelines.defined(name, given)
@@ -155,7 +155,7 @@ def _shown(kind: str, told: Mapping[str, Any]) -> Shown:
 
 def roles_of(aws: Aws, name: str, room: Room) -> tuple[Role, Role, Role]:
     """Of the jobs and the endpoint; of the function; and what whoever runs these commands must be allowed."""
-    partition = roles.partition_of(aws.region)
+    partition = policies.partition_of(aws.region)
     values: dict[str, str | list[str]] = {
         "partition": partition,
         "region": aws.region,
@@ -167,9 +167,9 @@ def roles_of(aws: Aws, name: str, room: Room) -> tuple[Role, Role, Role]:
         "function_role": room.function_role.partition(":role/")[2] if room.function_role else f"{name}-function",
     }
     return (
-        roles.rendered("pipeline", f"{name}-pipeline", values),
-        roles.rendered("function", f"{name}-function", values),
-        roles.rendered("pipeline_user", "(whoever runs python -m deploy pipeline)", values),
+        policies.rendered("pipeline", f"{name}-pipeline", values),
+        policies.rendered("function", f"{name}-function", values),
+        policies.rendered("pipeline_user", "(whoever runs python -m deploy pipeline)", values),
     )
 
 

@@ -12,7 +12,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy import endpoint
 from deploy.aws import Aws, Failed, explained, is_missing
 from deploy.progress import Progress
-from deploy.spec import S3, Spec, Variant, checked
+from deploy.spec import S3, Spec, Variant
+from deploy.spec_file import checked
 from deploy.table import SpecError
 
 KEYS = ("artifacts", "prefix", "endpoint", "image", "role", "instance_type")

@@ -14,7 +14,7 @@ from deploy import endpoint, removal
 from deploy.__main__ import main
 from deploy.aws import Aws
 from deploy.progress import Progress
-from deploy.spec import load
+from deploy.spec_file import load
 from tests.live.account import Account, account, variant
 from tests.live.clients import Killed, KilledAfterOneChange, refusing
 from tests.live.conftest import Later
@@ -59,7 +59,7 @@ def deploy(capsys: pytest.CaptureFixture[str]) -> Deploy:
     """deploy(VERB, ...) -> exit code, and all that was said."""
 
     def run(*words: object, make: Callable[[str | None], Aws] = Aws) -> tuple[int, str]:
-        code = main([str(word) for word in words], make)
+        code = main([str(word) for word in words], make=make)
         said = capsys.readouterr()
         return code, said.out + said.err
 

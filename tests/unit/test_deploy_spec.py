@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from deploy import images, roles, service
+from deploy import images, policies, service
 from deploy.__main__ import main
 from deploy.requests import Desired, desired
-from deploy.spec import Spec, load
+from deploy.spec import Spec
+from deploy.spec_file import load
 from deploy.table import SpecError
 
 ROLE = "arn:aws:iam::123456789012:role/many"
@@ -216,8 +217,10 @@ def test_serverless_and_async_say_their_own(tmp_path: Path) -> None:
 def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) -> None:
     """Statements about what the spec has not are left out; only the two that cannot be narrower have a star."""
     more = '[async]\noutput = "s3://out/x"\n[aws.VpcConfig]\nSubnets = ["s"]\nSecurityGroupIds = ["g"]'
-    plain = roles.of_endpoint(spec_of(tmp_path, PLAIN), "123456789012", "eu-west-1")
-    rich = roles.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", "all.tar.gz") + more), "1" * 12, "cn-north-1")
+    plain = policies.of_endpoint(spec_of(tmp_path, PLAIN), "123456789012", "eu-west-1")
+    rich = policies.of_endpoint(
+        spec_of(tmp_path, PLAIN.replace("models/", "all.tar.gz") + more), "1" * 12, "cn-north-1"
+    )
     said = {each["Sid"]: each["Resource"] for each in plain.policy["Statement"]}
 
     assert plain.name == "many-endpoint"
@@ -236,14 +239,14 @@ def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) ->
 def test_a_widened_role_has_each_statement_once_whatever_was_tried_before(tmp_path: Path) -> None:
     """There, elsewhere, and back again: AWS refuses a policy in which a Sid stands twice."""
     one, two = (
-        roles.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", prefix)), "1" * 12, "eu-west-1").policy
+        policies.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", prefix)), "1" * 12, "eu-west-1").policy
         for prefix in ("models/", "others/")
     )
 
-    away = roles.widest(two, one)
-    back = roles.widest(one, away)
+    away = policies.widest(two, one)
+    back = policies.widest(one, away)
 
-    assert roles.widest(two, away) == away
+    assert policies.widest(two, away) == away
     sids = [each["Sid"] for each in back["Statement"]]
     assert len(sids) == len(set(sids))
     read = [each["Resource"][0] for each in back["Statement"] if each["Action"] == "s3:GetObject"]

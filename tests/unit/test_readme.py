@@ -4,8 +4,9 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from deploy.__main__ import OTHERS, VERBS
+from deploy.command_line import OTHERS
 from deploy.spec import Spec
+from deploy.verbs import VERBS
 from serve import errors
 from serve.errors import ServeError
 from serve.host.card import Card
