@@ -158,8 +158,9 @@ def _put(to: Place, path: Path, name: str, uncompressed: bool) -> tuple[str, boo
     found = contents.of_directory(path, name)
     if uncompressed:
         return put_tree(to, found.files, name)
-    with tempfile.TemporaryDirectory(prefix="packing-") as beside, bar(f"pack {name}", found.size) as count:
-        packed = pack.pack(found.files, Path(beside, name + SUFFIX), count)
+    with tempfile.TemporaryDirectory(prefix="packing-") as beside:
+        with bar(f"pack {name}", found.size) as count:
+            packed = pack.pack(found.files, Path(beside, name + SUFFIX), count)
         pack.tell(name, found, packed)
         return put_archive(to, packed.path, name)
 

@@ -10,6 +10,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     HTTPClientError,
     NoCredentialsError,
@@ -98,7 +99,20 @@ UNKNOWN_KEY = (
 THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown")
 LIMITS = ("ResourceLimitExceeded", "LimitExceeded", "LimitExceededException", "ServiceQuotaExceededException")
 ELSEWHERE = ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
-NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, SSOError, TokenRetrievalError)
+NO_CREDENTIALS = (
+    *(NoCredentialsError, PartialCredentialsError, CredentialRetrievalError),
+    *(ProfileNotFound, SSOError, TokenRetrievalError),
+)
+SIGN_IN = "sign in (aws sso login, aws configure), or export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+BY_WORDS = (  # of refusals whose code is the same for all: ValidationError
+    ("Could not find model data", "put a model there first: python -m deploy put"),
+    ("target model header", "name the model: --target-model NAME.tar.gz; `python -m deploy models` lists a prefix"),
+    (
+        "Failed to download model data",
+        "is it there, and may the role read it? `python -m deploy models` lists a prefix",
+    ),
+    ("not found in endpoint", "`python -m deploy status` lists its variants"),
+)
 
 
 def explained(error: ClientError | BotoCoreError) -> str:
@@ -108,9 +122,7 @@ def explained(error: ClientError | BotoCoreError) -> str:
         return f"{error.operation_name}: {said}" + (f"\n  {advice}" if (advice := _advice(error)) else "")
     said = " ".join(str(error).split())
     if isinstance(error, NO_CREDENTIALS):
-        return (
-            f"{said}\n  sign in (aws sso login, aws configure), or export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
+        return f"{said}\n  {SIGN_IN}"
     if isinstance(error, NoRegionError):
         return f"{said}\n  give --region or set AWS_DEFAULT_REGION"
     if isinstance(error, EndpointConnectionError | HTTPClientError):
@@ -138,6 +150,4 @@ def _advice(error: ClientError) -> str:
         return "a quota of this account: ask for more (Service Quotas, SageMaker), or take another instance type"
     if which in ELSEWHERE:
         return "the bucket is in another region: --region must be the bucket's"
-    if "Could not find model data" in message(error):
-        return "put a model there first: python -m deploy put"
-    return ""
+    return next((advice for words, advice in BY_WORDS if words in message(error)), "")

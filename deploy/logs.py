@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,7 @@ from botocore.exceptions import ClientError
 from deploy.aws import Aws, Failed, denied, is_missing
 
 RECENT = 15 * 60  # seconds that count as the last words of a container
+NEWEST = 2  # containers whose last words are told
 GROUP = "/aws/sagemaker/Endpoints/"
 
 
@@ -24,35 +26,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def show(aws: Aws, name: str, *, since: float, pattern: str = "", follow: bool = False) -> int:
     """Print the lines, oldest first. Raises Failed where there is no log."""
     start = int((time.time() - since * 60) * 1000)
+    try:
+        for event in _followed(aws, name, start, pattern) if follow else _once(aws, name, start, pattern):
+            print(line(event), flush=True)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+    return 0
+
+
+def _once(aws: Aws, name: str, start: int, pattern: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from events(aws, name, start, pattern)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        raise Failed(
+            f"endpoint {name} has no log yet ({GROUP}{name} in {aws.region}): it has one once a container has started. "
+            f"Is there such an endpoint? python -m deploy status {name}"
+        ) from error
+
+
+def _followed(aws: Aws, name: str, start: int, pattern: str) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     while True:
         try:
             for event in events(aws, name, start, pattern):
                 if event["eventId"] not in seen:
                     seen.add(event["eventId"])
-                    print(line(event), flush=True)
+                    yield event
                     start = max(start, event["timestamp"])
         except ClientError as error:
             if not is_missing(error):
                 raise
-            if not follow:
-                raise Failed(
-                    f"endpoint {name} has no log yet ({GROUP}{name}): it has one once a container has started"
-                ) from error
-        if not follow:
-            return 0
         time.sleep(2)
 
 
 def last(aws: Aws, name: str, lines: int) -> list[str]:
-    """The newest lines of the last minutes; none where there are none, or where one may not look."""
+    """The newest lines of the containers that began last, which is whose fleet has just failed; an older one, in
+    service, would bury them under its own. None where there are none, or where one may not look.
+    """
     start = int((time.time() - RECENT) * 1000)
+    streams: dict[str, deque[str]] = {}  # in the order in which they began
     try:
-        return [line(event) for event in events(aws, name, start)][-lines:]
+        for event in events(aws, name, start):
+            streams.setdefault(event["logStreamName"], deque(maxlen=lines)).append(line(event))
     except ClientError as error:
-        if is_missing(error) or denied(error):
-            return []
-        raise
+        if not (is_missing(error) or denied(error)):
+            raise
+    return [each for stream in list(streams)[-NEWEST:] for each in streams[stream]]
 
 
 def events(aws: Aws, name: str, start: int, pattern: str = "") -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What is said while something is done: a line for each change, and what a long wait waits for."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,8 +36,8 @@ class Progress:
             nonlocal told, last
             now = time.monotonic()
             line = f"{what}: {status} ({elapsed(now - begun)})"
-            if self._terminal:
-                self._out.write(f"\r\033[K\033[2m{line}\033[0m")
+            if self._terminal:  # a line that wraps cannot be overwritten
+                self._out.write(f"\r\033[K\033[2m{line[: max(1, _columns(self._out) - 1)]}\033[0m")
                 self._out.flush()
             elif status != last or now - told > REMIND:
                 self.say(line)
@@ -48,6 +49,10 @@ class Progress:
             if self._terminal:
                 self._out.write("\r\033[K")
                 self._out.flush()
+
+
+def _columns(out: TextIO) -> int:
+    return os.get_terminal_size(out.fileno()).columns or 80  # 0 is a terminal that does not know
 
 
 def looks() -> Iterator[None]:

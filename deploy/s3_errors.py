@@ -3,10 +3,9 @@
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
-from deploy.aws import ELSEWHERE, EXPIRED, NO_CREDENTIALS, UNKNOWN_KEY, code, message
+from deploy.aws import ELSEWHERE, EXPIRED, NO_CREDENTIALS, SIGN_IN, UNKNOWN_KEY, code, message
 
 NO_NETWORK = (exceptions.ConnectionError, exceptions.HTTPClientError)
-SIGN_IN = "sign in (aws sso login, aws configure), or export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 # The permission behind a call, where it is not called as the call is.
 ACTIONS = {
     **dict.fromkeys(("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "PutObject"),

@@ -80,4 +80,5 @@ def _matches(pattern: str, value: str) -> bool:
 
 def _unlisted(path: str, value: str, known: list[str]) -> str:
     said = unknown(value, known, "value").partition("; known")[0]
-    return f"{path}: {said}. If AWS has it by now: pip install --upgrade boto3"
+    stop = "" if said.endswith("?") else "."
+    return f"{path}: {said}{stop} If AWS has it by now: pip install --upgrade boto3"

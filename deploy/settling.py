@@ -6,7 +6,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from deploy import logs
-from deploy.aws import Aws, is_missing
+from deploy.aws import Aws, Failed, is_missing
 from deploy.configurations import TRIES
 from deploy.progress import Progress, looks
 
@@ -22,6 +22,16 @@ def described(aws: Aws, name: str) -> Endpoint | None:
         if is_missing(error):
             return None
         raise
+    return found
+
+
+def existing(aws: Aws, name: str) -> Endpoint:
+    """Raises Failed where there is none."""
+    found = described(aws, name)
+    if found is None:
+        raise Failed(
+            f"there is no endpoint {name} in {aws.region}: `python -m deploy up SPEC` makes it; else see --region"
+        )
     return found
 
 

@@ -6,15 +6,13 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from deploy import scaling, schedule
-from deploy.aws import Aws, Failed, denied, is_missing
-from deploy.settling import described, stage
+from deploy.aws import Aws, denied, is_missing
+from deploy.settling import existing, stage
 
 
 def status(aws: Aws, name: str) -> dict[str, Any]:
     """As data. Raises Failed where there is no such endpoint."""
-    now = described(aws, name)
-    if now is None:
-        raise Failed(f"there is no endpoint {name} in {aws.region}")
+    now = existing(aws, name)
     scales = {variant: _range(target) for variant, target in scaling.registered(aws, name).items()}
     return {
         "endpoint": name,
@@ -72,25 +70,20 @@ def text(said: dict[str, Any]) -> str:
     if said["deleted_at"]:
         head.append(("deleted at", said["deleted_at"]))
     lines = [f"{key:<11} {value}" for key, value in head if value]
-    rows = [["variant", "instance", "now/wanted", "weight", "scaling", "models", "image"]]
+    rows = [["variant", "instance", "now/wanted", "weight", "scaling"]]
     for each in said["variants"]:
-        image = str(each["image"] or "").rpartition("/")[2]
-        name, at, digest = image.partition("@sha256:")
         weight = "" if each["weight"] is None else f"{each['weight']:g}"
         counts = "" if each["instances"] is None else f"{each['instances']}/{each['wanted']}"
-        cells = (
-            each["variant"],
-            each.get("instance"),
-            counts,
-            weight,
-            each["scaling"],
-            each.get("models"),
-            name + at + digest[:12],
-        )
-        rows.append([str(cell or "") for cell in cells])
-    return "\n".join([*lines, "", *table(rows)])
+        rows.append([each["variant"], each.get("instance", ""), counts, weight, each["scaling"]])
+    head_row, *table = _table(rows)
+    lines += ["", head_row]
+    for row, each in zip(table, said["variants"], strict=True):
+        name, at, digest = str(each["image"] or "").rpartition("/")[2].partition("@sha256:")
+        beside = (("models", each.get("models")), ("image", name + at + digest[:12]))
+        lines += [row, *(f"  {key:<6} {value}" for key, value in beside if value)]
+    return "\n".join(lines)
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
