@@ -13,7 +13,7 @@ from deploy.ownership import OWNER, tags
 from deploy.progress import Progress
 from deploy.requests import Desired
 
-TRIES, PAUSE = 5, 0.5  # for what AWS does not see yet; the pause doubles: 7.5 s in all
+TRIES, PAUSE = 6, 0.5  # for what AWS does not see yet, a role for some 10 s; the pause doubles: 15.5 s in all
 Models = dict[str, str]  # name -> role ARN
 
 
@@ -58,25 +58,13 @@ def models(aws: Aws, endpoint: str) -> Iterator[str]:
                 yield each["ModelName"]
 
 
-def used(aws: Aws, config: str) -> set[str]:
-    """The models of a configuration; none where it is gone."""
-    try:
-        described = aws.client("sagemaker").describe_endpoint_config(EndpointConfigName=config)
-    except ClientError as error:
-        if is_missing(error):
-            return set()
-        raise
-    return {variant["ModelName"] for variant in described["ProductionVariants"]}
-
-
 def sweep(aws: Aws, endpoint: str, keep: set[str], progress: Progress) -> None:
-    """Delete all configurations but those to keep, then all models that none of these uses."""
+    """Delete all configurations and models of an endpoint but those of these names."""
     sagemaker = aws.client("sagemaker")
-    needed = {model for config in keep for model in used(aws, config)}
     for config in [each for each in configs(aws, endpoint) if each not in keep]:
         if gone(partial(sagemaker.delete_endpoint_config, EndpointConfigName=config)):
             progress.changed(f"configuration {config} deleted")
-    for model in [each for each in models(aws, endpoint) if each not in needed]:
+    for model in [each for each in models(aws, endpoint) if each not in keep]:
         if gone(partial(sagemaker.delete_model, ModelName=model)):
             progress.changed(f"model {model} deleted")
 

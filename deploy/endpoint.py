@@ -10,14 +10,14 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import configurations, plans, policies, roles, rollout, scaling
+from deploy import configurations, plans, policies, requests, roles, rollout, scaling
 from deploy.aws import Aws, Failed, is_busy, is_missing, is_there_already
 from deploy.configurations import PAUSE, TRIES
 from deploy.ownership import must_be_ours, tags
 from deploy.progress import Progress
 from deploy.requests import Desired
 from deploy.service import Request
-from deploy.settling import Endpoint, arrived, delete, described, settled, why
+from deploy.settling import IN_PROGRESS, Endpoint, arrived, delete, described, settled, why
 from deploy.spec import Spec
 
 
@@ -32,25 +32,38 @@ class Outcome:
     changes: list[str] = field(default_factory=list)
 
 
-Smoke = Callable[[], None]  # raises Failed
+Step = Callable[[], object]  # raises Failed
 
 
-def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Smoke | None = None) -> Outcome:
+def up(
+    spec: Spec,
+    aws: Aws,
+    progress: Progress,
+    *,
+    wait: bool = True,
+    begun: Step | None = None,
+    smoke: Step | None = None,
+) -> Outcome:
     """Returns when the endpoint is as the spec says, or with `wait=False` when AWS has taken it on.
 
-    Raises Failed where AWS rolls it back, or it does not come up.
+    `begun` is called as soon as the endpoint is there or on its way: from then on it costs. Raises Failed where AWS
+    rolls it back, or it does not come up.
     """
-    wanted = plans.plan(spec, aws, progress)
-    configurations.ensure(aws, wanted, progress)
-    config = wanted.endpoint["EndpointConfigName"]
+    begun = begun or (lambda: None)
+    wanted = _made(spec, aws, progress)
     for attempt in range(TRIES):
         before = described(aws, spec.name)
         if before is not None:
             must_be_ours(aws, before)
-            before = settled(aws, spec.name, progress) if wait else before
+            if wait and before["EndpointStatus"] in IN_PROGRESS:
+                before = settled(aws, spec.name, progress)
+                wanted = _made(spec, aws, progress)  # another's `up` sweeps what it does not need, rights too
+        config = wanted.endpoint["EndpointConfigName"]
         if before is not None and not wait and _coming(before) == config:
+            begun()
             return Outcome(endpoint=spec.name, config=config, changed=False, waiting=True, changes=progress.changes)
         if before is not None and is_at(before, config):
+            begun()
             return _kept(spec, aws, wanted, before, progress, smoke)
         if before is not None and before["EndpointStatus"] == "Failed":
             progress.changed(f"endpoint {spec.name} had failed ({before.get('FailureReason', 'no reason')}): deleted")
@@ -66,14 +79,22 @@ def up(spec: Spec, aws: Aws, progress: Progress, *, wait: bool = True, smoke: Sm
                 if not wait:
                     raise Failed(f"endpoint {spec.name} is being changed by somebody else: try again later") from error
             time.sleep(PAUSE * 2**attempt)
-            configurations.ensure(aws, wanted, progress)  # another one's sweep may have taken it
+            wanted = _made(spec, aws, progress)
             continue
+        begun()
         if not wait:
             return Outcome(endpoint=spec.name, config=config, changed=True, waiting=True, changes=progress.changes)
         after = arrived(aws, spec.name, progress, before)
         _must_have_arrived(aws, spec.name, config, before, after)
-        return _arrived(spec, aws, before, config, progress, smoke)
+        return _arrived(spec, aws, before, wanted, progress, smoke)
     raise AssertionError
+
+
+def _made(spec: Spec, aws: Aws, progress: Progress) -> Desired:
+    """All that the endpoint is to be made of, which is there now."""
+    wanted = plans.plan(spec, aws, progress)
+    configurations.ensure(aws, wanted, progress)
+    return wanted
 
 
 def is_at(endpoint: Endpoint, config: str) -> bool:
@@ -88,69 +109,52 @@ def _coming(endpoint: Endpoint) -> str | None:
     return str(pending) if pending and endpoint["EndpointStatus"] == "Updating" else None
 
 
-def traffic(name: str, weights: dict[str, float], aws: Aws, progress: Progress) -> None:
-    """Other weights, with the same configuration. Returns when they hold."""
-    now = settled(aws, name, progress)
-    if now is None:
-        raise Failed(f"there is no endpoint {name} in {aws.region}")
-    old = {each["VariantName"]: each.get("CurrentWeight", 0.0) for each in now["ProductionVariants"]}
-    for variant in weights:
-        if variant not in old:
-            raise Failed(f"endpoint {name} has no variant {variant}, but: {', '.join(old)}")
-    if all(old[variant] == weight for variant, weight in weights.items()):
-        return
-    wanted = [{"VariantName": variant, "DesiredWeight": weight} for variant, weight in weights.items()]
-    aws.client("sagemaker").update_endpoint_weights_and_capacities(
-        EndpointName=name, DesiredWeightsAndCapacities=wanted
-    )
-    after = arrived(aws, name, progress, now)
-    got = {each["VariantName"]: each.get("CurrentWeight") for each in after["ProductionVariants"]} if after else {}
-    if after is None or any(got.get(variant) != weight for variant, weight in weights.items()):
-        raise Failed(f"the weights did not change: {why(aws, after) if after else 'the endpoint is gone'}")
-    for variant, weight in weights.items():
-        progress.changed(f"{variant}: {old[variant]:g} -> {weight:g}")
-
-
 def _start(spec: Spec, aws: Aws, wanted: Desired, before: Endpoint | None, progress: Progress) -> None:
     scaling.ensure_alarms(aws, spec, progress)
-    sagemaker = aws.client("sagemaker")
     if before is None:
-        sagemaker.create_endpoint(**wanted.endpoint)
+        aws.client("sagemaker").create_endpoint(**wanted.endpoint)
         progress.changed(f"endpoint {spec.name} is being created")
         return
-    old = _config(aws, before["EndpointConfigName"])
-    registered = scaling.registered(aws, spec.name)
-    stale = [name for name in registered if _type(old, name) != _type(wanted.config, name)]
-    scaling.deregister(aws, spec.name, stale, progress)
-    sagemaker.update_endpoint(**wanted.update(old, scales=len(registered) > len(stale)))
+    _update(aws, wanted.endpoint, _config(aws, before["EndpointConfigName"]), wanted.config, progress)
     progress.changed(f"endpoint {spec.name} is being updated")
 
 
-def _kept(spec: Spec, aws: Aws, wanted: Desired, now: Endpoint, progress: Progress, smoke: Smoke | None) -> Outcome:
+def _update(aws: Aws, request: Request, now: Request, coming: Request, progress: Progress) -> None:
+    """From one configuration to another; what scales keeps its count, but for variants of another instance type."""
+    name = request["EndpointName"]
+    registered = scaling.registered(aws, name)
+    stale = [variant for variant in registered if _type(now, variant) != _type(coming, variant)]
+    scaling.deregister(aws, name, stale, progress)
+    scales = len(registered) > len(stale)
+    aws.client("sagemaker").update_endpoint(**requests.update(request, now, coming, scales=scales))
+
+
+def _kept(spec: Spec, aws: Aws, wanted: Desired, now: Endpoint, progress: Progress, smoke: Step | None) -> Outcome:
     """It has the configuration; what is beside it may still differ."""
     asked = {tag["Key"]: tag["Value"] for tag in wanted.endpoint["Tags"]}
     if not asked.items() <= tags(aws, now["EndpointArn"]).items():
         aws.client("sagemaker").add_tags(ResourceArn=now["EndpointArn"], Tags=wanted.endpoint["Tags"])
         progress.changed(f"tags of {spec.name}")
     scaling.ensure_alarms(aws, spec, progress)
-    return _arrived(spec, aws, now, now["EndpointConfigName"], progress, smoke)
+    return _arrived(spec, aws, now, wanted, progress, smoke)
 
 
 def _arrived(
-    spec: Spec, aws: Aws, before: Endpoint | None, config: str, progress: Progress, smoke: Smoke | None
+    spec: Spec, aws: Aws, before: Endpoint | None, wanted: Desired, progress: Progress, smoke: Step | None
 ) -> Outcome:
-    scaling.ensure(aws, spec, progress)
+    config = wanted.endpoint["EndpointConfigName"]
     if smoke is not None:
         try:
             smoke()
         except Failed as failure:
             raise Failed(f"{failure}\n{_back(aws, spec.name, before, config, progress)}") from failure
+    scaling.ensure(aws, spec, progress)
     now = described(aws, spec.name)
     if now is not None and is_at(now, config):  # else somebody else is at it, and sweeps
         if not policies.is_arn(spec.role):
             roles.ensured(aws, policies.of_endpoint(spec, aws.account, aws.region), spec.name, progress)
         scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in rollout.alarms(spec)], progress)
-        configurations.sweep(aws, spec.name, {config}, progress)
+        configurations.sweep(aws, spec.name, {config, *wanted.models}, progress)
     changes = progress.changes
     return Outcome(endpoint=spec.name, config=config, changed=bool(changes), changes=changes)
 
@@ -161,7 +165,8 @@ def _back(aws: Aws, name: str, before: Endpoint | None, config: str, progress: P
         return f"there is no earlier configuration to go back to: `python -m deploy down {name}` removes it"
     old = before["EndpointConfigName"]
     now = described(aws, name)
-    aws.client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=old)
+    request = {"EndpointName": name, "EndpointConfigName": old}
+    _update(aws, request, _config(aws, config), _config(aws, old), progress)
     after = arrived(aws, name, progress, now)
     if after is None or not is_at(after, old):
         return f"going back to {old} failed: {why(aws, after) if after else 'the endpoint is gone'}"

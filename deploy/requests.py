@@ -35,20 +35,6 @@ class Desired:
     config: Request
     endpoint: Request  # of CreateEndpoint; UpdateEndpoint's is made of it
 
-    def update(self, before: Request, *, scales: bool) -> Request:
-        """UpdateEndpoint's, from the configuration that the endpoint has.
-
-        What was scaled keeps its count; a weight that the spec has changed, and what is captured, are the spec's.
-        """
-        request = {key: value for key, value in self.endpoint.items() if key != "Tags"}
-        if scales:
-            excluded = ["DataCaptureConfig"]
-            if _weights(before) != _weights(self.config):
-                excluded.append("DesiredWeight")
-            request["RetainAllVariantProperties"] = True
-            request["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": each} for each in excluded]
-        return request
-
     def check(self) -> None:
         """Raise SpecError with what AWS would refuse."""
         for request in self.models.values():
@@ -79,6 +65,21 @@ def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
     if spec.rollout:
         endpoint["DeploymentConfig"] = rollout.deployment(spec.rollout, rollout.alarms(spec))
     return Desired(models=models, config={"EndpointConfigName": config_name, **config, "Tags": tags}, endpoint=endpoint)
+
+
+def update(endpoint: Request, now: Request, coming: Request, *, scales: bool) -> Request:
+    """UpdateEndpoint's, of CreateEndpoint's and the configurations that the endpoint has and is to have.
+
+    What was scaled keeps its count; a weight that differs between the two, and what is captured, are the coming one's.
+    """
+    request = {key: value for key, value in endpoint.items() if key != "Tags"}
+    if scales:
+        excluded = ["DataCaptureConfig"]
+        if _weights(now) != _weights(coming):
+            excluded.append("DesiredWeight")
+        request["RetainAllVariantProperties"] = True
+        request["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": each} for each in excluded]
+    return request
 
 
 def _model(spec: Spec, variant: Variant, role_arn: str, image: str) -> Request:

@@ -11,8 +11,21 @@ from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from deploy import command_line, endpoint, invoke, logs, plans, policies, removal, scaling, schedule, smoke, status
-from deploy.aws import Aws, Failed, explained
+from deploy import (
+    command_line,
+    endpoint,
+    invoke,
+    logs,
+    plans,
+    policies,
+    removal,
+    scaling,
+    schedule,
+    smoke,
+    status,
+    traffic,
+)
+from deploy.aws import SIGN_IN, Aws, Failed, explained
 from deploy.images import UNKNOWN_ACCOUNT
 from deploy.progress import Progress
 from deploy.spec import Spec
@@ -36,6 +49,10 @@ def run(words: list[str], make: Make = Aws) -> int:
         return refused(f"{error}", FAILED)
     except (ClientError, BotoCoreError) as error:
         return refused(explained(error), FAILED)
+    except RuntimeError as error:  # botocore has no class of its own for this one
+        if "credentials are still expired" not in str(error):
+            raise
+        return refused(f"{error}\n  {SIGN_IN}", FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return FAILED
@@ -56,10 +73,10 @@ def _up(given: argparse.Namespace, make: Make) -> int:
     aws = make(given.region or spec.region)
     checks = smoke.load(given.smoke) if given.smoke else []
     check = (lambda: smoke.run(aws, spec, checks, progress)) if checks else None
+    # At once, not at the end: whoever closes the lid meanwhile is to pay for four hours all the same.
+    begun = (lambda: schedule.ensure(aws, spec.name, given.keep, progress)) if given.keep else None
     with _naming(given.spec):
-        outcome = endpoint.up(spec, aws, progress, wait=not given.no_wait, smoke=check)
-    if given.keep:
-        schedule.ensure(aws, spec.name, given.keep, progress)
+        outcome = endpoint.up(spec, aws, progress, wait=not given.no_wait, begun=begun, smoke=check)
     if given.json:
         said = {"endpoint": spec.name, "config": outcome.config, "changed": outcome.changed, "changes": outcome.changes}
         print(json.dumps({**said, "waiting": outcome.waiting}))
@@ -120,7 +137,7 @@ def _status(given: argparse.Namespace, make: Make) -> int:
 
 def _traffic(given: argparse.Namespace, make: Make) -> int:
     progress = Progress(sys.stderr if given.json else sys.stdout)
-    endpoint.traffic(given.name, dict(given.weights), make(given.region), progress)
+    traffic.move(given.name, dict(given.weights), make(given.region), progress)
     if given.json:
         print(json.dumps({"endpoint": given.name, "weights": dict(given.weights), "changed": bool(progress.changes)}))
     elif not progress.changes:
@@ -139,6 +156,8 @@ def _logs(given: argparse.Namespace, make: Make) -> int:
 def _roles(given: argparse.Namespace, make: Make) -> int:
     spec = load(given.spec)
     aws = make(given.region or spec.region)
+    with _naming(given.spec):
+        plans.offline(spec, aws.region)
     print(json.dumps([each.said for each in policies.of_all(spec, aws.account, aws.region)], indent=2))
     return DONE
 

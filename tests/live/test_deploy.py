@@ -5,71 +5,32 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy import endpoint, removal
-from deploy.__main__ import main
 from deploy.aws import Aws
 from deploy.progress import Progress
 from deploy.spec_file import load
-from tests.live.account import Account, account, variant
+from tests.live import deploys
+from tests.live.account import Account, variant
 from tests.live.clients import Killed, KilledAfterOneChange, refusing
 from tests.live.conftest import Later
-from tests.live.stack import ROOT, toy, wait_until
-
-Deploy = Callable[..., tuple[int, str]]
-SPEC = """
-name = "{name}"
-image = "serve:latest"
-models = "s3://models/{models}"
-{more}
-[[variant]]
-instance = "ml.m5.large"
-{settings}
-"""
+from tests.live.deploys import SCALES, Deploy, spec
+from tests.live.stack import ROOT, wait_until
 
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """With an image in its registry, and one bundle and one prefix of models that answer with what they got."""
-    patch = pytest.MonkeyPatch()
-    with account(tmp_path_factory.mktemp("w")) as made, patch.context() as environment:
-        for name, value in made.platform.environment.items():
-            environment.setenv(name, value)
-        ecr = made.platform.client("ecr")
-        ecr.create_repository(repositoryName="serve")
-        for tag in ("latest", "next"):
-            manifest = {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-                "t": tag,
-            }
-            ecr.put_image(repositoryName="serve", imageManifest=json.dumps(manifest), imageTag=tag)
-        models = tmp_path_factory.mktemp("m")
-        made.put("echo.tar.gz", toy(models, "echo"))
-        made.put("many/echo.tar.gz", models / "echo")
+    with deploys.prepared(tmp_path_factory.mktemp("w"), tmp_path_factory.mktemp("m")) as made:
         yield made
 
 
 @pytest.fixture
 def deploy(capsys: pytest.CaptureFixture[str]) -> Deploy:
-    """deploy(VERB, ...) -> exit code, and all that was said."""
-
-    def run(*words: object, make: Callable[[str | None], Aws] = Aws) -> tuple[int, str]:
-        code = main([str(word) for word in words], make=make)
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return run
-
-
-def spec(at: Path, name: str, *, models: str = "echo.tar.gz", more: str = "", settings: str = "") -> Path:
-    path = at / f"{name}.toml"
-    path.write_text(SPEC.format(name=name, models=models, more=more, settings=settings))
-    return path
+    return deploys.command(capsys)
 
 
 def test_up_again_is_unchanged_and_down_leaves_nothing(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
@@ -99,17 +60,6 @@ def test_up_again_is_unchanged_and_down_leaves_nothing(aws: Account, deploy: Dep
     assert deploy("down", "life") == (0, "nothing of life is left\n")
 
 
-SCALES = """
-[scaling]
-min = 1
-max = 2
-invocations_per_instance = 100
-[rollout]
-bake_seconds = 0
-alarms = { errors = 1, latency_ms = 500 }
-"""
-
-
 def test_every_step_may_be_the_last(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
     """Killed after each single change, the next run goes on from there, until all is created, updated, deleted."""
 
@@ -129,6 +79,7 @@ def test_every_step_may_be_the_last(aws: Account, deploy: Deploy, tmp_path: Path
     created = runs("up", spec(tmp_path, "steps", more=SCALES))
     changed = runs("up", spec(tmp_path, "steps", more='env = { SERVE_THREADS = "1" }'))
     now = aws.describe("steps")
+    ending = runs("up", spec(tmp_path, "steps", more='env = { SERVE_THREADS = "1" }'), "--for", "4h")
     deleted = runs("down", "steps")
 
     alarms = ["PutMetricAlarm"] * 2
@@ -138,7 +89,9 @@ def test_every_step_may_be_the_last(aws: Account, deploy: Deploy, tmp_path: Path
     swept = ["DeregisterScalableTarget", "DeleteAlarms", "DeleteEndpointConfig", "DeleteModel"]
     assert changed == ["CreateModel", "CreateEndpointConfig", "UpdateEndpoint", *swept]
     assert now["EndpointStatus"] == "InService"
-    assert deleted == ["DeleteEndpoint", "DeleteRolePolicy", "DeleteRole", "DeleteEndpointConfig", "DeleteModel"]
+    assert ending == ["CreateRole", "PutRolePolicy", "CreateSchedule"]
+    roles = ["DeleteRolePolicy", "DeleteRole"] * 2
+    assert deleted == ["DeleteEndpoint", "DeleteSchedule", *roles, "DeleteEndpointConfig", "DeleteModel"]
     assert removal.leftovers("steps", Aws()) == []
 
 
@@ -188,14 +141,18 @@ def test_what_does_not_come_up_is_rolled_back(aws: Account, deploy: Deploy, tmp_
 
 
 def test_one_that_never_came_up_is_made_anew(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """Failed, which AWS lets nobody update: exit 1 with the reason; the next `up` deletes it first."""
-    failed = deploy("up", spec(tmp_path, "never", settings='env = { SERVE_NO_SUCH_SETTING = "1" }'))
+    """Failed, which AWS lets nobody update: exit 1 with the reason; the next `up` deletes it first.
+
+    What is to end it by itself is there all the same: it costs from its beginning on.
+    """
+    failed = deploy("up", spec(tmp_path, "never", settings='env = { SERVE_NO_SUCH_SETTING = "1" }'), "--for", "4h")
     status = deploy("status", "never")
     again = deploy("up", spec(tmp_path, "never"))
 
     assert failed[0] == 1
     assert "endpoint never is Failed" in failed[1]
     assert "Failed" in status[1]
+    assert "deleted at" in status[1]
     assert again[0] == 0, again
     assert "had failed" in again[1]
     assert deploy("down", "never")[0] == 0
@@ -280,8 +237,10 @@ def test_what_others_made_is_left_alone(aws: Account, deploy: Deploy, tmp_path: 
     aws.sagemaker.create_endpoint(EndpointName="theirs", EndpointConfigName="theirs")
 
     up, down = deploy("up", spec(tmp_path, "theirs")), deploy("down", "theirs")
+    moved = deploy("traffic", "theirs", "AllTraffic=2")
 
-    assert (up[0], down[0]) == (1, 1)
+    assert (up[0], down[0], moved[0]) == (1, 1, 1)
+    assert "not made by `python -m deploy`" in moved[1]
     assert "not made by `python -m deploy`" in up[1]
     assert aws.settled("theirs")["EndpointConfigName"] == "theirs"
     aws.delete("theirs")
@@ -311,7 +270,7 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
     moved = deploy("traffic", "ab", "A=0", "B=1")
     weights = {each["VariantName"]: each["CurrentWeight"] for each in aws.describe("ab")["ProductionVariants"]}
     same = deploy("traffic", "ab", "A=0")
-    wrong = deploy("traffic", "ab", "C=1")
+    wrong, none = deploy("traffic", "ab", "C=1"), deploy("traffic", "ab", "B=0")
     body = tmp_path / "body.txt"
     body.write_text("hi")
     answered = deploy("invoke", "ab", "--variant", "A", body)
@@ -331,6 +290,7 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
     assert weights == {"A": 0.0, "B": 1.0}
     assert same == (0, "unchanged\n")
     assert (wrong[0], "no variant C, but: " in wrong[1]) == (1, True)
+    assert (none[0], "nobody would get the traffic" in none[1]) == (1, True)
     assert answered[0] == 0
     assert ":hi\n200 from A in" in answered[1]
     assert (streamed[0], ":hi\n200 from B in" in streamed[1]) == (0, True)

@@ -1,0 +1,248 @@
+"""What happens while `python -m deploy` is at work: another one, a Ctrl-C, credentials that expire."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import removal
+from deploy.aws import Aws
+from tests.live import deploys
+from tests.live.account import Account
+from tests.live.deploys import SCALES, Deploy, spec
+from tests.live.stack import ROOT
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    with deploys.prepared(tmp_path_factory.mktemp("w"), tmp_path_factory.mktemp("m")) as made:
+        yield made
+
+
+@pytest.fixture
+def deploy(capsys: pytest.CaptureFixture[str]) -> Deploy:
+    return deploys.command(capsys)
+
+
+def started(*words: object, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "deploy", *(str(word) for word in words)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Whatever started these tests in the background has SIGINT ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def readable(aws: Account, name: str) -> set[str]:
+    """What the endpoint's role may read."""
+    iam = aws.platform.client("iam")
+    document = iam.get_role_policy(RoleName=f"{name}-endpoint", PolicyName=f"deploy-{name}")["PolicyDocument"]
+    reads = [each["Resource"] for each in document["Statement"] if "s3:GetObject" in each["Action"]]
+    return {resource for resources in reads for resource in resources}
+
+
+def test_of_two_who_want_different_things_one_gets_it_and_the_other_knows(
+    aws: Account, deploy: Deploy, tmp_path: Path
+) -> None:
+    """Two processes, two specs, one endpoint: it is at one of the two, whole, and whoever lost it says so."""
+    (tmp_path / "b").mkdir()
+    files = [spec(tmp_path, "pair"), spec(tmp_path / "b", "pair", models="many/")]
+    processes = [started("up", file) for file in files]
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    now = aws.describe("pair")
+    again = [deploy("up", file, "--plan") for file in files]
+    same = [deploy("up", file) for file in files]
+
+    assert 0 in codes, told
+    for code, said in zip(codes, told, strict=True):
+        assert code == 0 or "somebody else's update came after this one" in said, told
+        assert "Traceback" not in said
+    assert now["EndpointStatus"] == "InService"
+    assert all(code == 0 for code, _ in (*again, *same)), same
+    assert readable(aws, "pair") == {"arn:aws:s3:::models/many/*"}
+    assert deploy("up", files[1]) == (0, "unchanged\n")
+    assert deploy("down", "pair")[0] == 0
+    assert removal.leftovers("pair", Aws()) == []
+
+
+class Overtaken(Aws):
+    """Sees an endpoint in progress; before it looks again, another `up` has finished, and swept."""
+
+    def __init__(self, other: Any, seen: list[set[str]], look: Any) -> None:
+        super().__init__()
+        self._other, self._seen, self._look = other, seen, look
+
+    def client(self, name: str) -> Any:
+        fresh = name not in self._clients
+        client = super().client(name)
+        if fresh and name == "sagemaker":
+            client.meta.events.register("after-call.sagemaker.DescribeEndpoint", self._finish)
+            client.meta.events.register("before-call.sagemaker.UpdateEndpoint", self._note)
+        return client
+
+    def _finish(self, **_: Any) -> None:
+        other, self._other = self._other, None
+        if other:
+            other()
+
+    def _note(self, **_: Any) -> None:
+        self._seen.append(self._look())
+
+
+def test_what_another_swept_meanwhile_is_made_again_before_it_is_needed(
+    aws: Account, deploy: Deploy, tmp_path: Path
+) -> None:
+    """The one that was first narrows the role and deletes configurations when it is done; the second has waited."""
+    (tmp_path / "b").mkdir()
+    first, second = spec(tmp_path, "over"), spec(tmp_path / "b", "over", models="many/")
+    assert deploy("up", first, "--no-wait")[0] == 0
+    done: list[tuple[int, str]] = []
+    allowed: list[set[str]] = []
+
+    code, said = deploy(
+        "up",
+        second,
+        make=lambda _: Overtaken(lambda: done.append(deploy("up", first)), allowed, lambda: readable(aws, "over")),
+    )
+
+    assert done[0][0] == 0, done
+    assert code == 0, said
+    assert allowed == [{"arn:aws:s3:::models/echo.tar.gz", "arn:aws:s3:::models/many/*"}]
+    assert deploy("up", second) == (0, "unchanged\n")
+    assert deploy("down", "over")[0] == 0
+
+
+def test_a_smoke_that_fails_leaves_all_as_it_was(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """The count that was scaled to, and the limits of scaling, too."""
+    checks = tmp_path / "checks"
+    checks.write_text("nobody text/plain hello\n")
+    (tmp_path / "b").mkdir()
+    assert deploy("up", spec(tmp_path, "smoke", more=SCALES))[0] == 0
+    before = aws.describe("smoke")["EndpointConfigName"]
+    scale = [{"VariantName": "AllTraffic", "DesiredInstanceCount": 2}]
+    aws.sagemaker.update_endpoint_weights_and_capacities(EndpointName="smoke", DesiredWeightsAndCapacities=scale)
+    aws.settled("smoke")
+    other = spec(tmp_path / "b", "smoke", more=SCALES.replace("max = 2", "max = 3"), settings='env = { A = "1" }')
+
+    code, said = deploy("up", other, "--smoke", checks)
+    now = aws.describe("smoke")
+    (target,) = aws.platform.client("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")[
+        "ScalableTargets"
+    ]
+
+    assert (code, f"went back to {before}" in said) == (1, True), said
+    assert (now["EndpointConfigName"], now["ProductionVariants"][0]["CurrentInstanceCount"]) == (before, 2)
+    assert target["MaxCapacity"] == 2
+    assert deploy("down", "smoke")[0] == 0
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
+    aws: Account, deploy: Deploy, tmp_path: Path, interruptible: None
+) -> None:
+    file = spec(tmp_path, "stopped")
+    process = started("up", file)
+    assert process.stdout
+    next(line for line in process.stdout if "is being created" in line)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+
+    again = deploy("up", file)
+
+    assert process.returncode == 1
+    assert said.splitlines()[-1] == "stopped; what AWS has begun goes on: the same command takes it up again"
+    assert "Traceback" not in said
+    assert (again[0], "created" in again[1]) == (0, False), again
+    assert deploy("down", "stopped")[0] == 0
+
+
+def test_ctrl_c_before_it_has_begun_is_one_line_too(tmp_path: Path, interruptible: None) -> None:
+    """boto3 takes most of a second to import."""
+    (tmp_path / "boto3.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+
+    process = started("status", "x", PYTHONPATH=str(tmp_path))
+
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said.count("\n")) == (1, 1), said
+    assert said.startswith("stopped")
+
+
+EXPIRING = """
+import datetime, json, sys
+from pathlib import Path
+count = Path(sys.argv[1])
+left = int(count.read_text()) - 1
+count.write_text(str(left))
+if left < 0:
+    sys.exit("the session has expired")
+keys = {"AccessKeyId": "local", "SecretAccessKey": "local"}
+soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=float(sys.argv[2]))
+print(json.dumps({"Version": 1, **keys, "Expiration": soon.isoformat()}))
+"""
+
+
+def test_credentials_that_expire_midway_are_told_and_the_next_one_goes_on(
+    aws: Account, deploy: Deploy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a single sign-on do: botocore asks for them anew, call by call, until there are no more."""
+    (tmp_path / "expiring.py").write_text(EXPIRING)
+    count, config = tmp_path / "count", tmp_path / "config"
+    process = f"{sys.executable} {tmp_path}/expiring.py {count}"
+    config.write_text(
+        f"[default]\ncredential_process = {process} 60\n[profile stale]\ncredential_process = {process} -1\n"
+    )
+    file = spec(tmp_path, "expiring")
+    with monkeypatch.context() as expiring:
+        expiring.delenv("AWS_ACCESS_KEY_ID")
+        expiring.delenv("AWS_SECRET_ACCESS_KEY")
+        expiring.setenv("AWS_CONFIG_FILE", str(config))
+        said = []
+        for calls in (3, 9, 14):
+            count.write_text(str(calls))
+            code, told = deploy("up", file)
+            said.append(told)
+            assert code == 1, told
+            assert "the session has expired\n  sign in" in told
+            assert "Traceback" not in told
+        count.write_text("9")
+        expiring.setenv("AWS_PROFILE", "stale")
+        stale = deploy("up", file)
+
+    assert (stale[0], "still expired.\n  sign in" in stale[1]) == (1, True), stale
+    again = deploy("up", file)
+
+    assert again[0] == 0, again
+    made = "".join([*said, again[1]])
+    assert made.count("endpoint expiring is being created") == 1
+    assert made.count("role expiring-endpoint created") == 1
+    assert deploy("down", "expiring")[0] == 0
+
+
+def test_names_may_be_as_long_as_they_are_taken(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """The endpoint's with 54 characters, its variant's with 63; with all that is named after them."""
+    name, variant = "n" * 54, "v" * 63
+    file = spec(tmp_path, name, more=SCALES, settings=f'name = "{variant}"')
+    up = deploy("up", file, "--for", "4h")
+    same, status = deploy("up", file), json.loads(deploy("status", name, "--json")[1])
+
+    assert up[0] == 0, up
+    assert same == (0, "unchanged\n")
+    assert status["variants"][0]["scaling"] == "1-2"
+    assert deploy("down", name)[0] == 0
+    assert removal.leftovers(name, Aws()) == []
