@@ -14,8 +14,10 @@ def plan(spec: Spec, aws: Aws, progress: Progress) -> Desired:
     uris = {image: images.resolved(aws, image) for image in {spec.image_of(each) for each in spec.variants}}
     # Checked before the role is made, under a role that will be.
     _check(spec, desired(spec, _role_arn(spec, images.UNKNOWN_ACCOUNT, aws.region), uris))
-    for uri in {uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}:
-        _check_bucket(aws, uri)
+    for uri in sorted({uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}):
+        _check_region(aws, uri, _region_of(aws, uri, "models"))
+    for key, uri in (*spec.written, *spec.read):
+        _region_of(aws, uri, key)
     if spec.role and policies.is_arn(spec.role):
         return desired(spec, spec.role, uris)
     role = policies.of_endpoint(spec, aws.account, aws.region)
@@ -37,24 +39,31 @@ def _check(spec: Spec, wanted: Desired) -> None:
         service.check(operation, request, name)
 
 
-def _check_bucket(aws: Aws, uri: str) -> None:
-    """SageMaker reads models from buckets of its own region only."""
+def _region_of(aws: Aws, uri: str, key: str) -> str | None:
+    """Where the bucket of a key of the spec is; None where one may not look. Raises Failed where there is none."""
     found = S3.fullmatch(uri)
-    assert found
+    assert found, uri  # the spec was checked
+    bucket = found[1]
     try:
-        place = aws.client("s3").get_bucket_location(Bucket=found[1]).get("LocationConstraint") or "us-east-1"
+        place = aws.client("s3").get_bucket_location(Bucket=bucket).get("LocationConstraint") or "us-east-1"
     except ClientError as error:
         if is_missing(error):
-            raise Failed(f"there is no bucket {found[1]} (models of the spec)") from error
+            raise Failed(
+                f"there is no bucket {bucket}, which the spec names under {key}: make it (aws s3 mb s3://{bucket}), or "
+                "mend the spec"
+            ) from error
         if denied(error):
-            return  # the endpoint's role may see more than we do
+            return None  # the endpoint's role may see more than we do
         raise
-    if place == "EU":  # the name of eu-west-1 in 2006
-        place = "eu-west-1"
-    if place != aws.region:
+    return "eu-west-1" if place == "EU" else str(place)  # its name in 2006
+
+
+def _check_region(aws: Aws, uri: str, place: str | None) -> None:
+    """SageMaker reads models from buckets of its own region only."""
+    if place not in (None, aws.region):
         raise Failed(
-            f"bucket {found[1]} is in {place}, the endpoint in {aws.region}: SageMaker reads models only from its own "
-            "region; take a bucket there, or --region"
+            f"{uri} is in {place}, the endpoint in {aws.region}: SageMaker reads models only from its own region; take "
+            "a bucket there, or --region"
         )
 
 

@@ -45,8 +45,7 @@ def _values(spec: Spec, account: str, region: str) -> Values:
     partition = partition_of(region)
     models = sorted({uri for variant in spec.variants if (uri := spec.models_of(variant)[0])})
     images = sorted({spec.image_of(variant) for variant in spec.variants})
-    written = [spec.asynchronous.output, spec.asynchronous.failures] if spec.asynchronous else []
-    written.append(spec.aws.get("DataCaptureConfig", {}).get("DestinationS3Uri"))
+    calls = sorted({uri for key, uri in (*spec.written, *spec.read) if key.startswith("async.")})
     key = str(spec.aws.get("KmsKeyId", ""))
     own = [arn_of(f"{spec.name}-scheduler", account, region)]
     if not is_arn(spec.role):
@@ -58,7 +57,10 @@ def _values(spec: Spec, account: str, region: str) -> Values:
         "name": spec.name,
         "objects": [_objects(partition, uri) for uri in models],
         "buckets": sorted({_objects(partition, uri).partition("/")[0] for uri in models}),
-        "written": [_objects(partition, uri.rstrip("/") + "/") for uri in written if uri],
+        "written": [_objects(partition, uri) for _, uri in spec.written],
+        "inputs": [_objects(partition, uri) for _, uri in spec.read],
+        "calls": [_objects(partition, uri) for uri in calls],
+        "calls_buckets": sorted({_objects(partition, uri).partition("/")[0] for uri in calls}),
         "repositories": [arn for image in images if (arn := _repository(partition, account, region, image))],
         "network": ["*"] if "VpcConfig" in spec.aws else [],
         "keys": [key] if key.startswith("arn:") else [],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from deploy import asynchronous
 from deploy.aws import Aws, Failed, explained
 from deploy.invoke import called, request
 from deploy.progress import Progress
@@ -52,7 +53,7 @@ def run(aws: Aws, spec: Spec, checks: list[Check], progress: Progress) -> None:
             what = f"smoke {variant.name} {check.model or '-'}"
             began = time.monotonic()
             try:
-                status = _call(aws, spec, variant.name, check)
+                status = _call(aws, spec, variant.name, check, progress)
             except Failed as error:
                 failures.append(f"{what}: {error}")
             except (ClientError, BotoCoreError) as error:
@@ -63,19 +64,25 @@ def run(aws: Aws, spec: Spec, checks: list[Check], progress: Progress) -> None:
         raise Failed("\n".join(failures))
 
 
-def _call(aws: Aws, spec: Spec, variant: str, check: Check) -> int:
+def _call(aws: Aws, spec: Spec, variant: str, check: Check, progress: Progress) -> str:
     multi_model = any(spec.multi_model(each) for each in spec.variants if each.name == variant)
+    attributes = f"model_type={check.model}" if check.model and not multi_model else None
+    if spec.asynchronous:  # there is no asking one of its variants
+        source = asynchronous.put_bytes(aws, f"{spec.asynchronous.output.rstrip('/')}/", check.payload)
+        asked = asynchronous.request(spec.name, source, check.content_type, attributes=attributes)
+        asynchronous.answered(aws, asked, progress)
+        return "done"
     asked = request(
         spec.name,
         check.payload,
         check.content_type,
         target=check.model if multi_model else None,
-        attributes=f"model_type={check.model}" if check.model and not multi_model else None,
+        attributes=attributes,
         variant=variant if len(spec.variants) > 1 else None,
     )
-    answer = called(aws, asked)
+    answer = called(aws, asked, progress=progress)
     answer["Body"].read()
-    return int(answer["ResponseMetadata"]["HTTPStatusCode"])
+    return str(answer["ResponseMetadata"]["HTTPStatusCode"])
 
 
 def _check(path: Path, number: int, model: str, content_type: str, payload: str) -> Check:

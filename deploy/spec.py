@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+INPUTS = "inputs/"  # where `invoke` puts bodies of an asynchronous endpoint
 S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)")
 
 
@@ -66,6 +67,7 @@ class Asynchronous:
 
     output: str
     failures: str | None = None
+    inputs: str | None = None  # where callers put bodies, beside INPUTS below `output`
     concurrency: int | None = None  # of one instance
 
 
@@ -95,6 +97,25 @@ class Spec:
         if variant.models is None:
             return self.models, self.uncompressed
         return variant.models, bool(variant.uncompressed)
+
+    @property
+    def written(self) -> list[tuple[str, str]]:
+        """Keys and prefixes of all that is written to S3 when it is called."""
+        asked = self.asynchronous
+        found = [("async.output", asked.output), ("async.failures", asked.failures)] if asked else []
+        capture = self.aws.get("DataCaptureConfig")
+        if isinstance(capture, Mapping):
+            found.append(("aws.DataCaptureConfig.DestinationS3Uri", capture.get("DestinationS3Uri")))
+        return [(key, f"{uri.rstrip('/')}/") for key, uri in found if isinstance(uri, str)]
+
+    @property
+    def read(self) -> list[tuple[str, str]]:
+        """The same of bodies that lie in S3."""
+        asked = self.asynchronous
+        found = [("async.output", f"{asked.output.rstrip('/')}/{INPUTS}")] if asked else []
+        if asked and asked.inputs:
+            found.append(("async.inputs", f"{asked.inputs.rstrip('/')}/"))
+        return found
 
     def multi_model(self, variant: Variant) -> bool:
         models, uncompressed = self.models_of(variant)

@@ -49,6 +49,9 @@ def checked(spec: Spec) -> Spec:
         _check_variant(spec, variant)
     if spec.serverless:
         _check_serverless(spec, spec.serverless)
+    for key, uri in (*spec.written, *spec.read):
+        if not S3.fullmatch(uri):
+            raise SpecError(f"{key} {uri.rstrip('/')!r} must be s3://bucket/prefix/")
     if spec.scaling and not 1 <= spec.scaling.min <= spec.scaling.max:
         raise SpecError(f"scaling: min {spec.scaling.min} and max {spec.scaling.max} must be 1 <= min <= max")
     if spec.scaling and spec.scaling.invocations_per_instance <= 0:

@@ -8,7 +8,7 @@ import pytest
 
 from deploy import images, policies, service
 from deploy.__main__ import main
-from deploy.requests import Desired, desired
+from deploy.requests import Desired, desired, update
 from deploy.spec import Spec
 from deploy.spec_file import load
 from deploy.table import SpecError
@@ -146,6 +146,8 @@ def test_a_rollout_names_its_alarms(tmp_path: Path) -> None:
         ('role = "a b"' + PLAIN, "1 to 64"),
         (LIGHT + "provisioned = 9", "over concurrency, which is 5"),
         (LIGHT + "memory_mb = 1500", "1024, 2048"),
+        (PLAIN.replace("models/", "all.tar.gz") + '[async]\noutput = "https://bucket/out"', "async.output 'https"),
+        (PLAIN + '[aws.DataCaptureConfig]\nDestinationS3Uri = "https://x"', "aws.DataCaptureConfig.DestinationS3Uri"),
         (LIGHT + '[async]\noutput = "s3://bucket/out/"', "take out"),
         (LIGHT + "[rollout]\nrolling_percent = 20", "no rolling updates"),
         (LIGHT + "[aws]\nEnableNetworkIsolation = true", "no EnableNetworkIsolation"),
@@ -193,10 +195,10 @@ def test_an_update_keeps_what_was_scaled_and_takes_the_specs_weights(tmp_path: P
     before, other = made(tmp_path, two), made(tmp_path, two.replace("weight = 9", "weight = 8"))
     capture = [{"VariantPropertyType": "DataCaptureConfig"}]
 
-    same = before.update(before.config, scales=True)
-    moved = other.update(before.config, scales=True)
+    same = update(before.endpoint, before.config, before.config, scales=True)
+    moved = update(other.endpoint, before.config, other.config, scales=True)
 
-    assert "RetainAllVariantProperties" not in before.update(before.config, scales=False)
+    assert "RetainAllVariantProperties" not in update(before.endpoint, before.config, before.config, scales=False)
     assert "Tags" not in same
     assert (same["RetainAllVariantProperties"], same["ExcludeRetainedVariantProperties"]) == (True, capture)
     assert moved["ExcludeRetainedVariantProperties"] == [*capture, {"VariantPropertyType": "DesiredWeight"}]
@@ -216,7 +218,8 @@ def test_serverless_and_async_say_their_own(tmp_path: Path) -> None:
 
 def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) -> None:
     """Statements about what the spec has not are left out; only the two that cannot be narrower have a star."""
-    more = '[async]\noutput = "s3://out/x"\n[aws.VpcConfig]\nSubnets = ["s"]\nSecurityGroupIds = ["g"]'
+    more = '[async]\noutput = "s3://out/x"\ninputs = "s3://calls"\n'
+    more += '[aws.VpcConfig]\nSubnets = ["s"]\nSecurityGroupIds = ["g"]'
     plain = policies.of_endpoint(spec_of(tmp_path, PLAIN), "123456789012", "eu-west-1")
     rich = policies.of_endpoint(
         spec_of(tmp_path, PLAIN.replace("models/", "all.tar.gz") + more), "1" * 12, "cn-north-1"
@@ -229,10 +232,11 @@ def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) ->
     assert said["Image"] == ["arn:aws:ecr:eu-west-1:123456789012:repository/many"]
     assert said["Logs"] == "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/many*"
     assert [sid for sid, resource in said.items() if resource == "*"] == ["ImageLogin", "Metrics"]
-    assert not {"Written", "Network", "Keys"} & set(said)
+    assert not {"Inputs", "Written", "Network", "Keys"} & set(said)
     richer = {each["Sid"]: each["Resource"] for each in rich.policy["Statement"]}
     assert richer["Models"] == ["arn:aws-cn:s3:::bucket/all.tar.gz"]
     assert richer["Written"] == ["arn:aws-cn:s3:::out/x/*"]
+    assert richer["Inputs"] == ["arn:aws-cn:s3:::out/x/inputs/*", "arn:aws-cn:s3:::calls/*"]
     assert richer["Network"] == ["*"]
 
 
