@@ -1,6 +1,7 @@
 """`python -m deploy` for tests: an account that has what a spec needs, the command in this process, and specs."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,3 +72,29 @@ def command(capsys: pytest.CaptureFixture[str]) -> Deploy:
         return code, said.out + said.err
 
     return run
+
+
+EXPIRING = """
+import datetime, json, sys
+from pathlib import Path
+count = Path(sys.argv[1])
+left = int(count.read_text()) - 1
+count.write_text(str(left))
+if left < 0:
+    sys.exit("the session has expired")
+keys = {"AccessKeyId": sys.argv[3], "SecretAccessKey": sys.argv[4]}
+soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=float(sys.argv[2]))
+print(json.dumps({"Version": 1, **keys, "Expiration": soon.isoformat()}))
+"""
+
+
+def expiring(at: Path, key: str = "local", secret: str = "local") -> tuple[Path, Path]:
+    """A file with the number of calls for which there are credentials yet, and AWS's configuration that asks for them.
+
+    Those of the profile `stale` have expired when they come.
+    """
+    (at / "expiring.py").write_text(EXPIRING)
+    count, config = at / "count", at / "config"
+    process = f"credential_process = {sys.executable} {at}/expiring.py {count}"
+    config.write_text(f"[default]\n{process} 60 {key} {secret}\n[profile stale]\n{process} -1 {key} {secret}\n")
+    return count, config

@@ -183,30 +183,11 @@ def test_ctrl_c_before_it_has_begun_is_one_line_too(tmp_path: Path, interruptibl
     assert said.startswith("stopped")
 
 
-EXPIRING = """
-import datetime, json, sys
-from pathlib import Path
-count = Path(sys.argv[1])
-left = int(count.read_text()) - 1
-count.write_text(str(left))
-if left < 0:
-    sys.exit("the session has expired")
-keys = {"AccessKeyId": "local", "SecretAccessKey": "local"}
-soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=float(sys.argv[2]))
-print(json.dumps({"Version": 1, **keys, "Expiration": soon.isoformat()}))
-"""
-
-
 def test_credentials_that_expire_midway_are_told_and_the_next_one_goes_on(
     aws: Account, deploy: Deploy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of a single sign-on do: botocore asks for them anew, call by call, until there are no more."""
-    (tmp_path / "expiring.py").write_text(EXPIRING)
-    count, config = tmp_path / "count", tmp_path / "config"
-    process = f"{sys.executable} {tmp_path}/expiring.py {count}"
-    config.write_text(
-        f"[default]\ncredential_process = {process} 60\n[profile stale]\ncredential_process = {process} -1\n"
-    )
+    count, config = deploys.expiring(tmp_path)
     file = spec(tmp_path, "expiring")
     with monkeypatch.context() as expiring:
         expiring.delenv("AWS_ACCESS_KEY_ID")

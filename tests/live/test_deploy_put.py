@@ -23,6 +23,7 @@ from deploy.__main__ import main
 from deploy.artifacts import Place
 from deploy.contents import Refused
 from deploy.upload import Changed, File
+from tests.live import deploys
 from tests.live.bucket_server import OWNER, READER, WRITER, BucketServer
 from tests.live.conftest import Later
 
@@ -144,6 +145,34 @@ def test_an_upload_that_was_killed_goes_on(to: Place, large: File, calls: list[s
     assert upload.put(to.target("large"), large)
     assert calls.count("UploadPart") == 3
     assert content(to, "large") == large.path.read_bytes()
+    assert upload.unfinished(to.s3, to.bucket, to.prefix) == []
+
+
+def test_credentials_that_expire_midway_cost_nothing_that_was_sent(
+    to: Place,
+    model: Path,
+    calls: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the middle of the parts: a line says so, and the next run sends what is missing."""
+    (model / "notes").write_bytes(os.urandom(5 * PART))
+    count, config = deploys.expiring(tmp_path, OWNER["accessKey"], OWNER["secretKey"])
+    monkeypatch.setattr(upload, "AT_ONCE", 1)
+    with monkeypatch.context() as expiring:
+        expiring.delenv("AWS_ACCESS_KEY_ID")
+        expiring.delenv("AWS_SECRET_ACCESS_KEY")
+        expiring.setenv("AWS_CONFIG_FILE", str(config))
+        # One to begin with, then HeadBucket, HeadObject, ListMultipartUploads, CreateMultipartUpload, three parts.
+        count.write_text("8")
+        code = command(model, to.uri)
+    said = capsys.readouterr().err
+    monkeypatch.setattr(artifacts, "place", lambda *_: to)
+
+    assert (code, "the session has expired\n  sign in" in said) == (1, True), said
+    assert command(model, to.uri) == 0
+    assert calls.count("UploadPart") == 3
     assert upload.unfinished(to.s3, to.bucket, to.prefix) == []
 
 
