@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy import logs, progress
+from deploy import logs
 from deploy.progress import Progress
 
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 def test_a_wait_is_one_line_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer one would wrap, and what wraps cannot be overwritten."""
-    monkeypatch.setattr(progress.os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
     out = Terminal()
     with Progress(out).waiting("endpoint " + "n" * 54) as show:
         show("Updating, Creating")
