@@ -8,8 +8,8 @@ from pathlib import Path
 
 from deploy import invoke, pipelines, settling
 from deploy.aws import Aws, Failed
-from deploy.pipelines import Given, definition, executions, picture
-from deploy.pipelines.executions import Room
+from deploy.pipelines import Given, definition, executions, installation, picture
+from deploy.pipelines.installation import Room
 from deploy.progress import Progress
 from deploy.table import SpecError
 
@@ -67,9 +67,9 @@ def run(given: argparse.Namespace) -> int:
             raise SpecError("give --bucket: where the pipeline keeps its data, artifacts and models")
         room = Room(bucket=given.bucket, role=given.role, function_role=given.function_role)
         if given.action == "roles":
-            print(json.dumps([role.said for role in executions.roles_of(aws, given.name, room)], indent=2))
+            print(json.dumps([role.said for role in installation.roles_of(aws, given.name, room)], indent=2))
             return 0
-        executions.upsert(aws, given.name, room, progress)
+        installation.upsert(aws, given.name, room, progress)
         if not progress.changes:
             print("unchanged")
     if given.action == "upsert":

@@ -10,6 +10,7 @@ from typing import Any
 
 from deploy.pipelines import definition as definitions
 from deploy.pipelines.expressions import found, resolved
+from deploy.pipelines.parameters import values_of
 from deploy.pipelines.picture import Shown
 from deploy.table import SpecError, unknown
 
@@ -53,7 +54,7 @@ class Execution:
 
         Raises SpecError, before anything is run, for a definition or parameters that will not do.
         """
-        values = definitions.values_of(self.definition, self.given)
+        values = values_of(self.definition, self.given)
         definitions.check(self.definition, self.given)
         waits = definitions.order(self.definition)
         steps = {each["Name"]: each for each in self.definition["Steps"]}

@@ -18,7 +18,8 @@ from botocore.exceptions import ClientError
 from deploy import pipelines
 from deploy.aws import CALLS, Aws, Failed
 from deploy.pipeline import tried
-from deploy.pipelines import Given, definition, executions, function, picture, split, tuned_model
+from deploy.pipelines import Given, definition, executions, function, installation, picture, split, tuned_model
+from deploy.pipelines.parameters import values_of
 from deploy.pipelines.picture import Shown
 from deploy.progress import Progress
 from deploy.table import SpecError
@@ -138,7 +139,7 @@ def execution(here: Here, name: str, given: Mapping[str, Any], told: Callable[[s
     s3, sagemaker = here.client("s3"), here.client("sagemaker")
     jobs = Jobs(s3, machine(here.options.runtime, here.options.memory_mb), here.options.work / "jobs")
     made = definition_of(name)
-    executions.ensure_group(here, made, definition.values_of(made, given), Progress(io.StringIO()))
+    installation.ensure_group(here, made, values_of(made, given), Progress(io.StringIO()))
     done = Execution(made, given, name, told)
     done.run(
         {

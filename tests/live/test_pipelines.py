@@ -14,8 +14,8 @@ import pytest
 
 from deploy.__main__ import main
 from deploy.aws import Aws, Failed
-from deploy.pipelines import executions, function, lambda_function
-from deploy.pipelines.executions import Room
+from deploy.pipelines import executions, function, installation, lambda_function
+from deploy.pipelines.installation import Room
 from deploy.progress import Progress
 from deploy.table import SpecError
 from local_test.pipelines import function as functions
@@ -289,7 +289,7 @@ class ToldSageMaker:
 def test_an_execution_is_followed_step_by_step_to_its_end(here: Here) -> None:
     """Each change is a line; a failure says which step and why."""
     local.prepared(here, "two-models", rows(10))
-    executions.upsert(Aws(), "two-models", Room(bucket=BUCKET), Progress(io.StringIO()))
+    installation.upsert(Aws(), "two-models", Room(bucket=BUCKET), Progress(io.StringIO()))
     given = {"Image": "localhost/serve", "TrainData": "s3://bucket/data"}
     execution = executions.start(Aws(), "two-models", given, Progress(io.StringIO()))
     begun = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -318,7 +318,7 @@ def test_upsert_makes_all_that_a_pipeline_needs_once(here: Here, monkeypatch: py
 
     def upsert(name: str) -> list[str]:
         progress = Progress(io.StringIO())
-        executions.upsert(aws, name, Room(bucket=BUCKET), progress)
+        installation.upsert(aws, name, Room(bucket=BUCKET), progress)
         return progress.changes
 
     first, again = upsert("two-models"), upsert("two-models")
@@ -362,7 +362,7 @@ def test_roles_are_printed_for_who_may_make_them(here: Here, capsys: pytest.Capt
 def test_a_start_is_known_again_by_its_definition_and_parameters(here: Here) -> None:
     local.prepared(here, "two-models", rows(10))
     aws, progress = Aws(), Progress(io.StringIO())
-    executions.upsert(aws, "two-models", Room(bucket=BUCKET), progress)
+    installation.upsert(aws, "two-models", Room(bucket=BUCKET), progress)
     tokens: list[str] = []
     aws.client("sagemaker").meta.events.register(
         "provide-client-params.sagemaker.StartPipelineExecution",

@@ -13,6 +13,7 @@ import pytest
 from deploy import pipelines
 from deploy.pipelines import Given, definition, picture, split, tuned_model
 from deploy.pipelines.expressions import found, resolved
+from deploy.pipelines.parameters import values_of
 from deploy.pipelines.picture import Shown
 from deploy.table import SpecError
 
@@ -132,7 +133,7 @@ def test_parameters_are_of_their_type_known_and_complete() -> None:
     made = defined("tuned-model")
     some = {"Image": "i", "InputData": "s3://b/in", "Output": "s3://b/out", "MaxJobs": "3"}
 
-    values = definition.values_of(made, some)
+    values = values_of(made, some)
 
     assert values["MaxJobs"] == 3
     assert values["ApprovalStatus"] == "PendingManualApproval"
@@ -143,7 +144,7 @@ def test_parameters_are_of_their_type_known_and_complete() -> None:
         ({"Image": "i"}, "give InputData: --param InputData="),
     ]:
         with pytest.raises(SpecError, match=said):
-            definition.values_of(made, wrong)
+            values_of(made, wrong)
 
 
 def test_given_parameters_are_checked_as_aws_checks_them() -> None:
