@@ -2,14 +2,14 @@
 
 import argparse
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy import invoke, pipelines, settling
+from deploy import pipelines
 from deploy.aws import Aws, Failed
 from deploy.pipelines import Given, definition, executions, installation, picture
 from deploy.pipelines.installation import Room
+from deploy.pipelines.parameters import values_of
 from deploy.progress import Progress
 from deploy.table import SpecError
 
@@ -20,7 +20,7 @@ VERBS = {
     "steps": "what each step has come to so far",
     "roles": "the two that upsert makes, and what you must be allowed yourself, as JSON for an administrator",
     "show": "a tree, and with --svg a picture; of an execution with --execution",
-    "run": "upsert, start and follow; with --local all on this machine, and its models invoked",
+    "run": "upsert, start and follow; with --local all on this machine",
 }
 # For offline pictures, what an account would fill in.
 NOWHERE = Given(
@@ -55,12 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Raises SpecError and Failed."""
     parameters = _tidy(dict(given.param))
-    if given.action == "run" and given.local:
-        return _here(given, parameters)
-    if given.action == "show" and not given.execution:
+    if given.svg and not given.svg.parent.is_dir():
+        raise SpecError(f"--svg {given.svg}: there is no directory {given.svg.parent}")
+    if given.action == "run" or (given.action == "show" and not given.execution):
         made = pipelines.defined(given.name, NOWHERE)
         definition.check(made, parameters)
-        return _show(given, made, executions.shown(made, {}))
+        if given.action == "show":
+            return _show(given, made, executions.shown(made, {}))
+        if given.local:
+            return _here(given, parameters)
+        values_of(made, parameters)  # none is missing: told before anything is made
     aws, progress = Aws(given.region), Progress()
     if given.action in ("upsert", "run", "roles"):
         if not given.bucket:
@@ -83,45 +87,39 @@ def run(given: argparse.Namespace) -> int:
         execution = given.execution or "last"
         execution = executions.latest(aws, given.name) if execution == "last" else execution
     if given.action == "show":
-        made = executions.defined_for(aws, execution)
-        return _show(given, made, executions.shown(made, executions.steps(aws, execution)))
+        return _show(given, *_seen(aws, execution))
     if given.action == "steps":
-        steps = executions.shown(executions.defined_for(aws, execution), executions.steps(aws, execution))
+        _, steps = _seen(aws, execution)
         width = max(map(len, steps))
         print("\n".join(executions.line(name, step, width) for name, step in steps.items()))
         return 0
-    told = executions.follow(aws, execution, progress)
+    try:
+        told = executions.follow(aws, execution, progress)
+    finally:
+        if given.svg:
+            _draw(given, *_seen(aws, execution))
     for name, step in told.items():
-        for output in step.get("Metadata", {}).get("Lambda", {}).get("OutputParameters", ()):
-            print(f"{name}: {output['Name']} = {output['Value']}")
+        said = step.get("Metadata", {}).get("Lambda", {}).get("OutputParameters", ())
+        for line in executions.outputs(name, {each["Name"]: each["Value"] for each in said}):
+            print(line)
     return 0
 
 
-def tried(aws: Aws, endpoint: str, body: str, rows: bytes, progress: Progress) -> None:
-    """Each model of the function's answer invoked once the endpoint is in service. Raises Failed."""
-    now = settling.settled(aws, endpoint, progress)
-    if now is None or now["EndpointStatus"] != "InService":
-        raise Failed(f"endpoint {endpoint} is not in service: {settling.why(aws, now) if now else 'it is gone'}")
-    progress.say(f"endpoint {endpoint} is in service")
-    for name, target in json.loads(body).items():
-        began = time.monotonic()
-        answer = invoke.called(aws, invoke.request(endpoint, rows, "text/csv", target=target, accept="text/csv"))
-        said = answer["Body"].read().decode().strip()
-        took = (time.monotonic() - began) * 1000
-        status = answer["ResponseMetadata"]["HTTPStatusCode"]
-        progress.say(f"invoke {name}: TargetModel {target}, {status} in {took:.0f} ms: {said}")
+def _seen(aws: Aws, execution: str) -> tuple[pipelines.Definition, Mapping[str, picture.Shown]]:
+    """An execution's definition, and what its steps have come to."""
+    made = executions.defined_for(aws, execution)
+    return made, executions.shown(made, executions.steps(aws, execution))
 
 
 def _show(given: argparse.Namespace, made: pipelines.Definition, steps: Mapping[str, picture.Shown]) -> int:
-    waits = definition.order(made)
-    print(picture.tree(given.name, waits, steps))
+    print(picture.tree(given.name, definition.order(made), steps))
     _draw(given, made, steps)
     return 0
 
 
 def _draw(given: argparse.Namespace, made: pipelines.Definition, steps: Mapping[str, picture.Shown]) -> None:
     if given.svg:
-        given.svg.write_text(picture.svg(given.name, definition.order(made), steps), encoding="utf-8")
+        picture.write(given.svg, given.name, definition.order(made), steps)
         print(f"picture: {given.svg}")
 
 

@@ -12,7 +12,7 @@ from deploy.pipelines import Definition, definition
 from deploy.pipelines.installation import ensure_group, is_no_pipeline, token
 from deploy.pipelines.parameters import values_of
 from deploy.pipelines.picture import Shown
-from deploy.progress import Progress, elapsed, looks
+from deploy.progress import Progress, looks
 
 ENDED = ("Succeeded", "Failed", "Stopped")
 
@@ -104,11 +104,13 @@ def changes(before: Mapping[str, Shown], now: Mapping[str, Shown]) -> Iterator[s
 
 
 def line(name: str, step: Shown, width: int) -> str:
-    took = (
-        "" if step.seconds is None else f"  {elapsed(step.seconds) if step.seconds >= 10 else f'{step.seconds:.1f} s'}"
-    )
-    reason = f"  {step.reason}" if step.reason else ""
-    return f"{name:<{width}}  {step.kind:<13}  {step.status:<9}{took}{reason}"
+    columns = [f"{name:<{width}}", f"{step.kind:<13}", f"{step.status:<9}", step.took, step.reason]
+    return "  ".join(filter(None, columns)).rstrip()
+
+
+def outputs(name: str, said: Mapping[str, str]) -> Iterator[str]:
+    """What a function answered, a line for each output of its step."""
+    return (f"{name}: {key} = {value}" for key, value in said.items() if key != "statusCode")
 
 
 def _shown(kind: str, told: Mapping[str, Any]) -> Shown:

@@ -15,16 +15,15 @@ from deploy.progress import Progress
 DEPLOY = Path(__file__).parents[1]
 HANDLER = "deploy.pipelines.lambda_function.handler"
 RUNTIME = "python3.13"  # it brings boto3, all that this code needs
-SECONDS, MEMORY_MB = 300, 512
+SECONDS, MEMORY_MB = 600, 512  # SageMaker cuts a Lambda step there
 
 
 def zipped() -> bytes:
     """This package as a zip whose bytes depend on its files alone."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(packed, "w") as archive:  # stored: what deflate makes of it depends on zlib's version
         for path in sorted([*DEPLOY.rglob("*.py"), *DEPLOY.rglob("*.json")]):
             entry = zipfile.ZipInfo(str(path.relative_to(DEPLOY.parent)))  # dated 1980
-            entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, path.read_bytes())
     return packed.getvalue()

@@ -1,38 +1,49 @@
-"""The function of a pipeline's Lambda step: gathers artifacts below one prefix, and has an endpoint serve them.
+"""The function of a pipeline's Lambda steps: `deploy` has an endpoint serve what was trained, `smoke` calls it.
 
-It starts the change and returns: SageMaker cuts a Lambda step at 10 minutes, and an endpoint may take longer.
+SageMaker cuts a Lambda step at 10 minutes, and an endpoint may take longer: `deploy` starts the change and returns,
+`smoke` waits for it, and says in time what it still waits for.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deploy import endpoint
-from deploy.aws import Aws, Failed, explained, is_missing
+from deploy.aws import Aws, Failed, explained
+from deploy.pipelines.gathering import gathered
+from deploy.pipelines.smoke import smoked
 from deploy.progress import Progress
-from deploy.spec import S3, Spec, Variant
+from deploy.settling import described
+from deploy.spec import Spec, Variant
 from deploy.spec_file import checked
 from deploy.table import SpecError
 
-KEYS = ("artifacts", "prefix", "endpoint", "image", "role", "instance_type")
+Event = Mapping[str, Any]
+LIMIT = 600.0  # seconds, where no context tells what is left
+MARGIN = 20.0  # seconds before Lambda cuts, in which to say why
 
 
-def handler(event: Mapping[str, Any], context: object) -> dict[str, str]:
-    """`artifacts`: name -> s3://.../model.tar.gz. The body tells the TargetModel of each, as JSON."""
+def handler(event: Event, context: Any) -> dict[str, str]:
+    """What comes of the action; all values are strings, as output parameters of a Lambda step are."""
     try:
-        missing = [key for key in KEYS if key not in event]
+        action, keys = ACTIONS.get(event.get("action", ""), (None, ()))
+        if action is None:
+            raise SpecError(f"the event's action must be one of {', '.join(ACTIONS)}, not {event.get('action')!r}")
+        missing = [key for key in keys if key not in event]
         if missing:
             raise SpecError(f"the event has no {', '.join(missing)}")
-        return _deployed(event, Aws())
+        left = context.get_remaining_time_in_millis() / 1000 if context else LIMIT
+        return {"statusCode": "200", **action(event, Aws(), left - MARGIN)}
     except (SpecError, Failed) as error:
         raise RuntimeError(str(error)) from error
     except (ClientError, BotoCoreError) as error:
         raise RuntimeError(explained(error)) from error
 
 
-def _deployed(event: Mapping[str, Any], aws: Aws) -> dict[str, str]:
+def _deploy(event: Event, aws: Aws, _: float) -> dict[str, str]:
+    """`artifacts`: name -> s3://.../model.tar.gz. The body tells the TargetModel of each, as JSON."""
     spec = checked(
         Spec(
             name=event["endpoint"],
@@ -44,43 +55,31 @@ def _deployed(event: Mapping[str, Any], aws: Aws) -> dict[str, str]:
     )
     progress = Progress()
     targets = {name: gathered(aws, name, uri, event["prefix"], progress) for name, uri in event["artifacts"].items()}
+    before = described(aws, spec.name)
     outcome = endpoint.up(spec, aws, progress, wait=False)
     return {
-        "statusCode": "200",
         "body": json.dumps(targets),
         "endpoint_name": spec.name,
+        "config": outcome.config,
+        "before": before["EndpointConfigName"] if before else "none",
         "changed": json.dumps(outcome.changed),
     }
 
 
-def gathered(aws: Aws, name: str, artifact: str, prefix: str, progress: Progress) -> str:
-    """The TargetModel of an artifact: its key holds what its content is known by, so a new model is a new key.
-
-    What is there is left as it is. A managed copy: in parts, so of any size, and within S3.
-    """
-    s3 = aws.client("s3")
-    source, target = _parts(artifact), _parts(prefix)
-    try:
-        etag = s3.head_object(Bucket=source[0], Key=source[1])["ETag"].strip('"')
-    except ClientError as error:
-        if is_missing(error) or error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-            raise Failed(f"artifact {name} is not at {artifact}") from error
-        raise
-    model = f"{name}-{etag[:8]}.tar.gz"
-    key = target[1] + model
-    if not _there(s3, target[0], key):
-        s3.copy({"Bucket": source[0], "Key": source[1]}, target[0], key)
-        progress.changed(f"{artifact} copied to s3://{target[0]}/{key}")
-    return model
+def _smoke(event: Event, aws: Aws, seconds: float) -> dict[str, str]:
+    """`models`: the body of `deploy`; `rows`: where there are rows to ask with. Tells what each model answered."""
+    return smoked(
+        aws,
+        event["endpoint"],
+        event["config"],
+        event["before"],
+        targets=json.loads(event["models"]),
+        rows=event["rows"],
+        seconds=seconds,
+    )
 
 
-def _there(s3: Any, bucket: str, key: str) -> bool:
-    """By listing: whoever may list may do this, and what is not there is no error."""
-    return bool(s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents"))
-
-
-def _parts(uri: str) -> tuple[str, str]:
-    found = S3.fullmatch(uri)
-    if found is None:
-        raise SpecError(f"{uri!r} must be s3://bucket/key")
-    return found[1], found[2]
+ACTIONS: dict[str, tuple[Callable[[Event, Aws, float], dict[str, str]], tuple[str, ...]]] = {
+    "deploy": (_deploy, ("artifacts", "prefix", "endpoint", "image", "role", "instance_type")),
+    "smoke": (_smoke, ("endpoint", "config", "before", "models", "rows")),
+}

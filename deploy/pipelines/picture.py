@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+
+from deploy.aws import Failed
+from deploy.progress import elapsed
 
 Waits = Mapping[str, set[str]]  # step -> those that come before it, in an order in which they run
 
-WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 190, 54, 70, 26, 16
+WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 230, 54, 70, 26, 16
+NAME, LINE = 21, 34  # characters that fit into a box, in the widest sans-serif that is common, DejaVu
 COLOURS = {
     "Succeeded": ("#d7f0dd", "#1e7b34"),
     "Failed": ("#fbdcdc", "#b3261e"),
@@ -34,9 +39,14 @@ class Shown:
     reason: str = ""
 
     @property
+    def took(self) -> str:
+        if self.seconds is None:
+            return ""
+        return elapsed(self.seconds) if self.seconds >= 10 else f"{self.seconds:.1f} s"
+
+    @property
     def line(self) -> str:
-        took = "" if self.seconds is None else f", {self.seconds:.1f} s"
-        return f"{self.kind}{f', {self.status}' if self.status else ''}{took}"
+        return ", ".join(filter(None, [self.kind, self.status, self.took]))
 
 
 def layers(waits: Waits) -> list[list[str]]:
@@ -87,6 +97,14 @@ def svg(title: str, waits: Waits, steps: Mapping[str, Shown]) -> str:
     return "\n".join([head, ARROW, paper, name, *lines, *boxes, "</svg>\n"])
 
 
+def write(path: Path, title: str, waits: Waits, steps: Mapping[str, Shown]) -> None:
+    """Raises Failed."""
+    try:
+        path.write_text(svg(title, waits, steps), encoding="utf-8")
+    except OSError as error:
+        raise Failed(f"the picture could not be written to {path}: {error.strerror}") from error
+
+
 def tree(title: str, waits: Waits, steps: Mapping[str, Shown]) -> str:
     """One line a step, in order of execution, with what it waits for."""
     width = max(map(len, waits), default=0)
@@ -122,11 +140,13 @@ def _line(start: tuple[float, float], end: tuple[float, float]) -> str:
 def _box(name: str, at: tuple[float, float], step: Shown) -> str:
     fill, stroke = COLOURS.get(step.status, PLAIN)
     x, y = at
-    told = f"<title>{escape(step.reason)}</title>" if step.reason else ""
+    more = "\n".join(filter(None, [name if len(name) > NAME else "", step.reason]))
+    told = f"<title>{escape(more)}</title>" if more else ""
+    called, line = escape(_short(name, NAME)), escape(_short(step.line, LINE))
     return (
         f'<g>{told}<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{fill}" stroke="{stroke}" '
-        f'stroke-width="1.6"/><text x="{x + 12:g}" y="{y + 22:g}" font-weight="bold">{escape(_short(name, 21))}</text>'
-        f'<text x="{x + 12:g}" y="{y + 41:g}" font-size="11" fill="{stroke}">{escape(_short(step.line, 30))}</text></g>'
+        f'stroke-width="1.6"/><text x="{x + 12:g}" y="{y + 22:g}" font-weight="bold">{called}</text>'
+        f'<text x="{x + 12:g}" y="{y + 41:g}" font-size="11" fill="{stroke}">{line}</text></g>'
     )
 
 

@@ -1,4 +1,4 @@
-"""two-models: two trainings side by side, then a function that makes one multi-model endpoint of both."""
+"""two-models: two trainings side by side, then one multi-model endpoint of both, and a call of each model there."""
 
 from typing import Any
 
@@ -23,27 +23,32 @@ def definition(given: Given) -> Definition:
         "Steps": [
             _training("TrainOne", given, rounds=get("Parameters.RoundsOne"), depth=4, eta=0.1),
             _training("TrainTwo", given, rounds=get("Parameters.RoundsTwo"), depth=5, eta=0.2),
-            {
-                "Name": "DeployMME",
-                "Type": "Lambda",
-                "FunctionArn": given.function,
-                "Arguments": {
-                    "artifacts": {
-                        "one": get("Steps.TrainOne.ModelArtifacts.S3ModelArtifacts"),
-                        "two": get("Steps.TrainTwo.ModelArtifacts.S3ModelArtifacts"),
-                    },
-                    "prefix": get("Parameters.ModelPrefix"),
-                    "endpoint": get("Parameters.EndpointName"),
-                    "image": get("Parameters.Image"),
-                    "role": given.role,
-                    "instance_type": get("Parameters.InstanceType"),
+            _lambda(
+                "DeployMME",
+                given,
+                ["statusCode", "body", "endpoint_name", "config", "before"],
+                action="deploy",
+                artifacts={
+                    "one": get("Steps.TrainOne.ModelArtifacts.S3ModelArtifacts"),
+                    "two": get("Steps.TrainTwo.ModelArtifacts.S3ModelArtifacts"),
                 },
-                "OutputParameters": [
-                    {"OutputName": "statusCode", "OutputType": "String"},
-                    {"OutputName": "body", "OutputType": "String"},
-                    {"OutputName": "endpoint_name", "OutputType": "String"},
-                ],
-            },
+                prefix=get("Parameters.ModelPrefix"),
+                endpoint=get("Parameters.EndpointName"),
+                image=get("Parameters.Image"),
+                role=given.role,
+                instance_type=get("Parameters.InstanceType"),
+            ),
+            _lambda(
+                "Smoke",
+                given,
+                ["statusCode", "one", "two"],
+                action="smoke",
+                endpoint=_deployed("endpoint_name"),
+                config=_deployed("config"),
+                before=_deployed("before"),
+                models=_deployed("body"),
+                rows=get("Parameters.TrainData"),
+            ),
         ],
     }
 
@@ -69,3 +74,17 @@ def _training(name: str, given: Given, *, rounds: Any, depth: int, eta: float) -
             "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
         },
     }
+
+
+def _lambda(name: str, given: Given, outputs: list[str], **arguments: Any) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "Type": "Lambda",
+        "FunctionArn": given.function,
+        "Arguments": arguments,
+        "OutputParameters": [{"OutputName": each, "OutputType": "String"} for each in outputs],
+    }
+
+
+def _deployed(output: str) -> dict[str, str]:
+    return get(f"Steps.DeployMME.OutputParameters['{output}']")

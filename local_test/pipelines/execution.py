@@ -44,14 +44,16 @@ class Execution:
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     steps: dict[str, Shown] = field(default_factory=dict)
     properties: dict[str, Properties] = field(default_factory=dict)
+    stopping: bool = False
 
     @property
     def succeeded(self) -> bool:
         return bool(self.steps) and all(each.status == "Succeeded" for each in self.steps.values())
 
-    def run(self, kinds: Mapping[str, Work]) -> None:
+    def run(self, kinds: Mapping[str, Work], stop: Callable[[], None]) -> None:
         """Until no step can run any more. `kinds` does the work of a type of step; StepFailed is its way to fail.
 
+        Ctrl-C calls `stop`, which makes all work that is under way fail soon, and goes on when it has.
         Raises SpecError, before anything is run, for a definition or parameters that will not do.
         """
         values = values_of(self.definition, self.given)
@@ -63,15 +65,20 @@ class Execution:
             self.steps[name] = Shown(kind=steps[name]["Type"])
         ahead, running = dict(waits), dict[Future[None], str]()
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            while ahead or running:
-                for name in self._cannot_run(ahead):
-                    del ahead[name]
-                for name in [each for each, needs in ahead.items() if needs <= set(self.properties)]:
-                    del ahead[name]
-                    running[threads.submit(self._step, steps[name], known, kinds)] = name
-                for done in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                    del running[done]
-                    done.result()
+            try:
+                while ahead or running:
+                    for name in self._cannot_run(ahead):
+                        del ahead[name]
+                    for name in [each for each, needs in ahead.items() if needs <= set(self.properties)]:
+                        del ahead[name]
+                        running[threads.submit(self._step, steps[name], known, kinds)] = name
+                    for done in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                        del running[done]
+                        done.result()
+            except BaseException:
+                self.stopping = True
+                stop()
+                raise
 
     def _step(self, step: Mapping[str, Any], known: Properties, kinds: Mapping[str, Work]) -> None:
         name, kind, began = step["Name"], step["Type"], time.monotonic()
@@ -88,6 +95,8 @@ class Execution:
             status, reason = "Failed", f"{type(error).__name__}: {error}"
         else:
             status, reason = "Succeeded", ""
+        if self.stopping:
+            status, reason = "Stopped", ""
         self._tell(name, Shown(kind=kind, status=status, seconds=time.monotonic() - began, reason=reason))
 
     def _cannot_run(self, ahead: Mapping[str, set[str]]) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,9 +17,10 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import BotoCoreError, EndpointConnectionError
 
 from local_test.pipelines.execution import StepFailed
+from local_test.pipelines.running import Running
 from local_test.platform.process import ROOT, free_port
 
 TARGET = ROOT / ".lambda"  # `make lambda`
@@ -30,8 +31,9 @@ UP = 20.0  # seconds until the emulator listens
 ALONE = """
 import importlib, json, pathlib, sys
 module, _, name = sys.argv[1].rpartition(".")
-said = getattr(importlib.import_module(module), name)(json.load(sys.stdin), None)
-pathlib.Path(sys.argv[2]).write_text(json.dumps(said))
+event = json.loads(pathlib.Path(sys.argv[2]).read_text())
+said = getattr(importlib.import_module(module), name)(event, None)
+pathlib.Path(sys.argv[3]).write_text(json.dumps(said))
 """
 
 
@@ -49,6 +51,7 @@ class Function:
     environment: Mapping[str, str]
     seconds: int  # it may take
     work: Path
+    running: Running
 
     def call(self, event: Mapping[str, Any]) -> Any:
         """What it returns. Raises StepFailed with what it raised, or where it was cut."""
@@ -62,28 +65,6 @@ class Function:
         return min(self.seconds, STEP_LIMIT)
 
     def _emulated(self, room: Path, event: Mapping[str, Any]) -> Any:
-        with self._emulator(room) as client:
-            until = time.monotonic() + UP
-            while True:
-                try:
-                    said = client.invoke(FunctionName="function", Payload=json.dumps(event))["Payload"].read().decode()
-                    break
-                except EndpointConnectionError:
-                    if time.monotonic() > until:
-                        log = (room / "log").read_text()[-500:]
-                        raise StepFailed(f"the emulator did not come up within {UP:g} s: {log}") from None
-                    time.sleep(0.05)
-        try:
-            value = json.loads(said)
-        except ValueError:  # of a function that was cut it says so in plain text
-            raise StepFailed(f"Lambda: {said}") from None
-        if isinstance(value, dict) and "errorMessage" in value:
-            raise StepFailed(f"Lambda: {value.get('errorType', 'Error')}: {value['errorMessage']}")
-        return value
-
-    @contextmanager
-    def _emulator(self, room: Path) -> Iterator[Any]:
-        """A client of it. The emulator starts the function on the first call."""
         port = free_port()
         command = [
             str(EMULATOR),
@@ -92,30 +73,75 @@ class Function:
             *(sys.executable, "-m", "awslambdaric", self.handler),
         ]
         environment = {
-            **self._surroundings(room, f"{TARGET}"),
             "LAMBDA_TASK_ROOT": str(room / "code"),
             "AWS_LAMBDA_FUNCTION_TIMEOUT": str(self._limit),
             "AWS_LAMBDA_FUNCTION_NAME": "function",
         }
+        with self._process(room, command, environment) as process:
+            said = self._invoked(process, port, event, room / "log")
+        try:
+            value = json.loads(said)
+        except ValueError:  # of a function that was cut it says so in plain text
+            raise StepFailed(f"Lambda: {said}") from None
+        if isinstance(value, dict) and "errorMessage" in value:
+            raise StepFailed(f"Lambda: {value.get('errorType', 'Error')}: {value['errorMessage']}")
+        return value
+
+    def _invoked(self, process: "subprocess.Popen[bytes]", port: int, event: Mapping[str, Any], log: Path) -> str:
+        """What the emulator answers; it starts the function on the first call."""
+        client = boto3.client(
+            "lambda",
+            endpoint_url=f"http://127.0.0.1:{port}",
+            region_name="us-east-1",
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+            config=Config(read_timeout=self._limit + 30, retries={"total_max_attempts": 1}),
+        )
+        until = time.monotonic() + UP
+        while True:
+            try:
+                said: bytes = client.invoke(FunctionName="function", Payload=json.dumps(event))["Payload"].read()
+                return said.decode()
+            except BotoCoreError as error:
+                there = process.poll() is None
+                if not isinstance(error, EndpointConnectionError) or not there or time.monotonic() > until:
+                    state = "did not answer" if there else "has ended"
+                    raise StepFailed(f"Lambda's emulator {state}: {error} {log.read_text()[-500:]}") from error
+                time.sleep(0.05)
+
+    def _alone(self, room: Path, event: Mapping[str, Any]) -> Any:
+        asked, answer = room / "event.json", room / "answer.json"
+        asked.write_text(json.dumps(event))
+        command = [sys.executable, "-c", ALONE, self.handler, str(asked), str(answer)]
+        with self._process(room, command, {}) as process:
+            try:
+                code = process.wait(self._limit)
+            except subprocess.TimeoutExpired:
+                raise StepFailed(f"Lambda: Task timed out after {self._limit}.00 seconds") from None
+        if code:
+            said = (room / "log").read_text().strip().splitlines()
+            raise StepFailed(f"Lambda: {said[-1] if said else f'it ended with {code}'}")
+        return json.loads(answer.read_text())
+
+    @contextmanager
+    def _process(
+        self, room: Path, command: Sequence[str], more: Mapping[str, str]
+    ) -> Iterator["subprocess.Popen[bytes]"]:
+        """One that has ended when the block does; what it says is in the room's log."""
+        path = [str(room / "code"), *([str(TARGET)] if is_emulated() else [])]
         with (room / "log").open("wb") as log:
             process = subprocess.Popen(
                 command,
                 cwd=room / "code",
-                env=environment,
+                env={**os.environ, **self.environment, "PYTHONPATH": ":".join(path), **more},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         try:
-            yield boto3.client(
-                "lambda",
-                endpoint_url=f"http://127.0.0.1:{port}",
-                region_name="us-east-1",
-                aws_access_key_id="local",
-                aws_secret_access_key="local",
-                config=Config(read_timeout=self._limit + 30, retries={"total_max_attempts": 1}),
-            )
+            with self.running.held(process.terminate):
+                yield process
         finally:
             process.terminate()
             try:
@@ -123,24 +149,3 @@ class Function:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-    def _alone(self, room: Path, event: Mapping[str, Any]) -> Any:
-        answer = room / "answer.json"
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", ALONE, self.handler, str(answer)],
-                input=json.dumps(event),
-                cwd=room / "code",
-                env=self._surroundings(room),
-                capture_output=True,
-                text=True,
-                timeout=self._limit,
-            )
-        except subprocess.TimeoutExpired:
-            raise StepFailed(f"Lambda: Task timed out after {self._limit}.00 seconds") from None
-        if done.returncode:
-            raise StepFailed(f"Lambda: {done.stderr.strip().splitlines()[-1]}")
-        return json.loads(answer.read_text())
-
-    def _surroundings(self, room: Path, *path: str) -> dict[str, str]:
-        return {**os.environ, **self.environment, "PYTHONPATH": ":".join([str(room / "code"), *path])}

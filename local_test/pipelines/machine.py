@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from local_test.pipelines.running import Running
 from local_test.platform.containers import engine_answers
 from local_test.platform.process import ROOT
 
@@ -34,16 +37,17 @@ class Machine(Protocol):
         ...
 
 
-def machine(runtime: str, memory_mb: int) -> Machine:
+def machine(runtime: str, memory_mb: int, running: Running) -> Machine:
     """`docker`, `process`, or `auto`: Docker where an engine answers."""
     if runtime == "docker" or (runtime == "auto" and engine_answers()):
-        return Docker(memory_mb)
-    return Process()
+        return Docker(memory_mb, running)
+    return Process(running)
 
 
 @dataclass(frozen=True, slots=True)
 class Docker:
     memory_mb: int
+    running: Running
 
     def run(self, job: Job, log: Path) -> int | None:
         for each in (job.files, *job.files.rglob("*")):
@@ -60,16 +64,27 @@ class Docker:
             *(job.image, *job.entrypoint[1:], *job.command),
         ]
         with log.open("ab") as file:
-            running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            client = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
 
-        def end(number: signal.Signals) -> None:
-            subprocess.run(["docker", "kill", "--signal", number.name, name], capture_output=True)
+        def end(number: signal.Signals) -> bool:
+            told = subprocess.run(["docker", "kill", "--signal", number.name, name], capture_output=True)
+            return told.returncode == 0
 
-        return _ended(running, job.limit, lambda: end(signal.SIGTERM), lambda: end(signal.SIGKILL))
+        def kill() -> None:
+            while client.poll() is None and not end(signal.SIGKILL):
+                time.sleep(0.1)  # the engine has not made it yet
+
+        with self.running.held(kill):
+            return _ended(client, job.limit, lambda: end(signal.SIGTERM), kill)
 
 
+@dataclass(frozen=True, slots=True)
 class Process:
     """Plays every image: its `train` is `python -m serve train`, and any entrypoint runs with paths of this machine."""
+
+    running: Running
 
     def run(self, job: Job, log: Path) -> int | None:
         root = str(job.files.absolute())
@@ -80,7 +95,7 @@ class Process:
             command = [sys.executable, "-m", "serve", *job.command]
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SERVE_", "SAGEMAKER_", "SM_"))}
         with log.open("ab") as file:
-            running = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env={**clean, **job.environment, "SERVE_ML_ROOT": root},
@@ -89,23 +104,25 @@ class Process:
                 stderr=file,
                 start_new_session=True,
             )
-        return _ended(running, job.limit, running.terminate, running.kill)
+
+        def kill() -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what an entrypoint has started
+
+        with self.running.held(kill):
+            return _ended(process, job.limit, process.terminate, kill)
 
 
 def _ended(
-    running: "subprocess.Popen[bytes]", limit: float, stop: Callable[[], None], kill: Callable[[], None]
+    process: "subprocess.Popen[bytes]", limit: float, stop: Callable[[], object], kill: Callable[[], None]
 ) -> int | None:
     try:
-        return running.wait(limit)
+        return process.wait(limit)
     except subprocess.TimeoutExpired:
         stop()
-    except BaseException:  # Ctrl-C: nothing is left running
-        kill()
-        running.wait()
-        raise
     try:
-        running.wait(STOP)
+        process.wait(STOP)
     except subprocess.TimeoutExpired:
         kill()
-        running.wait()
+        process.wait()
     return None

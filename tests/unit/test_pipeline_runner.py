@@ -11,22 +11,28 @@ from deploy.pipelines.picture import Shown
 from deploy.pipelines.tuned_model import METRIC
 from deploy.table import SpecError
 from local_test.pipelines.execution import Execution, Properties, Step, StepFailed
+from local_test.pipelines.here import with_host
 from local_test.pipelines.jobs import metrics, pack
-from local_test.pipelines.transform import assembled, batches
+from local_test.pipelines.running import Running
+from local_test.pipelines.transform import assembled, batches, check_played
 from local_test.pipelines.tuning import drawn
 
 FUNCTION = "arn:aws:lambda:us-east-1:123456789012:function:none"
 Work = Callable[[Step], Properties]
 
 
-def executed(work: Work, **needs: list[str]) -> Execution:
+def lambdas(**needs: list[str]) -> dict[str, Any]:
     """Steps that are functions, each after those it needs."""
     steps = [
         {"Name": name, "Type": "Lambda", "FunctionArn": FUNCTION, "Arguments": {}, "DependsOn": before}
         for name, before in needs.items()
     ]
-    done = Execution({"Version": "2020-12-01", "Steps": steps}, {}, "test", lambda *_: None)
-    done.run({"Lambda": work})
+    return {"Version": "2020-12-01", "Steps": steps}
+
+
+def executed(work: Work, **needs: list[str]) -> Execution:
+    done = Execution(lambdas(**needs), {}, "test", lambda *_: None)
+    done.run({"Lambda": work}, lambda: None)
     return done
 
 
@@ -99,7 +105,7 @@ def test_what_a_step_came_to_is_in_the_arguments_of_the_next() -> None:
         told.append((name, shown.status))
 
     done = Execution(made, {"Home": "s3://h"}, "test", tell)
-    done.run({"Lambda": work})
+    done.run({"Lambda": work}, lambda: None)
 
     assert seen["Two"] == {"from": "s3://bucket/One", "to": "s3://h/test"}
     assert told == [("One", "Executing"), ("One", "Succeeded"), ("Two", "Executing"), ("Two", "Succeeded")]
@@ -114,7 +120,7 @@ def test_a_junk_definition_runs_nothing() -> None:
 
     made = {"Version": "2020-12-01", "Steps": [{"Name": "A", "Type": "Training", "Arguments": {"Role": "x"}}]}
     with pytest.raises(SpecError, match=r"Steps\.A\.Arguments: CreateTrainingJob"):
-        Execution(made, {}, "test", lambda *_: None).run({"Training": work})
+        Execution(made, {}, "test", lambda *_: None).run({"Training": work}, lambda: None)
     assert ran == []
 
 
@@ -147,6 +153,67 @@ def test_lines_are_sent_by_as_many_as_go_into_a_payload() -> None:
     assert list(batches(body, "Line", "MultiRecord", 8)) == [b"aaaa\nbb\n", b"cc\ndddd"]
     with pytest.raises(StepFailed, match="a record of 5 bytes is over MaxPayloadInMB"):
         list(batches(body, "Line", "MultiRecord", 4))
+
+
+def test_a_carriage_return_within_a_field_ends_no_record() -> None:
+    body = b'"a\rb",1\r\nc,2\r\n'
+    assert list(batches(body, "Line", "SingleRecord", 100)) == [b'"a\rb",1\r\n', b"c,2\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"SplitType": "RecordIO"}, "SplitType RecordIO is not played here, only None and Line: run this step on AWS"),
+        ({"SplitType": "TFRecord"}, "SplitType TFRecord is not played here"),
+        ({"DataSource": {"S3DataSource": {"S3DataType": "ManifestFile"}}}, "S3DataType ManifestFile is not played"),
+    ],
+)
+def test_a_transform_that_is_not_played_is_refused(wrong: dict[str, Any], said: str) -> None:
+    plain = {"SplitType": "Line", "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix"}}}
+    check_played({"TransformInput": plain})
+    with pytest.raises(StepFailed, match=said):
+        check_played({"TransformInput": {**plain, **wrong}})
+    with pytest.raises(StepFailed, match="DataProcessing is not played here"):
+        check_played({"TransformInput": plain, "DataProcessing": {"JoinSource": "Input"}})
+
+
+def test_what_runs_is_ended_by_a_stop_and_so_is_what_comes_after_it() -> None:
+    ended: list[str] = []
+    running = Running()
+    with running.held(lambda: ended.append("over")):
+        pass
+    with running.held(lambda: ended.append("first")), running.held(lambda: ended.append("second")):
+        running.stop()
+        assert ended == ["first", "second"]
+    with running.held(lambda: ended.append("late")):
+        assert ended == ["first", "second", "late"]
+
+
+def test_ctrl_c_stops_the_steps_that_run() -> None:
+    """It comes to the thread that waits for them; here what is told of a step that cannot run stands for it."""
+    stopped = threading.Event()
+
+    def work(step: Step) -> Properties:
+        if step.name == "Runs":
+            assert stopped.wait(20)
+        raise StepFailed("no rows, or killed")
+
+    def tell(name: str, shown: Shown) -> None:
+        if shown.status == "NotRun":
+            raise KeyboardInterrupt
+
+    done = Execution(lambdas(Runs=[], Fails=[], After=["Fails"]), {}, "test", tell)
+    with pytest.raises(KeyboardInterrupt):
+        done.run({"Lambda": work}, stopped.set)
+
+    assert (done.steps["Runs"].status, done.steps["Runs"].reason) == ("Stopped", "")
+
+
+def test_an_image_has_a_name_that_nobody_looks_for_in_ecr() -> None:
+    """Each its own: two runs at once with two images do not get each other's."""
+    assert with_host("sagemaker-serve") == "localhost/sagemaker-serve"
+    assert with_host("mine:v1") == "localhost/mine:v1"
+    assert with_host("localhost/mine:v1") == "localhost/mine:v1"
 
 
 def test_answers_are_assembled_as_sagemaker_does_it() -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from deploy import pipelines
+from deploy.aws import Failed
 from deploy.pipelines import Given, definition, picture, split, tuned_model
 from deploy.pipelines.expressions import found, resolved
 from deploy.pipelines.parameters import values_of
 from deploy.pipelines.picture import Shown
+from deploy.pipelines.steps import TYPES
 from deploy.table import SpecError
 
 GIVEN = Given(
@@ -45,6 +47,7 @@ def test_steps_run_when_what_they_need_is_there() -> None:
         "TrainOne": set(),
         "TrainTwo": set(),
         "DeployMME": {"TrainOne", "TrainTwo"},
+        "Smoke": {"DeployMME"},
     }
     assert definition.order(defined("tuned-model")) == {
         "Process": set(),
@@ -80,7 +83,7 @@ def broken(path: str, value: Any) -> dict[str, Any]:
         ("Steps/0/Type", "Trainin", "Steps.TrainOne.Type: no type of step is called 'Trainin'; did you mean Training?"),
         ("Steps/0/Argument", {}, "Steps.TrainOne: no key is called 'Argument'; did you mean Arguments?"),
         ("Steps/0/DependsOn", ["TrainTree"], "Steps.TrainOne.DependsOn: no step is called 'TrainTree'"),
-        ("Steps/0/DependsOn", ["DeployMME"], "TrainOne, DeployMME wait for one another"),
+        ("Steps/0/DependsOn", ["DeployMME"], "TrainOne, DeployMME, Smoke wait for one another"),
         ("Steps/2/FunctionArn", None, "Steps.DeployMME.FunctionArn is missing"),
         ("Parameters/0/Type", "Text", "Parameters[0].Type: no type is called 'Text'"),
         ("Parameters/6/DefaultValue", "many", "Parameters[6].DefaultValue: 'many' is no Integer"),
@@ -192,16 +195,34 @@ def test_the_picture_has_each_step_once_in_its_colour_and_no_two_overlap() -> No
     assert max(x for x, _ in at) + picture.WIDTH < float(root.get("width", ""))
 
 
+def test_what_a_box_says_fits_into_it() -> None:
+    """Whatever the step's type, state and time: 0.55 em is the mean width of DejaVu Sans, the widest that is common."""
+    lines = [
+        Shown(kind=kind, status=status, seconds=seconds).line
+        for kind in TYPES
+        for status in ("", *picture.COLOURS)
+        for seconds in (None, 9.94, 119.4, 7200.0)
+    ]
+    assert max(map(len, lines)) <= picture.LINE
+    assert picture.LINE * 11 * 0.55 <= picture.WIDTH - 24
+
+
+def test_a_picture_that_cannot_be_written_is_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match=r"could not be written to .*: Is a directory"):
+        picture.write(tmp_path, "x", {"A": set()}, {"A": Shown(kind="Model")})
+
+
 def test_the_tree_is_in_order_and_says_why_a_step_failed() -> None:
     waits = definition.order(defined())
     steps = {name: Shown(kind="Training") for name in waits}
     steps["TrainTwo"] = Shown(kind="Training", status="Failed", seconds=2.25, reason="no rows")
     assert picture.tree("two-models", waits, steps).splitlines() == [
         "two-models",
-        "  o TrainOne     Training",
-        "  x TrainTwo     Training, Failed, 2.2 s",
+        "  o TrainOne       Training",
+        "  x TrainTwo       Training, Failed, 2.2 s",
         "      no rows",
-        "    o DeployMME  Training  after TrainOne, TrainTwo",
+        "    o DeployMME    Training  after TrainOne, TrainTwo",
+        "      o Smoke      Training  after DeployMME",
     ]
 
 
