@@ -20,6 +20,7 @@ from bench.load import quantile
 from bench.stacks import make_samples, workplace
 
 WORKLOADS = {"W1": rows.run, "W1b": bulk.run, "W2": texts.run, "W3": cold.run, "W4": starts.run, "W5": multi_model.run}
+TEXTS = {"W2", "W3", "W4"}  # with a GPT-2 of full size, half a gigabyte
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,10 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one short round of each: to see that it runs")
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W", help="some of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the raw figures go (bench/results/DATE.json)")
     asked = parser.parse_args(arguments)
-    make_samples("abalone-1", "gpt2-full")
+    make_samples("abalone-1", *(["gpt2-full"] if TEXTS & set(asked.only) else []))
     moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
     found: list[Row] = []
     failed: list[Row] = []

@@ -119,13 +119,14 @@ class Client:
                     self._errors += 1
                 if now >= until or left <= 0:
                     self._close(fd)
-                elif not data:
-                    self._close(fd)
-                    self._connect()
-                else:
-                    left -= 1
+                    continue
+                left -= 1
+                if data:
                     begun[fd] = now
                     sock.sendall(message)
+                else:
+                    self._close(fd)
+                    self._connect()
 
     def _connect(self) -> None:
         sock = socket.create_connection(("127.0.0.1", self._plan.port))

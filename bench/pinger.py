@@ -10,14 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from bench.load import quantile
-
 EVERY = 0.05
 PATIENCE = 10.0
 
 
 class Pinger:
-    """Pings a port from `start` to `stop`; `p99_ms` tells how the answers were."""
+    """Pings a port until it is stopped; `times_ms` tells how the answers were."""
 
     def __init__(self, port: int, notes: Path) -> None:
         self._notes = notes
@@ -38,9 +36,6 @@ class Pinger:
                 if any(begin <= at <= end for begin, end in windows)
             )
         return []
-
-    def p99_ms(self, windows: list[tuple[float, float]]) -> float:
-        return quantile(self.times_ms(windows), 0.99)
 
 
 def main(port: int, notes: Path) -> None:

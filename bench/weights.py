@@ -32,9 +32,11 @@ ARTICLE = Path(__file__).parents[1] / "local_test" / "payloads" / "article.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.weights", description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--text", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", type=Path, help="directories")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="what they read")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a precision, and where its outputs go
     asked = parser.parse_args()
     text = asked.text.read_text() if asked.text else json.loads(ARTICLE.read_text())["inputs"]
