@@ -37,7 +37,9 @@ class Jobs:
             (files / each).mkdir(parents=True)
         channels = asked.get("InputDataConfig", [])
         for channel in channels:
-            self._fetch(channel["DataSource"]["S3DataSource"]["S3Uri"], files / "input/data" / channel["ChannelName"])
+            if (mode := channel.get("InputMode", asked["AlgorithmSpecification"]["TrainingInputMode"])) == "Pipe":
+                raise StepFailed(f"TrainingInputMode {mode} is not played here: take File or FastFile")
+            self._fetch(channel["DataSource"]["S3DataSource"], files / "input/data" / channel["ChannelName"])
         config = {
             "hyperparameters": asked.get("HyperParameters", {}),
             "inputdataconfig": {each["ChannelName"]: _channel(each) for each in channels},
@@ -76,7 +78,7 @@ class Jobs:
         files = self.work / name / "ml"
         (files / "processing").mkdir(parents=True)
         for each in asked.get("ProcessingInputs", ()):
-            self._fetch(each["S3Input"]["S3Uri"], _inside(files, each["S3Input"]["LocalPath"]))
+            self._fetch(each["S3Input"], _inside(files, each["S3Input"]["LocalPath"]))
         outputs = [each["S3Output"] for each in asked.get("ProcessingOutputConfig", {}).get("Outputs", ())]
         for output in outputs:
             _inside(files, output["LocalPath"]).mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,10 @@ class Jobs:
         # As SageMaker has it: AlgorithmError where the container failed.
         raise StepFailed(f"AlgorithmError: {said or 'nothing was said'}, exit code: {code}"[:REASON])
 
-    def _fetch(self, uri: str, into: Path) -> None:
+    def _fetch(self, source: Mapping[str, Any], into: Path) -> None:
+        uri, kind = source["S3Uri"], source["S3DataType"]
+        if kind != "S3Prefix":
+            raise StepFailed(f"S3DataType {kind} of {uri} is not played here, only S3Prefix: run this step on AWS")
         try:
             artifacts.fetch(self.s3, ModelData(uri, prefix=True, packed=False), into)
         except PlatformError as error:

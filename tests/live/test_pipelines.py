@@ -227,6 +227,18 @@ def test_a_function_that_takes_too_long_is_cut(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_a_step_whose_function_is_cut_fails_and_no_other_is_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function, "zipped", lambda: zipped(HANDLERS))
+    monkeypatch.setattr(function, "HANDLER", "handlers.sleep")
+    monkeypatch.setattr(function, "SECONDS", 2)
+
+    steps = run("two-models", RoundsOne=1, RoundsTwo=1).steps
+
+    assert steps["DeployMME"].status == "Failed"
+    assert "Task timed out after 2.00 seconds" in steps["DeployMME"].reason
+    assert (steps["Smoke"].status, steps["Smoke"].reason) == ("NotRun", "not run: DeployMME has not succeeded")
+
+
 @pytest.mark.parametrize("emulated", [False, True])
 def test_a_function_that_runs_is_ended_by_a_stop(
     tmp_path: Path, emulated: bool, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,8 @@ from deploy.pipelines.tuned_model import METRIC
 from deploy.table import SpecError
 from local_test.pipelines.execution import Execution, Properties, Step, StepFailed
 from local_test.pipelines.here import with_host
-from local_test.pipelines.jobs import metrics, pack
+from local_test.pipelines.jobs import Jobs, metrics, pack
+from local_test.pipelines.machine import Process
 from local_test.pipelines.running import Running
 from local_test.pipelines.transform import assembled, batches, check_played
 from local_test.pipelines.tuning import drawn
@@ -175,6 +176,24 @@ def test_a_transform_that_is_not_played_is_refused(wrong: dict[str, Any], said: 
         check_played({"TransformInput": {**plain, **wrong}})
     with pytest.raises(StepFailed, match="DataProcessing is not played here"):
         check_played({"TransformInput": plain, "DataProcessing": {"JoinSource": "Input"}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "said"),
+    [
+        ("ManifestFile", "File", "S3DataType ManifestFile of s3://b/in is not played here, only S3Prefix"),
+        ("S3Prefix", "Pipe", "TrainingInputMode Pipe is not played here: take File or FastFile"),
+    ],
+)
+def test_a_training_that_is_not_played_is_refused(tmp_path: Path, kind: str, mode: str, said: str) -> None:
+    """And does not train on a manifest as if it were the data."""
+    source = {"S3Uri": "s3://b/in", "S3DataType": kind}
+    asked = {
+        "AlgorithmSpecification": {"TrainingImage": "any", "TrainingInputMode": mode},
+        "InputDataConfig": [{"ChannelName": "train", "DataSource": {"S3DataSource": source}}],
+    }
+    with pytest.raises(StepFailed, match=said):
+        Jobs(None, Process(Running()), tmp_path).training("job", asked)
 
 
 def test_what_runs_is_ended_by_a_stop_and_so_is_what_comes_after_it() -> None:
