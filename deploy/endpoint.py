@@ -75,9 +75,11 @@ def up(
             if attempt == TRIES - 1 or not (is_busy(error) or is_there_already(error) or is_missing(error)):
                 raise
             if not is_missing(error):
-                progress.say(f"somebody else is changing {spec.name} now: waiting for that")
-                if not wait:
+                now = described(aws, spec.name)
+                same = now is not None and (_coming(now) == config or is_at(now, config))
+                if not wait and not same:
                     raise Failed(f"endpoint {spec.name} is being changed by somebody else: try again later") from error
+                progress.say(f"somebody else is changing {spec.name} now: waiting for that")
             time.sleep(PAUSE * 2**attempt)
             wanted = _made(spec, aws, progress)
             continue

@@ -27,9 +27,7 @@ def start(aws: Aws, name: str, given: Mapping[str, str], progress: Progress, *, 
         text = sagemaker.describe_pipeline(PipelineName=name)["PipelineDefinition"]
     except ClientError as error:
         if is_no_pipeline(error):
-            raise Failed(
-                f"there is no pipeline {name} in {aws.region}: `python -m deploy pipeline {name} upsert`"
-            ) from error
+            raise _unknown(aws, name) from error
         raise
     made = json.loads(text)
     definition.check(made, given)
@@ -44,9 +42,14 @@ def start(aws: Aws, name: str, given: Mapping[str, str], progress: Progress, *, 
 
 def latest(aws: Aws, name: str) -> str:
     """The ARN of the execution begun last. Raises Failed where there is none."""
-    found = aws.client("sagemaker").list_pipeline_executions(
-        PipelineName=name, SortBy="CreationTime", SortOrder="Descending", MaxResults=1
-    )["PipelineExecutionSummaries"]
+    try:
+        found = aws.client("sagemaker").list_pipeline_executions(
+            PipelineName=name, SortBy="CreationTime", SortOrder="Descending", MaxResults=1
+        )["PipelineExecutionSummaries"]
+    except ClientError as error:
+        if is_no_pipeline(error):
+            raise _unknown(aws, name) from error
+        raise
     if not found:
         raise Failed(f"pipeline {name} has not been started: `python -m deploy pipeline {name} start`")
     return str(found[0]["PipelineExecutionArn"])
@@ -111,6 +114,10 @@ def line(name: str, step: Shown, width: int) -> str:
 def outputs(name: str, said: Mapping[str, str]) -> Iterator[str]:
     """What a function answered, a line for each output of its step."""
     return (f"{name}: {key} = {value}" for key, value in said.items() if key != "statusCode")
+
+
+def _unknown(aws: Aws, name: str) -> Failed:
+    return Failed(f"there is no pipeline {name} in {aws.region}: `python -m deploy pipeline {name} upsert`")
 
 
 def _shown(kind: str, told: Mapping[str, Any]) -> Shown:

@@ -102,5 +102,8 @@ def _back(aws: Aws, name: str, config: str, before: str) -> str:
         return f"there is no earlier configuration to go back to: `python -m deploy down {name}` removes it"
     if before == config:
         return f"endpoint {name} is as it was, and serves its earlier models"
-    aws.client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=before)
+    try:
+        aws.client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=before)
+    except (ClientError, BotoCoreError) as error:  # why the smoke failed is still to be told
+        return f"endpoint {name} could not go back to {before}: {explained(error)}"
     return f"endpoint {name} is going back to {before}"

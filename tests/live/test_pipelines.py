@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy import endpoint
 from deploy.__main__ import main
 from deploy.aws import Aws, Failed
 from deploy.pipelines import executions, function, installation, lambda_function, smoke
@@ -328,7 +329,8 @@ def test_the_function_called_again_at_once_changes_nothing(here: Here) -> None:
 
 @pytest.fixture(scope="module")
 def artifact(here: Here) -> str:
-    """Of a training: where its model is."""
+    """Of a training: where its model is. The bucket that it is gathered in is there too."""
+    local.prepared(here, "two-models", rows(10))
     table = np.loadtxt(io.StringIO(rows(200)), delimiter=",")
     model = abalone.train((table[:, 1:].tolist(), table[:, 0].tolist()), rounds=20, depth=3, eta=0.3)
     s3 = here.client("s3")
@@ -342,6 +344,21 @@ def smoking(here: Here, deployed: dict[str, str], **more: str) -> dict[str, str]
     data = local.prepared(here, "two-models", rows(10))["TrainData"]
     said = {"endpoint": deployed["endpoint_name"], "models": deployed["body"]}
     return {"action": "smoke", "rows": data, **said, "config": deployed["config"], "before": deployed["before"], **more}
+
+
+def test_of_two_that_make_the_same_endpoint_at_once_none_fails(
+    here: Here, artifact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks before the first has made it, and is then told that it is there."""
+    event = deploying({"one": artifact}, "both/", "both")
+    first = lambda_function.handler(event, None)
+    looks = iter([None])
+    real = endpoint.described
+    monkeypatch.setattr(endpoint, "described", lambda *asked: next(looks, real(*asked)))
+
+    second = lambda_function.handler(event, None)
+
+    assert (first["changed"], second["changed"], second["config"]) == ("true", "false", first["config"])
 
 
 def test_a_smoke_that_succeeds_sweeps_what_was_before(here: Here, artifact: str) -> None:
@@ -383,6 +400,7 @@ def test_a_smoke_that_fails_takes_the_endpoint_back(here: Here, artifact: str) -
 @pytest.mark.parametrize(
     ("differs", "said"),
     [
+        ({"before": "stays-gone"}, "one, no.tar.gz: .*\nendpoint stays could not go back to stays-gone: "),
         ({"before": "none"}, "no earlier configuration to go back to: `python -m deploy down stays` removes it"),
         ({}, "endpoint stays is as it was, and serves its earlier models"),
         ({"rows": "s3://trained/nothing/"}, "there is no data at s3://trained/nothing/"),
@@ -397,7 +415,7 @@ def test_a_smoke_that_fails_says_what_became_of_the_endpoint(
     lambda_function.handler(smoking(here, lambda_function.handler(event, None)), None)
     again = lambda_function.handler(event, None)
 
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=f"(?s){said}"):
         lambda_function.handler(smoking(here, again, **{"models": '{"one": "no.tar.gz"}', **differs}), None)
 
 
@@ -694,3 +712,5 @@ def test_a_start_is_known_again_by_its_definition_and_parameters(here: Here) -> 
         executions.start(aws, "two-models", {"Image": "x"}, progress)
     with pytest.raises(Failed, match="there is no pipeline other"):
         executions.start(aws, "other", {}, progress)
+    with pytest.raises(Failed, match="there is no pipeline other"):
+        executions.latest(aws, "other")
