@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy import endpoint
 from deploy.__main__ import main
 from deploy.aws import Aws, Failed
 from deploy.pipelines import executions, function, installation, lambda_function, smoke
 from deploy.pipelines.installation import Room
 from deploy.progress import Progress
+from deploy.settling import described
 from deploy.table import SpecError
 from local_test.pipelines import function as functions
 from local_test.pipelines import local
@@ -353,8 +353,7 @@ def test_of_two_that_make_the_same_endpoint_at_once_none_fails(
     event = deploying({"one": artifact}, "both/", "both")
     first = lambda_function.handler(event, None)
     looks = iter([None])
-    real = endpoint.described
-    monkeypatch.setattr(endpoint, "described", lambda *asked: next(looks, real(*asked)))
+    monkeypatch.setattr("deploy.endpoint.described", lambda *asked: next(looks, described(*asked)))
 
     second = lambda_function.handler(event, None)
 
