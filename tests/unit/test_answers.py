@@ -30,7 +30,7 @@ class NoPoll:
 def test_a_batch_is_not_looked_through_for_each_of_its_members(tmp_path: Path) -> None:
     """The newest arrival at work is told, whatever order they begin in, and again when the newest has left."""
     slot = Slots(tmp_path / "slots", create=True).slot(70)
-    answers = Answers(NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
+    answers = Answers("m", NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
     answers.joined = joined = Counted()
     now = time.monotonic()
     peers, jobs = [], []
