@@ -1,7 +1,8 @@
 """POST /invocations: one request, what it may carry, what comes back, and how it fails."""
 
 from local_test.rehearse import sources
-from local_test.rehearse.container import ATTRIBUTES, Answer, Container
+from local_test.rehearse.answer import Answer
+from local_test.rehearse.container import ATTRIBUTES, Container
 from local_test.rehearse.options import MB
 from local_test.rehearse.verdict import Breach, Doubt, LeftOut, check
 

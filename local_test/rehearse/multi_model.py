@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from local_test.rehearse.container import Answer, Container
+from local_test.rehearse.answer import Answer
+from local_test.rehearse.container import Container
 from local_test.rehearse.verdict import Breach, LeftOut
 
 PAGES = 50  # a list that takes more is one without end
