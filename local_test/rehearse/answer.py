@@ -12,8 +12,8 @@ class Answer:
     status: int
     headers: list[tuple[str, str]]  # as they came
     body: bytes
-    connecting: float  # seconds until the TCP connection stood
-    seconds: float  # after that
+    connecting: float  # seconds until the TCP connection was accepted
+    seconds: float  # from then on
 
     def header(self, name: str) -> str:
         return next((value for key, value in self.headers if key.lower() == name.lower()), "")

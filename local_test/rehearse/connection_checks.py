@@ -10,6 +10,7 @@ from local_test.rehearse.verdict import Breach, Doubt, NoAnswer, check
 
 STALLED = 8  # slow clients at once
 LEAVING = 4  # clients that leave before their answer
+PATIENCE = 5.0  # seconds in which whoever waits for nobody is connected, or answered
 
 
 @check(
@@ -68,7 +69,7 @@ def idle_connections(container: Container) -> str:
     """connections on which nothing comes do not keep others waiting"""
     with contextlib.ExitStack() as open_ones:
         for _ in range(container.options.connections):
-            open_ones.enter_context(container.connect(container.options.ping_limit))
+            open_ones.enter_context(container.connect(PATIENCE))
         ping, answer = container.get("/ping"), container.invoke()
     if ping.status >= 500 or answer.status != container.usual.status:
         raise Breach(f"beside {container.options.connections} idle connections: /ping {ping}, invocation {answer}")
@@ -84,7 +85,7 @@ def slow_client(container: Container) -> str:
     """clients that send their body slowly do not keep others waiting"""
     body = container.options.sent
     with contextlib.ExitStack() as stalled:
-        slow = [stalled.enter_context(container.connect(5.0)) for _ in range(STALLED)]
+        slow = [stalled.enter_context(container.connect(PATIENCE)) for _ in range(STALLED)]
         for each in slow:
             each.sendall(container.head(length=len(body)) + body[: len(body) // 2])
         try:
@@ -104,13 +105,13 @@ def slow_client(container: Container) -> str:
 
 def _patience(container: Container) -> float:
     """Seconds beyond which a request has waited for others and not for itself."""
-    return min(container.options.invoke_limit, 2 * container.options.ping_limit + 3 * container.usual.seconds)
+    return min(container.options.invoke_limit, PATIENCE + 3 * container.usual.seconds)
 
 
 def _finish(sock: socket.socket, rest: bytes) -> None:
     """The slow client's own end; what it gets is its own matter."""
     with contextlib.suppress(OSError):
-        sock.settimeout(5.0)
+        sock.settimeout(PATIENCE)
         sock.sendall(rest)
         sock.recv(1 << 16)
 
@@ -124,7 +125,7 @@ def client_that_leaves(container: Container) -> str:
     """a client that leaves before its answer, or in the middle of its body, harms nobody after it"""
     body = container.options.sent
     for number in range(LEAVING):
-        with container.connect(5.0) as gone:
+        with container.connect(PATIENCE) as gone:
             whole = container.head(length=len(body) + number % 2) + body
             gone.sendall(whole)
     answers = [container.invoke() for _ in range(LEAVING)]

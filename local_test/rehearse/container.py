@@ -2,9 +2,10 @@
 
 import http.client
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from local_test.rehearse.verdict import NoAnswer
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 PIECE = 1 << 16
+RTT, RESENT, TCP_INFO = 68, 100, 104  # where struct tcp_info has them, and its length then (linux/tcp.h)
 
 
 @dataclass(slots=True)
@@ -54,8 +56,12 @@ class Container:
         *,
         limit: float = 0.0,
         chunked: bool = False,
+        sent: Callable[[], None] = lambda: None,
     ) -> Answer:
-        """The answer within `limit` seconds (of silence); NoAnswer says how there was none."""
+        """The answer within `limit` seconds (of silence); NoAnswer says how there was none.
+
+        `sent` is called when the whole request is on its way.
+        """
         limit = limit or self.options.invoke_limit
         begun = time.monotonic()
         connection = http.client.HTTPConnection(self.host, self.port, timeout=limit)
@@ -63,12 +69,14 @@ class Container:
         connection.sock = self.connect(max(limit, 15.0))
         connection.sock.settimeout(limit)
         connected = time.monotonic()
-        sent = _pieces(body or b"") if chunked else body
+        connecting = waited(connection.sock, connected - begun)
+        whole = _pieces(body or b"") if chunked else body
         try:
             try:
-                connection.request(method, path, sent, dict(headers or {}), encode_chunked=chunked)
+                connection.request(method, path, whole, dict(headers or {}), encode_chunked=chunked)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # refused before all was sent: the answer, if there is one, says why
+            sent()
             response = connection.getresponse()
             answered = response.read()
         except TimeoutError as error:
@@ -84,7 +92,7 @@ class Container:
             status=response.status,
             headers=response.getheaders(),
             body=answered,
-            connecting=connected - begun,
+            connecting=connecting,
             seconds=done - connected,
         )
 
@@ -101,10 +109,12 @@ class Container:
         content_type: str = "",
         headers: Mapping[str, str] | None = None,
         chunked: bool = False,
+        sent: Callable[[], None] = lambda: None,
     ) -> Answer:
         """POST /invocations, by default with the payload, and with the headers that the platform sends."""
-        sent = self.options.sent if body is None else body
-        return self.ask("POST", "/invocations", sent, self.headers(content_type) | dict(headers or {}), chunked=chunked)
+        body = self.options.sent if body is None else body
+        all_headers = self.headers(content_type) | dict(headers or {})
+        return self.ask("POST", "/invocations", body, all_headers, chunked=chunked, sent=sent)
 
     def headers(self, content_type: str = "") -> dict[str, str]:
         named = {"X-Amzn-SageMaker-Target-Model": self.options.target} if self.options.target else {}
@@ -156,7 +166,7 @@ class Container:
 
     @cached_property
     def busy(self) -> Busy:
-        """Callers invoke without a pause for some seconds; /ping is asked beside them, as the platform does."""
+        """Callers invoke without a pause for some seconds; as long as one does, /ping is asked beside them."""
         seen, lock = Busy(), threading.Lock()
         until = time.monotonic() + self.options.busy_seconds
 
@@ -176,17 +186,29 @@ class Container:
 
         with ThreadPoolExecutor(self.options.callers) as callers:
             calls = [callers.submit(call, number) for number in range(self.options.callers)]
-            more = True
-            while more:
+            over = False
+            while not over:
+                over = all(each.done() for each in calls)
                 try:
                     seen.pings.append(self.ping())
                 except NoAnswer as none:
                     seen.silent_pings.append(str(none))
                 time.sleep(0.05)
-                more = time.monotonic() < until
             for each in calls:
                 each.result()
         return seen
+
+
+def waited(sock: socket.socket, seconds: float) -> float:
+    """How long the other side took to accept a connection that stood after so many seconds.
+
+    Linux knows it: a busy caller may hear of it much later. Where the first try was lost, all the time counts.
+    """
+    said = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO) if hasattr(socket, "TCP_INFO") else b""
+    if len(said) < TCP_INFO or struct.unpack_from("I", said, RESENT) != (0,):
+        return seconds
+    (microseconds,) = struct.unpack_from("I", said, RTT)
+    return float(microseconds) / 1e6
 
 
 def _pieces(body: bytes) -> Iterator[bytes]:

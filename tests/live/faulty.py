@@ -21,8 +21,18 @@ from urllib.parse import parse_qs, urlsplit
 
 WORK = 0.01  # seconds of an invocation
 LOADING = 0.02  # and of a load
+# Of faults that only several at once can see: so long that they do meet, on a machine that is busy too.
+LONG_WORK, LONG_LOADING = 0.5, 0.25
 MODEL_MB = 16  # that a loaded model fills, where memory is limited
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+SEEN_TOGETHER = {
+    "ping-needs-a-worker",
+    "drops-when-busy",
+    "slow-accept",
+    "loads-race",
+    "one-load-at-a-time",
+    "load-holds-ping",
+}
 KNOWN = {
     "host",
     "content-type",
@@ -248,7 +258,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         server.served += 1
-        time.sleep(float(os.environ.get("WORK") or WORK))
+        together = server.fault in SEEN_TOGETHER and count > 1
+        time.sleep(LONG_WORK if together else float(os.environ.get("WORK") or WORK))
         if server.poisoned or (self.has("ready-too-early") and server.served == 1):
             return self.refuse(503 if server.served == 1 else 500, "not quite")
         if kind != "text/csv" or (parameter and self.has("no-media-type-parameters")):
@@ -323,7 +334,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def fill(self, name: str, url: object, busy: bool) -> tuple[int, str]:
         server = self.server
-        time.sleep(LOADING)
+        time.sleep(LONG_LOADING if server.fault in SEEN_TOGETHER else LOADING)
         if self.has("first-load-fails") and server.loads == 1:
             return 500, "not yet"
         if self.has("one-load-at-a-time") and busy:

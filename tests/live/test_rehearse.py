@@ -1,6 +1,7 @@
 """The rehearsal finds each fault, and only it: a container that keeps the contract but for one point, by URL."""
 
 import json
+import socket
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from local_test.rehearse.__main__ import main
+from local_test.rehearse.container import waited
 from local_test.rehearse.options import Options
 from local_test.rehearse.rehearsal import HEALTH, INVOCATIONS, MULTI_MODEL, rehearse
 from local_test.rehearse.verdict import Verdict
@@ -16,11 +18,13 @@ from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.faulty import Faulty
 
+pytestmark = pytest.mark.timeout(600)  # the rehearsals of all faults are one fixture
+
 PROBE = Options(
     payload=b"1,2\n3,4\n",
     content_type="text/csv",
     startup_limit=0.3,
-    invoke_limit=3.0,
+    invoke_limit=10.0,
     busy_seconds=0.15,
     connections=48,
 )
@@ -155,6 +159,12 @@ def test_connections_that_wait_to_be_accepted_are_found() -> None:
         (verdict,) = by_url(container.port, PROBE, {"accepts"})
 
     assert verdict.outcome == "FAIL", verdict
+
+
+def test_what_a_busy_caller_waited_for_is_not_held_against_a_container() -> None:
+    """A connection that stood at once, and of which its caller heard five seconds later."""
+    with Faulty() as container, socket.create_connection(("127.0.0.1", container.port)) as connection:
+        assert waited(connection, 5.0) < PROBE.accept_limit
 
 
 def test_every_check_is_seen_to_fail() -> None:
