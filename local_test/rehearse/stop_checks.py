@@ -10,6 +10,7 @@ from local_test.rehearse.engine import Docked, docker, terminate
 from local_test.rehearse.verdict import Breach, Doubt, LeftOut, NoAnswer, check
 
 SETTLED = 0.5  # seconds of traffic before the signal
+ARRIVED = 0.1  # seconds after which a request that was sent must have come in, on a busy machine too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,28 +28,31 @@ def stop(container: Docked) -> Stopped:
     """SIGTERM while callers invoke, and SIGKILL where that is not enough."""
     options = container.options
     lock, over = threading.Lock(), threading.Event()
-    asked: dict[int, float] = {}  # caller -> when its request in hand was begun
-    signalled: list[float] = []  # when the signal was asked for, and when it had been sent
-    answered, lost = [0], list[str]()
+    sent: dict[int, float] = {}  # caller -> when its latest request was sent
+    signalled: list[float] = []  # when the signal was asked for, and when it had been given
+    in_hand, lost = [0], list[str]()
 
     def call(caller: int) -> None:
         while not over.is_set() and not signalled:
-            with lock:
-                asked[caller] = time.monotonic()
+            before = sent.get(caller)
             try:
-                container.invoke()
+                container.invoke(sent=lambda: sent.update({caller: time.monotonic()}))
                 came = ""
             except NoAnswer as none:
                 came = str(none)
+            at = sent.get(caller)
             with lock:
-                # Begun later, or just before and on its way, it may be refused; answered earlier, it proves nothing.
-                begun_before = bool(signalled) and asked[caller] < signalled[0] - ON_ITS_WAY
-                if begun_before and (came or len(signalled) == 2):
-                    answered[0] += 1
+                age = signalled[0] - at if signalled and at is not None and at != before else 0.0
+                # Sent just before, and still on its way, it may be refused; answered before, it proves nothing.
+                if age > ARRIVED if came else age > 0 and len(signalled) == 2:
+                    in_hand[0] += 1
                     lost.extend([came] if came else [])
 
     with ThreadPoolExecutor(options.callers) as callers:
         calls = [callers.submit(call, number) for number in range(options.callers)]
+        until = time.monotonic() + options.stop_limit
+        while len(sent) < options.callers and time.monotonic() < until:
+            time.sleep(0.01)
         time.sleep(SETTLED)
         with lock:
             signalled.append(time.monotonic())
@@ -64,12 +68,7 @@ def stop(container: Docked) -> Stopped:
         over.set()
         for each in calls:
             each.result()
-    return Stopped(
-        in_hand=answered[0], lost=lost, seconds=took, killed=runs, exit_code=int(container.state["ExitCode"])
-    )
-
-
-ON_ITS_WAY = 0.005  # seconds in which a request arrives
+    return Stopped(in_hand=in_hand[0], lost=lost, seconds=took, killed=runs, exit_code=int(container.state["ExitCode"]))
 
 
 @check(

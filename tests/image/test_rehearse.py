@@ -20,11 +20,9 @@ ROOT = Path(__file__).parents[2]
 ROWS = Options(
     payload=(ROOT / "local_test" / "payloads" / "abalone.csv").read_bytes(),
     content_type="text/csv",
-    startup_limit=60.0,
-    slack=2.0,
+    startup_limit=120.0,
     busy_seconds=0.5,
-    stop_limit=20.0,
-    scarce_mb=512,
+    scarce_mb=768,
 )
 STOPS = {each.name for each in STOP}
 MULTI = ("mme-memory", "mme-out-of-memory")
@@ -99,9 +97,9 @@ def seen(faulty: str, model: Path) -> dict[str, dict[str, Verdict]]:
         payload=b"1,2\n",
         content_type="text/csv",
         model=model,
-        startup_limit=20.0,
-        slack=2.0,
-        stop_limit=2.0,
+        startup_limit=60.0,
+        slack=10.0,  # of it, and of the stop, only faults that never come to an end use all
+        stop_limit=10.0,
         memory_mb=512,
         scarce_mb=160,
     )
