@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
+from urllib.parse import quote
 
 from local_test.rehearse.answer import Answer
 from local_test.rehearse.container import Container
@@ -85,17 +86,22 @@ class MultiModel:
         for _ in range(PAGES):
             answer = self.container.get(f"/models?{query}" if query else "/models")
             said = answer.json
-            if answer.status != 200 or not isinstance(said, dict) or not isinstance(said.get("models"), list):
+            models_said = said.get("models") if isinstance(said, dict) else None
+            if answer.status != 200 or not _are_objects(models_said):
                 raise Breach(f'{answer}, not {{"models": [...]}}: {answer.start}')
-            models += said["models"]
+            models += models_said
             token = said.get("nextPageToken")
             if not token:
                 return models
-            query = f"next_page_token={token}" + (f"&limit={limit}" if limit else "")
+            query = f"next_page_token={quote(str(token), safe='')}" + (f"&limit={limit}" if limit else "")
         raise Breach(f"the list does not end within {PAGES} pages")
 
     def names(self, limit: int = 0) -> list[str]:
         return [str(each.get("modelName")) for each in self.listed(limit)]
+
+
+def _are_objects(said: object) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(said, list) and all(isinstance(each, dict) for each in said)
 
 
 def wants(status: int, answer: Answer, after: str = "") -> str:

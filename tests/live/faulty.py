@@ -298,15 +298,17 @@ class Handler(BaseHTTPRequestHandler):
                 return self.refuse(404, "not loaded")
             return self.say(200, found[0] if found else {})
         token, limit = query.get("next_page_token", [""])[0], int(query.get("limit", ["100"])[0])
-        if token and not re.fullmatch("[0-9a-f]{32}", token):
+        if token and not re.fullmatch("[+][0-9a-f]{32}=", token):  # which must be quoted in a query
             return self.refuse(500 if self.has("token-is-500") else 400, "no token of ours")
-        rest = [each for each in models if each["modelName"] > token]
-        shown = {"models": rest[:limit]}
+        rest = [each for each in models if each["modelName"] > token[1:-1]]
+        shown: dict[str, Any] = {"models": rest[:limit]}
         if self.has("list-without-urls"):
             shown = {"models": [{"modelName": each["modelName"]} for each in rest[:limit]]}
+        if self.has("list-of-names"):
+            shown = {"models": [each["modelName"] for each in rest[:limit]]}
         if len(rest) > limit:
             last = rest[limit] if self.has("pages-lose-one") else rest[limit - 1]
-            return self.say(200, shown | {"nextPageToken": last["modelName"]})
+            return self.say(200, shown | {"nextPageToken": f"+{last['modelName']}="})
         return self.say(200, shown | ({"nextPageToken": ""} if self.has("empty-token") else {}))
 
     def load(self, raw: bytes) -> None:

@@ -71,6 +71,7 @@ MULTI = {
     "first-load-fails": {"mme-load"},
     "again-is-400": {"mme-load-again", "mme-two-loads"},
     "list-without-urls": {"mme-list"},
+    "list-of-names": {"mme-list", "mme-paging"},
     "get-is-always-200": {"mme-get"},
     "invoke-is-500": {"mme-invoke"},
     "invoking-unknown-is-500": {"mme-invoke-unknown", "mme-unload"},
