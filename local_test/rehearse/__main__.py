@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from local_test.rehearse.engine import EngineError
 from local_test.rehearse.options import Options
 from local_test.rehearse.rehearsal import ALL, CannotRun, rehearse
 from local_test.rehearse.table import Table
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
                 verdicts.append(verdict)
                 if not given.json:
                     table.row(verdict)
-    except CannotRun as reason:
+    except (CannotRun, EngineError) as reason:
         table.progress("")
         print(f"rehearse: {reason}", file=sys.stderr)
         return 2

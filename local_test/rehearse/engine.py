@@ -17,6 +17,7 @@ from typing import Any
 from local_test.rehearse.container import Container
 from local_test.rehearse.options import Options
 
+NOWHERE = ("127.0.0.1", 1)  # of a container that has ended: nobody's, least of all another server's own 8080
 UNITS = {"B": 1, "kB": 1000, "KiB": 1 << 10, "MB": 1000**2, "MiB": 1 << 20, "GB": 1000**3, "GiB": 1 << 30}
 
 
@@ -71,22 +72,8 @@ class Docked(Container):
 
     def __init__(self, name: str, port: int, options: Options, *, published: bool) -> None:
         self.id = name
-        host = "127.0.0.1" if published else self._address(name)
-        super().__init__(host, self._published(name, port) if published else port, options)
-
-    @staticmethod
-    def _address(name: str) -> str:
-        return (
-            docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
-            or "127.0.0.1"
-        )
-
-    @staticmethod
-    def _published(name: str, port: int) -> int:
-        try:
-            return int(docker("port", name, f"{port}/tcp").splitlines()[0].rpartition(":")[2])
-        except (EngineError, IndexError):
-            return port  # it has ended already
+        host, at = _published(name, port) if published else (_address(name), port)
+        super().__init__(*((host, at) if host and at else NOWHERE), options)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -115,6 +102,17 @@ class Docked(Container):
         said = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", self.id).split("/")[0].strip()
         number = said.rstrip("KMGTiBkb")
         return int(float(number) * UNITS[said[len(number) :]])
+
+
+def _address(name: str) -> str:
+    return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
+
+
+def _published(name: str, port: int) -> tuple[str, int]:
+    try:
+        return "127.0.0.1", int(docker("port", name, f"{port}/tcp").splitlines()[0].rpartition(":")[2])
+    except (EngineError, IndexError):
+        return NOWHERE
 
 
 def terminate(name: str) -> None:

@@ -9,10 +9,13 @@ from uuid import uuid4
 
 import pytest
 
+from local_test.rehearse.engine import Docked, Terms, running
 from local_test.rehearse.options import Options
 from local_test.rehearse.rehearsal import ALL, START, STOP, CannotRun, rehearse
 from local_test.rehearse.verdict import Verdict
 from tests.image.containers import docker
+from tests.live.faulty import Faulty
+from tests.live.stack import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -171,6 +174,16 @@ def test_nothing_is_left_of_a_rehearsal(seen: dict[str, dict[str, Verdict]]) -> 
     assert seen
     assert docker("ps", "--all", "--quiet", "--filter", "name=rehearse-") == ""
     assert docker("network", "ls", "--quiet", "--filter", "name=rehearse-") == ""
+
+
+def test_a_container_that_has_ended_is_not_taken_for_another_server(faulty: str) -> None:
+    """One that listens on the container's port on this very machine."""
+    with Faulty() as stranger:
+        terms = Terms(env={"SAGEMAKER_BIND_TO_PORT": str(stranger.port), "FAULT": "does-not-start"})
+        with running(faulty, ROWS, terms) as ended:
+            wait_until(lambda: not ended.lives())
+            for published in (True, False):
+                assert Docked(ended.id, stranger.port, ROWS, published=published).wait(1.0) is None
 
 
 def test_an_image_that_is_not_there_cannot_be_rehearsed() -> None:
