@@ -10,10 +10,10 @@ from moto.sagemaker.exceptions import AWSValidationException
 from moto.sagemaker.models import FakeEndpointConfig
 from moto.sagemaker.responses import SageMakerResponse
 
-from local_test.platform import plans
+from local_test.platform import plans, refusals
 from local_test.platform.calls import ValidationError
 from local_test.platform.endpoints import Endpoint
-from local_test.platform.fleets import Config
+from local_test.platform.plans import Config
 
 Key = tuple[str, str, str]  # account, region, name
 WORDS = {"model": "model", "endpoint-config": "endpoint configuration", "endpoint": "endpoint"}  # AWS's, by ARN's kind
@@ -67,7 +67,7 @@ class Definitions(SageMakerResponse):
         backend, name = self.sagemaker_backend, self.params["ModelName"]
         if name in backend._models:
             raise self._exists("model", name)
-        _refuse(plans.check_model, self.params)
+        _refuse(refusals.check_model, self.params)
         for uri in plans.data(self.params):
             if not self.owner.has_data(uri):
                 raise AWSValidationException(f"Could not find model data at {uri}.")
@@ -113,7 +113,7 @@ class Definitions(SageMakerResponse):
         for variant in variants:
             if variant["ModelName"] not in backend._models:
                 raise self._missing("model", variant["ModelName"])
-        _refuse(plans.check_config, self.params, self._models())
+        _refuse(refusals.check_config, self.params, self._models())
         config = EndpointConfig(  # type: ignore[abstract]  # as moto itself does
             account_id=backend.account_id,
             region_name=backend.region_name,
@@ -166,7 +166,7 @@ class Definitions(SageMakerResponse):
 
 
 class EndpointConfig(FakeEndpointConfig):
-    """moto's list of instance types is old; plans.py has checked them."""
+    """moto's list of instance types is old; refusals.py has checked them."""
 
     def validate_instance_type(self, instance_type: str) -> None:
         pass

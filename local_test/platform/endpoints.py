@@ -11,10 +11,11 @@ from typing import Any
 from local_test.platform.calls import Call, PlatformError, Reply, ValidationError
 from local_test.platform.deployments import Alarmed, Deployment, Step, deployment, shift
 from local_test.platform.events import Events
-from local_test.platform.fleets import Config, Fleet
+from local_test.platform.fleets import Fleet
 from local_test.platform.health import Unhealthy
+from local_test.platform.plans import Config, Plan
 from local_test.platform.sizes import Size, summary
-from local_test.platform.variants import Instance, Plan
+from local_test.platform.variants import Instance
 
 IN_PROGRESS = ("Creating", "Updating", "RollingBack", "Deleting")
 

@@ -3,26 +3,14 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from local_test.platform.calls import Call, PlatformError, Reply, ValidationError
-from local_test.platform.variants import Instance, Plan, Variant, check
+from local_test.platform.plans import Config, Plan
+from local_test.platform.refusals import check_call
+from local_test.platform.variants import Instance, Variant
 
 SHADOW_CALLS = 4  # copies at once; above that they wait
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """An endpoint config, with the models that it names."""
-
-    name: str
-    variants: tuple[Plan, ...]
-    shadows: tuple[Plan, ...] = ()
-    asynchronous: Mapping[str, Any] | None = None  # AsyncInferenceConfig
-
-    def payload_bytes(self, usual: int) -> int:
-        return min(plan.payload_bytes(usual) for plan in self.variants)
 
 
 class Fleet:
@@ -56,7 +44,7 @@ class Fleet:
     def invoke(self, endpoint: str, call: Call, variant: str | None, session: str | None) -> tuple[Reply, str]:
         """The reply and the name of the variant that gave it."""
         chosen = self._variant(endpoint, variant)
-        check(endpoint, chosen.plan, call)
+        check_call(endpoint, chosen.plan, call)
         self._copy(chosen, call)
         return chosen.invoke(call, session), chosen.plan.name
 

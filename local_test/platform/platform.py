@@ -22,11 +22,10 @@ from local_test.platform.definitions import Key
 from local_test.platform.docker import DockerRuntime
 from local_test.platform.endpoints import Endpoint, Surroundings, not_found
 from local_test.platform.events import Events
-from local_test.platform.fleets import Config
 from local_test.platform.instance import Instance
 from local_test.platform.options import Options
+from local_test.platform.plans import Config, Plan
 from local_test.platform.server import Caller, Server
-from local_test.platform.variants import Plan
 
 REGION = "us-east-1"
 KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}  # any do: signatures are not checked

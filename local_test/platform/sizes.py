@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from local_test.platform.fleets import Config
+from local_test.platform.plans import Config
 from local_test.platform.variants import Variant
 
 

@@ -2,18 +2,16 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from local_test.platform.calls import Call, Reply, ServiceUnavailable, ValidationError
-from local_test.platform.containers import ContainerSpec
+from local_test.platform.calls import Call, Reply, ServiceUnavailable
 from local_test.platform.health import Unhealthy
+from local_test.platform.plans import Plan
 
 BUSY = 4  # calls in an instance's hands; with more, a model is also given to its next instance
-
-SERVERLESS, ASYNCHRONOUS = 4 << 20, 1 << 30  # bytes of a body
 
 
 class Instance(Protocol):
@@ -22,29 +20,6 @@ class Instance(Protocol):
     def start(self) -> None: ...
     def invoke(self, call: Call) -> Reply: ...
     def stop(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A variant as CreateEndpointConfig and CreateModel describe it."""
-
-    name: str
-    specs: tuple[ContainerSpec, ...]
-    direct: bool = False  # the caller names the container; otherwise they are a pipeline
-    count: int = 1
-    weight: float = 1.0
-    serverless: Mapping[str, Any] | None = None  # ServerlessConfig
-    asynchronous: bool = False
-
-    @property
-    def multi_model(self) -> bool:
-        return any(spec.multi_model for spec in self.specs)
-
-    def payload_bytes(self, usual: int) -> int:
-        """The largest body, where `usual` is that of an instance."""
-        if self.asynchronous:
-            return ASYNCHRONOUS
-        return min(usual, SERVERLESS) if self.serverless else usual
 
 
 @dataclass(slots=True, eq=False)
@@ -211,22 +186,3 @@ def _for_model(model: str, members: Sequence[_Member]) -> _Member:
 def _next(members: Sequence[_Member], turn: int) -> int:
     """The least busy; among equals they take turns."""
     return min(range(len(members)), key=lambda at: (members[at].in_flight, (at - turn) % len(members)))
-
-
-def check(endpoint: str, plan: Plan, call: Call) -> None:
-    """What may name a model or a container, as SageMaker has it; raises ValidationError."""
-    if plan.multi_model and not call.target_model:
-        raise ValidationError(f"Request to endpoint {endpoint} is missing a target model header.")
-    if call.target_model and not plan.multi_model:
-        raise ValidationError(
-            f"Endpoint {endpoint} is not a multi-model endpoint and does not support target model header."
-        )
-    names = [spec.hostname for spec in plan.specs]
-    if plan.direct and call.target_container not in names:
-        raise ValidationError(
-            f"Endpoint {endpoint} is invoked directly: TargetContainerHostname must be one of {', '.join(names)}."
-        )
-    if call.target_container and not plan.direct:
-        raise ValidationError(
-            f"Endpoint {endpoint} does not have a directly invoked model and does not support target container header."
-        )

@@ -10,14 +10,15 @@ import pytest
 from botocore.eventstream import EventStreamBuffer
 from moto.sagemaker.responses import SageMakerResponse
 
-from local_test.platform import moto_app, plans, streams
+from local_test.platform import moto_app, plans, refusals, streams
 from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, ModelStreamError, Reply, ServiceUnavailable, ValidationError
 from local_test.platform.containers import ContainerSpec
 from local_test.platform.deployments import Alarmed, Deployment, Step, deployment, shift
 from local_test.platform.fleets import pick
 from local_test.platform.health import Unhealthy
-from local_test.platform.variants import BUSY, Plan, Variant
+from local_test.platform.plans import Plan
+from local_test.platform.variants import BUSY, Variant
 from tests.live.stack import wait_until
 
 SPEC = ContainerSpec(image="serve")
@@ -261,7 +262,7 @@ S3_PREFIX = {"S3DataSource": {"S3Uri": "s3://b/tree", "S3DataType": "S3Prefix", 
 )
 def test_a_model_that_cannot_be_served_is_refused(model: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
-        plans.check_model(model)
+        refusals.check_model(model)
 
 
 def test_a_config_becomes_plans() -> None:

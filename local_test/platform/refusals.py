@@ -1,0 +1,125 @@
+"""Requests that SageMaker refuses: CreateModel's, CreateEndpointConfig's, and calls that name what is not there.
+
+docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html, .../API_ProductionVariant.html
+"""
+
+from collections.abc import Mapping
+from functools import cache
+
+import botocore.session
+
+from local_test.platform.calls import Call, ValidationError
+from local_test.platform.plans import KINDS, Plan, Shape, containers, direct, multi_model
+
+CONTAINERS = 15  # in one model
+
+
+def check_model(model: Shape) -> None:
+    """Raises ValidationError for a CreateModel request that names no sound set of containers."""
+    if bool(model.get("PrimaryContainer")) == bool(model.get("Containers")):
+        raise ValidationError("Give either PrimaryContainer or Containers, one of the two.")
+    all_of_them = containers(model)
+    if len(all_of_them) > CONTAINERS:
+        raise ValidationError(f"A model has at most {CONTAINERS} containers, not {len(all_of_them)}.")
+    for container in all_of_them:
+        _check_container(container)
+    names = [each["ContainerHostname"] for each in all_of_them if each.get("ContainerHostname")]
+    if len(set(names)) < len(names):
+        raise ValidationError(f"ContainerHostname must be unique within a model: {', '.join(names)}.")
+    if direct(model) and (len(all_of_them) < 2 or len(names) < len(all_of_them)):
+        raise ValidationError(
+            "InferenceExecutionConfig Mode Direct takes two containers or more, each with a ContainerHostname."
+        )
+    if len(all_of_them) > 1 and sum(map(multi_model, all_of_them)) > 1:
+        raise ValidationError("Only one container of a model can have Mode MultiModel.")
+
+
+def _check_container(container: Shape) -> None:
+    url, source = container.get("ModelDataUrl"), container.get("ModelDataSource")
+    if not container.get("Image") and not container.get("ModelPackageName"):
+        raise ValidationError("A container needs an Image or a ModelPackageName.")
+    if url and source:
+        raise ValidationError("Give either ModelDataUrl or ModelDataSource, one of the two.")
+    if url and not url.startswith("s3://"):
+        raise ValidationError(f"Invalid ModelDataUrl {url}: it must be an S3 URI, s3://bucket/key.")
+    if multi_model(container):
+        if source:
+            raise ValidationError(
+                "ModelDataSource is not supported for a container with Mode MultiModel: use ModelDataUrl."
+            )
+        if not url:
+            raise ValidationError("A container with Mode MultiModel needs a ModelDataUrl: the S3 prefix of its models.")
+        if not url.endswith("/"):
+            raise ValidationError(
+                f"Invalid ModelDataUrl {url}: of a container with Mode MultiModel it must end with '/'."
+            )
+    elif url and url.endswith("/"):
+        raise ValidationError(
+            f"Invalid ModelDataUrl {url}: it must be one .tar.gz object; for a prefix use ModelDataSource."
+        )
+    if source:
+        s3 = source.get("S3DataSource") or {}
+        if s3.get("S3DataType") == "S3Prefix" and not s3["S3Uri"].endswith("/") and s3["CompressionType"] == "None":
+            raise ValidationError(f"Invalid S3Uri {s3['S3Uri']}: with S3DataType S3Prefix it must end with '/'.")
+
+
+def check_config(config: Shape, models: Mapping[str, Shape]) -> None:
+    """Raises ValidationError for a CreateEndpointConfig request; its models exist."""
+    variants = [each for kind in KINDS for each in config.get(kind) or ()]
+    names = [each["VariantName"] for each in variants]
+    if len(set(names)) < len(names):
+        raise ValidationError(f"VariantName must be unique within an endpoint config: {', '.join(names)}.")
+    shadows = config.get("ShadowProductionVariants") or ()
+    if shadows and (len(shadows) > 1 or len(config["ProductionVariants"]) > 1):
+        raise ValidationError("A shadow variant goes with exactly one production variant, and is alone.")
+    for number, variant in enumerate(variants, 1):
+        _check_variant(number, variant, models[variant["ModelName"]])
+    if len(variants) > 1 and any(each.get("ServerlessConfig") for each in variants):
+        raise ValidationError("An endpoint config with a serverless variant can have no other variant.")
+
+
+def _check_variant(number: int, variant: Shape, model: Shape) -> None:
+    kind, serverless = variant.get("InstanceType"), variant.get("ServerlessConfig")
+    if bool(kind) == bool(serverless):
+        raise ValidationError(
+            f"Variant {variant['VariantName']} needs an InstanceType or a ServerlessConfig, one of the two."
+        )
+    if kind and kind not in instance_types():
+        raise ValidationError(
+            f"1 validation error detected: Value '{kind}' at 'productionVariants.{number}.member.instanceType' failed "
+            f"to satisfy constraint: Member must satisfy enum value set: [{', '.join(instance_types())}]"
+        )
+    if kind and not variant.get("InitialInstanceCount"):
+        raise ValidationError(f"Variant {variant['VariantName']} needs an InitialInstanceCount of 1 or more.")
+    if serverless:
+        for container in containers(model):
+            if multi_model(container):
+                raise ValidationError("A serverless endpoint does not support multi-model containers.")
+            if container.get("ModelDataSource"):
+                raise ValidationError("A serverless endpoint does not support ModelDataSource: use ModelDataUrl.")
+
+
+@cache
+def instance_types() -> tuple[str, ...]:
+    """Those that botocore's model of the service knows."""
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    return tuple(model.shape_for("ProductionVariantInstanceType").enum)
+
+
+def check_call(endpoint: str, plan: Plan, call: Call) -> None:
+    """What may name a model or a container, as SageMaker has it; raises ValidationError."""
+    if plan.multi_model and not call.target_model:
+        raise ValidationError(f"Request to endpoint {endpoint} is missing a target model header.")
+    if call.target_model and not plan.multi_model:
+        raise ValidationError(
+            f"Endpoint {endpoint} is not a multi-model endpoint and does not support target model header."
+        )
+    names = [spec.hostname for spec in plan.specs]
+    if plan.direct and call.target_container not in names:
+        raise ValidationError(
+            f"Endpoint {endpoint} is invoked directly: TargetContainerHostname must be one of {', '.join(names)}."
+        )
+    if call.target_container and not plan.direct:
+        raise ValidationError(
+            f"Endpoint {endpoint} does not have a directly invoked model and does not support target container header."
+        )
