@@ -4,12 +4,10 @@ What the container lists is the truth. docs.aws.amazon.com/sagemaker/latest/dg/m
 .../invoke-multi-model-endpoint; how many 507s are borne, and what follows a 409, is written nowhere.
 """
 
-import json
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from urllib.parse import quote
 
 from local_test.platform import artifacts
 from local_test.platform.artifacts import S3, ModelData
@@ -26,11 +24,11 @@ from local_test.platform.connections import Broken, Cut
 from local_test.platform.containers import Running
 from local_test.platform.events import Events
 from local_test.platform.invocation import Answer, Client
+from local_test.platform.models_api import NOT_FOUND, ModelsApi
 from local_test.platform.options import Options
 from local_test.platform.residents import Closed, Next, Resident, Residents, Stage, vanished
 
-POLL_LIMIT = 2.0  # seconds for a page of GET /models, as for a ping
-NOT_FOUND, CONFLICT, FULL = 404, 409, 507
+CONFLICT, FULL = 409, 507
 FRUITLESS = 3  # times all that was there when a load was first refused: then it is refused for good
 
 
@@ -51,6 +49,7 @@ class MultiModel:
     ) -> None:
         self._running = running
         self._client = client
+        self._api = ModelsApi(client, events, unload_limit=options.invoke_limit)
         self._directory = directory
         self._source = source
         self._s3 = s3
@@ -105,7 +104,7 @@ class MultiModel:
         """Learn from the container what is loaded: forget what it has lost, take in what it has besides."""
         before = self._residents.snapshot()
         loaded = [each for each in before if each.stage is Stage.LOADED]
-        listed = self._listed()
+        listed = self._api.listed()
         if listed is None:
             return
         for model in vanished(loaded, listed):
@@ -144,15 +143,16 @@ class MultiModel:
 
     def _have_loaded(self, model: Resident, files: Path, until: float) -> Answer:
         """POST /models, and room made for it as long as the container says 507."""
-        body = json.dumps({"model_name": model.id, "url": self._running.inside(files)}).encode()
+        url = self._running.inside(files)
         patience = 0  # models it may have unloaded and yet be refused: others take the room too, but not for ever
         while True:
             there = self._residents.others(model)
             patience = patience or FRUITLESS * there + 1
             try:
-                answer = self._client.ask("POST", "/models", body, limit=until - time.monotonic())
+                answer = self._api.load(model.id, url, until - time.monotonic())
             except Cut:
-                self._delete(model)  # so that no half of it stays, should the container finish after all
+                # So that no half of it stays, should the container finish after all.
+                self._api.unload(model.id, model.target)
                 raise self._client.error(0, f"loading took more than {self._options.load_limit:g} s") from None
             except Broken as broken:
                 raise self._client.error(0, f"the connection broke while loading: {broken}") from None
@@ -178,23 +178,12 @@ class MultiModel:
     def _unload(self, model: Resident, action: str, why: str) -> None:
         """A model that is LEAVING: out of memory, then off the disk."""
         began = time.monotonic()
-        if not self._delete(model):
+        if not self._api.unload(model.id, model.target):
             self._residents.stayed(model)
             return
         artifacts.remove(self._files(model).parent)
         self._residents.gone(model)
         self._events.say(action, model.target, why, seconds=time.monotonic() - began)
-
-    def _delete(self, model: Resident) -> bool:
-        try:
-            answer = self._client.ask("DELETE", f"/models/{model.id}", limit=self._options.invoke_limit)
-        except (Cut, Broken) as error:
-            answer = Answer(0, f"{type(error).__name__} {error}".encode())
-        if 200 <= answer.status < 300 or answer.status == NOT_FOUND:
-            return True
-        said = answer.body[:200].decode(errors="replace")
-        self._events.say("error", model.target, f"DELETE: {answer.status} {said}")
-        return False
 
     def _forget(self, model: Resident, how: str) -> None:
         """The container has lost it."""
@@ -204,21 +193,6 @@ class MultiModel:
         if ours:
             artifacts.remove(self._files(model).parent)
             self._residents.gone(model)
-
-    def _listed(self) -> set[str] | None:
-        """The ids in GET /models, of all its pages; None where it does not say."""
-        ids: set[str] = set()
-        path = "/models"
-        try:
-            while True:
-                said = json.loads(self._client.ask("GET", path, limit=POLL_LIMIT).body)
-                ids |= {each["modelName"] for each in said["models"]}
-                if not said.get("nextPageToken"):
-                    return ids
-                path = f"/models?next_page_token={quote(said['nextPageToken'])}"
-        except (Cut, Broken, ValueError, KeyError, TypeError) as error:
-            self._events.say("error", self._client.name, f"GET {path} is of no use: {error!r}")
-            return None
 
     def _files(self, model: Resident) -> Path:
         return self._directory / model.id / "model"
