@@ -208,7 +208,9 @@ class Endpoint:
                 variant.weight = size.weight
 
     def _stop(self) -> None:
-        self._fleet.stop()
+        for fleet in (self._fleet, self._coming):  # the second where an update ended in an error of our own
+            if fleet:
+                fleet.stop()
         self._settle("Deleted")
 
     def _settle(self, status: str, failure: str = "") -> None:

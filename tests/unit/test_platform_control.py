@@ -1,8 +1,10 @@
 """The emulated control plane's decisions, without a container: who gets a call, how an update goes, what is refused."""
 
+import io
+import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +17,11 @@ from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, ModelStreamError, Reply, ServiceUnavailable, ValidationError
 from local_test.platform.containers import ContainerSpec
 from local_test.platform.deployments import Alarmed, Deployment, Step, deployment, shift
+from local_test.platform.endpoints import Endpoint, Surroundings
+from local_test.platform.events import Events
 from local_test.platform.fleets import pick
 from local_test.platform.health import Unhealthy
-from local_test.platform.plans import Plan
+from local_test.platform.plans import Config, Plan
 from local_test.platform.variants import BUSY, Variant
 from tests.live.stack import wait_until
 
@@ -93,6 +97,33 @@ def test_a_call_goes_to_the_least_busy() -> None:
 
     assert others == {1}
     assert {machines.call() for _ in range(2)} == {0, 1}
+
+
+def test_an_endpoint_that_failed_in_an_update_is_deleted_with_both_fleets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Here for an error that is the emulator's own: nothing of the new fleet may stay."""
+    made: list[Machine] = []
+
+    def make(plan: Plan) -> Machine:
+        made.append(Machine(len(made)))
+        return made[-1]
+
+    def alarmed(names: Sequence[str]) -> Sequence[str]:
+        raise LookupError(names)
+
+    around = Surroundings(
+        account="1", make=make, alarmed=alarmed, events=Events(io.StringIO()), patience=5, choice=random.Random(1)
+    )
+    config = Config(name="c", variants=(Plan(name="V", specs=(SPEC,)),))
+    endpoint = Endpoint("e", config, around)
+    wait_until(lambda: endpoint.status == "InService")
+
+    endpoint.update(config, {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}]}}, {})
+    wait_until(lambda: endpoint.status == "Failed")
+    endpoint.delete()
+    wait_until(lambda: endpoint.gone)
+
+    assert [each.stopped for each in made] == [True, True]
+    assert "LookupError" in capsys.readouterr().err
 
 
 def test_a_model_has_a_home_and_models_are_spread() -> None:
