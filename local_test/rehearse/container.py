@@ -3,31 +3,18 @@
 import http.client
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from local_test.rehearse.answer import Answer
+from local_test.rehearse.busy import Busy, busy
 from local_test.rehearse.options import Options
 from local_test.rehearse.verdict import NoAnswer
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 PIECE = 1 << 16
 RTT, RESENT, TCP_INFO = 68, 100, 104  # where struct tcp_info has them, and its length then (linux/tcp.h)
-
-
-@dataclass(slots=True)
-class Busy:
-    """What was seen while many callers invoked at once."""
-
-    statuses: dict[int, int] = field(default_factory=dict)
-    dropped: list[str] = field(default_factory=list)
-    pings: list[Answer] = field(default_factory=list)
-    silent_pings: list[str] = field(default_factory=list)
-    slowest_accept: float = 0.0
 
 
 class Container:
@@ -166,37 +153,8 @@ class Container:
 
     @cached_property
     def busy(self) -> Busy:
-        """Callers invoke without a pause for some seconds; as long as one does, /ping is asked beside them."""
-        seen, lock = Busy(), threading.Lock()
-        until = time.monotonic() + self.options.busy_seconds
-
-        def call(_: int) -> None:
-            more = True  # at least once, however late this thread comes
-            while more:
-                try:
-                    answer = self.invoke()
-                except NoAnswer as none:
-                    with lock:
-                        seen.dropped.append(str(none))
-                else:
-                    with lock:
-                        seen.statuses[answer.status] = seen.statuses.get(answer.status, 0) + 1
-                        seen.slowest_accept = max(seen.slowest_accept, answer.connecting)
-                more = time.monotonic() < until
-
-        with ThreadPoolExecutor(self.options.callers) as callers:
-            calls = [callers.submit(call, number) for number in range(self.options.callers)]
-            over = False
-            while not over:
-                over = all(each.done() for each in calls)
-                try:
-                    seen.pings.append(self.ping())
-                except NoAnswer as none:
-                    seen.silent_pings.append(str(none))
-                time.sleep(0.05)
-            for each in calls:
-                each.result()
-        return seen
+        """What comes of it when many invoke at once."""
+        return busy(self.invoke, self.ping, self.options.callers, self.options.busy_seconds)
 
 
 def waited(sock: socket.socket, seconds: float) -> float:
