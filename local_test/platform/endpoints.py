@@ -136,12 +136,12 @@ class Endpoint:
             self._thread = self._begin(self._stop)
 
     def close(self) -> None:
-        """Whatever it is at, it is over, and its instances are gone when this returns."""
+        """Whatever it is at, it is over, calls too, and its instances are gone when this returns."""
         self._closing.set()
-        self._fleet.stop()
-        coming = self._coming
-        if coming:
-            coming.stop()
+        for fleet in (self._fleet, self._coming):
+            if fleet:
+                fleet.hurry()
+                fleet.stop()
         self._thread.join()
         self._fleet.stop()
 

@@ -36,6 +36,11 @@ class Fleet:
             [*self.variants.values(), *self.shadows.values()], lambda v: v.resize(counts.get(v.plan.name, v.plan.count))
         )
 
+    def hurry(self) -> None:
+        """Whoever stops it, now or later, waits for no call."""
+        for each in (*self.variants.values(), *self.shadows.values()):
+            each.hurry()
+
     def stop(self) -> None:
         if self._copies:
             self._copies.shutdown(cancel_futures=True)

@@ -44,6 +44,7 @@ class Variant:
         self._turn = 0
         self._sessions: dict[str, _Member] = {}
         self._stopped = False
+        self._hurried = False
 
     @property
     def count(self) -> int:
@@ -88,6 +89,12 @@ class Variant:
             self._members = []
         self._stop(all_of_them)
 
+    def hurry(self) -> None:
+        """From now on no instance waits for its last calls: what it has in hand at SIGTERM is its own affair."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+
     def _stop(self, members: Sequence[_Member]) -> None:
         if members:
             with ThreadPoolExecutor(len(members)) as stops:
@@ -95,7 +102,7 @@ class Variant:
 
     def _retire(self, member: _Member) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not member.in_flight, self._patience)
+            self._changed.wait_for(lambda: self._hurried or not member.in_flight, self._patience)
             self._sessions = {name: held for name, held in self._sessions.items() if held is not member}
         member.instance.stop()
 

@@ -4,7 +4,7 @@ import io
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from local_test.platform.plans import Config, Plan
 from local_test.platform.variants import BUSY, Variant
 from tests.live.stack import wait_until
 
+Alarms = Callable[[Sequence[str]], Sequence[str]]
 SPEC = ContainerSpec(image="serve")
 MME = ContainerSpec(image="serve", multi_model=True, model=ModelData("s3://b/m/", prefix=True))
 
@@ -99,31 +100,55 @@ def test_a_call_goes_to_the_least_busy() -> None:
     assert {machines.call() for _ in range(2)} == {0, 1}
 
 
-def test_an_endpoint_that_failed_in_an_update_is_deleted_with_both_fleets(capsys: pytest.CaptureFixture[str]) -> None:
-    """Here for an error that is the emulator's own: nothing of the new fleet may stay."""
-    made: list[Machine] = []
+CONFIG = Config(name="c", variants=(Plan(name="V", specs=(SPEC,)),))
+
+
+def in_service(made: list[Machine], alarmed: Alarms = lambda _: []) -> Endpoint:
+    """An endpoint of such machines, which are in `made`."""
 
     def make(plan: Plan) -> Machine:
         made.append(Machine(len(made)))
         return made[-1]
 
+    events, choice = Events(io.StringIO()), random.Random(1)
+    around = Surroundings(account="1", make=make, alarmed=alarmed, events=events, patience=60, choice=choice)
+    endpoint = Endpoint("e", CONFIG, around)
+    wait_until(lambda: endpoint.status == "InService")
+    return endpoint
+
+
+def test_an_endpoint_that_failed_in_an_update_is_deleted_with_both_fleets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Here for an error that is the emulator's own: nothing of the new fleet may stay."""
+
     def alarmed(names: Sequence[str]) -> Sequence[str]:
         raise LookupError(names)
 
-    around = Surroundings(
-        account="1", make=make, alarmed=alarmed, events=Events(io.StringIO()), patience=5, choice=random.Random(1)
-    )
-    config = Config(name="c", variants=(Plan(name="V", specs=(SPEC,)),))
-    endpoint = Endpoint("e", config, around)
-    wait_until(lambda: endpoint.status == "InService")
+    made: list[Machine] = []
+    endpoint = in_service(made, alarmed)
 
-    endpoint.update(config, {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}]}}, {})
+    endpoint.update(CONFIG, {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}]}}, {})
     wait_until(lambda: endpoint.status == "Failed")
     endpoint.delete()
     wait_until(lambda: endpoint.gone)
 
     assert [each.stopped for each in made] == [True, True]
     assert "LookupError" in capsys.readouterr().err
+
+
+def test_the_end_of_the_platform_waits_for_no_call() -> None:
+    """Ctrl-C in the middle of one: the container gets its SIGTERM, and may answer it still."""
+    made: list[Machine] = []
+    endpoint = in_service(made)
+    held = threading.Thread(target=endpoint.invoke, args=(Call(body=b"", limit=60), None, None))
+    held.start()
+    wait_until(lambda: made[0].calls)
+
+    endpoint.close()
+
+    assert made[0].stopped
+    assert held.is_alive()
+    made[0].gate.set()
+    held.join()
 
 
 def test_a_model_has_a_home_and_models_are_spread() -> None:
