@@ -148,6 +148,16 @@ def test_sampling_draws_each_token_as_often_as_transformers_would(narrow: dict[s
     assert (shares - chances).abs().max() < 0.02
 
 
+def test_nearly_no_temperature_takes_the_likeliest() -> None:
+    """However near to 0: not a division by what 32 bits take for 0."""
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
+    rows = [
+        Choice(dice=random.Random(1), temperature=cold, top_k=50, top_p=1.0, penalty=1.0) for cold in (1e-4, 1e-300)
+    ]
+
+    assert choose(logits.expand(2, -1).clone(), rows) == [logits.argmax().item()] * 2
+
+
 def test_more_candidates_than_usual_are_looked_at_when_top_p_needs_them() -> None:
     """Of 3,000 equal tokens top_p 0.9 leaves 2,700, more than a first look takes."""
     rows = [Choice(dice=random.Random(i), temperature=1.0, top_k=0, top_p=0.9, penalty=1.0) for i in range(4000)]

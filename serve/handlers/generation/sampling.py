@@ -80,7 +80,8 @@ def likely(logprobs: Tensor, token: int, others: int) -> Likely:
 def _draw(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
     """Sample each row: temperature, then top_k, then top_p, then min_p, as transformers orders them."""
     device = logits.device
-    scores = logits.float() / _column((row.temperature or 1.0 for row in rows), device)
+    # Colder than 1e-6 is the likeliest token all the same, and 1e-300 would be a division by zero.
+    scores = logits.float() / _column((max(row.temperature or 1.0, 1e-6) for row in rows), device)
     vocabulary = scores.shape[-1]
     if any(row.top_k or row.top_p < 1.0 for row in rows):
         wanted = max(row.top_k if row.top_k else vocabulary if row.top_p == 1.0 else CANDIDATES for row in rows)
