@@ -149,6 +149,8 @@ class Summarization:
         ).input_ids
         if len(ids) > self._limit:
             raise self._too_long(f"{len(ids)} tokens")
+        if not ids:
+            raise BadRequest("a text is empty, and this model has no token for an empty one", hint="send a text")
         return ids
 
     def _too_long(self, length: str) -> BadRequest:
@@ -173,6 +175,8 @@ class Summarization:
             config.update(**asked)
         except ValueError as error:
             raise BadRequest(f"the parameters do not go together: {str(error)[:500]}") from error
+        if config.max_new_tokens is None and config.max_length == 1:
+            raise BadRequest("max_length is 1 and counts the token that begins a text", hint="ask for 2 or more")
         longest = config.max_new_tokens or config.max_length
         shortest = config.min_new_tokens or config.min_length or 0
         if longest is not None and shortest > longest:

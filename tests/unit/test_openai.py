@@ -182,6 +182,7 @@ def test_a_presence_penalty_forbids_repeating(handler: TextGeneration) -> None:
         (CHAT, {"messages": HELLO, "top_logprobs": 2}, "logprobs"),
         (COMPLETIONS, {}, "prompt"),
         (COMPLETIONS, {"prompt": []}, "prompt"),
+        (COMPLETIONS, {"prompt": ["a"] * 100_000}, "has 100000 prompts and one may have 1024"),
         (COMPLETIONS, {"prompt": ["a", 1]}, "mixes"),
         (COMPLETIONS, {"prompt": [5, 999_999]}, "does not know"),
         (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of"),

@@ -142,6 +142,7 @@ def test_other_parameters_do_not_share_a_batch(handler: Summarization) -> None:
     assert key() == key()
     assert key(max_length=9) == key(max_length=9)
     assert key(max_length=9) != key()
+    assert key(max_length=9, details={}, compile_config=[]) == key(max_length=9)  # what is ignored parts nobody
     assert key(do_sample=True) == key(do_sample=True)
     assert key(do_sample=True, seed=1) != key(do_sample=True, seed=1)
 
@@ -286,6 +287,8 @@ def test_a_long_input_is_refused_or_cut(handler: Summarization, words: int) -> N
         ({"inputs": "w", "parameters": []}, "got `array` - at `parameters`", ""),
         ({"inputs": "w", "parameters": {"num_return_sequences": 2}}, "do not go together", ""),
         ({"inputs": "w", "parameters": {"min_length": 50, "max_length": 9}}, "50, is over the greatest, 9", ""),
+        ({"inputs": "w", "parameters": {"max_length": 1}}, "max_length is 1 and counts the token", "ask for 2"),
+        ({"inputs": "w", "parameters": {"decoder_start_token_id": 100}}, "the model knows tokens 0 to 99", ""),
         ({"inputs": "w", "parameters": {"max_length": 65}}, "max_length is 65; the model has positions for 64", ""),
         ({"inputs": "w", "parameters": {"max_new_tokens": 99}}, "max_new_tokens is 99", ""),
         ({"inputs": 3}, "got `int` - at `inputs`", ""),
@@ -318,6 +321,7 @@ def test_a_bad_request_names_the_field(handler: Summarization, body: Any, messag
         ({"accept": "image/png"}, NotAcceptable),
         ({"content_type": "text/plain", "charset": "klingon"}, BadRequest),
         ({"content_type": "text/plain", "charset": "ascii", "body": b"\xff"}, BadRequest),
+        ({"content_type": "text/plain", "charset": "utf-7", "body": b"+2AA-"}, BadRequest),  # half a surrogate pair
     ],
 )
 def test_media_types_it_does_not_know_are_refused(

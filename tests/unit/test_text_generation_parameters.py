@@ -11,8 +11,7 @@ from transformers import GenerationConfig, MinPLogitsWarper, WatermarkingConfig,
 
 from serve.errors import BadRequest
 from serve.handlers.generation.fields import REFUSED
-from serve.handlers.generation.parameters import Parameters
-from serve.handlers.generation.request import MOST_SEQUENCES
+from serve.handlers.generation.parameters import MOST_SEQUENCES, Parameters
 from serve.handlers.generation.sampling import Choice, choose
 from serve.handlers.text_generation import TextGeneration
 from tests.unit.test_text_generation_toys import END, Asked, ask, finish, handler_of, reference, save_toy

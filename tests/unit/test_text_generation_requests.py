@@ -151,7 +151,14 @@ def test_plain_text_is_a_prompt_and_may_be_the_answer(handler: TextGeneration) -
 
 @pytest.mark.parametrize(
     ("content_type", "body", "charset"),
-    [("text/plain", b"", "utf-8"), ("text/plain", b"\xff", "utf-8"), ("text/plain", b"a", "no-such-charset")],
+    [
+        ("text/plain", b"", "utf-8"),
+        ("text/plain", b"\xff", "utf-8"),
+        ("text/plain", b"a", "no-such-charset"),
+        ("text/plain", b"+2AA-", "utf-7"),  # half a surrogate pair
+        ("text/csv", b"inputs\n+2AA-", "utf-7"),
+        ("text/plain", b"a", "punycode"),  # takes minutes for a megabyte
+    ],
 )
 def test_plain_text_that_cannot_be_read_is_a_400(
     handler: TextGeneration, content_type: str, body: bytes, charset: str

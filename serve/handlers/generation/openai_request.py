@@ -12,16 +12,16 @@ import msgspec
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from serve.errors import BadRequest
+from serve.errors import BadRequest, TooLate
 from serve.handlers.base import Request
 from serve.handlers.generation.answers import Prompt
 from serve.handlers.generation.fields import MOST_TOKENS
 from serve.handlers.generation.openai_answers import ChatForm, CompletionForm
-from serve.handlers.generation.openai_body import ChatBody, Common, CompletionBody, Message
+from serve.handlers.generation.openai_body import ChatBody, Common, CompletionBody, plain, read, refuse
+from serve.handlers.generation.parameters import MOST_SEQUENCES, too_many
 from serve.handlers.generation.resolved import Resolved
 
 COMPLETION_TOKENS = 16  # max_tokens of /v1/completions, unless the request says; chat goes on to the context's end
-EMPTY = (b"null", b"[]", b"{}", b'""', b"false", b'"none"', b'{"type":"text"}')
 
 
 class OpenAI:
@@ -36,19 +36,19 @@ class OpenAI:
         self._completion = msgspec.json.Decoder(CompletionBody)
 
     def chat(self, request: Request) -> tuple[list[Prompt], ChatForm]:
-        body: ChatBody = _read(self._chat, request)
-        _refuse(body, "logit_bias", "tools", "functions", "response_format", "audio")
+        body: ChatBody = read(self._chat, request)
+        refuse(body, "logit_bias", "tools", "functions", "response_format", "audio")
         if body.top_logprobs and not body.logprobs:
             raise BadRequest("top_logprobs needs logprobs to be true")
-        text = self._rendered([_plain(message) for message in body.messages])
+        text = self._rendered([plain(message) for message in body.messages])
         likeliest = (body.top_logprobs or 0) if body.logprobs else None
         most = body.max_completion_tokens or body.max_tokens
         prompt = self._prompt(text, None, body, most or self._limit, bool(most), likeliest, echo=False)
         return [prompt], ChatForm(**self._form(request, body))
 
     def completion(self, request: Request) -> tuple[list[Prompt], CompletionForm]:
-        body: CompletionBody = _read(self._completion, request)
-        _refuse(body, "logit_bias", "suffix")
+        body: CompletionBody = read(self._completion, request)
+        refuse(body, "logit_bias", "suffix")
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise BadRequest(f"best_of is {body.best_of}: only as many as n are made", hint="leave best_of out")
         given: list[Any] = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -56,18 +56,15 @@ class OpenAI:
             given = [given]
         elif len({type(each) for each in given}) > 1:
             raise BadRequest("prompt mixes kinds", hint="send a string, strings, tokens or lists of tokens")
-        prompts = [
-            self._prompt(
-                each if isinstance(each, str) else None,
-                None if isinstance(each, str) else self._known(each),
-                body,
-                body.max_tokens or COMPLETION_TOKENS,
-                body.max_tokens is not None,
-                body.logprobs,
-                echo=bool(body.echo),
-            )
-            for each in given
-        ]
+        if len(given) > MOST_SEQUENCES:
+            raise too_many(len(given))
+        prompts: list[Prompt] = []
+        for each in given:
+            if prompts and time.monotonic() >= request.deadline:
+                raise TooLate("the deadline passed while the prompts were read", hint="send fewer of them")
+            text, tokens = (each, None) if isinstance(each, str) else (None, self._known(each))
+            most, asked = body.max_tokens or COMPLETION_TOKENS, body.max_tokens is not None
+            prompts.append(self._prompt(text, tokens, body, most, asked, body.logprobs, echo=bool(body.echo)))
         return prompts, CompletionForm(**self._form(request, body))
 
     def _form(self, request: Request, body: Common) -> dict[str, Any]:
@@ -164,39 +161,6 @@ class OpenAI:
             frequency_penalty=body.frequency_penalty or 0.0,
             likeliest=likeliest,
         )
-
-
-def _read(decoder: msgspec.json.Decoder[Any], request: Request) -> Any:
-    if not request.body.strip():
-        raise BadRequest("the body is empty", hint="send JSON")
-    try:
-        return decoder.decode(request.body)
-    except msgspec.ValidationError as error:
-        what, _, at = str(error).partition(" - at ")
-        where = at.strip("`").removeprefix("$.")
-        raise BadRequest(f"{where}: {what[:1].lower()}{what[1:]}" if where else what) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    except RecursionError as error:
-        raise BadRequest("the body is nested too deeply") from error
-
-
-def _refuse(body: msgspec.Struct, *names: str) -> None:
-    for name in names:
-        if bytes(getattr(body, name)).replace(b" ", b"") not in EMPTY:
-            raise BadRequest(f"{name} is not supported", hint=f"leave {name} out")
-
-
-def _plain(message: Message) -> dict[str, str]:
-    """A message as chat templates take it: text only; OpenAI's newer name for a system message is not in templates."""
-    content = message.content
-    if isinstance(content, list):
-        other = next((part.type for part in content if part.type != "text"), None)
-        if other is not None:
-            raise BadRequest(f"messages has a part of type {other[:40]!r}", hint="this model reads text only")
-        content = "\n".join(part.text for part in content)
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": content or ""} | ({"name": message.name} if message.name else {})
 
 
 def _first(asked: Any, model: Any, usual: Any) -> Any:

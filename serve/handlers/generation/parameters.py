@@ -11,7 +11,8 @@ from msgspec import Meta
 from serve.errors import BadRequest
 from serve.handlers.generation.fields import Chance, Count, Degree, Fields, Flag, Seed, Signed, Tokens, known, refuse
 
-Rows = Annotated[int, Meta(ge=1, le=1024, description="a whole number from 1 to 1,024")]
+MOST_SEQUENCES = 1024  # of one request; more than fit into the batch take turns
+Rows = Annotated[int, Meta(ge=1, le=MOST_SEQUENCES, description="a whole number from 1 to 1,024")]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = Annotated[list[StopString], Meta(max_length=16)]
 STOPS = "a string or up to 16 strings, each of 1 to 256 characters"
@@ -47,6 +48,13 @@ class Parameters(Fields, forbid_unknown_fields=True, frozen=True, kw_only=True):
     prefix: Annotated[str, Meta(description="a string")] | None = None  # text before the prompt that is not shown
     clean_up_tokenization_spaces: Flag | None = None  # the text is as the tokenizer's own settings have it
     decoder_start_token_id: Any = None  # encoder-decoder models begin with it
+
+
+def too_many(prompts: int) -> BadRequest:
+    return BadRequest(
+        f"the request has {prompts} prompts and one may have {MOST_SEQUENCES}",
+        hint="send several requests; they are batched together",
+    )
 
 
 def body_type(model_field: str) -> type[msgspec.Struct]:

@@ -12,12 +12,10 @@ from serve.handlers.generation import answers
 from serve.handlers.generation.answers import Prompt
 from serve.handlers.generation.fields import check_tokens
 from serve.handlers.generation.openai_request import OpenAI
-from serve.handlers.generation.parameters import Parameters, json_decoder
+from serve.handlers.generation.parameters import MOST_SEQUENCES, Parameters, json_decoder, too_many
 from serve.handlers.generation.resolved import Resolved, resolve
 from serve.handlers.huggingface import pipeline
 from serve.names import CHAT, INVOCATIONS
-
-MOST_SEQUENCES = 1024  # of one request; more than fit into the batch take turns
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -70,10 +68,7 @@ class Decoding:
         form = answers.form(request.accept, self._default_accept, streams, isinstance(inputs, str))
         texts = [inputs] if isinstance(inputs, str) else inputs
         if len(texts) > MOST_SEQUENCES:
-            raise BadRequest(
-                f"inputs has {len(texts)} prompts and one request may have {MOST_SEQUENCES}",
-                hint="send several requests; they are batched together",
-            )
+            raise too_many(len(texts))
         check_tokens(asked, self._words)
         prompts: list[Prompt] = []
         for text in texts:
@@ -97,18 +92,10 @@ class Decoding:
 
     def _body(self, request: Request) -> tuple[str | list[str], Parameters, bool]:
         if request.content_type in ("application/json", ""):
-            try:
-                utf8 = request.charset.lower().replace("_", "-") in ("utf-8", "utf8", "us-ascii", "ascii")
-                body = request.body if utf8 else request.body.decode(request.charset).encode()
-            except (LookupError, UnicodeError) as error:
-                raise BadRequest(f"the body is not {request.charset[:40]}: {error}") from error
-            fields: Any = self._json(body)
+            fields: Any = self._json(pipeline.utf8(request))
             return fields.inputs, fields.parameters or Parameters(), bool(fields.stream)
         if request.content_type == "text/plain":
-            try:
-                text = request.body.decode(request.charset)
-            except (LookupError, UnicodeError) as error:
-                raise BadRequest(f"the body is not {request.charset[:40]}: {error}") from error
+            text = pipeline.text(request)
             if not text:
                 raise BadRequest("the body is empty", hint="the body is the prompt")
             return text, Parameters(), False

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
-from serve.handlers.generation.fields import REFUSED, Fields, Ignored, Watermark, argument, check_tokens, known, refuse
+from serve.handlers.generation.fields import Fields, Ignored, Watermark, argument, check_tokens, known, refuse
 from serve.handlers.huggingface import pipeline
 
 Length = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -45,7 +45,14 @@ def parse(request: Request, model_field: str, words: int) -> tuple[list[str], bo
     """The texts, whether it was one alone, and what is asked for them, of a model that knows so many tokens."""
     inputs, parameters = pipeline.parse(request, model_field, Parameters, known=known(Parameters))
     refuse(parameters)
+    # Of any type, a list too: they must neither part those who could share a batch nor be hashed with the rest.
+    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(Ignored.__struct_fields__))
     check_tokens(parameters, words)
+    if (parameters.decoder_start_token_id or 0) >= words:
+        raise BadRequest(
+            f"parameters.decoder_start_token_id is {parameters.decoder_start_token_id}: the model knows tokens 0 to "
+            f"{words - 1}"
+        )
     texts = pipeline.texts(inputs)
     if len(texts) * (parameters.num_return_sequences or 1) > MOST_TEXTS:
         raise BadRequest(
@@ -60,5 +67,4 @@ def arguments(parameters: Parameters) -> dict[str, Any]:
     asked = msgspec.structs.asdict(parameters)
     if parameters.watermark:
         asked["watermarking_config"] = parameters.watermarking_config or Watermark()
-    ours = {*_OURS, *REFUSED, *Ignored.__struct_fields__}
-    return {name: argument(name, value) for name, value in asked.items() if value is not None and name not in ours}
+    return {name: argument(name, value) for name, value in asked.items() if value is not None and name not in _OURS}
