@@ -59,9 +59,18 @@ def request(body: Any, **settings: Any) -> Request:
 
 
 def reply(handler: Task, body: Any, **settings: Any) -> Reply:
-    (made,) = handler.predict([handler.decode(request(body, **settings))])
+    (made,) = predicted(handler, handler.decode(request(body, **settings)))
     assert isinstance(made, Reply), made
     return made
+
+
+def predicted(handler: Task, *items: Any) -> list[Any]:
+    """What becomes of items that share their turns, as the runner gives them."""
+    outcomes: dict[int, Any] = {}
+    while left := [number for number in range(len(items)) if number not in outcomes]:
+        done = zip(left, handler.predict([items[number] for number in left]), strict=True)
+        outcomes |= {number: outcome for number, outcome in done if outcome is not None}
+    return [outcomes[number] for number in range(len(items))]
 
 
 def ask(handler: Task, inputs: Any, parameters: dict[str, Any] | None = None) -> Any:
@@ -277,7 +286,7 @@ def test_an_answer_does_not_depend_on_who_else_asks(made: dict[str, tuple[Path, 
         passes.append(len(inputs["input_ids"]))
 
     handle = handler.encoder.network.register_forward_pre_hook(count, with_kwargs=True)
-    together = handler.predict(items)
+    together = predicted(handler, *items)
     handle.remove()
 
     rows = sum(len(item.rows) for item in items)
@@ -288,41 +297,29 @@ def test_an_answer_does_not_depend_on_who_else_asks(made: dict[str, tuple[Path, 
         assert same(json.loads(answer.body), wanted)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("pooling", "pooled"),
-    [
-        ({"pooling_mode_mean_tokens": True}, lambda hidden: hidden.mean(0)),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, lambda hidden: hidden[0]),
-        ({"pooling_mode_max_tokens": True}, lambda hidden: hidden.amax(0)),
-        ({"pooling_mode": "lasttoken"}, lambda hidden: hidden[-1]),
-        (
-            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-            lambda hidden: torch.cat([hidden[0], hidden.mean(0)]),
-        ),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("normalize", [True, False])
-def test_a_sentence_is_one_vector(tmp_path: Path, pooling: dict[str, Any], pooled: Any, normalize: bool) -> None:
-    """As 1_Pooling/config.json says; padding has no part in it, and what is too long is cut to max_seq_length."""
-    directory = tiny.sentences(tmp_path, normalize=normalize, **pooling)
-    handler = FeatureExtraction(Model(name="x", directory=directory, task="sentence-embeddings"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    network = transformers.AutoModel.from_pretrained(directory, add_pooling_layer=False).eval()
+@pytest.mark.parametrize(("name", "inputs"), [("text-classification", ONE), ("fill-mask", MASKED)])
+def test_a_long_list_takes_turns_with_those_who_have_come_meanwhile(
+    made: dict[str, tuple[Path, Task]], name: str, inputs: str
+) -> None:
+    """One text is answered in the first turn, and in the end each of the hundred is what it is alone."""
+    handler = made[name][1]
+    many = handler.decode(request({"inputs": [inputs] * 100}))
+    one = handler.decode(request({"inputs": inputs}))
 
-    texts = [ONE, TWO, LONG]
-    wanted = []
-    for text in texts:
-        with torch.no_grad():
-            encoded = tokenizer(text, return_tensors="pt", truncation=True, max_length=16)
-            vector = pooled(network(**encoded).last_hidden_state[0])
-        wanted.append((vector / vector.norm() if normalize else vector).tolist())
+    first, other = handler.predict([many, one])
+    (rest,) = predicted(handler, many)
 
-    assert same(ask(handler, texts), wanted)
-    assert same(ask(handler, ONE), wanted[0])
-    array = np.load(io.BytesIO(reply(handler, {"inputs": texts}, accept="application/x-npy").body))  # type: ignore[arg-type]
-    assert array.dtype == np.float32
-    assert same(array.tolist(), wanted)
+    assert first is None
+    assert isinstance(other, Reply)
+    assert same(json.loads(rest.body), json.loads(reply(handler, {"inputs": [inputs, inputs]}).body)[:1] * 100)  # type: ignore[arg-type]
+
+
+def test_a_text_has_only_so_many_masks(made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass makes a vocabulary of numbers for each."""
+    monkeypatch.setattr("serve.handlers.encoders.mask.MOST_MASKS", 2)
+    assert ask(made["fill-mask"][1], "[MASK] [MASK]")
+    with pytest.raises(BadRequest, match="has 3 mask tokens; at most 2"):
+        ask(made["fill-mask"][1], "[MASK] [MASK] [MASK]")
 
 
 def test_tokens_vectors_of_several_lengths_are_no_array(made: dict[str, tuple[Path, Task]]) -> None:
@@ -459,6 +456,37 @@ ANSWERS = {"question": "ba?", "context": ONE}
         ("question-answering", {"inputs": ANSWERS, "parameters": {"doc_stride": 999}}, "doc_stride is 999", ""),
         ("question-answering", {"inputs": ANSWERS, "parameters": {"max_answer_len": 0}}, "max_answer_len", ""),
         ("question-answering", {"inputs": {"question": "a", "context": "ba " * 400_000}}, "at most 1048576", "send it"),
+        # What would take minutes, or gigabytes.
+        (
+            "question-answering",
+            {
+                "inputs": {"question": "ba", "context": "ba " * 9000},
+                "parameters": {"max_seq_len": 40, "doc_stride": 35},
+            },
+            "are read in 9000 windows or more, and one request may have 4096",
+            "send less at once",
+        ),
+        ("question-answering", {"inputs": {"question": ["ba"] * 5000, "context": ONE}}, "read in 4097 windows", "send"),
+        ("question-answering", {"inputs": ANSWERS, "parameters": {"top_k": 10**6}}, "they may make 65536", "lower"),
+        (
+            "token-classification",
+            {"inputs": "ba " * 9000, "parameters": {"stride": 61, "aggregation_strategy": "simple"}},
+            "are read in 9000 windows or more",
+            "",
+        ),
+        ("fill-mask", {"inputs": ["[MASK]"] * 2000, "parameters": {"top_k": 999}}, "proposals, and one request", ""),
+        (
+            "zero-shot-classification",
+            {"inputs": ["ba"] * 65, "parameters": {"candidate_labels": ["da"] * 64}},
+            "65 texts times 64 candidate_labels are over 4096",
+            "send several",
+        ),
+        (
+            "zero-shot-classification",
+            {"inputs": "ba", "parameters": {"candidate_labels": ["da" * 9000], "hypothesis_template": "{}" * 9000}},
+            "inputs has a hypothesis of 162018000 characters",
+            "",
+        ),
     ],
 )
 def test_a_bad_request_names_the_place(

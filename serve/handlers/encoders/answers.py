@@ -20,6 +20,7 @@ from serve.handlers.encoders.scores import softmax
 from serve.handlers.huggingface import pipeline
 
 LONGEST_CONTEXT = 1 << 20  # characters; some hundred windows, and a second for the tokenizer
+MOST_ANSWERS = 1 << 16  # top_k times windows of one request: twice as many are compared, and sorted
 USUAL_WINDOW = 384  # tokens, question and context together
 
 Floats = npt.NDArray[np.float32]
@@ -48,6 +49,14 @@ class QuestionAnswering(task.Task):
             for encoding in self._windows(question, context, parameters, deadline):
                 rows.append(Row({"input_ids": encoding.ids, "token_type_ids": encoding.type_ids}, deadline))
                 windows.append((number, context, encoding))
+            if len(rows) > task.MOST_WINDOWS:
+                raise task.too_many_windows(len(rows))
+        if len(rows) * _top(parameters) > MOST_ANSWERS:
+            raise BadRequest(
+                f"parameters.top_k is {_top(parameters)} and the contexts are read in {len(rows)} windows: together "
+                f"they may make {MOST_ANSWERS}",
+                hint="lower top_k, or send less at once",
+            )
         if not rows:
             raise BadRequest("inputs is an empty list", hint='send {"inputs": {"question": "...", "context": "..."}}')
         return rows, windows
@@ -72,28 +81,33 @@ class QuestionAnswering(task.Task):
             raise BadRequest(
                 f"parameters.doc_stride is {stride}: it must be under {room}, the context's part of a window"
             )
+        stride = min(stride, room - 1)
+        self.check_windows(context, room - stride)
         first = self.tokenizer.padding_side == "right"
         return self.tokenizer(
             question if first else context,
             context if first else question,
             truncation="only_second" if first else "only_first",
             max_length=window,
-            stride=min(stride, room - 1),
+            stride=stride,
             return_overflowing_tokens=True,
             verbose=False,
         ).encodings
 
-    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
+    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
         return [output.start_logits[number, kept], output.end_logits[number, kept]]
 
     def answer(self, item: task.Item) -> Any:
         parameters: Parameters = item.parameters
-        found: list[list[dict[str, Any]]] = [[] for _ in range(item.what[-1][0] + 1)]
+        # For each question by its text in lower case.
+        found: list[dict[str, dict[str, Any]]] = [{} for _ in range(item.what[-1][0] + 1)]
         impossible = [1e6] * len(found)
         for row, (number, context, encoding) in zip(item.rows, item.what, strict=True):
             null = self._add(found[number], context, encoding, row, parameters)
             impossible[number] = min(impossible[number], null)
-        answers = [self._best(each, null, parameters) for each, null in zip(found, impossible, strict=True)]
+        answers = [
+            self._best(list(each.values()), null, parameters) for each, null in zip(found, impossible, strict=True)
+        ]
         return answers[0] if len(answers) == 1 else answers
 
     def _best(self, found: list[dict[str, Any]], null: float, parameters: Parameters) -> Any:
@@ -103,7 +117,9 @@ class QuestionAnswering(task.Task):
         best = found[: _top(parameters)]
         return best[0] if len(best) == 1 else best
 
-    def _add(self, found: list[dict[str, Any]], context: str, encoding: Any, row: Row, parameters: Parameters) -> float:
+    def _add(
+        self, found: dict[str, dict[str, Any]], context: str, encoding: Any, row: Row, parameters: Parameters
+    ) -> float:
         """Put the best spans of one window to those found; the probability that there is none."""
         part = 1 if self.tokenizer.padding_side == "right" else 0
         inside = np.array([which == part for which in encoding.sequence_ids])
@@ -117,11 +133,10 @@ class QuestionAnswering(task.Task):
         for first, last, score in _spans(start, end, inside, most, parameters.max_answer_len):
             begins, ends = _characters(encoding, first, last, part, words)
             text = context[begins:ends]
-            same = next((each for each in found if each["answer"].lower() == text.lower()), None)
-            if same is None:
-                found.append({"score": score, "start": begins, "end": ends, "answer": text})
+            if text.lower() in found:
+                found[text.lower()]["score"] += score
             else:
-                same["score"] += score
+                found[text.lower()] = {"score": score, "start": begins, "end": ends, "answer": text}
         return null
 
 

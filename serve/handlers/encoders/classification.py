@@ -52,7 +52,7 @@ class TextClassification(task.Task):
         pairs = map(_pair, inputs if isinstance(inputs, list) else [inputs])
         return [Row(self.tokens(deadline, *each, **chosen), deadline) for each in pairs], type(inputs)
 
-    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
+    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
         return [output.logits[number]]
 
     def answer(self, item: task.Item) -> Any:

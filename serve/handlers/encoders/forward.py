@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -21,20 +20,25 @@ MOST_TOKENS = 16_384  # in one pass, padding with them: 32 rows of 512; activati
 SLACK = 64  # tokens of padding that cost less than a pass of their own
 CHARACTERS = 64  # no token is longer; what is past so many for each token we may read is not worth tokenizing
 
-# From the model's output, what is wanted of one row: its number, and where its tokens are among the padding.
-Take = Callable[[Any, int, slice], Sequence[Tensor]]
-
 
 class Row:
-    """Tokens of one pass through the model, and what came of it: nothing when it was too late."""
+    """Tokens of one pass through the model, and what came of it: nothing when it was too late.
 
-    __slots__ = ("deadline", "ids", "outputs", "types")
+    `wanted`: what its task must know to take that from the model's output.
+    """
 
-    def __init__(self, encoding: Mapping[str, Any], deadline: float) -> None:
+    __slots__ = ("deadline", "ids", "outputs", "types", "wanted")
+
+    def __init__(self, encoding: Mapping[str, Any], deadline: float, wanted: Any = None) -> None:
         self.ids: list[int] = list(encoding["input_ids"])
         self.types: list[int] | None = encoding.get("token_type_ids")
         self.deadline = deadline
-        self.outputs: list[npt.NDArray[np.float32]] = []
+        self.wanted = wanted
+        self.outputs: list[npt.NDArray[Any]] = []
+
+
+# From the model's output, what is wanted of one row: its number, and where its tokens are among the padding.
+Take = Callable[[Any, int, slice, Row], Sequence[Tensor]]
 
 
 class Encoder:
@@ -57,19 +61,28 @@ class Encoder:
             self.config.pad_token_id = self._pad
         self._most_rows = max(1, model.max_batch) if self._pad is not None else 1
 
+    @property
+    def longest(self) -> int:
+        """Characters of the longest text the model could read."""
+        return CHARACTERS * self.limit
+
     def shortened(self, text: str) -> str:
         """Not more of a text than the model could read: tokenizing 6 MB takes seconds, while everybody waits."""
-        return text[: CHARACTERS * self.limit]
+        return text[: self.longest]
 
     def run(self, rows: Sequence[Row], take: Take) -> None:
-        """Fill in the outputs of `rows` with what `take` takes of each, as float32 arrays."""
-        waiting = sorted(rows, key=lambda row: (self._ends(row), len(row.ids)))
+        """Fill in the outputs of `rows` with what `take` takes of each; numbers with a point as float32."""
+        waiting = self.by_length(rows)
         while waiting:
             batch = self._next(waiting)
             del waiting[: len(batch)]
             now = time.monotonic()
             if batch := [row for row in batch if row.deadline > now]:
                 self._pass(batch, take)
+
+    def by_length(self, rows: Sequence[Row]) -> list[Row]:
+        """In an order in which neighbours go well together."""
+        return sorted(rows, key=lambda row: (self._ends(row), len(row.ids)))
 
     def _next(self, rows: Sequence[Row]) -> list[Row]:
         """The first of `rows` that go well together; they come sorted by length."""
@@ -103,7 +116,8 @@ class Encoder:
                 output = self.network(**{name: inputs[name] for name in inputs if name in self._takes}, **self._also)
                 for number, row in enumerate(batch):
                     kept = slice(width - len(row.ids), width) if self._left else slice(0, len(row.ids))
-                    row.outputs = [each.float().cpu().numpy() for each in take(output, number, kept)]
+                    taken = take(output, number, kept, row)
+                    row.outputs = [(each.float() if each.is_floating_point() else each).cpu().numpy() for each in taken]
         except Exception as error:
             if not pretrained.out_of_memory(error):
                 raise

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
@@ -15,8 +14,10 @@ from serve.handlers.base import Model
 from serve.handlers.encoders import task
 from serve.handlers.encoders.classification import Length, Truncation
 from serve.handlers.encoders.forward import Row
-from serve.handlers.encoders.scores import softmax
 from serve.handlers.huggingface import pipeline
+
+MOST_MASKS = 64  # in one text: for each the pass makes a vocabulary of numbers
+MOST_PROPOSALS = 1 << 16  # of one request; each is two texts for the tokenizer to put together, 0.1 ms
 
 
 class Tokenizing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +28,7 @@ class Tokenizing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Parameters(task.Parameters, frozen=True, kw_only=True):
     top_k: Length | None = None
-    targets: str | Annotated[list[str], Meta(min_length=1)] | None = None
+    targets: str | Annotated[list[str], Meta(min_length=1, max_length=1 << 14)] | None = None
     tokenizer_kwargs: Tokenizing | None = None
 
 
@@ -43,6 +44,7 @@ class FillMask(task.Task):
                 "the tokenizer has no mask token", hint="fill-mask needs one; see tokenizer_config.json"
             )
         self._at: Tensor | None = None
+        self._words = self.config.get_text_config().vocab_size
         head = self.encoder.network.get_output_embeddings()
         # A vocabulary of logits for every token of 32 long texts is 2 GB: the head sees the masks only.
         self.encoder.network.register_forward_pre_hook(self._find_masks, with_kwargs=True)
@@ -61,30 +63,47 @@ class FillMask(task.Task):
     def read(self, inputs: Any, parameters: Parameters, deadline: float) -> tuple[list[Row], Any]:
         said = parameters.tokenizer_kwargs or Tokenizing()
         chosen = task.settings(msgspec.structs.asdict(said), self.encoder.limit)
-        rows = [Row(self.tokens(deadline, text, **chosen), deadline) for text in pipeline.texts(inputs)]
-        for row in rows:
-            if self._mask not in row.ids:
+        wanted = parameters.top_k or 5, self._targets(parameters.targets)
+        rows = [Row(self.tokens(deadline, text, **chosen), deadline, wanted) for text in pipeline.texts(inputs)]
+        counts = [row.ids.count(self._mask) for row in rows]
+        for count in counts:
+            if count > MOST_MASKS:
+                raise BadRequest(f"a text has {count} mask tokens; at most {MOST_MASKS} are filled in")
+            if not count:
                 raise BadRequest(
                     f"inputs has no mask token ({self.tokenizer.mask_token})" + " left when cut" * bool(chosen["cut"]),
                     hint=f"put {self.tokenizer.mask_token} where a word is wanted",
                 )
-        return rows, self._targets(parameters.targets)
+        offered = self._words if wanted[1] is None else len(wanted[1])
+        if (proposals := sum(counts) * min(wanted[0], offered)) > MOST_PROPOSALS:
+            raise BadRequest(
+                f"{sum(counts)} mask tokens times top_k make {proposals} proposals, and one request may ask for "
+                f"{MOST_PROPOSALS}",
+                hint="lower top_k, or send several requests; they are batched together",
+            )
+        return rows, None
 
-    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
-        return [output.logits[number]]
+    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
+        """For each mask the chances of the likeliest tokens, and their numbers: a vocabulary of each is too much."""
+        most, targets = row.wanted
+        chances: Tensor = output.logits[number, : row.ids.count(self._mask)].float().softmax(-1)
+        numbers = torch.arange(chances.shape[-1], device=chances.device)
+        if targets is not None:
+            numbers = torch.tensor(targets, device=chances.device)
+            chances = chances[:, numbers]
+        top = chances.topk(min(most, len(numbers)))
+        return [top.values, numbers[top.indices]]
 
     def answer(self, item: task.Item) -> Any:
-        answers = [self._answer(row, item.parameters.top_k or 5, item.what) for row in item.rows]
+        answers = [self._answer(row) for row in item.rows]
         return answers[0] if len(answers) == 1 else answers
 
-    def _answer(self, row: Row, top_k: int, targets: list[int] | None) -> Any:
+    def _answer(self, row: Row) -> Any:
         places = [place for place, token in enumerate(row.ids) if token == self._mask]
-        answers = []
-        for place, logits in zip(places, row.outputs[0], strict=False):
-            scores = softmax(logits)
-            offered = np.arange(len(scores)) if targets is None else np.array(targets)
-            best = offered[np.argsort(-scores[offered], kind="stable")[:top_k]]
-            answers.append([self._proposal(row, place, int(token), float(scores[token]), places) for token in best])
+        answers = [
+            [self._proposal(row, place, token, score, places) for score, token in zip(*best, strict=True)]
+            for place, *best in zip(places, *(each.tolist() for each in row.outputs), strict=True)
+        ]
         return answers[0] if len(answers) == 1 else answers
 
     def _proposal(self, row: Row, place: int, token: int, score: float, places: list[int]) -> dict[str, Any]:
@@ -100,11 +119,11 @@ class FillMask(task.Task):
     def _targets(self, targets: str | list[str] | None) -> list[int] | None:
         if targets is None:
             return None
-        words, vocabulary = [targets] if isinstance(targets, str) else targets, self.tokenizer.get_vocab()
-        numbers = []
-        for word in words:
-            if word in vocabulary:
-                numbers.append(vocabulary[word])
+        numbers: list[int] = []
+        for word in [targets] if isinstance(targets, str) else targets:
+            number = self.tokenizer.convert_tokens_to_ids(word)
+            if number not in (None, self.tokenizer.unk_token_id):
+                numbers.append(number)
             else:  # its first token stands for it
                 numbers += self.tokenizer(self.encoder.shortened(word), add_special_tokens=False)["input_ids"][:1]
         if not numbers:

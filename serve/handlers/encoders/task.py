@@ -1,9 +1,13 @@
-"""What all tasks of encoders share: decode into rows of tokens, one pass for all, an answer from each item's rows."""
+"""What all tasks of encoders share: decode into rows of tokens, one pass for all, an answer from each item's rows.
+
+A request of more rows than a batch has takes turns with those who have come meanwhile.
+"""
 
 import abc
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import msgspec
@@ -15,6 +19,7 @@ from serve.handlers.encoders.forward import Encoder, Row
 from serve.handlers.huggingface import pipeline
 
 Truncation = bool | str
+MOST_WINDOWS = 4096  # of one request: a text of a megabyte has 1,000, of 384 tokens each; what they hold is 200 MB
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,12 +31,13 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """`what`: whatever the task needs to make the answer."""
+    """`what`: whatever the task needs to make the answer. `waiting`: the rows without an output, by length."""
 
     rows: list[Row]
     what: Any
     parameters: Any
     content_type: str
+    waiting: list[Row]
 
 
 class Task(abc.ABC):
@@ -58,14 +64,14 @@ class Task(abc.ABC):
         for row in rows:
             if not row.ids:
                 raise BadRequest("a text is empty, and this model has no token for an empty one", hint="send a text")
-        return Item(rows, what, parameters, content_type)
+        return Item(rows, what, parameters, content_type, self.encoder.by_length(rows))
 
     @abc.abstractmethod
     def read(self, inputs: Any, parameters: Any, deadline: float) -> tuple[list[Row], Any]:
         """The rows the inputs need, and what `answer` needs to know. Raises BadRequest."""
 
     @abc.abstractmethod
-    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
+    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
         """What is wanted of one row of the model's output; see `forward.Take`."""
 
     @abc.abstractmethod
@@ -75,11 +81,20 @@ class Task(abc.ABC):
     def compatible(self, item: Item) -> Hashable:
         return None  # parameters matter before and after the pass, never in it
 
-    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
-        self.encoder.run([row for item in items for row in item.rows], self.take)
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError | None]:
+        most = max(1, self._model.max_batch)
+        turn = [
+            row for each in zip_longest(*(item.waiting[:most] for item in items)) for row in each if row is not None
+        ]
+        self.encoder.run(turn[:most], self.take)
+        done = set(map(id, turn[:most]))
+        for item in items:
+            item.waiting = [row for row in item.waiting[:most] if id(row) not in done] + item.waiting[most:]
         return [self._outcome(item) for item in items]
 
-    def _outcome(self, item: Item) -> Reply | ServeError:
+    def _outcome(self, item: Item) -> Reply | ServeError | None:
+        if item.waiting and item.waiting[0].deadline > time.monotonic():
+            return None
         if not all(row.outputs for row in item.rows):
             return TooLate("not all texts were done before the deadline", hint="send fewer of them")
         if not all(np.isfinite(each).all() for row in item.rows for each in row.outputs):
@@ -111,11 +126,25 @@ class Task(abc.ABC):
         if time.monotonic() >= deadline:
             raise TooLate("the deadline passed while the texts were read", hint="send fewer of them")
 
+    def check_windows(self, text: str, step: int) -> None:
+        """Raise BadRequest for a text of too many windows, each so many tokens after the last; before they are made."""
+        if len(text.encode()) > MOST_WINDOWS * step:  # a token is a byte at least
+            windows = len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids) // step
+            if windows > MOST_WINDOWS:
+                raise too_many_windows(windows)
+
     def too_long(self, length: str) -> BadRequest:
         return BadRequest(
             f"inputs has {length}; the model reads {self.encoder.limit} tokens",
             hint='send less, or "parameters": {"truncation": true} to have the end cut off',
         )
+
+
+def too_many_windows(windows: int) -> BadRequest:
+    return BadRequest(
+        f"the texts are read in {windows} windows or more, and one request may have {MOST_WINDOWS}",
+        hint="send less at once, or let the windows overlap less",
+    )
 
 
 def settings(asked: Mapping[str, Any], limit: int) -> dict[str, Any]:

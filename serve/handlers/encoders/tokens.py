@@ -27,10 +27,10 @@ LONGEST = 1 << 20  # characters of a text read in strides: a second for the toke
 
 class Parameters(task.Parameters, frozen=True, kw_only=True):
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: list[str] | None = None
+    ignore_labels: Annotated[list[str], Meta(max_length=1024)] | None = None
     stride: Annotated[int, Meta(ge=0)] | None = None
     is_split_into_words: bool = False
-    delimiter: str | None = None
+    delimiter: Annotated[str, Meta(max_length=64)] | None = None
     grouped_entities: bool | None = None  # these two by the names they had before aggregation_strategy
     ignore_subwords: bool | None = None
 
@@ -58,6 +58,11 @@ class TokenClassification(task.Task):
             self.check(deadline)
             if not words:
                 text = self.encoder.shortened(text) if parameters.stride is None else _whole(text)
+            if parameters.stride is not None:
+                said = (parameters.delimiter or " ").join(text) if words else text
+                self.check_windows(said, self._room() - parameters.stride)
+                if len(rows) > task.MOST_WINDOWS:
+                    raise task.too_many_windows(len(rows))
             pieces.append(list(self._pipeline.preprocess(text, **before)))
             for piece in pieces[-1]:
                 kept = piece["attention_mask"][0].bool()  # pieces of one text are padded to one length
@@ -67,7 +72,7 @@ class TokenClassification(task.Task):
                 rows.append(Row(row, deadline))
         return rows, (pieces, after, single)
 
-    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
+    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
         return [output.logits[number, kept]]
 
     def answer(self, item: task.Item) -> Any:
@@ -87,9 +92,8 @@ class TokenClassification(task.Task):
         if strategy is None and parameters.grouped_entities:
             strategy = "first" if parameters.ignore_subwords else "simple"
         stride = parameters.stride
-        room = self.encoder.limit - self.tokenizer.num_special_tokens_to_add()
-        if stride is not None and stride >= room:
-            raise BadRequest(f"parameters.stride is {stride}: it must be under {room}")
+        if stride is not None and stride >= self._room():
+            raise BadRequest(f"parameters.stride is {stride}: it must be under {self._room()}")
         if stride is not None and strategy in (None, "none"):
             raise BadRequest("parameters.stride needs an aggregation_strategy", hint="such as simple")
         before, _, after = self._pipeline._sanitize_parameters(
@@ -100,6 +104,9 @@ class TokenClassification(task.Task):
             delimiter=parameters.delimiter,
         )
         return before, after
+
+    def _room(self) -> int:
+        return int(self.encoder.limit - self.tokenizer.num_special_tokens_to_add())
 
 
 def _whole(text: str) -> str:

@@ -13,6 +13,7 @@ from serve.handlers.encoders.scores import softmax
 from serve.handlers.huggingface import pipeline
 
 HOLES = ("{}", "{0}")
+MOST_PAIRS = 4096  # of a text and a label, in one request
 
 
 class Parameters(task.Parameters, frozen=True, kw_only=True):
@@ -40,7 +41,13 @@ class ZeroShotClassification(task.Task):
         hole = next((each for each in HOLES if each in parameters.hypothesis_template), None)
         if hole is None:
             raise BadRequest("parameters.hypothesis_template has no {} where the label goes")
-        hypotheses = [parameters.hypothesis_template.replace(hole, label) for label in labels]
+        if len(texts) * len(labels) > MOST_PAIRS:
+            raise BadRequest(
+                f"{len(texts)} texts times {len(labels)} candidate_labels are over {MOST_PAIRS}, as many pairs as one "
+                "request may ask for",
+                hint="send several requests; they are batched together",
+            )
+        hypotheses = [self._hypothesis(parameters.hypothesis_template, hole, label) for label in labels]
         rows = [
             Row(self.tokens(deadline, text, hypothesis, cut="only_first"), deadline)
             for text in texts
@@ -48,7 +55,13 @@ class ZeroShotClassification(task.Task):
         ]
         return rows, (texts, labels, isinstance(inputs, str))
 
-    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
+    def _hypothesis(self, template: str, hole: str, label: str) -> str:
+        length = len(template) + template.count(hole) * len(label)
+        if length > self.encoder.longest:  # before it is made: many holes for a long label are gigabytes
+            raise self.too_long(f"a hypothesis of {length} characters")
+        return template.replace(hole, label)
+
+    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
         return [output.logits[number]]
 
     def answer(self, item: task.Item) -> Any:
