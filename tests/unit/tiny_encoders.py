@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BartConfig,
@@ -26,6 +27,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SYLLABLES = ["ba", "be", "bi", "bo", "da", "de", "di", "do", "ka", "ke", "ki", "ko", "la", "le", "li", "lo"]
 WORDS = [*SPECIAL, *SYLLABLES, *(f"##{each}" for each in SYLLABLES), "é", "ß", ".", ",", "this", "example", "is"]
 POSITIONS = 64
+WEIGHTS = "model.safetensors"
+_KIND = "sentence_transformers.models."
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 BERT: dict[str, Any] = {
@@ -121,17 +124,29 @@ def embedder(directory: Path) -> Path:
 def sentences(directory: Path, *, normalize: bool = True, **pooling: Any) -> Path:
     """The same in sentence-transformers' layout."""
     embedder(directory)
-    modules = ["Transformer", "Pooling", *["Normalize"] * normalize]
-    paths = ["", "1_Pooling", "2_Normalize"]
-    listed = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, path) in enumerate(zip(modules, paths))
-    ]
-    (directory / "modules.json").write_text(json.dumps(listed))
+    modules(directory, "", "1_Pooling", *["2_Normalize"] * normalize)
     (directory / "1_Pooling").mkdir()
     (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
     (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
     return directory
+
+
+def modules(directory: Path, *paths: str) -> None:
+    """modules.json: a path is a number and a kind, or empty for the transformer, which lies in the directory itself."""
+    listed = [
+        {"idx": number, "name": str(number), "path": path, "type": f"{_KIND}{path.partition('_')[2] or 'Transformer'}"}
+        for number, path in enumerate(paths)
+    ]
+    (directory / "modules.json").write_text(json.dumps(listed))
+
+
+def dense(directory: Path, name: str, inside: int, outside: int, activation: str, *, bias: bool = True) -> None:
+    """A dense layer as sentence-transformers saves it."""
+    config = {"in_features": inside, "out_features": outside, "bias": bias, "activation_function": activation}
+    (directory / name).mkdir()
+    (directory / name / "config.json").write_text(json.dumps(config))
+    layer = torch.nn.Linear(inside, outside, bias=bias)
+    save_file({f"linear.{key}": value for key, value in layer.state_dict().items()}, directory / name / WEIGHTS)
 
 
 def roberta(directory: Path) -> Path:

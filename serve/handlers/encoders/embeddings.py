@@ -58,9 +58,9 @@ class FeatureExtraction(task.Task):
             texts = [text.lower() for text in texts]
         return [Row(self.tokens(deadline, text, **chosen), deadline) for text in texts], isinstance(inputs, str)
 
-    def take(self, output: Any, number: int, kept: slice) -> Sequence[Any]:
+    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
         hidden: torch.Tensor = output[0][number, kept]
-        return [self._pooling.pooled(hidden.float()) if self._pooling else hidden[None]]
+        return [self._pooling.pooled(hidden.float().cpu()) if self._pooling else hidden[None]]
 
     def answer(self, item: task.Item) -> Any:
         vectors = [row.outputs[0] for row in item.rows]

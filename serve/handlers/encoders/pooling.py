@@ -1,4 +1,7 @@
-"""From vectors of tokens to one of a text, as a sentence-transformers directory (modules.json) asks for it."""
+"""From vectors of tokens to one of a text, as a sentence-transformers directory (modules.json) asks for it.
+
+Modules follow one another: the transformer, the pooling, then any of dense layers and normalization.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from serve.errors import ModelUnusable
 
@@ -31,19 +36,36 @@ WAYS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# By the last part of their names in torch.
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "Tanh": nn.Tanh,
+    "Identity": nn.Identity,
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "SiLU": nn.SiLU,
+    "Sigmoid": nn.Sigmoid,
+}
+
+Step = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """`limit`: the most tokens of a text; `lower`: whether texts are put in lower case first."""
+    """`after`: what is done to the pooled vector, in order; `limit`: the most tokens of a text; `lower`: whether texts
+    are put in lower case first.
+    """
 
     ways: tuple[str, ...] = ("pooling_mode_mean_tokens",)
-    normalize: bool = False
+    after: tuple[Step, ...] = ()
     limit: int | None = None
     lower: bool = False
 
     def pooled(self, hidden: Tensor) -> Tensor:
         """One row's hidden states [tokens, size], without padding, as one vector."""
         vector = torch.cat([WAYS[way](hidden) for way in self.ways])
-        return torch.nn.functional.normalize(vector, dim=0) if self.normalize else vector
+        for step in self.after:
+            vector = step(vector)
+        return vector
 
 
 def read(directory: Path) -> Pooling | None:
@@ -51,17 +73,20 @@ def read(directory: Path) -> Pooling | None:
     if not (directory / MODULES).is_file():
         return None
     ways: tuple[str, ...] = ()
-    normalize = False
+    after: list[Step] = []
     for module in _json(directory / MODULES, list):
         kind = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
+        place = directory / Path(str(module.get("path") or "")).name if isinstance(module, dict) else directory
         if kind == "Pooling":
-            ways = _ways(directory / Path(str(module.get("path") or "")).name / "config.json")
+            ways = _ways(place / "config.json")
         elif kind == "Normalize":
-            normalize = True
+            after.append(_normalized)
+        elif kind == "Dense" and ways:
+            after.append(_dense(place))
         elif kind != "Transformer":
             raise ModelUnusable(
                 f"{MODULES}: a module of type {kind or module!r} is not served",
-                hint="Transformer, Pooling and Normalize are; for others write code/inference.py",
+                hint="Transformer, Pooling, and behind it Dense and Normalize are; for others write code/inference.py",
             )
     if not ways:
         raise ModelUnusable(
@@ -72,7 +97,7 @@ def read(directory: Path) -> Pooling | None:
     limit = said.get("max_seq_length") or 0
     if not isinstance(limit, int) or limit < 0:
         raise ModelUnusable(f"{settings.name}: max_seq_length is {limit!r}", hint="it is a number of tokens")
-    return Pooling(ways, normalize, limit or None, bool(said.get("do_lower_case")))
+    return Pooling(ways, tuple(after), limit or None, bool(said.get("do_lower_case")))
 
 
 def _ways(path: Path) -> tuple[str, ...]:
@@ -84,6 +109,36 @@ def _ways(path: Path) -> tuple[str, ...]:
     if not chosen:
         raise ModelUnusable(f"{path.parent.name}/{path.name} names no way of pooling that is known")
     return chosen
+
+
+def _normalized(vector: Tensor) -> Tensor:
+    return nn.functional.normalize(vector, dim=0)
+
+
+def _dense(directory: Path) -> Step:
+    """A linear layer and its activation, from sentence-transformers' config.json and model.safetensors."""
+    said, name = _json(directory / "config.json", dict), directory.name
+    activation = ACTIVATIONS.get(str(said.get("activation_function", "Tanh")).rpartition(".")[2])
+    if activation is None:
+        raise ModelUnusable(
+            f"{name}/config.json: the activation_function {said['activation_function']!r} is not served",
+            hint="it must be one of: " + ", ".join(ACTIVATIONS),
+        )
+    try:
+        weights = load_file(directory / "model.safetensors")
+        layer = nn.Linear(int(said["in_features"]), int(said["out_features"]), bias=bool(said.get("bias", True)))
+        layer.load_state_dict({key.removeprefix("linear."): weight.float() for key, weight in weights.items()})
+    except FileNotFoundError as error:
+        raise ModelUnusable(
+            f"{name} has no model.safetensors",
+            hint="a pickle (pytorch_model.bin) is not read; save the model again with sentence-transformers",
+        ) from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelUnusable(
+            f"{name}: config.json and model.safetensors do not make a linear layer: {error}",
+            hint="copy the whole directory again",
+        ) from error
+    return nn.Sequential(layer.requires_grad_(False), activation())
 
 
 def _json(path: Path, kind: type) -> Any:
