@@ -26,7 +26,7 @@ class Choice:
     top_p: float
     penalty: float
     dice: random.Random
-    seen: list[int] | None = None  # prompt and new tokens, when the penalty needs them
+    seen: set[int] | None = None  # of prompt and new tokens, when the penalty needs them
     banned: Sequence[int] = ()  # end tokens, before the least length is reached, and what else may not come next
     presence: float = 0.0  # taken from the score of every token made so far
     frequency: float = 0.0  # the same, times how often it was made
@@ -47,7 +47,7 @@ def choose(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
     """One token for each row of `logits` [rows, vocabulary]."""
     for i, row in enumerate(rows):
         if row.penalty != 1.0 and row.seen:
-            seen = torch.tensor(sorted(set(row.seen)), device=logits.device)
+            seen = torch.tensor(list(row.seen), device=logits.device)
             score = logits[i, seen]
             logits[i, seen] = torch.where(score < 0, score * row.penalty, score / row.penalty)
         if row.made:
@@ -58,10 +58,17 @@ def choose(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
     sampling = [i for i, row in enumerate(rows) if row.temperature is not None]
     if len(sampling) == len(rows):
         return _draw(logits, rows)
-    tokens: list[int] = logits.argmax(-1).tolist()
+    tokens = _likeliest(logits)
     if sampling:
         for i, token in zip(sampling, _draw(logits[sampling], [rows[i] for i in sampling]), strict=True):
             tokens[i] = token
+    return tokens
+
+
+def _likeliest(logits: Tensor) -> list[int]:
+    # On a processor numpy's is the faster by far: 0.1 ms for 16 rows of 50,257, where torch's takes 1.4.
+    best = logits.argmax(-1) if logits.is_cuda else logits.float().numpy().argmax(-1)
+    tokens: list[int] = best.tolist()
     return tokens
 
 
@@ -110,7 +117,9 @@ def _cut(scores: Tensor, rows: Sequence[Choice], most: int) -> tuple[Tensor, Ten
     top = top.double().masked_fill(ranks >= limits, -torch.inf)
     # top_k first, then top_p of what is left; without top_k the mass is that of the whole vocabulary.
     whole = torch.tensor([[not row.top_k] for row in rows], device=scores.device)
-    mass = torch.where(whole, scores.double().logsumexp(-1, True), top.logsumexp(-1, True))
+    mass = top.logsumexp(-1, True)
+    if not all(row.top_k for row in rows):  # 3 ms for 16 rows of 50,257
+        mass = torch.where(whole, scores.double().logsumexp(-1, True), mass)
     chances = (top - mass).exp()
     below = chances.cumsum(-1) - chances
     shares = _column((row.top_p for row in rows), scores.device, torch.float64)

@@ -42,7 +42,7 @@ class Row:
             top_p=settings.top_p,
             penalty=settings.repetition_penalty,
             dice=random.Random(seed),
-            seen=list(prompt.tokens) if settings.repetition_penalty != 1.0 else None,
+            seen=set(prompt.tokens) if settings.repetition_penalty != 1.0 else None,
             presence=settings.presence_penalty,
             frequency=settings.frequency_penalty,
             made={} if settings.presence_penalty or settings.frequency_penalty else None,
@@ -56,7 +56,7 @@ class Row:
         settings = self.prompt.settings
         self.tokens.append(token)
         if self.choice.seen is not None:
-            self.choice.seen.append(token)
+            self.choice.seen.add(token)
         if self.choice.made is not None:
             self.choice.made[token] = self.choice.made.get(token, 0) + 1
         if self._bans is not None:
