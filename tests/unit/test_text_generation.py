@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from serve.errors import DoesNotFit, ModelUnusable
+from serve.errors import DoesNotFit
 from serve.handlers.generation.sampling import Choice, choose
 from serve.handlers.generation.text import Text
 from serve.handlers.text_generation import PREFILL, TextGeneration
@@ -504,64 +503,6 @@ def test_narrower_numbers_can_be_asked_for(directories: dict[str, Path], dtype: 
     assert ask(handler, {"inputs": ["ab", "b"], "parameters": {"max_new_tokens": 3}})
 
 
-def remove(directory: Path, name: str) -> None:
-    (directory / name).unlink()
-
-
-def truncate(directory: Path) -> None:
-    path = directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def pickle_only(directory: Path) -> None:
-    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-
-
-def config(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def incomplete(directory: Path) -> None:
-    config(directory, n_layer=3)
-
-
-def remote_code(directory: Path) -> None:
-    config(directory, model_type="mystery", auto_map={"AutoModelForCausalLM": "modeling_mystery.Mystery"})
-    (directory / "modeling_mystery.py").write_text("raise SystemExit('this must never run')")
-
-
-def shard_missing(directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    ("break_it", "named"),
-    [
-        (lambda d: remove(d, "config.json"), "config.json"),
-        (lambda d: (d / "config.json").write_text("{"), "config.json"),
-        (lambda d: config(d, model_type="bert-but-not-really"), "config.json"),
-        (lambda d: remove(d, "model.safetensors"), "model.safetensors"),
-        (lambda d: [p.unlink() for p in d.glob("tokenizer*")], "tokenizer.json"),
-        (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer"),
-        (truncate, "model.safetensors"),
-        (pickle_only, "pytorch_model.bin"),
-        (incomplete, "config.json describes"),
-        (remote_code, "auto_map"),
-        (shard_missing, "model-00001-of-00002.safetensors"),
-    ],
-)
-def test_unusable_files_are_named_with_what_to_do(tmp_path: Path, break_it: Any, named: str) -> None:
-    break_it(save_toy(tmp_path))
-
-    with pytest.raises(ModelUnusable, match=named) as error:
-        handler_of(tmp_path)
-
-    assert error.value.hint
-
-
 def test_importing_the_handler_starts_nothing_that_a_fork_would_lose() -> None:
     """No thread, no tensor, no CUDA: it is imported in a process that forks.
 
@@ -578,13 +519,3 @@ def test_importing_the_handler_starts_nothing_that_a_fork_would_lose() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
 
     assert done.stdout.split() == ["1", "0", "False"]
-
-
-def test_an_owner_alone_cannot_have_code_run(directories: dict[str, Path], tmp_path: Path) -> None:
-    """`trust_remote_code` in a model's own card is nothing without the operator's consent."""
-    broken = tmp_path / "model"
-    shutil.copytree(directories["gpt2"], broken)
-    remote_code(broken)
-    with pytest.raises(ModelUnusable, match="the operator has not allowed it") as refused:
-        handler_of(broken, options={"trust_remote_code": True})
-    assert "HF_TRUST_REMOTE_CODE" in refused.value.hint

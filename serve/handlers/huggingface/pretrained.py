@@ -5,23 +5,18 @@ latter where the model's owner and the operator both say so. What it merely
 warns about, weights left random and a tokenizer without words, is an error.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.handlers.base import Model
-from serve.handlers.huggingface import quantization
+from serve.handlers.huggingface import files, quantization
+from serve.handlers.huggingface.files import TRUST, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TRUST = "trust_remote_code"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_INDEX = "model.safetensors.index.json"
 
 
 def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[Any, Any]:
@@ -35,7 +30,7 @@ def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[A
     holds those of linear layers in 8 bits.
     """
     dtype, quantized, trusted = _dtype(model), _quantize(model), _trusted(model)
-    check(model.directory, trusted)
+    files.check(model.directory, trusted)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
     tokenizer = _tokenizer(model.directory, trusted)
@@ -66,11 +61,11 @@ def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[A
         raise
     except Exception as error:  # the library lets through whatever its parsers and constructors raise
         if out_of_memory(error):
-            raise DoesNotFit(f"there is no memory for the weights: {_first_line(error)}") from error
+            raise DoesNotFit(f"there is no memory for the weights: {first_line(error)}") from error
         if "ignore_mismatched_sizes" in str(error):
             raise ModelUnusable("the shapes config.json asks for are not those in the safetensors files") from error
         raise ModelUnusable(
-            f"{auto_class.__name__} cannot be built from config.json and the safetensors files: {_first_line(error)}",
+            f"{auto_class.__name__} cannot be built from config.json and the safetensors files: {first_line(error)}",
             hint="check that the files belong together and suit the model's task",
         ) from error
     return network, tokenizer
@@ -112,49 +107,6 @@ def _trusted(model: Model) -> bool:
     return asked
 
 
-def check(directory: Path, trusted: bool = False) -> dict[str, Any]:
-    """The parsed config.json of a directory whose files can be read without running code from them; or `trusted`."""
-    config = _json(directory / "config.json")
-    if not trusted and config.get("model_type") not in CONFIG_MAPPING_NAMES:  # else the library's own class is used
-        _refuse_own_code(directory / "config.json", config)
-    if not trusted and (directory / "tokenizer_config.json").is_file():
-        _refuse_own_code(directory / "tokenizer_config.json", _json(directory / "tokenizer_config.json"))
-    for path in _weights(directory):
-        try:
-            with safe_open(path, framework="pt"):  # reads the header and compares it with the file's length
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelUnusable(
-                f"{path.name} is not a whole safetensors file ({_first_line(error)}); it has {_size(path)} bytes",
-                hint="copy the file again; an interrupted upload leaves it short",
-            ) from error
-    return config
-
-
-def _weights(directory: Path) -> list[Path]:
-    index = directory / _INDEX
-    if index.is_file() and not (directory / "model.safetensors").is_file():
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ModelUnusable(f"{index.name} has no weight_map")
-        paths = [directory / Path(str(name)).name for name in sorted(set(map(str, shards.values())))]
-        if missing := [path.name for path in paths if not path.is_file()]:
-            raise ModelUnusable(
-                f"{index.name} names {missing[0]}, which is not there ({len(missing)} missing in all)",
-                hint="copy all files of the weights",
-            )
-        return paths
-    if paths := sorted(directory.glob("*.safetensors")):
-        return paths
-    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
-    if pickles:
-        raise ModelUnusable(
-            f"the weights are a pickle ({pickles[0]}), which can run code when opened",
-            hint="convert them where you trust them: model.save_pretrained(directory) writes model.safetensors",
-        )
-    raise ModelUnusable(f"there is no model.safetensors, nor {_INDEX}", hint="save with model.save_pretrained")
-
-
 def _tokenizer(directory: Path, trusted: bool) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -165,7 +117,7 @@ def _tokenizer(directory: Path, trusted: bool) -> Any:
         raise
     except Exception as error:  # as above; tokenizer.json alone can raise a bare Exception
         raise ModelUnusable(
-            f"the tokenizer cannot be loaded (tokenizer.json, tokenizer_config.json): {_first_line(error)}",
+            f"the tokenizer cannot be loaded (tokenizer.json, tokenizer_config.json): {first_line(error)}",
             hint="save it beside the weights with tokenizer.save_pretrained",
         ) from error
     if not words:  # without files the library makes up an empty one
@@ -174,32 +126,3 @@ def _tokenizer(directory: Path, trusted: bool) -> Any:
             hint="save it beside the weights with tokenizer.save_pretrained",
         )
     return tokenizer
-
-
-def _refuse_own_code(path: Path, settings: dict[str, Any]) -> None:
-    if settings.get("auto_map"):
-        raise ModelUnusable(
-            f"{path.name} has an auto_map: the model asks for Python code of its own to be run",
-            hint=f"if you trust it: {TRUST} = true under [options] of model.toml, and HF_TRUST_REMOTE_CODE=true",
-        )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelUnusable(f"there is no {path.name}", hint="save the model with save_pretrained") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelUnusable(f"{path.name} is not JSON: {_first_line(error)}", hint="copy the file again") from error
-    if not isinstance(settings, dict):
-        raise ModelUnusable(f"{path.name} is not a JSON object", hint="save the model with save_pretrained")
-    return settings
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
