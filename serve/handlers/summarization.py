@@ -9,14 +9,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteriaList
 
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.huggingface import languages, pipeline, pretrained
+from serve.handlers.huggingface.deadlines import Deadlines
 from serve.handlers.huggingface.summarization_request import Parameters, arguments, parse
 
 _KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
@@ -98,7 +98,7 @@ class Summarization:
         ids = torch.tensor([each + [self._pad] * (width - len(each)) for each in sequences])
         mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in sequences])
         config = batch[0][0].config
-        deadline = _Deadline([item.deadline for item, _ in batch])
+        deadline = Deadlines([item.deadline for item, _ in batch])
         try:
             with torch.inference_mode():
                 output = self._network.generate(
@@ -191,17 +191,3 @@ def _in_turn(items: Sequence[Item], most: int) -> list[tuple[Item, int]]:
     now = time.monotonic()
     rounds = zip_longest(*([(item, index) for index in item.waiting[:most]] for item in items if item.deadline > now))
     return [each for turn in rounds for each in turn if each is not None][:most]
-
-
-class _Deadline(StoppingCriteria):
-    """Ends each sequence at its own deadline; `passed` tells which were ended."""
-
-    def __init__(self, deadlines: list[float]) -> None:
-        self._deadlines = deadlines
-        self.passed = [False] * len(deadlines)
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        now = time.monotonic()
-        self.passed = [deadline <= now for deadline in self._deadlines]
-        rows = input_ids.shape[0] // len(self.passed)  # one for each beam
-        return torch.tensor(self.passed, device=input_ids.device).repeat_interleave(rows)

@@ -4,35 +4,23 @@ Equal requests make one `generate`. It runs to its end: while it runs nothing el
 is only noticed after it. The deadline is looked at after each token, for each prompt by itself.
 """
 
-import time
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from serve.handlers.generation import config
 from serve.handlers.generation.answers import Prompt
 from serve.handlers.generation.fields import argument
 from serve.handlers.generation.resolved import Resolved
+from serve.handlers.huggingface.deadlines import Deadlines
 
 # Their processors look at the padding before a shorter prompt as if it were text.
 PADDING_MATTERS = {
     *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "sequence_bias", "forced_bos_token_id"),
     *("begin_suppress_tokens", "watermarking_config"),
 }
-
-
-class Deadlines(StoppingCriteria):
-    """Ends the sequences of each prompt at its own deadline."""
-
-    def __init__(self, deadlines: Sequence[float], device: torch.device) -> None:
-        self._each = torch.tensor(deadlines, dtype=torch.float64, device=device)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        # transformers asks about all candidates of a prompt, more than its beams.
-        return (self._each <= time.monotonic()).repeat_interleave(len(input_ids) // len(self._each))
 
 
 def compatible(prompt: Prompt) -> Hashable:
@@ -68,7 +56,7 @@ def generate(
             [[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in prompts], device=model.device
         ),
         pad_token_id=padding,
-        stopping_criteria=StoppingCriteriaList([Deadlines(deadlines, model.device)]),
+        stopping_criteria=StoppingCriteriaList([Deadlines(deadlines)]),
         **arguments,
     )
     made = [_to_the_end(row, ends, padding) for row in output[:, longest:].tolist()]
