@@ -129,8 +129,7 @@ class TextGeneration:
         del waiting[: len(chosen)]
         for row in chosen:
             row.owner.begin()
-            if row.prompt.settings.max_time is not None:
-                row.until = time.monotonic() + row.prompt.settings.max_time
+            row.begin()
         return chosen
 
     def _take(self, rows: list[Row], logits: torch.Tensor) -> None:
@@ -173,6 +172,7 @@ class TextGeneration:
 
     def _drop(self, row: Row) -> None:
         """Take a row out of the batch."""
+        row.leave()
         number = self._rows.index(row)
         self._decoder.leave(number)
         self._rows[number] = self._rows[-1]

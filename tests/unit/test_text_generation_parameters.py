@@ -304,6 +304,22 @@ def test_more_prompts_than_rows_are_done_in_order_and_keep_nobody_out(
     assert small.room() == max_batch
 
 
+def test_what_may_not_be_said_is_held_for_those_at_work_only(directory: Path) -> None:
+    """It is ten times a prompt's size, and a thousand prompts may wait, or be done and wait for the others."""
+    handler = handler_of(directory, max_batch=4)
+    parameters = {"max_new_tokens": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2}
+    job = Asked(handler, {"inputs": PROMPTS * 4, "parameters": parameters})
+    handler.join(job)
+    (joined,) = handler._turns.joined
+
+    most = 0
+    while not job.done:
+        handler.step()
+        most = max(most, sum(row._bans is not None or row.choice.seen is not None for row in joined.rows))
+
+    assert 1 <= most <= 4
+
+
 def test_large_requests_are_not_taken_without_end(directory: Path) -> None:
     handler = handler_of(directory, max_batch=4)
     jobs = []

@@ -29,10 +29,8 @@ class Row:
         self.text = Text(tokenizer, prompt.tokens, settings.stop, settings.keeps_stop)
         self.reason: str | None = None  # why it ended
         self.until = float("inf")  # time.monotonic() when its own time is over
-        self._ends = ends = ends if settings.ends is None else settings.ends
+        self._ends = ends if settings.ends is None else settings.ends
         self._bans: Bans | None = None
-        if (settings.suppressed or settings.bad_words or settings.ngram) and not settings.left:
-            self._bans = Bans(prompt.tokens, settings.suppressed, settings.bad_words, settings.ngram, ends)
         # Nothing need be decoded before the end when nobody sees it.
         self._eager = owner.item.form.streams or bool(settings.stop)
         seed = None if settings.seed is None else f"{settings.seed}/{number}"
@@ -42,14 +40,27 @@ class Row:
             top_p=settings.top_p,
             penalty=settings.repetition_penalty,
             dice=random.Random(seed),
-            seen=set(prompt.tokens) if settings.repetition_penalty != 1.0 else None,
             presence=settings.presence_penalty,
             frequency=settings.frequency_penalty,
             made={} if settings.presence_penalty or settings.frequency_penalty else None,
             min_p=settings.min_p,
             likeliest=settings.likeliest,
-            banned=self._banned(),
         )
+
+    def begin(self) -> None:
+        """Its turn has come. What it may not say is gathered only now: a thousand long prompts may wait."""
+        prompt, settings = self.prompt.tokens, self.prompt.settings
+        if settings.suppressed or settings.bad_words or settings.ngram:
+            self._bans = Bans(prompt, settings.suppressed, settings.bad_words, settings.ngram, self._ends)
+        if settings.repetition_penalty != 1.0:
+            self.choice.seen = set(prompt)
+        self.choice.banned = self._banned()
+        if settings.max_time is not None:
+            self.until = time.monotonic() + settings.max_time
+
+    def leave(self) -> None:
+        """It takes part no more, though its answer may wait for others."""
+        self._bans = self.choice.seen = None
 
     def add(self, token: int, last: str | None) -> str:
         """Take one more token; the text that may be shown now. `last`: why there is no time for another, if so."""
