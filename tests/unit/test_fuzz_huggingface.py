@@ -69,7 +69,7 @@ def answered(handler: Any, request: Request) -> Any:
 
 
 def generated(handler: Any, request: Request) -> Any:
-    times = {"deadline": request.deadline, "stream_deadline": request.deadline}
+    times: dict[str, Any] = {"deadline": request.deadline, "stream_deadline": request.deadline}
     job = Asked(handler, request.body, path=request.path, **times)
     handler.join(job)
     while not job.done:
