@@ -113,7 +113,7 @@ def text(request: Request) -> str:
             raise LookupError
         return request.body.decode(charset)
     except LookupError as error:
-        raise BadRequest(f"the charset {request.charset[:40]!r} is unknown") from error
+        raise BadRequest(f"the charset {request.charset[:40]!r} is unknown", hint="send UTF-8") from error
     except ValueError as error:
         raise BadRequest(f"the body is not {request.charset[:40]}: {error}") from error
 
