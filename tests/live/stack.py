@@ -62,14 +62,6 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _started(pid: int) -> int:
-    """When a process began, in ticks since the machine did."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
 def at_once(count: int, call: Callable[[int], Any]) -> list[Any]:
     """What `call(number)` gives in so many threads at the same time, in order."""
     with ThreadPoolExecutor(count) as threads:
@@ -224,9 +216,11 @@ class Server:
         }
 
         def found() -> list[int]:
-            # By age: process ids begin anew at some 32,000.
-            below = sorted(descendants(self.process.pid), key=lambda pid: (_started(pid), pid))
-            return [pid for pid in below if marks[name] in _command(pid)]
+            below = [(pid, _command(pid)) for pid in descendants(self.process.pid)]
+            same = [pid for pid, command in below if marks[name] in command]
+            # Its children are called so too, and may have lower numbers: behind 32,768 they begin again.
+            tops = [pid for pid in same if not any(pid in descendants(other) for other in same)]
+            return tops if len(tops) == 1 else []  # one may have ended while they were looked at
 
         return int(wait_until(found)[0])
 
