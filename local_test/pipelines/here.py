@@ -14,10 +14,10 @@ import boto3
 from deploy.aws import CALLS, Aws, Failed
 from deploy.images import parts
 from local_test.pipelines import function as functions
-from local_test.platform.containers import engine_answers
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 from local_test.platform.platform import Platform
+from local_test.platform.runtimes import engine_answers
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "local",

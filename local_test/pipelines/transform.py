@@ -10,7 +10,7 @@ from typing import Any
 from local_test.pipelines.execution import Properties, Step, StepFailed
 from local_test.pipelines.jobs import ACCOUNT, REASON
 from local_test.pipelines.running import Running
-from local_test.platform import artifacts, containers
+from local_test.platform import artifacts, runtimes
 from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, PlatformError
 from local_test.platform.containers import ContainerSpec
@@ -32,7 +32,7 @@ def transform(s3: Any, sagemaker: Any, options: Options, running: Running, step:
     strategy = asked.get("BatchStrategy", STRATEGY)
     events = Events(io.StringIO(), as_json=True)
     spec = _spec(sagemaker, asked, strategy, payload_mb)
-    instance = Instance(name, [spec], containers.runtime(options, events), s3, options, events)
+    instance = Instance(name, [spec], runtimes.runtime(options, events), s3, options, events)
     headers = {"Content-Type": source.get("ContentType", "application/octet-stream")}
     if "Accept" in target:
         headers["Accept"] = target["Accept"]

@@ -1,6 +1,5 @@
-"""What runs an image: a Docker engine, or where none answers our own server as a process in its place."""
+"""A container as the platform sees it: what it is made from, what it is while it runs, and what starts it."""
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Protocol
 
 from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import ValidationError
-from local_test.platform.events import Events
-from local_test.platform.options import Options
 
 MULTI_MODEL = "com.amazonaws.sagemaker.capabilities.multi-models"
 BIND_TO_PORT = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port"
@@ -62,24 +59,6 @@ class Runtime(Protocol):
         Raises ValidationError for an image that the platform would refuse.
         """
         ...
-
-
-def runtime(options: Options, events: Events) -> Runtime:
-    """What the options ask for; `auto`: Docker where an engine answers."""
-    from local_test.platform.docker import DockerRuntime
-    from local_test.platform.process import ProcessRuntime
-
-    if options.runtime == "docker" or (options.runtime == "auto" and engine_answers()):
-        return DockerRuntime(options)
-    return ProcessRuntime(options, events)
-
-
-def engine_answers() -> bool:
-    """Whether there is a Docker engine that we may use."""
-    try:
-        return subprocess.run(["docker", "info"], capture_output=True, timeout=20).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
 
 
 def platform_environment(spec: ContainerSpec, several: int | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ import boto3
 from botocore.client import Config as ClientConfig
 from werkzeug.wrappers import Request, Response
 
-from local_test.platform import containers, moto_app, runtime_api
+from local_test.platform import moto_app, runtime_api, runtimes
 from local_test.platform.artifacts import parts
 from local_test.platform.asynchronous import Queue
 from local_test.platform.calls import Call, Reply
@@ -43,7 +43,7 @@ class Platform:
         self.changing = threading.Lock()  # the control plane changes one thing at a time
         self._options = options
         self._events = events
-        self._runtime = containers.runtime(options, events)
+        self._runtime = runtimes.runtime(options, events)
         self._choice = random.Random(seed)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # guards the three below

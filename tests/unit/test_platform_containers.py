@@ -13,7 +13,6 @@ from local_test.platform.containers import (
     ContainerSpec,
     check_labels,
     platform_environment,
-    runtime,
 )
 from local_test.platform.docker import DockerRuntime
 from local_test.platform.events import Events
@@ -21,6 +20,7 @@ from local_test.platform.health import Ping, Pulse, reason
 from local_test.platform.instance import Instance, called, next_call, not_last
 from local_test.platform.options import Options
 from local_test.platform.process import ProcessRuntime
+from local_test.platform.runtimes import runtime
 
 
 @pytest.fixture
