@@ -101,3 +101,13 @@ def test_a_dense_layer_that_cannot_be_served_is_named(
         FeatureExtraction(Model(name="x", directory=directory))
 
     assert refused.value.hint
+
+
+def test_a_dense_layer_of_another_width_is_found_at_the_load(tmp_path: Path) -> None:
+    """And not by the first request."""
+    directory = tiny.sentences(tmp_path)
+    tiny.dense(directory, "2_Dense", 24, 8, "torch.nn.Tanh")
+    tiny.modules(directory, "", "1_Pooling", "2_Dense")
+
+    with pytest.raises(ModelUnusable, match="do not fit the model's vectors of 16"):
+        FeatureExtraction(Model(name="x", directory=directory))

@@ -40,6 +40,8 @@ class FeatureExtraction(task.Task):
         if self._pooling is None and model.task == pooling.SENTENCES:
             self._pooling = pooling.Pooling()
         super().__init__(model)
+        if self._pooling and self._pooling.after:
+            self._pooling.check(self.config.hidden_size)
         if self._pooling and self._pooling.limit:
             self.encoder.limit = min(self.encoder.limit, self._pooling.limit)
             self.tokenizer.model_max_length = self.encoder.limit

@@ -67,6 +67,16 @@ class Pooling:
             vector = step(vector)
         return vector
 
+    def check(self, size: int) -> None:
+        """Raises ModelUnusable where the layers do not fit one another, or hidden states of this size."""
+        try:
+            self.pooled(torch.zeros(1, size))
+        except RuntimeError as error:
+            raise ModelUnusable(
+                f"{MODULES}: its modules do not fit the model's vectors of {size}: {error}",
+                hint="they are of another model: copy the whole directory again",
+            ) from error
+
 
 def read(directory: Path) -> Pooling | None:
     """What the directory says of pooling; None when there is no modules.json. Raises ModelUnusable."""
