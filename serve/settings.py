@@ -61,6 +61,11 @@ def level(text: str) -> str:
 
 def only_true(text: str) -> bool:
     """`true`, and nothing else, switches it on (the platform sets exactly that)"""
+    return text == "true"
+
+
+def true(text: str) -> bool:
+    """`true` or `True` (as AWS's SDK writes it in its local mode)"""
     return text.lower() == "true"
 
 
@@ -136,24 +141,24 @@ class Settings:
         ("SERVE_MODEL_ROOTS", directories),
     )
     multi_model: bool = env(False, "the platform loads and unloads", ("SAGEMAKER_MULTI_MODEL", only_true))
-    batch_transform: bool = env(False, "a batch transform job", ("SAGEMAKER_BATCH", only_true))
+    batch_transform: bool = env(False, "a batch transform job", ("SAGEMAKER_BATCH", true))
     model_field: str = env("model_type", "JSON key that names the model", ("SERVE_MODEL_FIELD", text))
     default_model: str = env("", "model for requests that name none", ("SERVE_DEFAULT_MODEL", text))
     preload: tuple[str, ...] = env((), "models that must be ready before /ping is 200", ("SERVE_PRELOAD", names))
     pin: tuple[str, ...] = env((), "models never evicted", ("SERVE_PIN", names))
     hf_task: str = env("", "task of Hugging Face models whose model.toml states none", ("HF_TASK", text))
     remote_code: bool = env(
-        False, "models may run code of their own that their model.toml asks for", ("HF_TRUST_REMOTE_CODE", only_true)
+        False, "models may run code of their own that their model.toml asks for", ("HF_TRUST_REMOTE_CODE", true)
     )
     default_accept: str = env("", "format when Accept is absent or */*", ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", text))
     inference_output: str = env("", "what XGBoost says of each row", ("SAGEMAKER_INFERENCE_OUTPUT", text))
-    ensemble: bool = env(True, "several XGBoost files are one model", ("SAGEMAKER_INFERENCE_ENSEMBLE", only_true))
+    ensemble: bool = env(True, "several XGBoost files are one model", ("SAGEMAKER_INFERENCE_ENSEMBLE", true))
     program: str = env("", "the file in code/ that serves, where a model does not say", ("SAGEMAKER_PROGRAM", script))
     submit_directory: str = env(
         "", "noted only: a model's code is in its own code/", ("SAGEMAKER_SUBMIT_DIRECTORY", text)
     )
     allow_pip: bool = env(
-        False, "a model's code/requirements.txt is installed when it is loaded", ("SERVE_ALLOW_PIP", only_true)
+        False, "a model's code/requirements.txt is installed when it is loaded", ("SERVE_ALLOW_PIP", true)
     )
     request_limit: float = env(
         60.0,

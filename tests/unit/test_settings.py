@@ -43,11 +43,17 @@ def test_a_bad_value_is_named(variable: str, value: str) -> None:
         settings.read({variable: value})
 
 
-@pytest.mark.parametrize("value", ["false", "0", "yes", ""])
+@pytest.mark.parametrize("value", ["false", "0", "yes", "", "True"])
 def test_only_true_is_multi_model(value: str) -> None:
     """`SAGEMAKER_MULTI_MODEL=false` does not mean yes."""
     assert not settings.read({"SAGEMAKER_MULTI_MODEL": value}).multi_model
     assert settings.read({"SAGEMAKER_MULTI_MODEL": "true"}).multi_model
+
+
+@pytest.mark.parametrize("value", ["true", "True"])
+def test_a_batch_is_one_for_the_platform_and_for_the_local_mode(value: str) -> None:
+    """AWS's SDK says True there."""
+    assert settings.read({"SAGEMAKER_BATCH": value}).batch_transform
 
 
 def test_an_unknown_name_of_ours_is_refused_with_a_suggestion() -> None:
