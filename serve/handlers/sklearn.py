@@ -113,9 +113,12 @@ class ScikitLearn:
         except (ValueError, TypeError) as error:
             # Values the model does not take, nan for one. In a batch the loop finds out whose they are.
             raise BadRequest(f"the model does not take these rows: {str(error)[:400]}") from error
+        if isinstance(found, list):  # of several outputs, a table each
+            found = [[table[row].tolist() for table in found] for row in range(len(found[0]))]
+        count = len(found) if isinstance(found, list) else found.shape[0]
         ends = np.cumsum([each.rows.shape[0] for each in items])
-        if found.shape[0] != ends[-1]:
-            raise InternalError(f"the model gave {found.shape[0]} rows for {ends[-1]}")
+        if count != ends[-1]:
+            raise InternalError(f"the model gave {count} rows for {ends[-1]}")
         parts = (found[end - each.rows.shape[0] : end] for each, end in zip(items, ends, strict=True))
         return [
             Reply(body=formats.write(part, each.accept), content_type=each.accept)

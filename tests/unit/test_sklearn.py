@@ -1,6 +1,7 @@
 """scikit-learn models: skops files with types one knows, rows in every format, batches across callers."""
 
 import io
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,19 @@ def named(model: Any, *columns: str) -> Any:
     """As if it had been trained on a table: without pandas the names are set by hand."""
     model.feature_names_in_ = np.array(columns, object)
     return model
+
+
+def test_the_probabilities_of_several_outputs_stand_together_by_row(tmp_path: Path) -> None:
+    """The library gives a table an output, of two classes and of three here; each caller gets its own rows."""
+    targets = np.array([[0, 0], [0, 1], [1, 2], [1, 0]])
+    forest = RandomForestClassifier(3, random_state=0).fit(ROWS, targets)
+    skops.io.dump(forest, tmp_path / "model.skops")
+    model = handler(tmp_path, method="predict_proba")
+    first, second = forest.predict_proba(ROWS)
+    wanted = [[first[row].tolist(), second[row].tolist()] for row in range(4)]
+
+    one, rest = answers(model, item(model, b"[[0, 0]]"), item(model, b"[[0, 1], [1, 0], [1, 1]]"))
+
+    assert json.loads(one) + json.loads(rest) == wanted
+    with pytest.raises(NotAcceptable, match="npy"):
+        answers(model, item(model, b"[[0, 0]]", accept=NPY))
