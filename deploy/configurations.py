@@ -58,6 +58,17 @@ def models(aws: Aws, endpoint: str) -> Iterator[str]:
                 yield each["ModelName"]
 
 
+def used(aws: Aws, config: str) -> set[str]:
+    """The models of a configuration; none where it is gone."""
+    try:
+        described = aws.client("sagemaker").describe_endpoint_config(EndpointConfigName=config)
+    except ClientError as error:
+        if is_missing(error):
+            return set()
+        raise
+    return {variant["ModelName"] for variant in described["ProductionVariants"]}
+
+
 def sweep(aws: Aws, endpoint: str, keep: set[str], progress: Progress) -> None:
     """Delete all configurations and models of an endpoint but those of these names."""
     sagemaker = aws.client("sagemaker")

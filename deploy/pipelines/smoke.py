@@ -33,7 +33,7 @@ def smoked(
         raise Failed(f"{failure}\n{_back(aws, endpoint, config, before)}") from failure
     now = described(aws, endpoint)
     if now is not None and is_at(now, config):  # else somebody else is at it, and sweeps
-        configurations.sweep(aws, endpoint, {config}, Progress())
+        configurations.sweep(aws, endpoint, {config, *configurations.used(aws, config)}, Progress())
     return answers
 
 
