@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, EndpointConnectionError
 
 from local_test.pipelines.execution import StepFailed
 from local_test.pipelines.running import Running
-from local_test.platform.process import ROOT
+from local_test.platform.containers.process import ROOT
 from local_test.ports import free_port
 
 TARGET = ROOT / ".lambda"  # `make lambda`

@@ -9,13 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from local_test.platform.containers import ContainerSpec, platform_environment
+from local_test.platform.containers.spec import ContainerSpec, platform_environment
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 from local_test.ports import free_port
 from serve.host import memory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHARE, WEB_WORKERS = 0.9, 2  # serve's own defaults
 
 
