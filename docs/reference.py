@@ -1,19 +1,24 @@
 """Write the generated tables of docs/ from the code: settings, errors, metrics, options.
 
-    python -m docs.reference            rewrites the blocks between `<!-- generated: NAME -->` and `<!-- end -->`
-    python -m docs.reference --check    exits 1 and names the pages that differ from the code
+python -m docs.reference            rewrites the blocks between `<!-- generated: NAME -->` and `<!-- end -->`
+python -m docs.reference --check    exits 1 and names the pages that differ from the code
 """
 
 import argparse
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from serve.errors import ServeError
+from serve.host.metrics import exposition
+from serve.host.store import Store
 from serve.settings import MB, Settings
+from serve.slots import Slots
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -64,7 +69,22 @@ def errors() -> str:
     return table(("status", "type", "retryable", "when"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings, "errors": errors}
+def metrics() -> str:
+    """Every metric of GET /metrics, as it is written for a server with one model."""
+    state = {"loads": 0, "evictions": 0, "died": 0, "load_seconds": 0.0, "runners": []}
+    model = SimpleNamespace(name="m", count=lambda _: 0, state=lambda: "absent", **state)
+    store = SimpleNamespace(models={"m": model}, runners=SimpleNamespace(used=lambda: 0))
+    with tempfile.TemporaryDirectory() as directory:
+        slots = Slots(Path(directory) / "slots", create=True)
+        text = exposition(cast(Store, store), slots, Settings()).decode()
+    rows = []
+    for name, says, kind in re.findall(r"# HELP (\w+) (.+)\n# TYPE \w+ (\w+)", text):
+        labels = re.search(rf"^{name}{{(.+)}} ", text, re.M)
+        rows.append((f"`{name}`", kind, ", ".join(re.findall(r"(\w+)=", labels[1]) if labels else []), says))
+    return table(("metric", "type", "labels", "meaning"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"settings": settings, "metrics": metrics}
 
 
 def rendered(text: str) -> str:
