@@ -27,7 +27,12 @@ BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTA
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(_escaped, line)) + " |\n" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    """Without a meaning in Markdown, except for `code`."""
+    return re.sub(r"`[^`]*`|[|*]", lambda found: found[0] if found[0][0] == "`" else f"\\{found[0]}", cell)
 
 
 def settings() -> str:
@@ -40,8 +45,8 @@ def settings() -> str:
         names = ", ".join(f"`{name}`" for name, _ in sources)
         accepts = " / ".join(dict.fromkeys(parse.__doc__ or "" for _, parse in sources))
         default = each.metadata.get("shown") or _shown(each.default, sources[0][0])
-        rows.append((names, default, accepts, each.metadata["says"]))
-    return table(("variable", "default", "value", "meaning"), rows)
+        rows.append((names, default, f"{each.metadata['says']}. Value: {accepts}"))
+    return table(("variable", "default", "meaning"), rows)
 
 
 def _shown(value: Any, variable: str) -> str:
