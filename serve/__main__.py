@@ -21,17 +21,17 @@ USAGE = """usage: python -m serve [serve | train | conf | settings | convert SOU
 def main(arguments: list[str]) -> int:
     verb, *rest = arguments or ["serve"]
     if verb == "convert":  # a tool, which no setting concerns
-        from serve import convert
+        from serve.convert import command
 
-        return convert.run(rest)
+        return command.run(rest)
     try:
         chosen = settings.read()
     except BadSetting as error:
         print(f"serve: {error}", file=sys.stderr)
         if verb == "train":
-            from serve.train import failure
+            from serve.train import job
 
-            failure.write(settings.ml_root(), str(error))
+            job.write(settings.ml_root(), str(error))
         return 2
     log.start("launcher" if verb == "serve" else verb, chosen.log_level)
     # Each part imports only what it needs: the web tier no framework, the launcher next to nothing.
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if verb == "conf":
         from serve import nginx
-        from serve.host import catalog
+        from serve.catalog import catalog
 
         run_dir = chosen.run_dir or Path(os.environ.get("TMPDIR", "/tmp"))
         print(

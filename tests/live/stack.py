@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.host.memory import private_bytes
+from serve.machine import private_bytes
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"

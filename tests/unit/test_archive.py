@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from serve.catalog import archive
+from serve.catalog.archive import disk, unpack
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.host import archive
-from serve.host.archive import disk, unpack
 
 LIMIT = 10_000_000
 

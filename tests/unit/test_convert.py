@@ -19,8 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
-from serve import convert, sandbox
-from serve.handlers import sklearn
+from serve.convert import command, sandbox
+from serve.handlers.arrays import sklearn
 from serve.handlers.base import Model
 
 ROOT = Path(__file__).parents[2]
@@ -187,17 +187,17 @@ def test_a_hostile_pickle_runs_against_the_walls(tmp_path: Path, code: str, said
 
 def test_a_pickle_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits takes no processor, of which there is a limit too."""
-    monkeypatch.setattr(convert, "SECONDS", 0)
+    monkeypatch.setattr(command, "SECONDS", 0)
     (tmp_path / "source").write_bytes(b"")
     with pytest.raises(ValueError, match=r"source: reading it takes longer than 0 s$"):
-        convert.converted(tmp_path / "source", tmp_path / "model.ubj")
+        command.converted(tmp_path / "source", tmp_path / "model.ubj")
     assert not (tmp_path / "model.ubj").exists()
 
 
 WALLS = """
 import os, socket, sys
 from pathlib import Path
-from serve import sandbox
+from serve.convert import sandbox
 if sys.argv[3] == "alone":  # as under Docker on a kernel without landlock
     sandbox._NAMESPACES, sandbox._landlock = {}, lambda _: False
 if sys.argv[3] == "left out":

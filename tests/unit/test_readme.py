@@ -8,8 +8,8 @@ from deploy.command_line import OTHERS
 from deploy.spec import Spec
 from deploy.verbs import VERBS
 from serve import errors
+from serve.catalog.model_toml import ModelToml
 from serve.errors import ServeError
-from serve.host.card import Card
 from serve.settings import Settings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -41,7 +41,7 @@ def test_the_table_of_errors_is_the_errors() -> None:
 def test_the_table_of_model_toml_is_the_card() -> None:
     """Each key, but for `name`, which only a lone model needs."""
     told = set(re.findall(r"^\| `\[?(\w+)\]?`", section("Your models"), re.M))
-    assert set(Card.__struct_fields__) - {"name"} <= told
+    assert set(ModelToml.__struct_fields__) - {"name"} <= told
 
 
 def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:
