@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from local_test import make_models
+from local_test.ports import free_port
 from serve import nginx
-from tests.live.stack import ROOT, Server, free_port
+from tests.live.stack import ROOT, Server
 
 SAMPLES = ROOT / "local_test" / "models"
 USUAL = Path(__file__).parent / "usual_stack"

@@ -21,7 +21,8 @@ from botocore.exceptions import BotoCoreError, EndpointConnectionError
 
 from local_test.pipelines.execution import StepFailed
 from local_test.pipelines.running import Running
-from local_test.platform.process import ROOT, free_port
+from local_test.platform.containers.process import ROOT
+from local_test.ports import free_port
 
 TARGET = ROOT / ".lambda"  # `make lambda`
 EMULATOR = TARGET / "samcli/local/rapid" / f"aws-lambda-rie-{'arm64' if platform.machine() == 'aarch64' else 'x86_64'}"

@@ -14,10 +14,10 @@ import boto3
 from deploy.aws import CALLS, Aws, Failed
 from deploy.images import parts
 from local_test.pipelines import function as functions
+from local_test.platform.containers.runtimes import engine_answers
+from local_test.platform.emulator import Emulator
 from local_test.platform.events import Events
 from local_test.platform.options import Options
-from local_test.platform.platform import Platform
-from local_test.platform.runtimes import engine_answers
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "local",
@@ -55,7 +55,7 @@ def platform(runtime: str) -> Iterator[Here]:
             theirs = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
             yield Here({"AWS_ENDPOINT_URL": url, **theirs}, options)
             return
-        with Platform(options, Events(io.StringIO(), as_json=True)) as played:
+        with Emulator(options, Events(io.StringIO(), as_json=True)) as played:
             yield Here(played.environment, options)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from local_test.pipelines.execution import Properties, Step, StepFailed
 from local_test.pipelines.machine import OPT_ML, Job, Machine
-from local_test.platform import artifacts
-from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import PlatformError
+from local_test.platform.containers import model_data
+from local_test.platform.containers.model_data import ModelData
 
 REASON = 1024  # characters of a FailureReason
 ACCOUNT = "arn:aws:sagemaker:us-east-1:123456789012"
@@ -119,7 +119,7 @@ class Jobs:
         if kind != "S3Prefix":
             raise StepFailed(f"S3DataType {kind} of {uri} is not played here, only S3Prefix: run this step on AWS")
         try:
-            artifacts.fetch(self.s3, ModelData(uri, prefix=True, packed=False), into)
+            model_data.fetch(self.s3, ModelData(uri, prefix=True, packed=False), into)
         except PlatformError as error:
             raise StepFailed(f"ClientError: Data download failed: {uri}: {error.message}"[:REASON]) from error
 
@@ -137,7 +137,7 @@ class Jobs:
             self._put(path, f"{uri.rstrip('/')}/{path.relative_to(directory)}")
 
     def _put(self, path: Path, uri: str) -> None:
-        bucket, key = artifacts.parts(uri)
+        bucket, key = model_data.parts(uri)
         self.s3.upload_file(str(path), bucket, key)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from local_test.pipelines.running import Running
-from local_test.platform.process import ROOT
-from local_test.platform.runtimes import engine_answers
+from local_test.platform.containers.process import ROOT
+from local_test.platform.containers.runtimes import engine_answers
 
 OPT_ML = "/opt/ml"
 LABEL = "local-pipeline"  # on every container, so that one can be found whose runner was killed

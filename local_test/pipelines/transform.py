@@ -10,13 +10,13 @@ from typing import Any
 from local_test.pipelines.execution import Properties, Step, StepFailed
 from local_test.pipelines.jobs import ACCOUNT, REASON
 from local_test.pipelines.running import Running
-from local_test.platform import artifacts, runtimes
-from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, PlatformError
-from local_test.platform.containers import ContainerSpec
+from local_test.platform.containers import model_data, runtimes
+from local_test.platform.containers.model_data import ModelData
+from local_test.platform.containers.spec import ContainerSpec
 from local_test.platform.events import Events
-from local_test.platform.health import Unhealthy
-from local_test.platform.instance import Instance
+from local_test.platform.fleet.container import Unhealthy
+from local_test.platform.fleet.instance import Instance
 from local_test.platform.options import Options
 
 PAYLOAD_MB, STRATEGY = 6, "MultiRecord"  # where neither the job nor the container says otherwise
@@ -37,7 +37,7 @@ def transform(s3: Any, sagemaker: Any, options: Options, running: Running, step:
     if "Accept" in target:
         headers["Accept"] = target["Accept"]
     uri = source["DataSource"]["S3DataSource"]["S3Uri"]
-    out, prefix = artifacts.parts(target["S3OutputPath"])
+    out, prefix = model_data.parts(target["S3OutputPath"])
     try:
         with running.held(instance.stop):
             instance.start()
@@ -98,13 +98,13 @@ def assembled(answers: list[bytes], how: str) -> bytes:
 
 def objects(s3: Any, uri: str) -> Iterator[tuple[str, str, str]]:
     """Bucket, key and path below the prefix of all that is there. Raises StepFailed where there is nothing."""
-    bucket, prefix = artifacts.parts(uri)
+    bucket, prefix = model_data.parts(uri)
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     keys = [each["Key"] for page in pages for each in page.get("Contents", ()) if not each["Key"].endswith("/")]
     if not keys:
         raise StepFailed(f"there is no data at {uri}")
     for key in keys:
-        yield bucket, key, artifacts.inside(key, prefix)
+        yield bucket, key, model_data.inside(key, prefix)
 
 
 def _spec(sagemaker: Any, asked: Mapping[str, Any], strategy: str, payload_mb: int) -> ContainerSpec:

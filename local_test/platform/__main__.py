@@ -8,9 +8,9 @@ import tempfile
 import threading
 from pathlib import Path
 
+from local_test.platform.emulator import Emulator
 from local_test.platform.events import Events
 from local_test.platform.options import Options
-from local_test.platform.platform import Platform
 
 USE = """\
 A SageMaker platform on this machine: S3, Model, EndpointConfig, Endpoint and InvokeEndpoint, by unmodified boto3.
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="platform-") as work:
         options = Options(work=Path(work), port=given.port, runtime=given.runtime, memory_mb=given.memory)
         try:
-            platform = Platform(options, events, seed=given.seed)
+            platform = Emulator(options, events, seed=given.seed)
         except (OSError, SystemExit) as why:  # werkzeug's way to say that the port is taken is sys.exit
             print(f"cannot listen on port {given.port} ({why}): choose another with --port", file=sys.stderr)
             return 1
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def banner(platform: Platform) -> str:
+def banner(platform: Emulator) -> str:
     exports = "\n".join(f"export {name}={value}" for name, value in platform.environment.items())
     return (
         f"SageMaker, played at {platform.url}. In another shell:\n\n{exports}\n\n"

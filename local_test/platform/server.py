@@ -14,7 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-from local_test.platform import runtime_api
+from local_test.platform.runtime import invoke_endpoint
 
 Invoke = Callable[[Request, str, str, "Caller"], Response]  # request, endpoint, end of the path, caller
 
@@ -44,7 +44,7 @@ class Server:
         self._server.server_close()
 
     def _application(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        ours = runtime_api.PATH.match(environ["PATH_INFO"])
+        ours = invoke_endpoint.PATH.match(environ["PATH_INFO"])
         service, caller = signed_by(environ)
         if ours and environ["REQUEST_METHOD"] == "POST" and service in ("sagemaker", ""):
             response = self._invoke(Request(environ), ours[1], ours[2], caller)

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from local_test.rehearse.engine import EngineError
-from local_test.rehearse.options import Options
 from local_test.rehearse.rehearsal import ALL, CannotRun, rehearse
-from local_test.rehearse.table import Table
+from local_test.rehearse.report import Report
+from local_test.rehearse.under_test import RehearsalOptions
 from local_test.rehearse.verdict import Verdict, breached
 
-DEFAULTS = Options()
+DEFAULTS = RehearsalOptions()
 NAMES = [each.name for each in ALL]
 
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as wrong:
         print(f"rehearse: {wrong}", file=sys.stderr)
         return 2
-    table, verdicts, begun = Table(sys.stderr if given.json else sys.stdout), list[Verdict](), time.monotonic()
+    table, verdicts, begun = Report(sys.stderr if given.json else sys.stdout), list[Verdict](), time.monotonic()
     try:
         # closing: what runs is removed before anything else happens, also when this is interrupted.
         with contextlib.closing(rehearse(given.subject, options, given.only or (), table.progress)) as coming:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(breached(verdicts))
 
 
-def _options(given: argparse.Namespace) -> Options:
+def _options(given: argparse.Namespace) -> RehearsalOptions:
     """ValueError with the next step where something is not as it must be."""
     if not given.subject:
         raise ValueError("name an image, or http://HOST:PORT; --help tells the rest")
@@ -71,7 +71,7 @@ def _options(given: argparse.Namespace) -> Options:
     if model and "://" not in given.subject and not model.is_dir():
         raise ValueError(f"--model {model}: no such directory")
     env = dict(each.partition("=")[::2] for each in given.env or ())
-    return Options(
+    return RehearsalOptions(
         env=env,
         payload=payload,
         content_type=given.content_type or ("text/csv" if str(given.payload).endswith(".csv") else "application/json"),

@@ -5,7 +5,7 @@ import http.client
 import socket
 
 from local_test.rehearse import sources
-from local_test.rehearse.container import Container
+from local_test.rehearse.under_test import ContainerUnderTest
 from local_test.rehearse.verdict import Breach, Doubt, NoAnswer, check
 
 STALLED = 8  # slow clients at once
@@ -18,7 +18,7 @@ PATIENCE = 5.0  # seconds in which whoever waits for nobody is connected, or ans
     do="read every body to its end, or close the connection and say so (Connection: close)",
     source=sources.HOSTING,
 )
-def keep_alive(container: Container) -> str:
+def keep_alive(container: ContainerUnderTest) -> str:
     """a connection takes one request after the other, also after an error"""
     connection = http.client.HTTPConnection(container.host, container.port, timeout=container.options.invoke_limit)
     steps = [("POST", "/rehearsal/no-such-path"), ("GET", "/ping"), ("POST", "/invocations"), ("GET", "/ping")]
@@ -46,7 +46,7 @@ def keep_alive(container: Container) -> str:
     do="queue what cannot be served at once, and answer 503 or 429 when the queue is full; never close",
     source=sources.INVOCATIONS,
 )
-def parallel_invocations(container: Container) -> str:
+def parallel_invocations(container: ContainerUnderTest) -> str:
     """invocations at the same time are all answered, none with another status than alone or 'busy'"""
     busy = container.busy
     total = sum(busy.statuses.values()) + len(busy.dropped)
@@ -65,7 +65,7 @@ def parallel_invocations(container: Container) -> str:
     do="use a server that waits for requests in one loop (nginx, gunicorn gthread) and not one worker a connection",
     source=sources.INVOCATIONS,
 )
-def idle_connections(container: Container) -> str:
+def idle_connections(container: ContainerUnderTest) -> str:
     """connections on which nothing comes do not keep others waiting"""
     with contextlib.ExitStack() as open_ones:
         for _ in range(container.options.connections):
@@ -81,7 +81,7 @@ def idle_connections(container: Container) -> str:
     do="read requests whole (nginx does) before a worker hears of them",
     source=sources.INVOCATIONS,
 )
-def slow_client(container: Container) -> str:
+def slow_client(container: ContainerUnderTest) -> str:
     """clients that send their body slowly do not keep others waiting"""
     body = container.options.sent
     with contextlib.ExitStack() as stalled:
@@ -103,7 +103,7 @@ def slow_client(container: Container) -> str:
     return f"beside {STALLED} half-sent requests: /ping {ping}, invocation {answer}"
 
 
-def _patience(container: Container) -> float:
+def _patience(container: ContainerUnderTest) -> float:
     """Seconds beyond which a request has waited for others and not for itself."""
     return min(container.options.invoke_limit, PATIENCE + 3 * container.usual.seconds)
 
@@ -121,7 +121,7 @@ def _finish(sock: socket.socket, rest: bytes) -> None:
     do="expect a broken pipe when writing an answer; never write an answer to another connection",
     source=sources.INVOCATIONS,
 )
-def client_that_leaves(container: Container) -> str:
+def client_that_leaves(container: ContainerUnderTest) -> str:
     """a client that leaves before its answer, or in the middle of its body, harms nobody after it"""
     body = container.options.sent
     for number in range(LEAVING):

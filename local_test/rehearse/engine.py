@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from local_test.rehearse.container import Container
-from local_test.rehearse.options import Options
+from local_test.rehearse.under_test import ContainerUnderTest, RehearsalOptions
 
 NOWHERE = ("127.0.0.1", 1)  # of a container that has ended: nobody's, least of all another server's own 8080
 UNITS = {"B": 1, "kB": 1000, "KiB": 1 << 10, "MB": 1000**2, "MiB": 1 << 20, "GB": 1000**3, "GiB": 1 << 30}
@@ -67,10 +66,10 @@ class Terms:
     options: tuple[str, ...] = ()  # of docker run
 
 
-class Docked(Container):
+class Docked(ContainerUnderTest):
     """A container that the engine runs."""
 
-    def __init__(self, name: str, port: int, options: Options, *, published: bool) -> None:
+    def __init__(self, name: str, port: int, options: RehearsalOptions, *, published: bool) -> None:
         self.id = name
         host, at = _published(name, port) if published else (_address(name), port)
         super().__init__(*((host, at) if host and at else NOWHERE), options)
@@ -133,7 +132,7 @@ def terminate(name: str) -> None:
 
 
 @contextlib.contextmanager
-def running(image: str, options: Options, terms: Terms) -> Iterator[Docked]:
+def running(image: str, options: RehearsalOptions, terms: Terms) -> Iterator[Docked]:
     """A started container (it may have ended already), under a fresh name; removed at the end, its network too."""
     name = f"rehearse-{secrets.token_hex(6)}"
     port = int((terms.env or {}).get("SAGEMAKER_BIND_TO_PORT", 8080))

@@ -1,7 +1,7 @@
 """GET /ping: what decides whether an instance goes into service, and whether it stays."""
 
 from local_test.rehearse import sources
-from local_test.rehearse.container import Container
+from local_test.rehearse.under_test import ContainerUnderTest
 from local_test.rehearse.verdict import Breach, Doubt, LeftOut, NoAnswer, check
 
 SMALL = 1024  # bytes of a body that nobody reads
@@ -12,7 +12,7 @@ SMALL = 1024  # bytes of a body that nobody reads
     do="answer 200 to GET /ping on the port, without a redirect (mind routes with a trailing slash)",
     source=sources.PING,
 )
-def ping(container: Container) -> str:
+def ping(container: ContainerUnderTest) -> str:
     """GET /ping is 200, every time"""
     answers = [container.get("/ping") for _ in range(5)]  # how quick is another check's matter
     wrong = [answer for answer in answers if answer.status != 200]
@@ -27,7 +27,7 @@ def ping(container: Container) -> str:
     do="answer from memory: load nothing and wait for no worker in /ping",
     source=sources.PING,
 )
-def ping_is_quick(container: Container) -> str:
+def ping_is_quick(container: ContainerUnderTest) -> str:
     """GET /ping answers within 2 s"""
     answers = [container.ping() for _ in range(3)]
     return f"slowest of {len(answers)}: {max(each.seconds for each in answers) * 1000:.0f} ms"
@@ -38,7 +38,7 @@ def ping_is_quick(container: Container) -> str:
     do="say it with the status (503 until requests can be served); leave the body empty",
     source=sources.UNHEALTHY_200,
 )
-def ping_body(container: Container) -> str:
+def ping_body(container: ContainerUnderTest) -> str:
     """the body of /ping is empty or small, and says nothing that the status does not"""
     answer = container.get("/ping")
     if answer.status == 200 and b"unhealthy" in answer.body.lower():
@@ -53,7 +53,7 @@ def ping_body(container: Container) -> str:
     do="route GET, HEAD and POST of /ping to the same answer",
     source=sources.HOSTING,
 )
-def ping_methods(container: Container) -> str:
+def ping_methods(container: ContainerUnderTest) -> str:
     """/ping takes GET, HEAD and POST"""
     status = {method: container.ask(method, "/ping").status for method in METHODS}
     status["GET /ping/:"] = container.ask("GET", "/ping/").status
@@ -71,7 +71,7 @@ METHODS = ("GET", "HEAD", "POST")
     do="keep /ping at 503 until a request can be served",
     source=sources.PING,
 )
-def ping_is_true(container: Container) -> str:
+def ping_is_true(container: ContainerUnderTest) -> str:
     """/ping is not 200 before requests can be served"""
     first = container.first
     if first is None:
@@ -88,7 +88,7 @@ def ping_is_true(container: Container) -> str:
     do="answer /ping from a thread or process that no inference can block",
     source=sources.PING,
 )
-def ping_under_load(container: Container) -> str:
+def ping_under_load(container: ContainerUnderTest) -> str:
     """/ping answers 200 within 2 s while invocations keep every worker busy"""
     if not container.pings():
         raise LeftOut("/ping is not 200 within its limit at rest")
@@ -106,7 +106,7 @@ def ping_under_load(container: Container) -> str:
     do="raise the listen backlog, and accept in a process that does no inference",
     source=sources.INVOCATIONS,
 )
-def accepts(container: Container) -> str:
+def accepts(container: ContainerUnderTest) -> str:
     """TCP connections are accepted within 250 ms, also under load"""
     busy = container.busy
     slowest = max([busy.slowest_accept, *(answer.connecting for answer in busy.pings)])
@@ -121,7 +121,7 @@ def accepts(container: Container) -> str:
     do="answer 404, or JSON with MaxConcurrentTransforms, BatchStrategy and MaxPayloadInMB",
     source=sources.BATCH,
 )
-def execution_parameters(container: Container) -> str:
+def execution_parameters(container: ContainerUnderTest) -> str:
     """GET /execution-parameters is 404, or JSON that says how to batch"""
     answer = container.get("/execution-parameters")
     if answer.status in (404, 405):
@@ -147,7 +147,7 @@ def execution_parameters(container: Container) -> str:
     do="answer 404, or Prometheus text (version 0.0.4)",
     source=sources.METRICS,
 )
-def metrics(container: Container) -> str:
+def metrics(container: ContainerUnderTest) -> str:
     """GET /metrics is 404, or Prometheus text"""
     answer = container.get("/metrics")
     if answer.status in (404, 405):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from local_test.rehearse import sources
-from local_test.rehearse.options import MB, Options
+from local_test.rehearse.under_test import MB, RehearsalOptions
 from local_test.rehearse.verdict import Breach, Doubt, check
 
 CAPABILITIES = "com.amazonaws.sagemaker.capabilities."
@@ -16,7 +16,7 @@ SHELLS = ("sh", "bash", "dash", "ash", "zsh")
 class Image:
     name: str
     inspected: dict[str, Any]
-    options: Options
+    options: RehearsalOptions
 
     @property
     def config(self) -> dict[str, Any]:

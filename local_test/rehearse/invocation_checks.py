@@ -1,22 +1,20 @@
 """POST /invocations: one request, what it may carry, what comes back, and how it fails."""
 
 from local_test.rehearse import sources
-from local_test.rehearse.answer import Answer
-from local_test.rehearse.container import ATTRIBUTES, Container
-from local_test.rehearse.options import MB
+from local_test.rehearse.under_test import ATTRIBUTES, MB, ContainerUnderTest, Response
 from local_test.rehearse.verdict import Breach, Doubt, LeftOut, check
 
 MESSAGE = 2048  # characters of an error that InvokeEndpoint hands on
 HEADERS = 4096  # bytes of response headers
 
 
-def is_html(answer: Answer) -> bool:
+def is_html(answer: Response) -> bool:
     return "html" in answer.header("Content-Type") or answer.body.lstrip()[:15].lower().startswith(
         (b"<!doctype", b"<html")
     )
 
 
-def like_usual(container: Container, answer: Answer, what: str) -> str:
+def like_usual(container: ContainerUnderTest, answer: Response, what: str) -> str:
     """The same status as the plain request; Breach otherwise."""
     if answer.status != container.usual.status:
         raise Breach(f"{answer} with {what}, {container.usual.status} without: {answer.start}")
@@ -28,7 +26,7 @@ def like_usual(container: Container, answer: Answer, what: str) -> str:
     do="answer POST /invocations within 60 s: 200, or an error as JSON with its own status",
     source=sources.INVOCATIONS,
 )
-def invocations(container: Container) -> str:
+def invocations(container: ContainerUnderTest) -> str:
     """POST /invocations is answered: a good request with 200"""
     answer = container.usual
     if is_html(answer):
@@ -46,7 +44,7 @@ def invocations(container: Container) -> str:
     do="set Content-Type to what the body is",
     source=sources.INVOCATIONS,
 )
-def reply_content_type(container: Container) -> str:
+def reply_content_type(container: ContainerUnderTest) -> str:
     """every reply names its Content-Type"""
     kind = container.usual.header("Content-Type")
     if not kind and container.usual.body:
@@ -59,7 +57,7 @@ def reply_content_type(container: Container) -> str:
     do="send the length; use chunks only where the caller asked for a stream",
     source=sources.CONTENT_LENGTH,
 )
-def content_length(container: Container) -> str:
+def content_length(container: ContainerUnderTest) -> str:
     """a reply that is no stream has a Content-Length"""
     length = container.usual.header("Content-Length")
     if not length:
@@ -72,7 +70,7 @@ def content_length(container: Container) -> str:
     do="move what is large from headers to the body",
     source=sources.HEADER_SIZE,
 )
-def reply_headers(container: Container) -> str:
+def reply_headers(container: ContainerUnderTest) -> str:
     """response headers are under 4,096 bytes together"""
     size = sum(len(f"{key}: {value}\r\n") for key, value in container.usual.headers)
     if size >= HEADERS:
@@ -85,7 +83,7 @@ def reply_headers(container: Container) -> str:
     do="ignore the header, or echo it",
     source=sources.ERRORS,
 )
-def custom_attributes(container: Container) -> str:
+def custom_attributes(container: ContainerUnderTest) -> str:
     """X-Amzn-SageMaker-Custom-Attributes of up to 1,024 characters does no harm"""
     sent = "trace=rehearsal;" + "x" * 1008
     answer = container.invoke(headers={ATTRIBUTES: sent})
@@ -99,7 +97,7 @@ def custom_attributes(container: Container) -> str:
     do="compare the media type without what follows the ';'",
     source=sources.HOSTING,
 )
-def media_type_parameters(container: Container) -> str:
+def media_type_parameters(container: ContainerUnderTest) -> str:
     """Content-Type may have parameters: '; charset=utf-8'"""
     kind = container.options.content_type.split(";")[0] + "; charset=utf-8"
     return like_usual(container, container.invoke(content_type=kind), kind)
@@ -110,7 +108,7 @@ def media_type_parameters(container: Container) -> str:
     do="ignore headers you do not know",
     source=sources.HOSTING,
 )
-def unknown_header(container: Container) -> str:
+def unknown_header(container: ContainerUnderTest) -> str:
     """unknown request headers are ignored"""
     headers = {"X-Amzn-SageMaker-Rehearsal-Of-New-Header": "1", "X-Amzn-Trace-Id": "Root=1-rehearsal"}
     return like_usual(container, container.invoke(headers=headers), "unknown headers")
@@ -121,12 +119,12 @@ def unknown_header(container: Container) -> str:
     do="read the body to its end instead of by Content-Length; put a front end that decodes chunks before the server",
     source=sources.BATCH,
 )
-def chunked_request(container: Container) -> str:
+def chunked_request(container: ContainerUnderTest) -> str:
     """a request body may come in chunks, without Content-Length"""
     return like_usual(container, container.invoke(chunked=True), "Transfer-Encoding: chunked")
 
 
-def _large(container: Container, size: int) -> str:
+def _large(container: ContainerUnderTest, size: int) -> str:
     # Whitespace at the end changes neither JSON nor CSV.
     answer = container.invoke(container.options.sent + b"\n" * (size - len(container.options.sent)))
     if answer.status in (413, 502, 504):
@@ -139,7 +137,7 @@ def _large(container: Container, size: int) -> str:
     do="raise the front end's limit (client_max_body_size) to at least 25 MB",
     source=sources.LIMITS,
 )
-def body_of_6_mb(container: Container) -> str:
+def body_of_6_mb(container: ContainerUnderTest) -> str:
     """a body of 6 MB, batch transform's default, is taken"""
     return _large(container, 6 * MB)
 
@@ -149,7 +147,7 @@ def body_of_6_mb(container: Container) -> str:
     do="raise the front end's limit (client_max_body_size), and the framework's, to 25 MB or more",
     source=sources.LIMITS,
 )
-def body_of_25_mb(container: Container) -> str:
+def body_of_25_mb(container: ContainerUnderTest) -> str:
     """a body of 25 MB, the real-time limit, is taken"""
     return _large(container, 25 * MB)
 
@@ -159,7 +157,7 @@ def body_of_25_mb(container: Container) -> str:
     do="catch what the decoder raises and answer 400",
     source=sources.ERRORS,
 )
-def junk_body(container: Container) -> str:
+def junk_body(container: ContainerUnderTest) -> str:
     """a body that cannot be read is the caller's fault: 4xx"""
     if container.junk.status >= 500:
         raise Breach(f"{container.junk}: {container.junk.start}")
@@ -171,7 +169,7 @@ def junk_body(container: Container) -> str:
     do="answer errors as short JSON, the useful text first; the traceback belongs in the log",
     source=sources.ERRORS,
 )
-def error_body(container: Container) -> str:
+def error_body(container: ContainerUnderTest) -> str:
     """an error's body is short, no HTML and no stack trace"""
     answer = container.junk
     if answer.status < 400:
@@ -193,7 +191,7 @@ def error_body(container: Container) -> str:
     do="answer 415 (or 400) to a media type you do not read",
     source=sources.ERRORS,
 )
-def unknown_media_type(container: Container) -> str:
+def unknown_media_type(container: ContainerUnderTest) -> str:
     """a Content-Type that nobody knows is the caller's fault: 4xx, usually 415"""
     answer = container.invoke(content_type="application/x-rehearsal")
     if answer.status >= 500:
@@ -206,7 +204,7 @@ def unknown_media_type(container: Container) -> str:
     do="answer 400 (or 204) to an empty body",
     source=sources.ERRORS,
 )
-def empty_body(container: Container) -> str:
+def empty_body(container: ContainerUnderTest) -> str:
     """an empty body is not a 5xx"""
     answer = container.invoke(b"")
     if answer.status >= 500:
@@ -219,7 +217,7 @@ def empty_body(container: Container) -> str:
     do="answer 404 with a small JSON body to whatever is not yours",
     source=sources.HOSTING,
 )
-def unknown_path(container: Container) -> str:
+def unknown_path(container: ContainerUnderTest) -> str:
     """an unknown path is 404, not an HTML page"""
     answer = container.get("/rehearsal/no-such-path")
     if answer.status != 404:

@@ -5,8 +5,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from local_test.rehearse import sources
-from local_test.rehearse.multi_model import MultiModel, refused, wants
-from local_test.rehearse.options import MB
+from local_test.rehearse.multi_model_checks import MultiModelApi, refused, wants
+from local_test.rehearse.under_test import MB
 from local_test.rehearse.verdict import Breach, Doubt, LeftOut, NoAnswer, check
 
 UNLOADED = 4  # models, after which one of the same size must fit
@@ -18,7 +18,7 @@ NOISE = 24 * MB  # what a container may keep after its first models: caches, are
     do="end what holds the model (best: its process) before DELETE is answered",
     source=sources.MULTI_MODEL,
 )
-def mme_memory(subject: MultiModel) -> str:
+def mme_memory(subject: MultiModelApi) -> str:
     """DELETE has given the memory back when it answers"""
     if subject.memory is None:
         raise LeftOut("a container's memory can be seen with an image only")
@@ -35,7 +35,7 @@ def mme_memory(subject: MultiModel) -> str:
     return seen
 
 
-def _use(subject: MultiModel, names: list[str]) -> None:
+def _use(subject: MultiModelApi, names: list[str]) -> None:
     for name in names:
         subject.invoke(name)
 
@@ -45,7 +45,7 @@ def _use(subject: MultiModel, names: list[str]) -> None:
     do="take names by a strict pattern (letters, digits, '.', '_', '-'), or use them in no path; 400 otherwise",
     source=sources.MULTI_MODEL,
 )
-def mme_unsafe_names(subject: MultiModel) -> str:
+def mme_unsafe_names(subject: MultiModelApi) -> str:
     """a model_name with path parts, control characters or nothing in it is refused: 4xx"""
     names = ["", "../../etc", "a/../../b", "/etc/passwd", "a\x00b", ["a"], None]
     url = subject.url or subject.missing
@@ -59,7 +59,7 @@ def mme_unsafe_names(subject: MultiModel) -> str:
     do="load from below /opt/ml/models only, after resolving links and dots; 400 otherwise",
     source=sources.MULTI_MODEL,
 )
-def mme_unsafe_paths(subject: MultiModel) -> str:
+def mme_unsafe_paths(subject: MultiModelApi) -> str:
     """a url outside the model directories is refused: 4xx"""
     urls = ["/etc", "/opt/ml/models/../../../etc", "/proc/self/root/etc", "", 3]
     for url in urls:
@@ -76,7 +76,7 @@ def mme_unsafe_paths(subject: MultiModel) -> str:
     do="answer 400 to what is not JSON with model_name and url",
     source=sources.MULTI_MODEL,
 )
-def mme_junk(subject: MultiModel) -> str:
+def mme_junk(subject: MultiModelApi) -> str:
     """POST /models with junk is 400"""
     for body in (b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model_name": "a"}', b'{"url": "/opt/ml/models/a/model"}'):
         refused(subject.post(body), repr(body))
@@ -88,7 +88,7 @@ def mme_junk(subject: MultiModel) -> str:
     do="answer 404 or 400 to a url that does not exist",
     source=sources.MULTI_MODEL,
 )
-def mme_missing_path(subject: MultiModel) -> str:
+def mme_missing_path(subject: MultiModelApi) -> str:
     """loading from a path that does not exist is 404 or 400"""
     name = subject.name()
     answer = subject.load(name, subject.missing)
@@ -102,7 +102,7 @@ def mme_missing_path(subject: MultiModel) -> str:
     do="register a model only when it is loaded; a failed load leaves nothing behind",
     source=sources.MULTI_MODEL,
 )
-def mme_failed_load(subject: MultiModel) -> str:
+def mme_failed_load(subject: MultiModelApi) -> str:
     """a failed load leaves nothing: not in the list, and the next try is a fresh one, never 409"""
     name, seen = subject.name(), []
     for url in filter(None, [subject.missing, subject.missing, subject.empty, subject.empty]):
@@ -127,7 +127,7 @@ def mme_failed_load(subject: MultiModel) -> str:
     do="reserve the name before loading: the second load of it is 409",
     source=sources.MULTI_MODEL,
 )
-def mme_two_loads(subject: MultiModel) -> str:
+def mme_two_loads(subject: MultiModelApi) -> str:
     """of two loads of one name at once one is 200, the other 409"""
     name, url = subject.name(), subject.model()
     with ThreadPoolExecutor(2) as callers:
@@ -143,7 +143,7 @@ def mme_two_loads(subject: MultiModel) -> str:
     do="load each model on its own, outside any lock that others need",
     source=sources.MULTI_MODEL,
 )
-def mme_parallel_loads(subject: MultiModel) -> str:
+def mme_parallel_loads(subject: MultiModelApi) -> str:
     """different models load at the same time"""
     names, url = [subject.name() for _ in range(4)], subject.model()
     begun = time.monotonic()
@@ -165,7 +165,7 @@ def mme_parallel_loads(subject: MultiModel) -> str:
     do="load in a process or thread that /ping does not need",
     source=sources.PING,
 )
-def mme_ping_while_loading(subject: MultiModel) -> str:
+def mme_ping_while_loading(subject: MultiModelApi) -> str:
     """/ping is 200 within 2 s while a model loads"""
     name, url = subject.name(), subject.model()
     bad, asked = [], 0
@@ -193,7 +193,7 @@ def mme_ping_while_loading(subject: MultiModel) -> str:
     do="answer 507 when memory (or any other resource) is not enough, and go on serving what is loaded",
     source=sources.MULTI_MODEL,
 )
-def mme_out_of_memory(subject: MultiModel) -> str:
+def mme_out_of_memory(subject: MultiModelApi) -> str:
     """a load for which there is no memory is 507; what is loaded still serves, and after a DELETE the load fits"""
     options = subject.container.options
     url, names = subject.model(), [subject.name()]

@@ -19,12 +19,11 @@ from local_test.rehearse import (
     start_checks,
     stop_checks,
 )
-from local_test.rehearse.container import Container
 from local_test.rehearse.engine import Docked, EngineError, Terms, inspected, isolates, running
 from local_test.rehearse.image_checks import Image
-from local_test.rehearse.multi_model import MultiModel
-from local_test.rehearse.options import Options
+from local_test.rehearse.multi_model_checks import MultiModelApi
 from local_test.rehearse.start_checks import Launch
+from local_test.rehearse.under_test import ContainerUnderTest, RehearsalOptions
 from local_test.rehearse.verdict import Check, NoAnswer, Verdict, checks_of
 
 IMAGE = checks_of(vars(image_checks))
@@ -45,7 +44,9 @@ class CannotRun(Exception):
     """There is nothing to rehearse: no such image, no engine, nobody listens."""
 
 
-def rehearse(what: str, options: Options, only: Collection[str], progress: Progress) -> Generator[Verdict, None, None]:
+def rehearse(
+    what: str, options: RehearsalOptions, only: Collection[str], progress: Progress
+) -> Generator[Verdict, None, None]:
     """The verdicts on an image or a URL, in the order of `ALL`; `only` some checks by name, where there are any."""
     if "://" in what:
         yield from _by_url(what, options, only, progress)
@@ -68,7 +69,7 @@ def _left_out(checks: list[Check[Any]], reason: str) -> Iterator[Verdict]:
         yield each.left_out(reason)
 
 
-def _by_url(url: str, options: Options, only: Collection[str], progress: Progress) -> Iterator[Verdict]:
+def _by_url(url: str, options: RehearsalOptions, only: Collection[str], progress: Progress) -> Iterator[Verdict]:
     parts = urlsplit(url)
     try:
         host, port = parts.hostname, parts.port or 80
@@ -76,7 +77,7 @@ def _by_url(url: str, options: Options, only: Collection[str], progress: Progres
         raise CannotRun(f"{url}: {error}") from None
     if parts.scheme != "http" or not host or parts.path.strip("/"):
         raise CannotRun(f"{url}: give it as http://HOST:PORT")
-    container = Container(host, port, options)
+    container = ContainerUnderTest(host, port, options)
     try:
         container.connect(5.0).close()
     except NoAnswer as none:
@@ -91,7 +92,7 @@ def _by_url(url: str, options: Options, only: Collection[str], progress: Progres
         )
         yield from _left_out(_chosen(STOP, only), "needs an image")
         chosen = _chosen(MULTI_MODEL, only)
-        subject = MultiModel(container=container, url=str(options.model or ""))
+        subject = MultiModelApi(container=container, url=str(options.model or ""))
         yield from _run([each for each in chosen if each is not SCARCE], subject, progress)
         yield from _left_out([each for each in chosen if each is SCARCE], "needs an image, whose memory can be limited")
     else:
@@ -100,7 +101,7 @@ def _by_url(url: str, options: Options, only: Collection[str], progress: Progres
         yield from _left_out(_chosen(MULTI_MODEL, only), "not asked for: --multi-model")
 
 
-def _by_image(name: str, options: Options, only: Collection[str], progress: Progress) -> Iterator[Verdict]:
+def _by_image(name: str, options: RehearsalOptions, only: Collection[str], progress: Progress) -> Iterator[Verdict]:
     try:
         image = Image(name=name, inspected=inspected(name), options=options)
     except EngineError as error:
@@ -188,7 +189,7 @@ def _multi_model(checks: list[Check[Any]], image: Image, progress: Progress) -> 
                 if container.wait(options.startup_limit) is None:
                     yield from _left_out_after_ping(chosen, container, progress)
                     continue
-                subject = MultiModel(
+                subject = MultiModelApi(
                     container=container,
                     url=f"{ROOT}/rehearsal/model" if options.model else "",
                     empty=f"{ROOT}/rehearsal-empty/model",

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, ValidationError
-from local_test.platform.containers import ContainerSpec
-from local_test.platform.docker import DockerRunning
+from local_test.platform.containers.docker import DockerRunning
+from local_test.platform.containers.model_data import ModelData
+from local_test.platform.containers.runtimes import runtime
+from local_test.platform.containers.spec import ContainerSpec
 from local_test.platform.events import Events
-from local_test.platform.health import Unhealthy
-from local_test.platform.instance import Instance
+from local_test.platform.fleet.container import Unhealthy
+from local_test.platform.fleet.instance import Instance
 from local_test.platform.options import Options
-from local_test.platform.runtimes import runtime
 from tests.image.containers import docker
 from tests.live.bucket import Bucket
 from tests.live.stack import wait_until

@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from local_test.rehearse.engine import Docked, Terms, running
-from local_test.rehearse.options import Options
 from local_test.rehearse.rehearsal import ALL, START, STOP, CannotRun, rehearse
+from local_test.rehearse.under_test import RehearsalOptions
 from local_test.rehearse.verdict import Verdict
 from tests.image.containers import docker
 from tests.live.faulty import Faulty
@@ -20,7 +20,7 @@ from tests.live.stack import wait_until
 pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
-ROWS = Options(
+ROWS = RehearsalOptions(
     payload=(ROOT / "local_test" / "payloads" / "abalone.csv").read_bytes(),
     content_type="text/csv",
     startup_limit=120.0,
@@ -48,7 +48,7 @@ FAULTS = {
 }
 
 
-def verdicts(image: str, options: Options, only: Collection[str] = ()) -> dict[str, Verdict]:
+def verdicts(image: str, options: RehearsalOptions, only: Collection[str] = ()) -> dict[str, Verdict]:
     return {each.name: each for each in rehearse(image, options, only, lambda _: None)}
 
 
@@ -96,7 +96,7 @@ def built(lines: str, directory: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def seen(faulty: str, model: Path) -> dict[str, dict[str, Verdict]]:
     """What the rehearsal says of each fault, asked for one check; several at once, since containers wait a lot."""
-    options = Options(
+    options = RehearsalOptions(
         payload=b"1,2\n",
         content_type="text/csv",
         model=model,

@@ -12,9 +12,9 @@ from typing import Any
 from botocore.client import Config
 from botocore.exceptions import ClientError
 
+from local_test.platform.emulator import Emulator
 from local_test.platform.events import Events
 from local_test.platform.options import Options
-from local_test.platform.platform import Platform
 from tests.live.stack import wait_until
 
 ROLE = "arn:aws:iam::123456789012:role/endpoint"
@@ -25,7 +25,7 @@ IN_PROGRESS = ("Creating", "Updating", "RollingBack", "Deleting")
 class Account:
     """What one Platform is asked, by boto3 alone."""
 
-    def __init__(self, platform: Platform, told: io.StringIO) -> None:
+    def __init__(self, platform: Emulator, told: io.StringIO) -> None:
         self.platform = platform
         self._told = told
         # As AWS advises for callers of endpoints; retries would hide what is tested here.
@@ -143,7 +143,7 @@ def account(work: Path, **options: Any) -> Iterator[Account]:
     """An account on a platform of its own, with waits made short. All endpoints are gone at the end."""
     told = io.StringIO()
     given: dict[str, Any] = {"runtime": "process", "ping_every": 0.5, **options}
-    with Platform(Options(work=work, **given), Events(told, as_json=True), seed=1) as platform:
+    with Emulator(Options(work=work, **given), Events(told, as_json=True), seed=1) as platform:
         yield Account(platform, told)
     left = [path for path in work.rglob("*") if path.is_file()]
     assert not left, f"left behind: {left}"

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.live.stack import free_port, wait_until
+from local_test.ports import free_port
+from tests.live.stack import wait_until
 
 OWNER = {"accessKey": "owner", "secretKey": "owner-secret"}
 READER = {"accessKey": "reader", "secretKey": "reader-secret"}  # of bucket `inputs` only

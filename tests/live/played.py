@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, Reply
-from local_test.platform.containers import ContainerSpec
+from local_test.platform.containers.client import Client
+from local_test.platform.containers.model_data import ModelData
+from local_test.platform.containers.process import ProcessRunning
+from local_test.platform.containers.runtimes import runtime
+from local_test.platform.containers.spec import ContainerSpec
 from local_test.platform.events import Events
-from local_test.platform.instance import Instance
-from local_test.platform.invocation import Client
+from local_test.platform.fleet.instance import Instance
+from local_test.platform.fleet.resident_models import opaque_id
 from local_test.platform.options import Options
-from local_test.platform.process import ProcessRunning
-from local_test.platform.residents import opaque_id
-from local_test.platform.runtimes import runtime
 from tests.live.bucket import Bucket
 from tests.live.stack import alive, descendants, wait_until
 

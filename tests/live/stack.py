@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from local_test.ports import free_port
 from serve.machine import private_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +31,6 @@ def wait_until(condition: Callable[[], Any], within: float = 20.0, every: float 
             return value
         assert time.monotonic() < until, f"not within {within:g} s: {condition}"
         time.sleep(every)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def alive(pid: int) -> bool:

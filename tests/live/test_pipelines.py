@@ -33,7 +33,7 @@ from local_test.pipelines.here import Here, platform
 from local_test.pipelines.machine import Job, Process
 from local_test.pipelines.running import Running
 from local_test.pipelines.transform import objects
-from local_test.platform.process import ROOT
+from local_test.platform.containers.process import ROOT
 from local_test.recipes import abalone
 from tests.live.stack import alive, descendants, wait_until
 

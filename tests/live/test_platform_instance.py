@@ -16,8 +16,8 @@ from local_test.platform.calls import (
     ServiceUnavailable,
     ValidationError,
 )
-from local_test.platform.health import Unhealthy
-from local_test.platform.residents import opaque_id
+from local_test.platform.fleet.container import Unhealthy
+from local_test.platform.fleet.resident_models import opaque_id
 from tests.live.bucket import Bucket
 from tests.live.conftest import Later
 from tests.live.played import Play, Played, hungry, mme, player, single

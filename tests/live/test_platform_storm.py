@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from local_test.platform.calls import ModelError, ModelNotReadyException
-from local_test.platform.residents import opaque_id
+from local_test.platform.fleet.resident_models import opaque_id
 from tests.live.bucket import Bucket
 from tests.live.played import Played, hungry, mme, player
 from tests.live.stack import alive, descendants, private, wait_until

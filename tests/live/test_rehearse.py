@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from local_test.rehearse.__main__ import main
-from local_test.rehearse.container import waited
-from local_test.rehearse.options import Options
 from local_test.rehearse.rehearsal import HEALTH, INVOCATIONS, MULTI_MODEL, rehearse
+from local_test.rehearse.under_test import RehearsalOptions, waited
 from local_test.rehearse.verdict import Verdict
 from tests.live import tiny
 from tests.live.conftest import Start
@@ -20,7 +19,7 @@ from tests.live.faulty import Faulty
 
 pytestmark = pytest.mark.timeout(600)  # the rehearsals of all faults are one fixture
 
-PROBE = Options(
+PROBE = RehearsalOptions(
     payload=b"1,2\n3,4\n",
     content_type="text/csv",
     startup_limit=0.3,
@@ -91,7 +90,7 @@ WARNED = {"ping-by-get-only", "parameters-as-in-the-guide"}  # works today: told
 NEED_AN_IMAGE = {"mme-memory", "mme-out-of-memory"}
 
 
-def by_url(port: int, options: Options, only: Collection[str] = ()) -> list[Verdict]:
+def by_url(port: int, options: RehearsalOptions, only: Collection[str] = ()) -> list[Verdict]:
     return list(rehearse(f"http://127.0.0.1:{port}", options, only, lambda _: None))
 
 

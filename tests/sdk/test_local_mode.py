@@ -6,7 +6,6 @@ is a file:// address, so no AWS account is asked. IMAGE names the image, as in t
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import boto3
 import pytest
+
+from local_test.ports import free_port
 
 CODE = """
 def predict_fn(data, model):
@@ -41,12 +42,9 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     from sagemaker.core.local.local_session import LocalSession
 
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     account = boto3.Session(aws_access_key_id="x", aws_secret_access_key="x", region_name="us-east-1")
     local = LocalSession(boto_session=account, default_bucket="unused")
-    local.config = {"local": {"serving_port": port}}
+    local.config = {"local": {"serving_port": free_port()}}
     local.sagemaker_runtime_client.config = local.config
     before = _containers()
     yield local

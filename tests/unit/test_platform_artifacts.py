@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from local_test.platform.artifacts import ModelData, fetch, inside, parts
 from local_test.platform.calls import InternalFailure, ValidationError
+from local_test.platform.containers.model_data import ModelData, fetch, inside, parts
 from tests.live.bucket import Bucket
 
 

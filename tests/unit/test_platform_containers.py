@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, Reply, ValidationError
-from local_test.platform.containers import (
+from local_test.platform.containers.docker import DockerRuntime
+from local_test.platform.containers.model_data import ModelData
+from local_test.platform.containers.process import ProcessRuntime
+from local_test.platform.containers.runtimes import runtime
+from local_test.platform.containers.spec import (
     BIND_TO_PORT,
     MULTI_MODEL,
     ContainerSpec,
     check_labels,
     platform_environment,
 )
-from local_test.platform.docker import DockerRuntime
 from local_test.platform.events import Events
-from local_test.platform.health import Ping, Pulse, reason
-from local_test.platform.instance import Instance, called, next_call, not_last
+from local_test.platform.fleet.container import Ping, Pulse, reason
+from local_test.platform.fleet.instance import Instance, called, next_call, not_last
 from local_test.platform.options import Options
-from local_test.platform.process import ProcessRuntime
-from local_test.platform.runtimes import runtime
 
 
 @pytest.fixture

@@ -12,17 +12,18 @@ import pytest
 from botocore.eventstream import EventStreamBuffer
 from moto.sagemaker.responses import SageMakerResponse
 
-from local_test.platform import moto_app, plans, refusals, streams
-from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import Call, ModelStreamError, Reply, ServiceUnavailable, ValidationError
-from local_test.platform.containers import ContainerSpec
-from local_test.platform.deployments import Alarmed, Deployment, Step, deployment, shift
-from local_test.platform.endpoints import Endpoint, Surroundings
+from local_test.platform.containers.model_data import ModelData
+from local_test.platform.containers.spec import ContainerSpec
+from local_test.platform.control import moto_app, validation
 from local_test.platform.events import Events
-from local_test.platform.fleets import pick
-from local_test.platform.health import Unhealthy
-from local_test.platform.plans import Config, Plan
-from local_test.platform.variants import BUSY, Variant
+from local_test.platform.fleet import plans
+from local_test.platform.fleet.container import Unhealthy
+from local_test.platform.fleet.deployment import Alarmed, Deployment, Step, deployment, shift
+from local_test.platform.fleet.endpoint import Endpoint, Surroundings
+from local_test.platform.fleet.plans import Config, Plan
+from local_test.platform.fleet.variants import BUSY, Variant, pick
+from local_test.platform.runtime import invoke_endpoint
 from tests.live.stack import wait_until
 
 Alarms = Callable[[Sequence[str]], Sequence[str]]
@@ -318,7 +319,7 @@ S3_PREFIX = {"S3DataSource": {"S3Uri": "s3://b/tree", "S3DataType": "S3Prefix", 
 )
 def test_a_model_that_cannot_be_served_is_refused(model: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
-        refusals.check_model(model)
+        validation.check_model(model)
 
 
 def test_a_config_becomes_plans() -> None:
@@ -359,7 +360,7 @@ def test_frames_are_aws_event_streams() -> None:
         raise ModelStreamError("it took too long", "ModelInvocationTimeExceeded")
 
     buffer = EventStreamBuffer()
-    for frame in streams.response(Reply(status=200, headers={}, body=chunks()), "V").response:
+    for frame in invoke_endpoint.response(Reply(status=200, headers={}, body=chunks()), "V").response:
         assert isinstance(frame, bytes)
         buffer.add_data(frame)
     one, two, end = (message.to_response_dict() for message in buffer)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from local_test.platform.calls import MESSAGE, Call, ModelError, ModelStreamError
-from local_test.platform.connections import Broken, Cut
+from local_test.platform.containers.client import Broken, Client, Cut, model_error, passed_on
 from local_test.platform.events import Events
-from local_test.platform.invocation import Client, model_error, passed_on
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 

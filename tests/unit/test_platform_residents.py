@@ -5,11 +5,20 @@ import time
 
 import pytest
 
-from local_test.platform.residents import Closed, Next, Resident, Residents, Stage, next_step, opaque_id, vanished
+from local_test.platform.fleet.resident_models import (
+    Closed,
+    Next,
+    ResidentModel,
+    ResidentModels,
+    Stage,
+    next_step,
+    opaque_id,
+    vanished,
+)
 
 
-def resident(name: str, *, used: int = 0, users: int = 0, stage: Stage = Stage.LOADED) -> Resident:
-    return Resident(name, name, stage=stage, users=users, used=used)
+def resident(name: str, *, used: int = 0, users: int = 0, stage: Stage = Stage.LOADED) -> ResidentModel:
+    return ResidentModel(name, name, stage=stage, users=users, used=used)
 
 
 WANTED = resident("wanted", stage=Stage.LOADING, users=1)
@@ -27,7 +36,7 @@ WANTED = resident("wanted", stage=Stage.LOADING, users=1)
     ],
 )
 def test_after_a_507_the_least_recently_used_of_the_idle_goes(
-    others: list[Resident], expected: tuple[Next, str | None]
+    others: list[ResidentModel], expected: tuple[Next, str | None]
 ) -> None:
     """One in use, coming or going is never chosen, but worth waiting for."""
     step, victim = next_step([WANTED, *others], WANTED)
@@ -51,7 +60,7 @@ def soon() -> float:
     return time.monotonic() + 5
 
 
-def load(residents: Residents, name: str) -> Resident:
+def load(residents: ResidentModels, name: str) -> ResidentModel:
     model, fresh = residents.enter(name, soon())
     assert fresh
     residents.loaded(model)
@@ -61,7 +70,7 @@ def load(residents: Residents, name: str) -> Resident:
 
 def test_the_first_who_comes_loads() -> None:
     """Those who come meanwhile wait for the same load; afterwards nobody needs to."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     (first, ours), (second, theirs) = residents.enter("a", soon()), residents.enter("a", soon())
     residents.loaded(first)
     assert (first is second, ours, theirs) == (True, True, False)
@@ -70,7 +79,7 @@ def test_the_first_who_comes_loads() -> None:
 
 def test_a_failed_load_is_told_and_forgotten() -> None:
     """The next one is a fresh try."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     model, _ = residents.enter("a", soon())
     residents.failed(model, ValueError("no"))
     assert not residents.leave(model)
@@ -82,7 +91,7 @@ def test_a_failed_load_is_told_and_forgotten() -> None:
 
 def test_a_use_makes_a_model_the_last_to_go() -> None:
     """Not its load."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     a, b = load(residents, "a"), load(residents, "b")
     model, _ = residents.enter("a", soon())
     residents.leave(model)
@@ -93,13 +102,13 @@ def test_a_use_makes_a_model_the_last_to_go() -> None:
 
 def test_who_wants_what_is_leaving_waits_until_it_is_gone() -> None:
     """Then loads it anew; and for no longer than his time."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     a = load(residents, "a")
     wanted, _ = residents.enter("b", soon())
     residents.make_room(wanted, soon())
     with pytest.raises(TimeoutError):
         residents.enter("a", time.monotonic())
-    entered: list[tuple[Resident, bool]] = []
+    entered: list[tuple[ResidentModel, bool]] = []
     waiter = threading.Thread(target=lambda: entered.append(residents.enter("a", soon())))
     waiter.start()
     residents.gone(a)
@@ -110,11 +119,11 @@ def test_who_wants_what_is_leaving_waits_until_it_is_gone() -> None:
 
 def test_waiting_for_room_ends_when_a_model_falls_idle() -> None:
     """It is that one which goes."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     a = load(residents, "a")
     residents.enter("a", soon())
     wanted, _ = residents.enter("b", soon())
-    found: list[tuple[Next, Resident | None]] = []
+    found: list[tuple[Next, ResidentModel | None]] = []
     waiter = threading.Thread(target=lambda: found.append(residents.make_room(wanted, soon())))
     waiter.start()
     assert not residents.leave(a)
@@ -124,7 +133,7 @@ def test_waiting_for_room_ends_when_a_model_falls_idle() -> None:
 
 def test_what_could_not_be_unloaded_stays_and_others_go_first() -> None:
     """Else the same one would be tried for ever."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     a, b = load(residents, "a"), load(residents, "b")
     wanted, _ = residents.enter("c", soon())
     assert residents.make_room(wanted, soon()) == (Next.UNLOAD, a)
@@ -134,7 +143,7 @@ def test_what_could_not_be_unloaded_stays_and_others_go_first() -> None:
 
 def test_the_last_user_of_a_lost_model_clears_it_away() -> None:
     """Unless it was loaded anew by then: the files are that load's."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     a, _ = residents.enter("a", soon())
     residents.loaded(a)
     residents.enter("a", soon())
@@ -153,7 +162,7 @@ def test_the_last_user_of_a_lost_model_clears_it_away() -> None:
 
 def test_an_idle_model_that_is_lost_is_cleared_away_at_once() -> None:
     """By whoever noticed."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     a = load(residents, "a")
     assert residents.lost(a) == (True, True)
     residents.gone(a)
@@ -162,7 +171,7 @@ def test_an_idle_model_that_is_lost_is_cleared_away_at_once() -> None:
 
 def test_without_caching_the_last_user_unloads() -> None:
     """Not the first of two."""
-    residents = Residents(caching=False)
+    residents = ResidentModels(caching=False)
     model, _ = residents.enter("a", soon())
     residents.enter("a", soon())
     residents.loaded(model)
@@ -171,7 +180,7 @@ def test_without_caching_the_last_user_unloads() -> None:
 
 def test_a_stranger_is_taken_in_once_and_goes_first() -> None:
     """Under its id, until somebody asks for it by name."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     load(residents, "a")
     key = opaque_id("b")
     assert (residents.adopt(key), residents.adopt(key)) == (True, False)
@@ -187,7 +196,7 @@ def test_a_stranger_is_taken_in_once_and_goes_first() -> None:
 
 def test_closing_sends_away_all_who_wait() -> None:
     """And lets nobody in."""
-    residents = Residents(caching=True)
+    residents = ResidentModels(caching=True)
     model, _ = residents.enter("a", soon())
     residents.enter("b", soon())
     residents.close()

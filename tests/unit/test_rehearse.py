@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from local_test.rehearse.image_checks import CAPABILITIES, Image
-from local_test.rehearse.options import Options
 from local_test.rehearse.rehearsal import IMAGE
+from local_test.rehearse.under_test import RehearsalOptions
 
 CONFIG: dict[str, Any] = {
     "Entrypoint": ["python", "-m", "serve"],
@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {"Os": "linux", "Architecture": "amd64", "Size": 1 << 30,
 
 
 def found(inspected: dict[str, Any], **options: Any) -> dict[str, str]:
-    image = Image(name="x", inspected=inspected, options=Options(**options))
+    image = Image(name="x", inspected=inspected, options=RehearsalOptions(**options))
     verdicts = [each.verdict(image) for each in IMAGE]
     return {each.name: each.outcome for each in verdicts if each.outcome != "pass"}
 

@@ -8,8 +8,8 @@ from functools import cache
 
 import botocore.session
 
-from local_test.platform.calls import Call, ValidationError
-from local_test.platform.plans import KINDS, Plan, Shape, containers, direct, multi_model
+from local_test.platform.calls import ValidationError
+from local_test.platform.fleet.plans import KINDS, Shape, containers, direct, multi_model
 
 CONTAINERS = 15  # in one model
 
@@ -104,22 +104,3 @@ def instance_types() -> tuple[str, ...]:
     """Those that botocore's model of the service knows."""
     model = botocore.session.get_session().get_service_model("sagemaker")
     return tuple(model.shape_for("ProductionVariantInstanceType").enum)
-
-
-def check_call(endpoint: str, plan: Plan, call: Call) -> None:
-    """What may name a model or a container, as SageMaker has it; raises ValidationError."""
-    if plan.multi_model and not call.target_model:
-        raise ValidationError(f"Request to endpoint {endpoint} is missing a target model header.")
-    if call.target_model and not plan.multi_model:
-        raise ValidationError(
-            f"Endpoint {endpoint} is not a multi-model endpoint and does not support target model header."
-        )
-    names = [spec.hostname for spec in plan.specs]
-    if plan.direct and call.target_container not in names:
-        raise ValidationError(
-            f"Endpoint {endpoint} is invoked directly: TargetContainerHostname must be one of {', '.join(names)}."
-        )
-    if call.target_container and not plan.direct:
-        raise ValidationError(
-            f"Endpoint {endpoint} does not have a directly invoked model and does not support target container header."
-        )

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from local_test.platform.artifacts import ModelData
-from local_test.platform.containers import ContainerSpec
+from local_test.platform.containers.model_data import ModelData
+from local_test.platform.containers.spec import ContainerSpec
 
 Shape = Mapping[str, Any]
 SERVERLESS_STARTUP = 180.0  # seconds

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from local_test.platform.artifacts import S3
 from local_test.platform.calls import Call, ModelError, PlatformError, Reply, ValidationError
-from local_test.platform.containers import ContainerSpec, Runtime
+from local_test.platform.containers.model_data import S3
+from local_test.platform.containers.spec import ContainerSpec, Runtime
 from local_test.platform.events import Events
-from local_test.platform.health import Unhealthy
-from local_test.platform.hosted import Hosted
+from local_test.platform.fleet.container import Container, Unhealthy
 from local_test.platform.options import Options
 
 MOST = 15  # containers
@@ -44,7 +43,7 @@ class Instance:
         self._lock = threading.Lock()  # guards the count above
         lone = len(specs) == 1
         self._hosted = [
-            Hosted(
+            Container(
                 name if lone else f"{name}/{number + 1}",
                 spec,
                 runtime,
@@ -61,7 +60,7 @@ class Instance:
         self._watchers: list[threading.Thread] = []
 
     @property
-    def containers(self) -> Sequence[Hosted]:
+    def containers(self) -> Sequence[Container]:
         return self._hosted
 
     @property
@@ -80,8 +79,8 @@ class Instance:
         Raises Unhealthy, which names all that failed, and PlatformError for model data or an image that will not do.
         """
         try:
-            _all(self._hosted, Hosted.fetch)
-            _all(self._hosted, Hosted.start)
+            _all(self._hosted, Container.fetch)
+            _all(self._hosted, Container.start)
         except BaseException:
             self.stop()
             raise
@@ -112,14 +111,14 @@ class Instance:
     def stop(self) -> None:
         """SIGTERM to all, SIGKILL where that does not do; nothing of it is left, files included."""
         with ThreadPoolExecutor(len(self._hosted)) as threads:
-            list(threads.map(Hosted.stop, self._hosted))
+            list(threads.map(Container.stop, self._hosted))
         for watcher in self._watchers:
             watcher.join()
         for each in self._hosted:
             each.stop()  # one that a watcher was just bringing up
         shutil.rmtree(self._options.work.absolute() / self.name, ignore_errors=True)
 
-    def _meant(self, call: Call) -> Sequence[Hosted]:
+    def _meant(self, call: Call) -> Sequence[Container]:
         if not self._direct:
             if call.target_container is not None:
                 raise ValidationError("The endpoint is not invoked directly, so a call must not name a container.")
@@ -132,7 +131,7 @@ class Instance:
             raise ValidationError(f"There is no container {call.target_container}; there are {names}.")
         return found
 
-    def _through(self, row: Sequence[Hosted], call: Call, until: float) -> tuple[Reply, bool | None]:
+    def _through(self, row: Sequence[Container], call: Call, until: float) -> tuple[Reply, bool | None]:
         """The call to the first, each answer to the next."""
         cold: bool | None = None
         for number, each in enumerate(row):
@@ -164,7 +163,7 @@ def next_call(call: Call, reply: Reply) -> Call:
     return replace(call, body=reply.body, headers=headers)
 
 
-def _all(hosted: Sequence[Hosted], step: Callable[[Hosted], None]) -> None:
+def _all(hosted: Sequence[Container], step: Callable[[Container], None]) -> None:
     """The step for all at once. Where several fail, one error tells of all."""
     with ThreadPoolExecutor(len(hosted)) as threads:
         futures = [threads.submit(step, each) for each in hosted]

@@ -2,11 +2,11 @@
 
 import subprocess
 
-from local_test.platform.containers import Runtime
-from local_test.platform.docker import DockerRuntime
+from local_test.platform.containers.docker import DockerRuntime
+from local_test.platform.containers.process import ProcessRuntime
+from local_test.platform.containers.spec import Runtime
 from local_test.platform.events import Events
 from local_test.platform.options import Options
-from local_test.platform.process import ProcessRuntime
 
 
 def runtime(options: Options, events: Events) -> Runtime:

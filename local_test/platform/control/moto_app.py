@@ -15,8 +15,7 @@ from moto.moto_server.werkzeug_app import create_backend_app
 from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
 
-from local_test.platform.control import SageMaker
-from local_test.platform.definitions import Owner
+from local_test.platform.control.sagemaker_api import Owner, SageMaker
 
 VERSION = "5.2.5"
 DISPATCH = "SageMakerResponse.dispatch"  # moto's name for the one view of its SageMaker

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from local_test.platform.artifacts import ModelData
 from local_test.platform.calls import ValidationError
+from local_test.platform.containers.model_data import ModelData
 
 MULTI_MODEL = "com.amazonaws.sagemaker.capabilities.multi-models"
 BIND_TO_PORT = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port"

@@ -10,7 +10,7 @@ COLOURS = {"pass": "32", "FAIL": "31;1", "warn": "33", "skip": "2"}
 NAME = 30  # columns
 
 
-class Table:
+class Report:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._terminal = out.isatty()

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from local_test.platform.calls import InternalFailure, ValidationError
-from local_test.platform.containers import PORT, ContainerSpec, check_labels, platform_environment
+from local_test.platform.containers.spec import PORT, ContainerSpec, check_labels, platform_environment
 from local_test.platform.options import Options
 
 OPT_ML = PurePosixPath("/opt/ml")

@@ -4,13 +4,13 @@ What the container lists is the truth. docs.aws.amazon.com/sagemaker/latest/dg/m
 .../invoke-multi-model-endpoint; how many 507s are borne, and what follows a 409, is written nowhere.
 """
 
+import json
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
+from urllib.parse import quote
 
-from local_test.platform import artifacts
-from local_test.platform.artifacts import S3, ModelData
 from local_test.platform.calls import (
     Call,
     ModelError,
@@ -20,19 +20,64 @@ from local_test.platform.calls import (
     ServiceUnavailable,
     ValidationError,
 )
-from local_test.platform.connections import Broken, Cut
-from local_test.platform.containers import Running
+from local_test.platform.containers import model_data
+from local_test.platform.containers.client import Broken, Client, ContainerResponse, Cut
+from local_test.platform.containers.model_data import S3, ModelData
+from local_test.platform.containers.spec import Running
 from local_test.platform.events import Events
-from local_test.platform.invocation import Answer, Client
-from local_test.platform.models_api import NOT_FOUND, ModelsApi
+from local_test.platform.fleet.resident_models import Closed, Next, ResidentModel, ResidentModels, Stage, vanished
 from local_test.platform.options import Options
-from local_test.platform.residents import Closed, Next, Resident, Residents, Stage, vanished
+
+POLL_LIMIT = 2.0  # seconds for a page of GET /models, as for a ping
+NOT_FOUND = 404
+
+
+class ModelsApi:
+    """For any number of threads."""
+
+    def __init__(self, client: Client, events: Events, *, unload_limit: float) -> None:
+        self._client = client
+        self._events = events
+        self._unload_limit = unload_limit
+
+    def load(self, name: str, url: str, limit: float) -> ContainerResponse:
+        """POST /models. Raises Cut or Broken."""
+        body = json.dumps({"model_name": name, "url": url}).encode()
+        return self._client.ask("POST", "/models", body, limit=limit)
+
+    def unload(self, name: str, target: str) -> bool:
+        """DELETE /models/NAME: whether it is gone; `target` is what people know it by."""
+        try:
+            answer = self._client.ask("DELETE", f"/models/{name}", limit=self._unload_limit)
+        except (Cut, Broken) as error:
+            answer = ContainerResponse(0, f"{type(error).__name__} {error}".encode())
+        if 200 <= answer.status < 300 or answer.status == NOT_FOUND:
+            return True
+        said = answer.body[:200].decode(errors="replace")
+        self._events.say("error", target, f"DELETE: {answer.status} {said}")
+        return False
+
+    def listed(self) -> set[str] | None:
+        """The names in GET /models, of all its pages; None where it does not say."""
+        names: set[str] = set()
+        path = "/models"
+        try:
+            while True:
+                said = json.loads(self._client.ask("GET", path, limit=POLL_LIMIT).body)
+                names |= {each["modelName"] for each in said["models"]}
+                if not said.get("nextPageToken"):
+                    return names
+                path = f"/models?next_page_token={quote(said['nextPageToken'], safe='')}"
+        except (Cut, Broken, ValueError, KeyError, TypeError) as error:
+            self._events.say("error", self._client.name, f"GET {path} is of no use: {error!r}")
+            return None
+
 
 CONFLICT, FULL = 409, 507
 FRUITLESS = 3  # times all that was there when a load was first refused: then it is refused for good
 
 
-class MultiModel:
+class ModelLoader:
     """The models of one container that runs."""
 
     def __init__(
@@ -55,7 +100,7 @@ class MultiModel:
         self._s3 = s3
         self._options = options
         self._events = events
-        self._residents = Residents(caching=caching)
+        self._residents = ResidentModels(caching=caching)
         # Each model that is being loaded takes the place of one that could answer: loads of all callers at once would
         # leave nothing but loads.
         self._loads = threading.BoundedSemaphore(options.loads)
@@ -90,7 +135,7 @@ class MultiModel:
                 return reply, cold
             again = cold = True
 
-    def _answer(self, model: Resident, call: Call, until: float, *, again: bool) -> Reply | None:
+    def _answer(self, model: ResidentModel, call: Call, until: float, *, again: bool) -> Reply | None:
         """What the model answers; None where the container does not know it, and that for the first time."""
         try:
             return self._client.invoke(f"/models/{model.id}/invoke", call, until)
@@ -119,18 +164,18 @@ class MultiModel:
 
     # Loading.
 
-    def _load(self, model: Resident) -> None:
+    def _load(self, model: ResidentModel) -> None:
         """In a thread of its own, for all who wait; they may be gone before it ends."""
         began = time.monotonic()
         files = self._files(model)
         try:
             if not files.exists():
-                artifacts.fetch(self._s3, self._source.below(model.target), files)
+                model_data.fetch(self._s3, self._source.below(model.target), files)
             fetched = time.monotonic() - began
             with self._loads:
                 answer = self._have_loaded(model, files, began + self._options.load_limit)
         except Exception as error:
-            artifacts.remove(files.parent)
+            model_data.remove(files.parent)
             if self._residents.closed:
                 self._residents.failed(model, going())
                 return
@@ -141,7 +186,7 @@ class MultiModel:
         self._events.say("load", model.target, detail, seconds=time.monotonic() - began, id=model.id)
         self._residents.loaded(model)
 
-    def _have_loaded(self, model: Resident, files: Path, until: float) -> Answer:
+    def _have_loaded(self, model: ResidentModel, files: Path, until: float) -> ContainerResponse:
         """POST /models, and room made for it as long as the container says 507."""
         url = self._running.inside(files)
         patience = 0  # models it may have unloaded and yet be refused: others take the room too, but not for ever
@@ -175,30 +220,30 @@ class MultiModel:
 
     # Unloading.
 
-    def _unload(self, model: Resident, action: str, why: str) -> None:
+    def _unload(self, model: ResidentModel, action: str, why: str) -> None:
         """A model that is LEAVING: out of memory, then off the disk."""
         began = time.monotonic()
         if not self._api.unload(model.id, model.target):
             self._residents.stayed(model)
             return
-        artifacts.remove(self._files(model).parent)
+        model_data.remove(self._files(model).parent)
         self._residents.gone(model)
         self._events.say(action, model.target, why, seconds=time.monotonic() - began)
 
-    def _forget(self, model: Resident, how: str) -> None:
+    def _forget(self, model: ResidentModel, how: str) -> None:
         """The container has lost it."""
         news, ours = self._residents.lost(model)
         if news:
             self._events.say("lost", model.target, how)
         if ours:
-            artifacts.remove(self._files(model).parent)
+            model_data.remove(self._files(model).parent)
             self._residents.gone(model)
 
-    def _files(self, model: Resident) -> Path:
+    def _files(self, model: ResidentModel) -> Path:
         return self._directory / model.id / "model"
 
 
-def wait_for(model: Resident, until: float) -> None:
+def wait_for(model: ResidentModel, until: float) -> None:
     """Until its load has ended. Raises what the load did, and ModelNotReadyException when the time is over first."""
     try:
         model.loaded.result(max(0.0, until - time.monotonic()))

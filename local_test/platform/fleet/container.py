@@ -2,21 +2,105 @@
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from local_test.platform import artifacts, health
-from local_test.platform.artifacts import S3
 from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavailable
-from local_test.platform.containers import ContainerSpec, Running, Runtime
+from local_test.platform.containers import model_data
+from local_test.platform.containers.client import Broken, Client, Cut
+from local_test.platform.containers.model_data import S3
+from local_test.platform.containers.spec import ContainerSpec, Running, Runtime
 from local_test.platform.events import Events
-from local_test.platform.health import Pulse, Unhealthy
-from local_test.platform.invocation import Client
-from local_test.platform.multi_model import MultiModel
+from local_test.platform.fleet.model_loader import ModelLoader
 from local_test.platform.options import Options
+
+AGAIN = 0.1  # seconds between pings while a container starts
+CONSISTENTLY = 2  # pings in a row
+LAST_LINES = 10
+
+Stopped = Callable[[], bool]
+
+
+class Unhealthy(Exception):
+    """A container that did not come up; the message is what DescribeEndpoint gives as FailureReason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """One GET /ping: a status, or why there is none."""
+
+    status: int | None
+    problem: str = ""
+
+    @property
+    def green(self) -> bool:
+        return self.status == 200
+
+    def __str__(self) -> str:
+        return self.problem or f"status {self.status}"
+
+
+def ping(client: Client, limit: float, path: str = "/ping") -> Ping:
+    """Ask once, for at most so many seconds."""
+    try:
+        return Ping(client.ask("GET", path, limit=limit).status)
+    except Cut:
+        return Ping(None, f"no answer within {limit:g} s")
+    except Broken as broken:
+        return Ping(None, str(broken))
+
+
+def await_ready(
+    running: Running, client: Client, what: str, window: float, options: Options, *, multi_model: bool, stopped: Stopped
+) -> float:
+    """The seconds until the container was consistently well. Raises Unhealthy when its window is over, or it is."""
+    began = time.monotonic()
+    row, last = 0, Ping(None, "it was not asked")
+    while True:
+        last = ping(client, options.ping_limit)
+        if last.green and multi_model:
+            # The platform looks at the list as soon as it starts, and a 404 there is as good as a red ping.
+            listed = ping(client, options.ping_limit, "/models")
+            last = listed if listed.green else Ping(listed.status, f"GET /models: {listed}")
+        row = row + 1 if last.green else 0
+        took = time.monotonic() - began
+        if row >= CONSISTENTLY:
+            return took
+        if not running.alive():
+            raise Unhealthy(reason(what, f"it exited with status {running.exit_code}", running.log_tail(LAST_LINES)))
+        if stopped():
+            raise Unhealthy(reason(what, "it was stopped while it started", ""))
+        if took > window:
+            seen = f"the last ping after {took:.0f} s: {last}"
+            raise Unhealthy(reason(what, seen, running.log_tail(LAST_LINES)))
+        time.sleep(AGAIN)
+
+
+def reason(what: str, seen: str, log: str) -> str:
+    """SageMaker's sentence, and what it leaves out."""
+    words = (
+        f"The {what} did not pass the ping health check. Please check CloudWatch logs for this endpoint. Seen: {seen}."
+    )
+    return words + (f" The end of its log:\n{log}" if log else "")
+
+
+class Pulse:
+    """The pings of a container that once was well."""
+
+    def __init__(self, red_pings: int) -> None:
+        self._allowed = red_pings
+        self._row = 0
+
+    def beats(self, seen: Ping) -> bool:
+        """Whether the container may stay, after this ping too."""
+        self._row = 0 if seen.green else self._row + 1
+        return self._row < self._allowed
+
 
 DIRECTORIES = ("model", "models", "additional-model-data-sources")
 
 
-class Hosted:
+class Container:
     """It may be replaced by another of its kind; calls meanwhile are told to come again."""
 
     def __init__(
@@ -71,9 +155,9 @@ class Hosted:
             (self._files / each).mkdir(parents=True, exist_ok=True)
         if self._spec.model is not None and not self._spec.multi_model:
             (self._files / "model").rmdir()
-            artifacts.fetch(self._s3, self._spec.model, self._files / "model")
+            model_data.fetch(self._s3, self._spec.model, self._files / "model")
         for channel, data in self._spec.additional.items():
-            artifacts.fetch(self._s3, data, self._files / "additional-model-data-sources" / channel)
+            model_data.fetch(self._s3, data, self._files / "additional-model-data-sources" / channel)
 
     def start(self) -> None:
         """Until the container is consistently well. Raises Unhealthy, and PlatformError for what cannot be started."""
@@ -88,7 +172,7 @@ class Hosted:
         )
         window = self._spec.startup_limit or self._options.startup_limit
         try:
-            health.await_ready(
+            await_ready(
                 running,
                 client,
                 self._what,
@@ -117,7 +201,7 @@ class Hosted:
         if up is None:
             self._bring_back()
             return
-        seen = health.ping(up.client, self._options.ping_limit)
+        seen = ping(up.client, self._options.ping_limit)
         if seen.green:
             up.pulse.beats(seen)
             if up.models:
@@ -127,7 +211,7 @@ class Hosted:
         alive = up.running.alive()
         if not alive or not up.pulse.beats(seen):
             said = f"GET /ping: {seen}" if alive else f"it exited with status {up.running.exit_code}"
-            self._events.say("replace", self._name, said, log=up.running.log_tail(health.LAST_LINES))
+            self._events.say("replace", self._name, said, log=up.running.log_tail(LAST_LINES))
             self._take_down()
             self._bring_back()
 
@@ -149,10 +233,10 @@ class Hosted:
         up = self._up
         return up.running.log_tail(lines) if up else ""
 
-    def _models(self, running: Running, client: Client) -> MultiModel | None:
+    def _models(self, running: Running, client: Client) -> ModelLoader | None:
         if not self._spec.multi_model or self._spec.model is None:
             return None
-        return MultiModel(
+        return ModelLoader(
             running,
             client,
             self._files / "models",
@@ -183,7 +267,7 @@ class Hosted:
         """A new container with nothing loaded. Where it does not come up, the next turn of the watch tries again."""
         try:
             for left in (self._files / "models").iterdir():
-                artifacts.remove(left)
+                model_data.remove(left)
             self.start()
         except (Unhealthy, PlatformError) as error:
             self._events.say("error", self._name, f"no replacement came up: {str(error).splitlines()[0]}")
@@ -192,7 +276,7 @@ class Hosted:
 class _Up:
     """What there is only while a container runs."""
 
-    def __init__(self, running: Running, client: Client, models: MultiModel | None, pulse: Pulse) -> None:
+    def __init__(self, running: Running, client: Client, models: ModelLoader | None, pulse: Pulse) -> None:
         self.running = running
         self.client = client
         self.models = models

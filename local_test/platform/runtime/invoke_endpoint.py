@@ -5,19 +5,82 @@ docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.htm
 
 import json
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
+from zlib import crc32
 
 import botocore.session
 from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Request, Response
 
-from local_test.platform import asynchronous, streams
-from local_test.platform.asynchronous import Queue
-from local_test.platform.calls import Call, ModelError, PlatformError, Reply, ValidationError
-from local_test.platform.endpoints import Endpoint
+from local_test.platform.calls import Call, ModelError, ModelStreamError, PlatformError, Reply, ValidationError
+from local_test.platform.fleet.endpoint import Endpoint
 from local_test.platform.options import Options
+from local_test.platform.runtime import async_inference
+from local_test.platform.runtime.async_inference import Queue
+
+STRING = 7  # the type of a header's value
+
+
+def response(reply: Reply, variant: str) -> Response:
+    headers = {
+        "Content-Type": "application/vnd.amazon.eventstream",
+        "X-Amzn-SageMaker-Content-Type": reply.headers.get("content-type", ""),
+        "x-Amzn-Invoked-Production-Variant": variant,
+    }
+    attributes = reply.headers.get("x-amzn-sagemaker-custom-attributes")
+    if attributes:
+        headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
+    chunks = iter([reply.body]) if isinstance(reply.body, bytes) else reply.body
+    return Response(_Frames(chunks), 200, headers, direct_passthrough=True)
+
+
+class _Frames:
+    """A frame a chunk, and one for what broke the stream. Closed with the response, whether it was read or not."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._frames = self._framed()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._frames
+
+    def _framed(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._chunks:
+                yield part(chunk)
+        except ModelStreamError as broken:
+            yield exception("ModelStreamError", {"Message": broken.message, "ErrorCode": broken.error_code})
+
+    def close(self) -> None:
+        close = getattr(self._chunks, "close", None)
+        if close:
+            close()
+
+
+def part(chunk: bytes) -> bytes:
+    """A PayloadPart."""
+    kind = {":event-type": "PayloadPart", ":content-type": "application/octet-stream", ":message-type": "event"}
+    return frame(kind, chunk)
+
+
+def exception(name: str, members: Mapping[str, str]) -> bytes:
+    kind = {":exception-type": name, ":content-type": "application/json", ":message-type": "exception"}
+    return frame(kind, json.dumps(members).encode())
+
+
+def frame(headers: Mapping[str, str], payload: bytes) -> bytes:
+    """Lengths, their checksum, headers, payload, checksum of all; big-endian."""
+    head = b"".join(
+        struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", STRING, len(value)) + value.encode()
+        for name, value in headers.items()
+    )
+    lengths = struct.pack("!II", 16 + len(head) + len(payload), len(head))
+    message = lengths + struct.pack("!I", crc32(lengths)) + head + payload
+    return message + struct.pack("!I", crc32(message))
+
 
 PREFIX = "X-Amzn-SageMaker-"
 PATH = re.compile(
@@ -54,7 +117,7 @@ def _answer(request: Request, kind: str, endpoint: Endpoint, queue: Callable[[],
         other = "InvokeEndpoint" if kind == "async-invocations" else "InvokeEndpointAsync"
         raise ValidationError(f"Endpoint {endpoint.name} does not support this operation: use {other}.")
     if kind == "async-invocations":
-        return asynchronous.accepted(headers, body, queue())
+        return async_inference.accepted(headers, body, queue())
     call = Call(
         body=body,
         headers=passed_on(headers, operation),
@@ -66,7 +129,7 @@ def _answer(request: Request, kind: str, endpoint: Endpoint, queue: Callable[[],
     )
     reply, variant = endpoint.invoke(call, headers.get(PREFIX + "Target-Variant"), headers.get(PREFIX + "Session-Id"))
     if kind == "invocations-response-stream":
-        return streams.response(reply, variant)
+        return response(reply, variant)
     return Response(reply.body, reply.status, _shown(reply, variant), direct_passthrough=True)
 
 

@@ -14,24 +14,26 @@ import boto3
 from botocore.client import Config as ClientConfig
 from werkzeug.wrappers import Request, Response
 
-from local_test.platform import moto_app, runtime_api, runtimes
-from local_test.platform.artifacts import parts
-from local_test.platform.asynchronous import Queue
 from local_test.platform.calls import Call, Reply
-from local_test.platform.definitions import Key
-from local_test.platform.docker import DockerRuntime
-from local_test.platform.endpoints import Endpoint, Surroundings, not_found
+from local_test.platform.containers import runtimes
+from local_test.platform.containers.docker import DockerRuntime
+from local_test.platform.containers.model_data import parts
+from local_test.platform.control import moto_app
+from local_test.platform.control.sagemaker_api import Key
 from local_test.platform.events import Events
-from local_test.platform.instance import Instance
+from local_test.platform.fleet.endpoint import Endpoint, Surroundings, not_found
+from local_test.platform.fleet.instance import Instance
+from local_test.platform.fleet.plans import Config, Plan
 from local_test.platform.options import Options
-from local_test.platform.plans import Config, Plan
+from local_test.platform.runtime import invoke_endpoint
+from local_test.platform.runtime.async_inference import Queue
 from local_test.platform.server import Caller, Server
 
 REGION = "us-east-1"
 KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}  # any do: signatures are not checked
 
 
-class Platform:
+class Emulator:
     """Built means that it answers at `url`. As a `with` block: at its end all its endpoints have been stopped.
 
     Endpoints are known by account and region, as everything of moto's is; models, endpoint configs and endpoints made
@@ -140,9 +142,9 @@ class Platform:
     def _invoke(self, request: Request, name: str, kind: str, caller: Caller) -> Response:
         found = self._find(caller, name)
         if found is None:
-            return runtime_api.failure(not_found(name, caller.account))
+            return invoke_endpoint.failure(not_found(name, caller.account))
         key, endpoint = found
-        return runtime_api.answer(request, kind, endpoint, lambda: self._queue(key, endpoint), self._options)
+        return invoke_endpoint.answer(request, kind, endpoint, lambda: self._queue(key, endpoint), self._options)
 
     def _find(self, caller: Caller, name: str) -> tuple[Key, Endpoint] | None:
         with self._lock:

@@ -3,19 +3,19 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from local_test.platform.containers import ContainerSpec, platform_environment
+from local_test.platform.containers.spec import ContainerSpec, platform_environment
 from local_test.platform.events import Events
 from local_test.platform.options import Options
+from local_test.ports import free_port
 from serve import machine
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHARE, WEB_WORKERS = 0.9, 2  # serve's own defaults
 
 
@@ -101,9 +101,3 @@ class ProcessRunning:
         self._last_words = self.log_tail(1000)
         shutil.rmtree(self._work, ignore_errors=True)
         return took, killed
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -18,7 +18,7 @@ class Stage(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
+class ResidentModel:
     """One load of one model, from its beginning to its end. A later load of the same model is another one."""
 
     id: str
@@ -50,7 +50,7 @@ def opaque_id(target: str) -> str:
     return md5(target.encode(), usedforsecurity=False).hexdigest()
 
 
-def next_step(models: Iterable[Resident], wanted: Resident) -> tuple[Next, Resident | None]:
+def next_step(models: Iterable[ResidentModel], wanted: ResidentModel) -> tuple[Next, ResidentModel | None]:
     """Unload the least recently used one that nobody uses; wait while others are busy; give up when there are none."""
     others = [each for each in models if each is not wanted]
     idle = [each for each in others if each.idle]
@@ -59,22 +59,22 @@ def next_step(models: Iterable[Resident], wanted: Resident) -> tuple[Next, Resid
     return (Next.WAIT if others else Next.GIVE_UP), None
 
 
-def vanished(known: Iterable[Resident], listed: Set[str]) -> list[Resident]:
+def vanished(known: Iterable[ResidentModel], listed: Set[str]) -> list[ResidentModel]:
     """Those that were loaded before the container listed its models, and that it does not list."""
     return [each for each in known if each.id not in listed]
 
 
-class Residents:
+class ResidentModels:
     """All of them, for any number of threads. What is LEAVING must be handed back to `gone` or `stayed`."""
 
     def __init__(self, *, caching: bool) -> None:
         self._caching = caching
-        self._models: dict[str, Resident] = {}
+        self._models: dict[str, ResidentModel] = {}
         self._uses = 0
         self._closed = False
-        self._changed = threading.Condition()  # guards all the above and every Resident; told of each change
+        self._changed = threading.Condition()  # guards all the above and every ResidentModel; told of each change
 
-    def snapshot(self) -> list[Resident]:
+    def snapshot(self) -> list[ResidentModel]:
         """All, as of now."""
         with self._changed:
             return list(self._models.values())
@@ -91,7 +91,7 @@ class Residents:
 
     # Calls.
 
-    def enter(self, target: str, until: float) -> tuple[Resident, bool]:
+    def enter(self, target: str, until: float) -> tuple[ResidentModel, bool]:
         """The model, which stays at least until `leave`, and whether it is up to the caller to load it.
 
         Raises TimeoutError while an unload lasts, and Closed.
@@ -107,13 +107,13 @@ class Residents:
                 raise Closed
             fresh = model is None
             if model is None:
-                model = self._models[key] = Resident(key, target)
+                model = self._models[key] = ResidentModel(key, target)
             model.target = target  # one that was found in the container had no name yet
             model.users += 1
             self._use(model)
             return model, fresh
 
-    def leave(self, model: Resident) -> bool:
+    def leave(self, model: ResidentModel) -> bool:
         """A call is over; whether it is up to the caller to unload the model, which is then LEAVING."""
         with self._changed:
             model.users -= 1
@@ -128,26 +128,26 @@ class Residents:
 
     # Loads.
 
-    def loaded(self, model: Resident) -> None:
+    def loaded(self, model: ResidentModel) -> None:
         with self._changed:
             model.stage = Stage.LOADED
             self._use(model)
             self._changed.notify_all()
         model.loaded.set_result(None)
 
-    def failed(self, model: Resident, error: Exception) -> None:
+    def failed(self, model: ResidentModel, error: Exception) -> None:
         """The load has come to nothing, and of it nothing is left."""
         with self._changed:
             model.stage = Stage.LEAVING
             self._forget(model)
         model.loaded.set_exception(error)
 
-    def others(self, model: Resident) -> int:
+    def others(self, model: ResidentModel) -> int:
         """How many there are that could be unloaded, now or later."""
         with self._changed:
             return sum(each is not model for each in self._models.values())
 
-    def make_room(self, model: Resident, until: float) -> tuple[Next, Resident | None]:
+    def make_room(self, model: ResidentModel, until: float) -> tuple[Next, ResidentModel | None]:
         """What to do about a 507, after a while at most; the model to UNLOAD is then LEAVING. Raises Closed."""
         until = min(until, time.monotonic() + PATIENCE)
         with self._changed:
@@ -164,19 +164,19 @@ class Residents:
 
     # Ends.
 
-    def gone(self, model: Resident) -> None:
+    def gone(self, model: ResidentModel) -> None:
         """What was LEAVING is out of memory and off the disk."""
         with self._changed:
             self._forget(model)
 
-    def stayed(self, model: Resident) -> None:
+    def stayed(self, model: ResidentModel) -> None:
         """What was LEAVING could not be unloaded; others are tried before it."""
         with self._changed:
             model.stage = Stage.LOADED
             self._use(model)
             self._changed.notify_all()
 
-    def lost(self, model: Resident) -> tuple[bool, bool]:
+    def lost(self, model: ResidentModel) -> tuple[bool, bool]:
         """The container has it no more. Whether that is news, and whether it is up to the caller to clear it away."""
         with self._changed:
             if self._models.get(model.id) is not model or model.stage is not Stage.LOADED:
@@ -193,15 +193,15 @@ class Residents:
         with self._changed:
             if key in self._models or self._closed:
                 return False
-            model = self._models[key] = Resident(key, key, stage=Stage.LOADED)
+            model = self._models[key] = ResidentModel(key, key, stage=Stage.LOADED)
         model.loaded.set_result(None)
         return True
 
-    def _forget(self, model: Resident) -> None:
+    def _forget(self, model: ResidentModel) -> None:
         if self._models.get(model.id) is model:
             del self._models[model.id]
         self._changed.notify_all()
 
-    def _use(self, model: Resident) -> None:
+    def _use(self, model: ResidentModel) -> None:
         self._uses += 1
         model.used = self._uses

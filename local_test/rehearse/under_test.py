@@ -1,30 +1,143 @@
 """The container under test, as its callers see it: an address that speaks HTTP, or does not."""
 
 import http.client
+import json
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from local_test.rehearse.answer import Answer
-from local_test.rehearse.busy import Busy, busy
-from local_test.rehearse.options import Options
-from local_test.rehearse.verdict import NoAnswer
+from local_test.rehearse.verdict import Breach, NoAnswer
+
+MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RehearsalOptions:
+    """Seconds and bytes are SageMaker's where it has published them; tests shorten the waits."""
+
+    payload: bytes | None = None  # must be answered 200; None: `probe` is sent, and any documented status is good
+    content_type: str = "application/json"
+    target: str = ""  # X-Amzn-SageMaker-Target-Model, for one container with several models
+    model: Path | None = None  # with an image, mounted; with a URL, the path as the server there sees it
+    env: Mapping[str, str] = field(default_factory=dict)  # of the container, beside what the platform sets
+    multi_model: bool = False  # asked for by name; with an image its label is enough
+    memory_mb: int = 4096
+    scarce_mb: int = 1024  # memory in which loads must at some time end in 507
+    scarce_loads: int = 128  # after so many that fit, that is given up
+    startup_limit: float = 480.0  # ContainerStartupHealthCheckTimeoutInSeconds overrides the platform's
+    slack: float = 20.0  # a further start may take so much longer than twice the first
+    ping_limit: float = 2.0
+    accept_limit: float = 0.25
+    invoke_limit: float = 60.0
+    load_limit: float = 360.0
+    stop_limit: float = 30.0
+    busy_seconds: float = 2.0  # of load from `callers` at once
+    callers: int = 16
+    connections: int = 128  # that do nothing
+    image_bytes: int = 10_000 * MB  # serverless endpoints take no larger image
+
+    @property
+    def sent(self) -> bytes:
+        return b"{}" if self.payload is None else self.payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    status: int
+    headers: list[tuple[str, str]]  # as they came
+    body: bytes
+    connecting: float  # seconds until the TCP connection was accepted
+    seconds: float  # from then on
+
+    def header(self, name: str) -> str:
+        return next((value for key, value in self.headers if key.lower() == name.lower()), "")
+
+    @property
+    def json(self) -> Any:
+        """Its body; Breach where that is not JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise Breach(f"{self.status}, body is not JSON: {self.start}") from None
+
+    @property
+    def start(self) -> str:
+        """The body's first characters, on one line."""
+        shown = " ".join(self.body[:200].decode(errors="replace").split())
+        return repr(shown[:70] + "…" if len(shown) > 70 else shown)
+
+    def __str__(self) -> str:
+        return f"{self.status} in {self.seconds * 1000:.0f} ms"
+
+
+PING_EVERY = 0.05  # seconds
+
+
+@dataclass(slots=True)
+class Busy:
+    """What was seen while many callers invoked at once."""
+
+    statuses: dict[int, int] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    pings: list[Response] = field(default_factory=list)
+    silent_pings: list[str] = field(default_factory=list)
+    slowest_accept: float = 0.0
+
+
+def busy(invoke: Callable[[], Response], ping: Callable[[], Response], callers: int, seconds: float) -> Busy:
+    """Callers invoke without a pause for some seconds; as long as one does, /ping is asked beside them."""
+    seen, lock = Busy(), threading.Lock()
+    until = time.monotonic() + seconds
+
+    def call(_: int) -> None:
+        more = True  # at least once, however late this thread comes
+        while more:
+            try:
+                answer = invoke()
+            except NoAnswer as none:
+                with lock:
+                    seen.dropped.append(str(none))
+            else:
+                with lock:
+                    seen.statuses[answer.status] = seen.statuses.get(answer.status, 0) + 1
+                    seen.slowest_accept = max(seen.slowest_accept, answer.connecting)
+            more = time.monotonic() < until
+
+    with ThreadPoolExecutor(callers) as threads:
+        calls = [threads.submit(call, number) for number in range(callers)]
+        over = False
+        while not over:
+            over = all(each.done() for each in calls)
+            try:
+                seen.pings.append(ping())
+            except NoAnswer as none:
+                seen.silent_pings.append(str(none))
+            time.sleep(PING_EVERY)
+        for each in calls:
+            each.result()
+    return seen
+
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 PIECE = 1 << 16
 RTT, RESENT, TCP_INFO = 68, 100, 104  # where struct tcp_info has them, and its length then (linux/tcp.h)
 
 
-class Container:
+class ContainerUnderTest:
     """Something that listens. Each `ask` is a connection of its own."""
 
-    def __init__(self, host: str, port: int, options: Options) -> None:
+    def __init__(self, host: str, port: int, options: RehearsalOptions) -> None:
         self.host = host
         self.port = port
         self.options = options
-        self.first: Answer | NoAnswer | None = None  # to an invocation at the moment when /ping was first 200
+        self.first: Response | NoAnswer | None = None  # to an invocation at the moment when /ping was first 200
 
     # One request.
 
@@ -44,7 +157,7 @@ class Container:
         limit: float = 0.0,
         chunked: bool = False,
         sent: Callable[[], None] = lambda: None,
-    ) -> Answer:
+    ) -> Response:
         """The answer within `limit` seconds (of silence); NoAnswer says how there was none.
 
         `sent` is called when the whole request is on its way.
@@ -75,7 +188,7 @@ class Container:
         finally:
             connection.close()
         done = time.monotonic()
-        return Answer(
+        return Response(
             status=response.status,
             headers=response.getheaders(),
             body=answered,
@@ -83,10 +196,10 @@ class Container:
             seconds=done - connected,
         )
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> Response:
         return self.ask("GET", path)
 
-    def ping(self) -> Answer:
+    def ping(self) -> Response:
         return self.ask("GET", "/ping", limit=self.options.ping_limit)
 
     def invoke(
@@ -97,7 +210,7 @@ class Container:
         headers: Mapping[str, str] | None = None,
         chunked: bool = False,
         sent: Callable[[], None] = lambda: None,
-    ) -> Answer:
+    ) -> Response:
         """POST /invocations, by default with the payload, and with the headers that the platform sends."""
         body = self.options.sent if body is None else body
         all_headers = self.headers(content_type) | dict(headers or {})
@@ -114,12 +227,12 @@ class Container:
         return "\r\n".join([*lines, "", ""]).encode()
 
     @cached_property
-    def usual(self) -> Answer:
+    def usual(self) -> Response:
         """To the payload, at rest: what other requests are compared with."""
         return self.invoke()
 
     @cached_property
-    def junk(self) -> Answer:
+    def junk(self) -> Response:
         """To a body that no format reads."""
         return self.invoke(b'{"\x00\xff\xfe junk ]]', content_type=self.options.content_type)
 
