@@ -12,7 +12,7 @@ from serve.errors import BadRequest, DoesNotFit, NotReady, PayloadTooLarge, Serv
 from serve.http.addresses import socket_name
 from serve.settings import MB, Settings, nginx_limit
 
-TEMPLATE = Path(__file__).parent.parent / "nginx.conf"
+TEMPLATE = Path(__file__).with_name("nginx.conf")
 
 
 def rendered(settings: Settings, catalog: Catalog) -> str:
