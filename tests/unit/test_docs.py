@@ -22,8 +22,8 @@ from deploy.command_line import OTHERS
 from deploy.spec import Spec
 from deploy.verbs import VERBS
 from docs import reference
-from serve.__main__ import USAGE
-from serve.host.card import Card
+from serve.__main__ import VERBS as SERVE_VERBS
+from serve.catalog.model_toml import ModelToml
 from serve.settings import Settings
 from tests.pages import CODE, OTHER, PAGES, ROOT, Block, blocks, languages
 
@@ -55,7 +55,7 @@ def test_the_table_of_model_toml_is_the_card() -> None:
     """Each key of a model.toml has a row."""
     section = page("models/index.md").split("\n## model.toml\n")[1].split("\n## ")[0]
     shown = set(re.findall(r"^\| `\[?(\w+)\]?`", section, re.M))
-    assert shown == set(Card.__struct_fields__)
+    assert shown == set(ModelToml.__struct_fields__)
 
 
 def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:
@@ -212,7 +212,7 @@ def _check_options(module: str, words: list[str]) -> None:
         assert importlib.util.find_spec(module), module
         return
     if module == "serve":
-        assert words[0] in USAGE
+        assert words[0] in SERVE_VERBS
         return
     verb = [word for word in words[:1] if module == "deploy" and not word.startswith("-")]
     shown = _help(module, *verb)
