@@ -34,14 +34,6 @@ DETAILS = {
 PARTS = ("host", "forkserver", "runner", "training")
 
 
-<<<<<<< HEAD
-def main(arguments: list[str]) -> int:
-    verb, *rest = arguments or ["serve"]
-    if verb == "convert":  # a tool, which no setting concerns
-        from serve.convert import command
-
-        return command.run(rest)
-=======
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 1 failed, 2 a wrong command line or setting."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -51,10 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = _parsed(words)
         verb, rest = given.verb, []
         if verb == "convert":  # reads no setting
-            from serve import convert
+            from serve.convert import command
 
-            return convert.run([given.source, given.target])
->>>>>>> main
+            return command.run([given.source, given.target])
     try:
         chosen = settings.read()
     except BadSetting as error:
