@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from serve import settings as parsers
 from serve.errors import ServeError
 from serve.host.answers import exposition
 from serve.host.store import Store
@@ -21,6 +22,7 @@ from serve.settings import MB, Settings
 from serve.slots import Slots
 
 DOCS = Path(__file__).parent
+OBVIOUS = (parsers.text, parsers.directory, parsers.true, parsers.only_true)  # what the other columns say already
 BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -43,10 +45,10 @@ def settings() -> str:
         if not sources:
             continue
         names = ", ".join(f"`{name}`" for name, _ in sources)
-        accepts = " / ".join(dict.fromkeys(parse.__doc__ or "" for _, parse in sources))
+        accepts = " / ".join(dict.fromkeys(parse.__doc__ or "" for _, parse in sources if parse not in OBVIOUS))
         default = each.metadata.get("shown") or _shown(each.default, sources[0][0])
-        rows.append((names, default, f"{each.metadata['says']}. Value: {accepts}"))
-    return table(("variable", "default", "meaning"), rows)
+        rows.append((names, default, each.metadata["says"] + (f" ({accepts})" if accepts else "")))
+    return table(("variable", "default", "meaning (value)"), rows)
 
 
 def _shown(value: Any, variable: str) -> str:
@@ -68,7 +70,7 @@ def errors() -> str:
             yield from below(each)
 
     rows = [
-        (str(int(cls.status)), cls.type, "yes" if cls.retryable else "no", " ".join((cls.__doc__ or "").split()))
+        (str(int(cls.status)), cls.type, "yes" if cls.retryable else "no", (cls.__doc__ or "").removesuffix("."))
         for cls in sorted(set(below(ServeError)), key=lambda cls: (int(cls.status), cls.type, cls.__name__))
     ]
     return table(("status", "type", "retryable", "when"), rows)
@@ -89,7 +91,7 @@ def metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings, "metrics": metrics}
+TABLES: dict[str, Callable[[], str]] = {"settings": settings, "errors": errors, "metrics": metrics}
 
 
 def rendered(text: str) -> str:
