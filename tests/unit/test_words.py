@@ -20,7 +20,7 @@ BANNED = {
     r"whoever|whomever|nobody|somebody|everybody|anybody": "name the thing: the caller, the process, no process",
     r"\b(he|she|his|him|himself)\b": "the caller, the process; or repeat the noun",
     r"\b(those|all|they|one|ones|anyone|everyone) who\b": "callers, requests, processes: name them",
-    r"\bwho (has|have|had|is|are|was|waits?|wants?|asks?|asked|comes?|came|calls?|reads?|gets?|may)\b": "name the subject",
+    r"\bwho (has|have|had|is|are|was|may|waits?|wants?|asks?|asked|comes?|came|calls?|gets?)\b": "name the subject",
     r"\bmourn|\blast words\b|\bdies politely\b": "processes exit or crash",
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\blest\b": "so that ... does not",
