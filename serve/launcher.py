@@ -23,7 +23,7 @@ from serve.slots import Slots
 
 log = logging.getLogger(__name__)
 
-GUNICORN_CONF = Path(__file__).parent.parent / "container" / "gunicorn.conf.py"
+GUNICORN_CONF = Path(__file__).with_name("gunicorn.conf.py")
 # The platform sends SIGKILL 30 s after SIGTERM: be gone, with status 0, well before.
 END_WITHIN = 24.0
 

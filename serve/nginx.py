@@ -12,7 +12,7 @@ from serve.host.catalog import Catalog
 from serve.names import socket_name
 from serve.settings import MB, Settings
 
-TEMPLATE = Path(__file__).parent.parent / "nginx.conf"
+TEMPLATE = Path(__file__).with_name("nginx.conf")
 
 
 def rendered(settings: Settings, catalog: Catalog) -> str:

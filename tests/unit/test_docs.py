@@ -22,7 +22,7 @@ from deploy.command_line import OTHERS
 from deploy.spec import Spec
 from deploy.verbs import VERBS
 from docs import reference
-from serve.__main__ import USAGE
+from serve.__main__ import VERBS as SERVE_VERBS
 from serve.host.card import Card
 from serve.settings import Settings
 from tests.pages import CODE, OTHER, PAGES, ROOT, Block, blocks, languages
@@ -212,7 +212,7 @@ def _check_options(module: str, words: list[str]) -> None:
         assert importlib.util.find_spec(module), module
         return
     if module == "serve":
-        assert words[0] in USAGE
+        assert words[0] in SERVE_VERBS
         return
     verb = [word for word in words[:1] if module == "deploy" and not word.startswith("-")]
     shown = _help(module, *verb)
