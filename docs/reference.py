@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from serve.errors import ServeError
-from serve.host.metrics import exposition
+from serve.host.answers import exposition
 from serve.host.store import Store
 from serve.settings import MB, Settings
 from serve.slots import Slots

@@ -43,17 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = _parsed(words)
         verb, rest = given.verb, []
         if verb == "convert":  # reads no setting
-            from serve import convert
+            from serve.convert import command
 
-            return convert.run([given.source, given.target])
+            return command.run([given.source, given.target])
     try:
         chosen = settings.read()
     except BadSetting as error:
         print(f"serve: {error}", file=sys.stderr)
         if verb == "train":
-            from serve.train import failure
+            from serve.train import job
 
-            failure.write(settings.ml_root(), str(error))
+            job.write(settings.ml_root(), str(error))
         return 2
     log.start("launcher" if verb == "serve" else verb, chosen.log_level)
     return _run_part(verb, rest, chosen) if verb in PARTS else _run(verb, chosen)
@@ -103,7 +103,7 @@ def _run(verb: str, chosen: Settings) -> int:
         return job.run(chosen)
     if verb == "conf":
         from serve import nginx
-        from serve.host import catalog
+        from serve.catalog import catalog
 
         run_dir = chosen.run_dir or Path(os.environ.get("TMPDIR", "/tmp"))
         found = catalog.scan(chosen.model_dir, chosen.hf_task, chosen.program)

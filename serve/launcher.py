@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from serve import banner, nginx
+from serve.catalog import catalog
 from serve.children import Children
 from serve.errors import ModelNotFound
-from serve.host import catalog
-from serve.names import SHORT_ID, SOCKET_PATH, socket_name
+from serve.http.addresses import SHORT_ID, SOCKET_PATH, socket_name
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from local_test.ports import free_port
-from serve.host.memory import private_bytes
+from serve.machine import private_bytes
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]

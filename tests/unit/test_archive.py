@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from serve.catalog import archive
+from serve.catalog.archive import disk, unpack
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.host import archive
-from serve.host.archive import disk, unpack
 from tests.unit.processor_time import processor_time_below
 
 LIMIT = 10_000_000

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.catalog.catalog import Catalog, Entry, Spec
 from serve.errors import ModelNotFound
-from serve.host.catalog import Catalog
-from serve.host.entry import Entry, Spec
 from tests.unit.processor_time import processor_time_below
 
 

@@ -20,8 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
-from serve import convert, sandbox
-from serve.handlers import sklearn
+from serve.convert import command as convert
+from serve.convert import sandbox
+from serve.handlers.arrays import sklearn
 from serve.handlers.base import Model
 from tests.unit.warm_child import WarmChildren
 
@@ -52,7 +53,7 @@ def run(children: WarmChildren, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
 
     def converted(*arguments: object) -> subprocess.CompletedProcess[str]:
         with monkeypatch.context() as patch:
-            patch.setattr("serve.convert.subprocess.run", children.run)
+            patch.setattr("serve.convert.command.subprocess.run", children.run)
             status = convert.run([*map(str, arguments)])
         return subprocess.CompletedProcess(["convert"], status, *capfd.readouterr())
 
@@ -227,7 +228,7 @@ def test_a_pickle_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytes
 WALLS = """
 import os, socket, sys
 from pathlib import Path
-from serve import sandbox
+from serve.convert import sandbox
 if sys.argv[3] == "alone":  # as under Docker on a kernel without landlock
     sandbox._NAMESPACES, sandbox._landlock = {}, lambda _: False
 if sys.argv[3] == "left out":

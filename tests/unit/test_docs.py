@@ -23,7 +23,7 @@ from deploy.spec import Spec
 from deploy.verbs import VERBS
 from docs import reference
 from serve.__main__ import VERBS as SERVE_VERBS
-from serve.host.card import Card
+from serve.catalog.model_toml import ModelToml
 from serve.settings import Settings
 from tests.pages import CODE, OTHER, PAGES, ROOT, Block, blocks, languages
 
@@ -55,7 +55,7 @@ def test_the_table_of_model_toml_is_the_card() -> None:
     """Each key of a model.toml has a row."""
     section = page("models/index.md").split("\n## model.toml\n")[1].split("\n## ")[0]
     shown = set(re.findall(r"^\| `\[?(\w+)\]?`", section, re.M))
-    assert shown == set(Card.__struct_fields__)
+    assert shown == set(ModelToml.__struct_fields__)
 
 
 def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:

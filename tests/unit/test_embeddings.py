@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from serve.errors import ModelUnusable
 from serve.handlers.base import Model
-from serve.handlers.encoders.embeddings import FeatureExtraction
+from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from tests.unit import tiny_encoders as tiny
 from tests.unit.test_encoders import LONG, ONE, TWO, ask, reply, same
 

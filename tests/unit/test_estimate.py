@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve.host.estimate import CUSTOM_FLOOR, MB, TORCH_FLOOR, XGBOOST_FLOOR, memory_bytes
+from serve.catalog.estimate import CUSTOM_FLOOR, MB, TORCH_FLOOR, XGBOOST_FLOOR, memory_bytes
 from tests.unit.processor_time import processor_time_below
 
 

@@ -35,7 +35,7 @@ class WarmChildren:
         timeout: float,
     ) -> "subprocess.CompletedProcess[bytes]":
         python, *module, kind = command
-        assert (python, module) == (sys.executable, ["-m", "serve.convert"])
+        assert (python, module) == (sys.executable, ["-m", "serve.convert.command"])
         if self._process is None:
             self._start(env)
         assert env == self._environment
@@ -67,11 +67,11 @@ def serve(descriptor: int) -> None:
     import skops.io  # noqa: F401
     import xgboost  # noqa: F401
 
-    from serve import convert
-    from serve.handlers import pickled_estimators
-    from serve.handlers.boosting import boosters  # noqa: F401
+    from serve.convert import command as convert
+    from serve.convert import estimators
+    from serve.handlers.xgboost import model_files  # noqa: F401
 
-    pickled_estimators.warm()
+    estimators.warm()
     with socket.socket(fileno=descriptor) as requests:
         while True:
             kind, descriptors, _, _ = socket.recv_fds(requests, 64, 3)
