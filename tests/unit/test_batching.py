@@ -115,20 +115,24 @@ def test_what_nobody_waits_for_is_not_begun() -> None:
 
 
 @pytest.mark.parametrize(("waited", "expected"), [(5.0, [TooLate]), (0.0, [b"4"])])
-def test_who_cannot_be_done_in_time_is_refused_unless_just_come(waited: float, expected: list[Any]) -> None:
+def test_who_cannot_be_done_in_time_is_refused_unless_just_come(
+    waited: float, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch that takes 0.1 s, and 0.01 s left: refused after a wait; but a fresh one is tried, or one slow batch
     would turn away all that follow."""
 
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
     class Slow(Doubler):
         def predict(self, items: Sequence[int]) -> Sequence[Reply | ServeError]:
-            if not self.batches:
-                time.sleep(0.1)  # the work itself
+            nonlocal now
+            now += 0.1
             return super().predict(items)
 
     batches = Batches(Slow(), 8)
-    batches.join(FakeJob(0))  # type: ignore[arg-type]
+    batches.join(FakeJob(0, arrived=now))  # type: ignore[arg-type]
     batches.step()
-    now = time.monotonic()
     job = FakeJob(2, Request(body=b"", content_type="", deadline=now + 0.01), arrived=now - waited)
     batches.join(job)  # type: ignore[arg-type]
     batches.step()
