@@ -26,6 +26,9 @@ run: nginx $(VENV)/runtime ## serve the sample models on http://127.0.0.1:8080 (
 	@$(PY) -m local_test.make_models $(MODELS) || echo 'Some sample models could not be made, see above: serving the others.'
 	@SERVE_MODEL_DIR="$${SERVE_MODEL_DIR:-$(MODELS)}" exec $(PY) -m serve
 
+install: nginx $(VENV)/runtime ## .venv with the server and the commands sagemaker-* (then: . .venv/bin/activate)
+	@$(call step,the commands sagemaker-*,$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .)
+
 test: nginx $(VENV)/dev .lambda/made ## the tests: pure, with real processes, and of the image where a Docker engine answers
 	@image=; if docker info >/dev/null 2>&1; then image=tests/image; else echo 'no Docker engine answers: tests/image left out'; fi; \
 	exec $(PY) -m pytest tests/unit tests/live $$image
@@ -117,4 +120,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run test test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda
+.PHONY: help run install test test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda

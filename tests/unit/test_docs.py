@@ -83,6 +83,19 @@ def test_links_of_the_readme_lead_somewhere() -> None:
         assert (ROOT / path).exists() if path else anchor in headings, target
 
 
+def test_files_that_the_documentation_names_exist() -> None:
+    """Paths below the folders of the code; a page that names a moved file misleads its reader."""
+    named = {
+        (page.name, path)
+        for page in PAGES
+        for path in re.findall(
+            r"`((?:serve|deploy|local_test|bench|tests|container|docs|examples)/[\w./-]+)`", page.read_text()
+        )
+    }
+    assert named
+    assert not [each for each in named if not (ROOT / each[1]).exists() and "local_test/models" not in each[1]]
+
+
 def test_every_fence_is_of_a_language_that_is_tested_or_data() -> None:
     """A `bash` block would escape the tests of commands."""
     assert languages() <= {*CODE, *OTHER}
