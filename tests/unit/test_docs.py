@@ -67,6 +67,21 @@ def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:
     assert shown | {"pipeline"} == {*VERBS, *OTHERS, *keys}  # pipelines have a page of their own
 
 
+def test_the_log_events_are_those_of_the_code() -> None:
+    """Each event of the code has a place on the page, and each on the page is one of the code."""
+    written = {
+        call.args[0].value
+        for path in (ROOT / "serve").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)
+        if re.fullmatch(r"log\.(info|warning|error|exception)", ast.unparse(call.func))
+    }
+    tables = page("operating/log.md").split("\n## Models\n")[1].split("\n## Questions\n")[0]
+    rows = [line.split("|")[1] for line in tables.splitlines() if line.startswith("| `")]
+    named = {name.removesuffix(" ...") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert {each.split(": /execution")[0] + ":" * ("/execution" in each) for each in written} == named
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """And the navigation names no page that is not there; `make docs` checks the links inside."""
     named = set(re.findall(r"[\w/.-]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]))
