@@ -276,3 +276,23 @@ def _service(name: str) -> Any:
 @cache
 def _operations(name: str) -> dict[str, str]:
     return {botocore.xform_name(each): each for each in _service(name).operation_names}
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("models/text-classification.md", "text_classification"),
+        ("models/token-classification.md", "token_classification"),
+        ("models/question-answering.md", "question_answering"),
+        ("models/fill-mask.md", "fill_mask"),
+        ("models/zero-shot-classification.md", "zero_shot"),
+        ("models/feature-extraction.md", "feature_extraction"),
+    ],
+)
+def test_the_parameters_of_a_task_are_on_its_page(name: str, module: str) -> None:
+    """Each row names parameters of the task, and each parameter has a row."""
+    parameters = importlib.import_module(f"serve.handlers.encoders.{module}").Parameters
+    table = page(name).split("| parameter |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    common = {"batch_size", "num_workers"}  # of every task, without effect
+    assert set(parameters.__struct_fields__) - common == named
