@@ -18,7 +18,7 @@ from serve.errors import DoesNotFit
 from serve.handlers.generation.handler import PREFILL, TextGeneration
 from serve.handlers.generation.sampling import Choice, choose
 from serve.handlers.generation.sequence import Text
-from tests.unit.test_text_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, save_toy
+from tests.unit.test_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, save_toy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz äöü€"
 
