@@ -19,9 +19,8 @@ from typing import Any
 import botocore.session
 import pytest
 
-from deploy.command_line import OTHERS
+from deploy.cli import VERBS
 from deploy.spec import Spec
-from deploy.verbs import VERBS
 from docs import reference
 from serve.catalog.model_toml import ModelToml
 from serve.settings import Settings
@@ -64,7 +63,7 @@ def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:
     rows = [line.split("|")[1] for line in page("deploy.md").splitlines() if line.startswith("| ")]
     shown = set(re.findall(r"`\[*(\w+)", "".join(rows)))
     keys = {each.metadata.get("key", each.name) for each in fields(Spec)}
-    assert shown | {"pipeline"} == {*VERBS, *OTHERS, *keys}  # pipelines have a page of their own
+    assert shown | {"pipeline"} == {*VERBS, *keys}  # pipelines have a page of their own
 
 
 def test_the_log_events_are_those_of_the_code() -> None:
