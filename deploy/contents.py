@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from serve.catalog import archive, catalog
-from serve.catalog.catalog import Spec, describe
+from serve.catalog import archive
+from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import JUNK, pickled, shown, xgboost_files
+from serve.catalog.scan import describe, scan
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.http.addresses import PLAIN
 
 # No model is made of these, and some differ at each run: Python's caches hold times.
 LEFT_OUT = JUNK | {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", ".ipynb_checkpoints"}
 LONGEST_PATH = 900  # bytes; an object's key in S3 has 1,024
-READ_PICKLES = ("sklearn", "xgboost")  # the handlers that know `allow_pickle`
 
 
 class Refused(Exception):
@@ -37,7 +38,7 @@ class Contents:
 
     files: tuple[Source, ...]  # by name
     left_out: tuple[str, ...]
-    models: tuple[Spec, ...]
+    models: tuple[ModelConfig[Any], ...]
     bundle: bool  # several models, which a multi-model endpoint takes one by one only
 
     @property
@@ -115,7 +116,7 @@ def _refuse_odd(name: str, path: Path, mode: int) -> None:
         raise Refused(f"{said}: {kind}; only files can be packed")
 
 
-def _models(directory: Path, name: str) -> tuple[tuple[Spec, ...], bool]:
+def _models(directory: Path, name: str) -> tuple[tuple[ModelConfig[Any], ...], bool]:
     """What the container would find here. Raises Refused with all that it would complain of."""
     try:  # as a multi-model endpoint does, which loads one model from one archive
         alone = describe(name, directory)
@@ -132,16 +133,16 @@ def _models(directory: Path, name: str) -> tuple[tuple[Spec, ...], bool]:
     return tuple(specs), bundle
 
 
-def _bundle(directory: Path) -> tuple[list[Spec], list[str]]:
+def _bundle(directory: Path) -> tuple[list[ModelConfig[Any]], list[str]]:
     """The models in a directory of several, and what is wrong with them."""
     specs, problems = [], []
-    for entry in catalog.scan(directory).entries.values():
+    for entry in scan(directory).entries.values():
         where = "" if entry.path == directory else f"{entry.name}: "
         if entry.problem:
             problems.append(where + entry.problem)
-        elif entry.spec:
-            specs.append(entry.spec)
-            problems += [where + each for each in _pickles(entry.spec)]
+        elif entry.config:
+            specs.append(entry.config)
+            problems += [where + each for each in _pickles(entry.config)]
         else:
             with _unpacked(entry.path) as inner:
                 specs.append(describe(entry.name, inner))
@@ -149,10 +150,9 @@ def _bundle(directory: Path) -> tuple[list[Spec], list[str]]:
     return specs, problems
 
 
-def _pickles(spec: Spec) -> Iterator[str]:
+def _pickles(spec: ModelConfig[Any]) -> Iterator[str]:
     """What its handler would refuse. Where a model's own code loads it, or its card allows it, a pickle may stay."""
-    opted_in = spec.handler in READ_PICKLES and spec.options.get("allow_pickle") is True
-    if spec.handler == "custom" or opted_in:
+    if spec.handler == "custom" or getattr(spec.options, "allow_pickle", False):
         return
     boosters = [each for each in xgboost_files(spec.directory) if _opens_as_pickle(each)]
     for found in (*pickled(spec.directory), *boosters):

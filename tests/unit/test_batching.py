@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.runner.jobs import Batches
 
 
 class Doubler:
     """Answers twice the number; a negative one fails whatever batch it is in; even and odd do not mix."""
 
-    def __init__(self, model: Model | None = None) -> None:
+    def __init__(self, model: ModelConfig[Any] | None = None) -> None:
         self.batches: list[list[int]] = []
 
     def decode(self, request: Request) -> int:

@@ -23,7 +23,7 @@ from deploy.spec import Spec
 from deploy.verbs import VERBS
 from docs import reference
 from serve.__main__ import VERBS as SERVE_VERBS
-from serve.catalog.model_toml import ModelToml
+from serve.catalog.model_config import ModelToml
 from serve.settings import Settings
 from tests.pages import CODE, OTHER, PAGES, ROOT, Block, blocks, languages
 
