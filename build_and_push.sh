@@ -13,7 +13,7 @@ region=${AWS_REGION:-${AWS_DEFAULT_REGION:-$(aws configure get region || true)}}
 [[ -n $region ]] || fail "no region: set AWS_REGION, or run 'aws configure'"
 ecr() { aws ecr "$1" --region "$region" "${@:2}"; }
 account=$(aws sts get-caller-identity --region "$region" --query Account --output text) ||
-  fail "AWS knows nobody by these credentials, or no region $region: 'aws sso login' or 'aws configure', or set AWS_REGION"
+  fail "AWS does not accept the credentials, or there is no region $region: run 'aws sso login' or 'aws configure', or set AWS_REGION"
 registry=$account.dkr.ecr.$region.amazonaws.com
 [[ $region != cn-* ]] || registry+=.cn
 uri=$registry/$name:$tag
@@ -25,7 +25,7 @@ docker build --platform linux/amd64 "${provenance[@]}" --build-arg TORCH="${TORC
   fail "the build failed: see the last lines above"
 
 if ! said=$(ecr describe-repositories --repository-names "$name" 2>&1); then
-  [[ $said == *RepositoryNotFound* ]] || fail "no word of $name from ECR in $region (you need ecr:DescribeRepositories): ${said##*$'\n'}"
+  [[ $said == *RepositoryNotFound* ]] || fail "ECR did not describe $name in $region (you need ecr:DescribeRepositories): ${said##*$'\n'}"
   old='{"rules": [{"rulePriority": 1, "selection": {"tagStatus": "untagged", "countType": "imageCountMoreThan", "countNumber": 10}, "action": {"type": "expire"}}]}'
   ecr create-repository --repository-name "$name" --image-scanning-configuration scanOnPush=true >/dev/null ||
     fail "the repository $name could not be made in $region: you need ecr:CreateRepository"

@@ -125,13 +125,9 @@ class ScikitLearn:
 
 
 def load(model: ModelConfig[ScikitLearnOptions]) -> Any:
-    """The estimator. Raises ModelUnusable, naming untrusted types, or how an image gets scikit-learn."""
-    try:
-        import skops.io
-    except ImportError:
-        raise ModelUnusable(
-            "scikit-learn is not in this image", hint='build it in: docker build --build-arg EXTRAS="sklearn"'
-        ) from None
+    """The estimator. Raises ModelUnusable, naming untrusted types."""
+    import skops.io  # not above: it may not be installed
+
     files = sklearn_files(model.directory)
     named = model.options.file
     if not files and model.options.allow_pickle:

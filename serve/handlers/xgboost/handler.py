@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import ServeError, UnsupportedMediaType
-from serve.formats import instances, libsvm, parquet, recordio, tables
+from serve.formats import instances, libsvm, recordio, tables
 from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import model_files, output
 from serve.handlers.xgboost.options import XGBoostOptions
@@ -18,9 +18,9 @@ from serve.handlers.xgboost.output import CSV, JSON, JSONLINES, RECORDIO, WRITES
 from serve.handlers.xgboost.predictor import Scores
 from serve.http import media
 
-_NPY, _PARQUET = "application/x-npy", "application/x-parquet"
+_NPY = "application/x-npy"
 _LIBSVM = ("text/libsvm", "text/x-libsvm", "libsvm")
-_READS = (CSV, "text/libsvm", RECORDIO, _PARQUET, JSON, JSONLINES, _NPY)
+_READS = (CSV, "text/libsvm", RECORDIO, JSON, JSONLINES, _NPY)
 _AWS_READS = (CSV, RECORDIO, *_LIBSVM)
 _LABEL_SIZE = re.compile(r'label_size\s*=\s*"?(\w+)')
 
@@ -72,8 +72,6 @@ class XGBoost:
             return Item(instances.lines(tables.text(request), self._width, self._model_field), media_type)
         if kind == RECORDIO:
             return Item(recordio.read(body, self._width), media_type)
-        if kind == _PARQUET:
-            return Item(parquet.read(body, self._width), media_type)
         raise UnsupportedMediaType(
             f"Content-Type {kind[:100]!r} is not read by this model", hint="send one of: " + ", ".join(_READS)
         )

@@ -15,6 +15,7 @@ from local_test.platform.fleet.resident_models import (
     opaque_id,
     vanished,
 )
+from tests.patience import PATIENCE
 
 
 def resident(name: str, *, used: int = 0, users: int = 0, stage: Stage = Stage.LOADED) -> ResidentModel:
@@ -57,7 +58,7 @@ def test_an_opaque_id_is_plain_and_always_the_same() -> None:
 
 
 def soon() -> float:
-    return time.monotonic() + 5
+    return time.monotonic() + PATIENCE
 
 
 def load(residents: ResidentModels, name: str) -> ResidentModel:
@@ -112,7 +113,7 @@ def test_who_wants_what_is_leaving_waits_until_it_is_gone() -> None:
     waiter = threading.Thread(target=lambda: entered.append(residents.enter("a", soon())))
     waiter.start()
     residents.gone(a)
-    waiter.join(5)
+    waiter.join(PATIENCE)
     assert entered[0][1]
     assert entered[0][0] is not a
 
@@ -127,7 +128,7 @@ def test_waiting_for_room_ends_when_a_model_falls_idle() -> None:
     waiter = threading.Thread(target=lambda: found.append(residents.make_room(wanted, soon())))
     waiter.start()
     assert not residents.leave(a)
-    waiter.join(5)
+    waiter.join(PATIENCE)
     assert found == [(Next.UNLOAD, a)]
 
 
