@@ -22,7 +22,7 @@ import pytest
 from deploy.cli import VERBS
 from deploy.spec import Spec
 from docs import reference
-from serve.catalog.model_toml import ModelToml
+from serve.catalog.model_config import ModelToml
 from serve.settings import Settings
 from tests.pages import CODE, DOCS, OTHER, PAGES, ROOT, Block, blocks, languages
 
