@@ -25,7 +25,10 @@ COPY container/slim.py /build/
 RUN python3 /build/slim.py /opt/serve
 
 FROM ${BASE}
+# The version is serve.__version__: a test compares the two.
 LABEL org.opencontainers.image.title="sagemaker-serve" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.description="Many models, one container: inference server for Amazon SageMaker" \
       com.amazonaws.sagemaker.capabilities.multi-models="true" \
       com.amazonaws.sagemaker.capabilities.accept-bind-to-port="true"

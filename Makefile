@@ -13,7 +13,7 @@ MODELS ?= local_test/models
 VENV := .venv
 PY := $(VENV)/bin/python
 SHELLS = $(shell find . -name '*.sh' -not -path './.venv*/*' -not -path './.lambda/*' -not -path './local_test/models/*') container/serve .ci/run
-CODE = $(wildcard serve deploy local_test tests bench container/slim.py container/smoke.py)
+CODE = $(wildcard serve deploy local_test tests bench docs/reference.py container/slim.py container/smoke.py)
 
 # $(call step,what,command): one line, with the seconds it took; what the command says is shown only when it fails.
 step = printf '%-58s' "$(1)"; begun=$$SECONDS; \
@@ -69,6 +69,18 @@ lambda: .lambda/made ## AWS's emulator of Lambda's runtime, for pipelines on thi
 platform: nginx $(VENV)/platform ## SageMaker on this machine, for any boto3 script (PLATFORM='--port 4566 --memory 2g')
 	@exec $(PY) -m local_test.platform $(PLATFORM)
 
+docs: .venv-docs/made docs-reference ## the documentation as a web site, in site/
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	@echo 'open site/index.html'
+
+docs-reference: $(VENV)/dev ## write the tables of settings, errors, metrics and options in docs/ from the code
+	@$(PY) -m docs.reference
+
+.venv-docs/made: docs/requirements.txt
+	@python=$$(container/find_python.sh); $(call step,.venv-docs with $$python,$$python -m venv .venv-docs)
+	@$(call step,packages for the documentation,.venv-docs/bin/python -m pip install --quiet --no-deps -r $<)
+	@touch $@
+
 bench: nginx $(VENV)/dev ## the workloads, measured
 	@exec $(PY) -m bench
 
@@ -79,7 +91,7 @@ models: $(VENV)/runtime ## the sample models, where they are missing (minutes th
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove all that was made here: the environment, the models, caches
-	rm -rf $(VENV) .venv-sdk .venv-aws .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: made again only when what it was made from changes.
@@ -105,4 +117,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run test test-sdk check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda
+.PHONY: help run test test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda

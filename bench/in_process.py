@@ -66,7 +66,7 @@ def xgboost_tasks(directory: Path, threads: int) -> dict[str, Task]:
     import xgboost
 
     from serve.handlers.base import Model, Request
-    from serve.handlers.xgboost import XGBoost
+    from serve.handlers.xgboost.handler import XGBoost
 
     handler = XGBoost(Model(name="m", directory=directory, threads=threads))
     booster = xgboost.Booster({"nthread": threads}, model_file=str(directory / "model.ubj"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serve.host.memory import private_bytes
+from serve.machine import private_bytes
 from tests.live.stack import descendants
 
 

@@ -74,11 +74,11 @@ def measured(directory: Path, text: str, name: str, work: str) -> dict[str, floa
     """One precision: private MB, ms of each kind of work; the outputs for `_drifts` go to a file."""
     import torch
 
+    from serve.catalog.catalog import describe
     from serve.handlers.base import Model
-    from serve.handlers.encoders.embeddings import FeatureExtraction
-    from serve.handlers.text_generation import TextGeneration
-    from serve.host.entry import describe
-    from serve.host.memory import private_bytes
+    from serve.handlers.encoders.feature_extraction import FeatureExtraction
+    from serve.handlers.generation.handler import TextGeneration
+    from serve.machine import private_bytes
 
     spec = describe(directory.name, directory)
     before = private_bytes(os.getpid())

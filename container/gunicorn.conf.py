@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import gunicorn
 from gunicorn.glogging import Logger
 
-from serve import log, settings
+from serve import __version__, log, settings
 from serve.host.forkserver import die_with_parent
 from serve.web import wsgi
 
 _settings = settings.read()
 assert _settings.run_dir is not None
 
+# gunicorn has no setting for the Server header. It copies this name when a worker first imports gunicorn.http.
+gunicorn.SERVER = f"sagemaker-serve/{__version__}"
 wsgi_app = "serve.web.wsgi:create()"
 bind = f"unix:{_settings.run_dir}/web.sock"
 workers = _settings.web_workers

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.catalog import archive, catalog
+from serve.catalog.catalog import Spec, describe
+from serve.catalog.recognition import JUNK, pickled, shown, xgboost_files
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.host import archive, catalog
-from serve.host.entry import Spec, describe
-from serve.host.files import JUNK, pickled, shown, xgboost_files
-from serve.names import PLAIN
+from serve.http.addresses import PLAIN
 
 # No model is made of these, and some differ at each run: Python's caches hold times.
 LEFT_OUT = JUNK | {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", ".ipynb_checkpoints"}

@@ -11,7 +11,7 @@ LOWEST, HIGHEST = 10_000, 32_000
 BLOCK = 100  # ports that one process has for itself
 
 _lock = threading.Lock()
-_mine: tuple[int, socket.socket, Iterator[int]] | None = None  # the owner's process id, its claim, the ports in turn
+_mine: tuple[int, Iterator[int]] | None = None  # the owner's process id, and its ports in turn
 
 
 def free_port() -> int:
@@ -24,26 +24,27 @@ def free_port() -> int:
     global _mine
     with _lock:
         if _mine is None or _mine[0] != os.getpid():  # a fork shares no ports with its parent
-            claim, first = _claimed()
-            _mine = (os.getpid(), claim, itertools.cycle(range(first, first + BLOCK)))
-        for port in itertools.islice(_mine[2], BLOCK):
+            first = _claimed()
+            _mine = (os.getpid(), itertools.cycle(range(first, first + BLOCK)))
+        for port in itertools.islice(_mine[1], BLOCK):
             if _is_free(port):
                 return port
         raise OSError(f"all {BLOCK} ports of this process are in use")
 
 
-def _claimed() -> tuple[socket.socket, int]:
+def _claimed() -> int:
     """A block that no other process has: its name as an abstract socket, which the kernel frees with the process."""
-    blocks = range(LOWEST, max(_first_outgoing(), LOWEST + 20 * BLOCK) - BLOCK, BLOCK)
+    blocks = list(range(LOWEST, max(_first_outgoing(), LOWEST + 20 * BLOCK) - BLOCK, BLOCK))
     start = os.getpid() % len(blocks)
-    for first in (*blocks[start:], *blocks[:start]):
+    for first in blocks[start:] + blocks[:start]:
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             claim.bind(f"\0sagemaker-serve-ports-{first}")
         except OSError:
             claim.close()
         else:
-            return claim, first
+            claim.detach()  # open until the process exits
+            return first
     raise OSError(f"no free block of {BLOCK} ports from {LOWEST} on")
 
 

@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from serve.host.catalog import Catalog
+from serve.catalog.catalog import Catalog
 from serve.settings import MB, Settings
 
 

@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from serve import banner, nginx
+from serve.catalog import catalog
 from serve.children import Children
 from serve.errors import ModelNotFound
-from serve.host import catalog
-from serve.names import SHORT_ID, SOCKET_PATH, socket_name
+from serve.http.addresses import SHORT_ID, SOCKET_PATH, socket_name
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
 
 log = logging.getLogger(__name__)
 
-GUNICORN_CONF = Path(__file__).parent.parent / "container" / "gunicorn.conf.py"
+GUNICORN_CONF = Path(__file__).with_name("gunicorn.conf.py")
 # The platform sends SIGKILL 30 s after SIGTERM: be gone, with status 0, well before.
 END_WITHIN = 24.0
 

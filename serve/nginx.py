@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 from serve import errors
+from serve.catalog.catalog import Catalog
 from serve.errors import BadRequest, DoesNotFit, NotReady, PayloadTooLarge, ServeError
-from serve.host.catalog import Catalog
-from serve.names import socket_name
-from serve.settings import MB, Settings
+from serve.http.addresses import socket_name
+from serve.settings import MB, Settings, nginx_limit
 
-TEMPLATE = Path(__file__).parent.parent / "nginx.conf"
+TEMPLATE = Path(__file__).with_name("nginx.conf")
 
 
 def rendered(settings: Settings, catalog: Catalog) -> str:
@@ -54,11 +54,6 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         "error_malformed": _json(BadRequest("not an HTTP request this server reads", hint="check path and headers")),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], TEMPLATE.read_text())
-
-
-def nginx_limit(limit: float) -> float:
-    """When nginx gives up on a runner: after the runner has (serve.runner.arrival.margin), before the platform."""
-    return limit - min(0.5, limit / 20)
 
 
 def program() -> str:

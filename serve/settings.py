@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from serve.host import memory
+from serve import machine
 
 MB = 1 << 20
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION", "SAGEMAKER_REGION")
@@ -259,7 +259,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
             break
     if "ml_root" in values and "model_dir" not in values:
         values["model_dir"], sources["model_dir"] = values["ml_root"] / "model", "SERVE_ML_ROOT"
-    cpus, cpus_from = memory.cpus()
+    cpus, cpus_from = machine.cpus()
     for name in ("web_workers", "threads"):
         if name not in values:
             # Web workers only decide: two keep a core busy beside nginx, more only take it from the runners.
@@ -269,9 +269,9 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         # CreateTransformJob takes MaxPayloadInMB up to 100 (botocore).
         values["payload_bytes"], sources["payload_bytes"] = 100 * MB, "SAGEMAKER_BATCH"
     if "budget_bytes" not in values:
-        limit, limit_from = memory.limit()
+        limit, limit_from = machine.limit()
         fraction = values.get("memory_fraction", 0.9)
-        values["budget_bytes"] = memory.budget(limit, fraction, values["web_workers"])
+        values["budget_bytes"] = machine.budget(limit, fraction, values["web_workers"])
         sources["budget_bytes"] = f"{limit_from} {limit / (1 << 30):.1f} GiB x {fraction:g}, less our own processes"
     return Settings(**values, sources=sources)
 
@@ -287,3 +287,13 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
         if name.startswith("SERVE_") and name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise BadSetting(f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def nginx_limit(limit: float) -> float:
+    """When nginx gives up on a runner: after the runner has (serve.runner.arrival.margin), before the platform."""
+    return limit - min(0.5, limit / 20)
+
+
+def margin(limit: float) -> float:
+    """Seconds to answer in: the platform's limit less what the way back takes."""
+    return limit - min(1.0, limit / 10)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from serve.errors import ServeError
-from serve.names import INVOCATIONS
+from serve.http.addresses import INVOCATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):  # made for each reque
     body: bytes
     content_type: str  # media type alone, lower case, without parameters; "" when the header is missing
     charset: str = "utf-8"
-    accept: str = ""  # as sent; see serve.media.choose
+    accept: str = ""  # as sent; see serve.http.media.choose
     headers: Mapping[str, str] = {}
     path: str = INVOCATIONS  # the API it came by; one of the handler's `paths`
     deadline: float = float("inf")  # time.monotonic() after which nobody listens

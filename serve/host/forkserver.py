@@ -14,18 +14,22 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from serve import log as serve_log
-from serve.runner import main as runner
+from serve.catalog.catalog import Spec
+from serve.catalog.kinds import HANDLERS
+from serve.host.model import MESSAGE, RunnerProcess
 from serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MESSAGE = 1 << 16
 PR_SET_PDEATHSIG = 1
 NICENESS = 5  # runners yield to nginx, web workers and host, so that /ping is answered under full load
 
@@ -36,6 +40,8 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
     An order whose handler is not imported yet has it imported first: a model that needs little does not wait for what
     another model needs.
     """
+    from serve.runner import main  # imported before any fork, and by no process that only orders runners
+
     serve_log.start("forkserver", settings.log_level)
     die_with_parent()
     awake, wake = socket.socketpair()
@@ -67,7 +73,7 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
             if wanted in missing:
                 missing.remove(wanted)
                 _import(wanted)
-            _fork(channel, order, fds, settings, (awake, wake))
+            _fork(channel, order, fds, settings, (awake, wake), main.run)
         elif not ready:
             _import(missing.pop(0))
 
@@ -83,7 +89,12 @@ def _import(module: str) -> None:
 
 
 def _fork(
-    channel: socket.socket, order: dict[str, object], fds: list[int], settings: Settings, own: Sequence[socket.socket]
+    channel: socket.socket,
+    order: dict[str, object],
+    fds: list[int],
+    settings: Settings,
+    own: Sequence[socket.socket],
+    start: Callable[..., None],
 ) -> None:
     listener, control = (socket.socket(fileno=fd) for fd in fds)
     try:
@@ -107,7 +118,7 @@ def _fork(
         die_with_parent()
         os.nice(NICENESS)
         _offer_to_oom_killer()
-        runner.run(order, listener, control, settings)
+        start(order, listener, control, settings)
         os._exit(0)
     except BaseException:
         log.exception("runner failed", extra={"model": order["name"]})
@@ -145,3 +156,107 @@ def _offer_to_oom_killer() -> None:
         Path("/proc/self/oom_score_adj").write_text("800")
     except OSError:
         log.warning("oom_score_adj cannot be set")
+
+
+class Forkserver:
+    """The forkserver process, by the channel to it."""
+
+    def __init__(self, settings: Settings, modules: Sequence[str], *, alone: bool) -> None:
+        """`alone`: there will never be more than one runner, and no share of a processor is kept from it."""
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._unsent: deque[tuple[bytes, socket.socket, socket.socket]] = deque()
+        environ = {
+            **os.environ,
+            # numpy's OpenBLAS would start its threads at import, and threads do not survive a fork.
+            "OPENBLAS_NUM_THREADS": "1",
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for pyarrow's allocator
+            # Freed pages go back to the system, and threads share few heaps: what a model held is given back.
+            "MALLOC_ARENA_MAX": "2",
+            # torch's large blocks in huge pages: the head of GPT-2 takes 11 ms for one row and not 15.
+            "THP_MEM_ALLOC_ENABLE": "1",
+            "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
+            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, which a model's own code may import too, would call its maker
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": f"{settings.run_dir}/modules",  # copies of a model's own code, where it may run
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is lines of JSON
+            "TRANSFORMERS_VERBOSITY": "error",
+            "SERVE_RUN_DIR": str(settings.run_dir),
+        }
+        if not alone:
+            # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
+            # libgomp does by default, a short spin ("active" would spin for ever): docs/decisions/0007-threads.md.
+            environ.setdefault("OMP_WAIT_POLICY", "passive")
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serve", "forkserver", str(theirs.fileno()), *modules],
+                pass_fds=[theirs.fileno()],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+            )
+        self.channel.setblocking(False)
+
+    def fork(self, runner: RunnerProcess, order: Mapping[str, Any], listener: socket.socket) -> None:
+        """Order a runner. Raises EOFError when the forkserver has ended, as do the others.
+
+        The channel holds some 170 orders, which nobody reads during an import. Those beyond wait here: a host that
+        waits answers nobody, and for ever once the births it does not read fill the other direction.
+        """
+        message = json.dumps({**order, "runner": runner.number, "slot": runner.number}).encode()
+        self._unsent.append((message, listener.dup(), runner.hand_over()))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            message, listener, control = self._unsent[0]
+            try:
+                socket.send_fds(self.channel, [message], [listener.fileno(), control.fileno()])
+            except BlockingIOError:
+                return  # until the next birth, which means that an order was read
+            except OSError as broken:
+                raise EOFError from broken
+            self._unsent.popleft()
+            listener.close()
+            control.close()
+
+    def messages(self) -> Iterator[Mapping[str, Any]]:
+        """Births and deaths since last asked."""
+        while True:
+            try:
+                raw = self.channel.recv(MESSAGE)
+            except BlockingIOError:
+                self._flush()
+                return
+            except OSError as broken:
+                raise EOFError from broken
+            if not raw:
+                raise EOFError
+            yield json.loads(raw)
+
+    def stop(self) -> None:
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def order(spec: Spec, settings: Settings) -> dict[str, Any]:
+    """What a runner must know of its model, as plain values for the way through the forkserver."""
+    return {
+        "name": spec.name,
+        # What a caller may call it; a single model gets requests whose body nobody else has looked into.
+        "known_as": [spec.name, f"{spec.name}.tar.gz", *spec.aliases, *([spec.model_type] if spec.model_type else [])],
+        "directory": str(spec.directory),
+        "handler": spec.handler,
+        "module": HANDLERS[spec.handler].partition(":")[0],
+        "task": spec.task,
+        "threads": spec.threads or settings.threads,
+        "max_batch": spec.max_batch or settings.max_batch,
+        "options": dict(spec.options),
+        "remote_code": settings.remote_code,
+        "model_field": settings.model_field,
+        "default_accept": settings.default_accept or None,
+        "batch_transform": settings.batch_transform,
+        "multi_model": settings.multi_model,
+        "inference_output": settings.inference_output,
+        "ensemble": settings.ensemble,
+        "allow_pip": settings.allow_pip,
+    }

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from serve import machine
 from serve.errors import DoesNotFit
-from serve.exhausted import HINTS
-from serve.host import memory
-from serve.host.hosted import Hosted
-from serve.host.runner_process import Forkserver, Phase, RunnerProcess, order
-from serve.nginx import nginx_limit
-from serve.settings import Settings
+from serve.failures import HINTS
+from serve.host.forkserver import Forkserver, order
+from serve.host.model import Hosted, Phase, RunnerProcess
+from serve.settings import Settings, nginx_limit
 from serve.slots import SLOTS, WEB_SLOTS, Slots
 
 MEASURE_EVERY = 2.0  # a measurement walks a process's page tables: about 1 ms for each GB it maps
@@ -30,7 +29,7 @@ class Death:
     runner: RunnerProcess
     status: int
     cause: str
-    lacked: str = ""  # what the machine had too little of, a key of serve.exhausted.HINTS; "" where that was not it
+    lacked: str = ""  # what the machine had too little of, a key of serve.failures.HINTS; "" where that was not it
 
 
 class Runners:
@@ -42,7 +41,7 @@ class Runners:
         self._forks = forks
         self._free = list(range(SLOTS - 1, WEB_SLOTS - 1, -1))
         self._measured = 0.0
-        self._oom_kills = memory.oom_kills()
+        self._oom_kills = machine.oom_kills()
         self.alive: dict[int, RunnerProcess] = {}
 
     def start(self, model: Hosted) -> None:
@@ -112,7 +111,7 @@ class Runners:
 
     def _kernel_killed(self) -> bool:
         """Whether there is a kill for memory that no death has been laid to yet; several may come at once."""
-        if memory.oom_kills() <= self._oom_kills:
+        if machine.oom_kills() <= self._oom_kills:
             return False
         self._oom_kills += 1
         return True
@@ -150,7 +149,7 @@ class Runners:
 def measure(model: Hosted, runner: RunnerProcess) -> None:
     """What it holds now, remembered for the model's next load."""
     runner.measured = time.monotonic()
-    held = memory.private_bytes(runner.pid)
+    held = machine.private_bytes(runner.pid)
     if held:
         runner.bytes = held
         model.learned = max(model.learned, held)

@@ -8,14 +8,14 @@ import socket
 import time
 from importlib.util import find_spec
 
-from serve.handlers import ALSO_IMPORTED, HANDLERS
-from serve.host import catalog
-from serve.host.catalog import Catalog
-from serve.host.control import Control
-from serve.host.hosted import Hosted
-from serve.host.runner_process import Forkserver
+from serve.catalog import catalog
+from serve.catalog.catalog import Catalog
+from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS
+from serve.host.answers import Control
+from serve.host.forkserver import Forkserver
+from serve.host.model import Hosted
+from serve.host.sockets import Watch
 from serve.host.store import Store
-from serve.host.watch import Watch
 from serve.settings import Settings
 from serve.slots import Slots, State
 

@@ -5,25 +5,228 @@ once for all who wait follows from there being one socket and one queue here.
 """
 
 import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
-from serve.errors import DoesNotFit, InternalError, RunnerDied, ServeError, from_wire
-from serve.exhausted import HINTS, exhausted
-from serve.host.catalog import Catalog
-from serve.host.entry import Spec
-from serve.host.hosted import MINUTE, Hosted, Stage
-from serve.host.multi_model import no_such
-from serve.host.preparing import Preparing
-from serve.host.readiness import Readiness
-from serve.host.room import Room
-from serve.host.runner_process import Forkserver, Phase, RunnerProcess
+from serve.catalog import archive, catalog
+from serve.catalog.catalog import Catalog, Spec, real
+from serve.errors import DoesNotFit, InternalError, ModelNotFound, RunnerDied, ServeError, from_wire
+from serve.failures import HINTS, exhausted
+from serve.host.eviction import Held, can_ever_fit, plan
+from serve.host.forkserver import Forkserver
+from serve.host.model import MINUTE, Hosted, Phase, RunnerProcess, Stage
 from serve.host.runners import Death, Runners, measure
-from serve.names import socket_name
-from serve.settings import Settings
-from serve.slots import Slots
+from serve.http.addresses import socket_name
+from serve.settings import MB, Settings
+from serve.slots import Slots, State
+
+
+class Readiness:
+    def __init__(self, preloads: Sequence[Hosted]) -> None:
+        self._count = len(preloads)
+        self.awaited = list(preloads)  # those that have not been ready yet; afterwards they are as any other
+
+    def note(self, model: Hosted) -> None:
+        """One of its runners is ready; it is, once all of its copies are."""
+        if model in self.awaited and not model.missing():
+            self.awaited.remove(model)
+
+    def told(self) -> tuple[State, str]:
+        """The state, and why it is that one."""
+        if not self.awaited:
+            return State.READY, "ready"
+        says = f"starting: {self._count - len(self.awaited)} of {self._count} preloaded models are ready"
+        failures = [f"; {each.name}: {error.message}" for each in self.awaited if (error := each.failure())]
+        return State.STARTING, says + "".join(failures[:1])
+
+
+# Of the run directory's disk, or a tenth of it if that is less: for nginx and the model's own temporary files.
+SPARED = 256 * MB
+
+
+class Preparing:
+    """Models that are being prepared."""
+
+    def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
+        self._hf_task = settings.hf_task
+        self._unpacked = settings.unpacked
+        self._roots = settings.model_roots if settings.multi_model else ()
+        self._program = settings.program
+        self._wake = wake  # makes the host's loop turn, from a thread
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="unpack")
+        self._going_on: list[tuple[Hosted, Future[Spec]]] = []
+
+    def begin(self, model: Hosted) -> None:
+        model.stage = Stage.PREPARING
+        future = self._threads.submit(self._prepare, model)
+        future.add_done_callback(lambda _: self._wake())
+        self._going_on.append((model, future))
+
+    def done(self) -> Iterator[tuple[Hosted, Future[Spec]]]:
+        """Those that have ended since last asked."""
+        for model, future in [each for each in self._going_on if each[1].done()]:
+            self._going_on.remove((model, future))
+            model.stage = Stage.NONE
+            yield model, future
+
+    def tidy(self, model: Hosted) -> None:
+        """Nobody needs what was unpacked for this model any more."""
+        if model.entry.archive:
+            shutil.rmtree(self._place(model), ignore_errors=True)
+
+    def _place(self, model: Hosted) -> Path:
+        return self._unpacked / socket_name(model.name)
+
+    def _prepare(self, model: Hosted) -> Spec:
+        path = model.entry.path
+        if self._roots:
+            path = real(path, self._roots)  # again: it may have been swapped for a link meanwhile
+        if not path.exists():
+            raise ModelNotFound(f"there is nothing at {path} any more", hint="put it there again, then load it")
+        if not model.entry.archive:
+            return catalog.describe(model.name, path, self._hf_task, self._program)
+        self._unpacked.mkdir(exist_ok=True)
+        free, size = archive.disk(self._unpacked)
+        room = max(free - min(SPARED, size // 10), 0)
+        directory = archive.unpack(path, self._place(model), limit_bytes=room)
+        return catalog.describe(model.name, directory, self._hf_task, self._program)
+
 
 log = logging.getLogger(__name__)
+
+# Seconds a load waits for idle victims before busy ones are asked to finish and go, and for those to be gone before it
+# looks for idle ones again.
+PATIENCE = 1.0
+
+
+class Room:
+    """What the budget has left, as far as it is measured. `changed` is told of each model that loses a runner."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runners: Runners,
+        models: Mapping[str, Hosted],
+        pinned: Collection[str],
+        changed: set[Hosted],
+    ) -> None:
+        self._budget = settings.budget_bytes
+        self._multi_model = settings.multi_model
+        self._runners = runners
+        self._models = models
+        self._pinned = pinned
+        self._changed = changed
+        self._waiting: list[Hosted] = []  # oldest first
+
+    def ask(self, model: Hosted) -> None:
+        """Wait for room for those of its runners that are missing."""
+        model.stage = Stage.WAITING
+        self._waiting.append(model)
+
+    def withdraw(self, model: Hosted) -> None:
+        if model in self._waiting:
+            self._waiting.remove(model)
+            model.stage = Stage.NONE
+
+    def awaited(self) -> bool:
+        return bool(self._waiting)
+
+    def admitted(self) -> Iterator[tuple[Hosted, DoesNotFit | None]]:
+        """Whose waiting ends now: there is room, or there never will be. For the others room is made, oldest first."""
+        budget = self._budget
+        for model in list(self._waiting):
+            need = model.bytes_each() * model.missing()
+            held = self._held() + self._kept(model)
+            if not can_ever_fit(need, self._budget, held):
+                self.withdraw(model)
+                yield model, self.does_not_fit(model, need)
+                continue
+            patient = time.monotonic() - model.wanted_since < PATIENCE
+            decision = plan(need, budget, held, patient=patient)
+            if decision.fits:
+                self.withdraw(model)
+                yield model, None
+                continue
+            for number in decision.victims:
+                self.evict(self._runners.alive[number], "made room", model.name)
+            budget -= need  # those behind may pass only through what it leaves free
+
+    def overfull(self, runner: RunnerProcess) -> bool:
+        """Whether this runner, which has just loaded, holds more than there is for it, measured."""
+        if self._multi_model:  # nobody else will be asked to go
+            kept = sum(each.bytes for each in self._kept(self._models[runner.model]))
+            return self._runners.used() + kept > self._budget
+        return runner.bytes > self._budget
+
+    def keep_within(self, spared: RunnerProcess | None = None) -> None:
+        """Estimates were too low: let the least recently used go until the measured bytes fit.
+
+        The one just loaded is spared: those who wait for it have not even connected yet.
+        """
+        held = [each for each in self._held() if spared is None or each.runner != spared.number]
+        budget = self._budget - (spared.bytes if spared else 0)
+        for number in plan(0, budget, held, patient=True).victims:
+            self.evict(self._runners.alive[number], "over the budget")
+
+    def evict(self, runner: RunnerProcess, reason: str, by: str | None = None) -> None:
+        model = self._models[runner.model]
+        model.evictions += 1
+        self._changed.add(model)
+        idle = time.monotonic() - (runner.slot.get("last_used") / 1e9 or runner.since)
+        extra = {"model": runner.model, "bytes": runner.bytes, "idle_s": round(idle, 1), "reason": reason, "for": by}
+        log.info("evicted", extra=extra)
+        runner.retire()
+
+    def does_not_fit(self, model: Hosted, need: int) -> DoesNotFit:
+        pinned = sum(
+            each.bytes for each in self._held() + self._kept(model) if each.pinned and each.model != model.name
+        )
+        whose = "loaded" if self._multi_model else "pinned"
+        says = f", of which {whose} models hold {_mb(pinned)}" if pinned else ""
+        copies = f" for {model.copies} copies" if model.copies > 1 else ""
+        return DoesNotFit(
+            f"model {model.name!r} needs {_mb(need)}{copies}; the budget is {_mb(self._budget)}{says}",
+            hint="give the container more memory, or set SERVE_MEMORY_BUDGET_MB",
+        )
+
+    def _kept(self, asking: Hosted) -> list[Held]:
+        """On a multi-model endpoint: the room of loaded models whose process has died, the asking one's own aside.
+
+        The platform counts them as loaded, and makes room for a load only; if others took theirs, whoever calls them
+        would be told 507 until somebody unloads something.
+        """
+        if not self._multi_model:
+            return []
+        return [
+            Held(runner=-1, model=model.name, bytes=model.bytes_each(), last_used=0, pinned=True)
+            for model in self._models.values()
+            if model.opened and not model.runners and model is not asking
+        ]
+
+    def _held(self) -> list[Held]:
+        now = time.monotonic()
+        return [
+            Held(
+                runner=each.number,
+                model=each.model,
+                bytes=each.bytes,
+                last_used=each.slot.get("last_used") or int(each.since * 1e9),
+                in_flight=each.slot.get("in_flight"),
+                # On a multi-model endpoint the platform evicts: whatever is loaded stays until it says otherwise.
+                pinned=each.model in self._pinned or (self._multi_model and each.phase is not Phase.RETIRING),
+                loading=each.phase is Phase.LOADING,
+                retiring=each.phase is Phase.RETIRING,
+                slow=each.phase is Phase.RETIRING and now - each.retired > PATIENCE,
+            )
+            for each in self._runners.alive.values()
+        ]
+
+
+def _mb(count: int) -> str:
+    return f"{count / MB:.0f} MB"
 
 
 class Store:
@@ -232,3 +435,8 @@ class Store:
         self.changed.add(model)
         log.warning("replaced", extra={"model": model.name, "reason": "one request after another ran out of memory"})
         runner.retire()
+
+
+def no_such(name: str) -> ModelNotFound:
+    """In the words of AWS's own multi-model servers."""
+    return ModelNotFound(f"Model not found: {name[:300]}", hint="GET /models lists those there are", model=name[:300])

@@ -2,11 +2,11 @@
 
 import time
 
-from serve import media, wire
 from serve.errors import PayloadTooLarge, ServeError
 from serve.handlers.base import Request
-from serve.runner.batching import too_late
-from serve.settings import Settings
+from serve.http import media, wire
+from serve.runner.jobs import too_late
+from serve.settings import Settings, margin
 
 
 def received(connection: wire.Connection, settings: Settings) -> tuple[Request, float, ServeError | None]:
@@ -35,11 +35,6 @@ def received(connection: wire.Connection, settings: Settings) -> tuple[Request, 
     if now > request.deadline:
         wrong = too_late(now - arrived, 0)
     return request, arrived, wrong
-
-
-def margin(limit: float) -> float:
-    """Seconds to answer in: the platform's limit less what the way back takes."""
-    return limit - min(1.0, limit / 10)
 
 
 def _body(connection: wire.Connection, limit: int) -> bytes:

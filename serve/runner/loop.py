@@ -13,16 +13,13 @@ import time
 
 import msgspec
 
-from serve import wire
 from serve.errors import DeviceLost, ServeError
-from serve.exhausted import exhausted
+from serve.failures import exhausted
 from serve.handlers.base import Request
-from serve.runner.answers import Answers
+from serve.http import wire
+from serve.runner.addressee import Names
 from serve.runner.arrival import received
-from serve.runner.batching import outcome_of
-from serve.runner.job import Job
-from serve.runner.names import Names
-from serve.runner.poll import HANGS_UP, Poll
+from serve.runner.jobs import HANGS_UP, Answers, Job, Poll, outcome_of
 from serve.runner.records import Engine
 from serve.runner.references import URI_LIST, References
 from serve.settings import Settings

@@ -16,16 +16,16 @@ from typing import Any, NoReturn, cast
 
 from serve import errors
 from serve import log as serve_log
+from serve.catalog.catalog import real
+from serve.catalog.kinds import HANDLERS
 from serve.errors import InternalError, ModelNotFound, ServeError
-from serve.exhausted import exhausted
-from serve.handlers import HANDLERS
+from serve.failures import exhausted
 from serve.handlers.base import Model, Predictor, Stepwise
-from serve.host.multi_model import real
-from serve.names import INVOCATIONS
-from serve.runner import packages
-from serve.runner.batching import Batches
+from serve.http.addresses import INVOCATIONS
+from serve.runner import own_packages
+from serve.runner.addressee import Names
+from serve.runner.jobs import Batches
 from serve.runner.loop import Loop
-from serve.runner.names import Names
 from serve.runner.records import Engine, Records
 from serve.settings import Settings
 from serve.slots import Slots
@@ -36,7 +36,7 @@ PR_SET_NAME = 15
 
 
 def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socket, settings: Settings) -> None:
-    """Load the model that `order` (see serve.host.runner_process.order) describes, tell the host, serve."""
+    """Load the model that `order` (see serve.host.model.order) describes, tell the host, serve."""
     serve_log.start(f"runner {order['name']}", settings.log_level)
     ctypes.CDLL(None).prctl(PR_SET_NAME, order["name"].encode()[:15])  # so that `top` tells one model from another
     slot = Slots(settings.slots).slot(order["slot"])
@@ -107,7 +107,7 @@ def _load(
         if settings.multi_model and settings.run_dir:
             # Again, since it may have been swapped for a link since the host looked; archives are in the run directory.
             real(model.directory, (*settings.model_roots, settings.run_dir))
-        if "own_packages" not in order and (own := packages.prepare(order, settings)):
+        if "own_packages" not in order and (own := own_packages.prepare(order, settings)):
             afresh({**order, "own_packages": list(map(str, own))})
         sys.path[:0] = order.get("own_packages", [])
         return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(model))

@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 from serve.settings import Settings
-from serve.train import failure
-from serve.train.failure import TrainingFailed
+from serve.train import job
+from serve.train.job import TrainingFailed
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +28,15 @@ def run(settings: Settings) -> int:
     try:
         _train(settings)
     except TrainingFailed as error:
-        failure.write(settings.ml_root, str(error))
+        job.write(settings.ml_root, str(error))
     except _Stopped:
-        failure.write(settings.ml_root, _NO_MODEL)
+        job.write(settings.ml_root, _NO_MODEL)
     except MemoryError as error:
         log.exception("out of memory")
-        failure.write(settings.ml_root, f"there is not enough memory ({error}): take a larger instance, or less data")
+        job.write(settings.ml_root, f"there is not enough memory ({error}): take a larger instance, or less data")
     except Exception as error:
         log.exception("internal error")
-        failure.write(settings.ml_root, f"internal error, {type(error).__name__}: {error}; the log has its traceback")
+        job.write(settings.ml_root, f"internal error, {type(error).__name__}: {error}; the log has its traceback")
     else:
         return 0
     return 1
@@ -50,7 +50,9 @@ def _train(settings: Settings) -> None:
     # Here and not above, so that SIGTERM is heard from the first moment on: importing them takes a second.
     import xgboost
 
-    from serve.train import channels, hyperparameters, rows
+    from serve.train import data as channels
+    from serve.train import data as rows
+    from serve.train import hyperparameters
 
     asked = hyperparameters.read(settings.ml_root / "input/config/hyperparameters.json")
     unused = hyperparameters.checked(asked)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.train.failure import TrainingFailed
+from serve.train.job import TrainingFailed
 
 # Those for the training itself; the others go to XGBoost.
 OURS = ("num_round", "early_stopping_rounds", "csv_weights", "save_model_on_termination", "_tuning_objective_metric")

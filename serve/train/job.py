@@ -7,13 +7,34 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
+from serve import machine
 from serve.children import Children
-from serve.host import memory
 from serve.settings import Settings
-from serve.train import failure
 
 log = logging.getLogger(__name__)
+
+LONGEST = 1024  # characters; docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-output.html
+
+
+class TrainingFailed(Exception):
+    """What whoever started the job has to change; the message names it."""
+
+
+def path(root: Path) -> Path:
+    return root / "output" / "failure"
+
+
+def write(root: Path, reason: str) -> None:
+    """Leave the reason in /opt/ml/output/failure, or say in the log that it could not be left."""
+    log.error("training failed", extra={"reason": reason})
+    file = path(root)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(reason[:LONGEST])
+    except OSError as error:
+        log.error("the reason could not be written down", extra={"file": str(file), "error": str(error)})
 
 
 def run(settings: Settings) -> int:
@@ -28,7 +49,7 @@ def run(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    told = failure.path(settings.ml_root)
+    told = path(settings.ml_root)
     told.unlink(missing_ok=True)  # of a run before this one, in a directory on someone's laptop
     # OpenMP's threads wait for one another by spinning, which where others want the processors too (a second training
     # beside this one, a laptop) made 60 rounds of 4,000 rows take up to 9 s instead of 0.2.
@@ -43,13 +64,13 @@ def run(settings: Settings) -> int:
         children.reap()
     _, status = children.ended
     if status and not told.exists():
-        failure.write(settings.ml_root, _reason(status, stopped))
+        write(settings.ml_root, _reason(status, stopped))
     return 1 if status else 0
 
 
 def _reason(status: int, stopped: bool) -> str:
     if status == -signal.SIGKILL:
-        limit, where = memory.limit()
+        limit, where = machine.limit()
         return (
             f"the training was killed, most likely for want of memory: there are {limit >> 20} MB ({where}); "
             "take a larger instance, or less data"

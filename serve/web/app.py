@@ -13,14 +13,14 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from serve import errors
+from serve.catalog import catalog
 from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
-from serve.host import catalog
 from serve.settings import Settings
 from serve.slots import Slot, Slots, State
-from serve.web import execution, models, openai
-from serve.web.host import HostClient
+from serve.web import batch_transform, model_api, openai
+from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
-from serve.web.loaded import Loaded
+from serve.web.model_api import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ def create(settings: Settings, slot: int) -> Flask:
 
     @app.get("/execution-parameters")
     def execution_parameters() -> Response:
-        return Response(msgspec.json.encode(execution.parameters(settings, known)), content_type="application/json")
+        return Response(
+            msgspec.json.encode(batch_transform.parameters(settings, known)), content_type="application/json"
+        )
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -66,7 +68,7 @@ def create(settings: Settings, slot: int) -> Flask:
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     openai.add_routes(app, host, invocations)
-    models.add_routes(app, host, invocations, multi_model=settings.multi_model)
+    model_api.add_routes(app, host, invocations, multi_model=settings.multi_model)
     _answer_errors(app)
     _count(app, counts)
     return app

@@ -1,10 +1,12 @@
 """POST /invocations on the Flask lane: send it to the right model, or say why nginx could not."""
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from flask import Response, request
 
-from serve import wire
+from serve.catalog.catalog import Catalog, Entry
 from serve.errors import (
     BadRequest,
     InternalError,
@@ -15,11 +17,36 @@ from serve.errors import (
     TooLate,
     Unavailable,
 )
-from serve.host.catalog import Catalog
-from serve.names import OPENAI_FIELD, peek, socket_name
+from serve.http import wire
+from serve.http.addresses import OPENAI_FIELD, peek, socket_name
 from serve.settings import Settings
-from serve.web import routing
-from serve.web.host import HostClient
+from serve.web.host_client import HostClient
+
+# The platform's header, and the plain name that people type; the platform strips the second (contract, section 5).
+TARGET_HEADERS = ("X-Amzn-SageMaker-Target-Model", "TargetModel")
+
+
+OPENAI_HANDLER = "text_generation"
+
+
+def speaking_openai(entries: Iterable[Entry]) -> list[str]:
+    """The models that answer OpenAI's paths; what an archive holds is not known: it counts when there is no other."""
+    usable = [entry for entry in entries if not entry.problem]
+    known = [entry.name for entry in usable if entry.spec and entry.spec.handler == OPENAI_HANDLER]
+    return known or [entry.name for entry in usable if not entry.spec]
+
+
+def openai_default(speaking: Sequence[str], default: str | None) -> str | None:
+    """The model for an empty `model`, as SageMaker's own examples send it: the default, else the only one that can."""
+    if default in speaking:
+        return default
+    return speaking[0] if len(speaking) == 1 else None
+
+
+def in_attributes(attributes: str, field: str) -> str | None:
+    """The model named in X-Amzn-SageMaker-Custom-Attributes: `trace=1,model_type=gpt2`."""
+    found = re.search(rf"(?:^|[,;\s]){re.escape(field)}=([^,;\s]+)", attributes)
+    return found.group(1) if found else None
 
 
 class Invocations:
@@ -27,11 +54,11 @@ class Invocations:
         self._settings = settings
         self._catalog = catalog
         self._host = host
-        speaking = routing.speaking_openai(catalog.entries.values())
+        speaking = speaking_openai(catalog.entries.values())
         # For each API: the field of the body that names the model, and the model for requests that name none.
         self._by_api = {
             False: (settings.model_field, catalog.default(settings.default_model)),
-            True: (OPENAI_FIELD, routing.openai_default(speaking, catalog.default(settings.default_model))),
+            True: (OPENAI_FIELD, openai_default(speaking, catalog.default(settings.default_model))),
         }
         self._openai = speaking
         self._name_in = {openai: peek(field) for openai, (field, _) in self._by_api.items()}
@@ -68,7 +95,7 @@ class Invocations:
         if asked := _addressed(named):
             return asked
         field, default = self._by_api[openai]
-        asked = self._in_body(openai) or routing.in_attributes(
+        asked = self._in_body(openai) or in_attributes(
             request.headers.get("X-Amzn-SageMaker-Custom-Attributes", ""), self._settings.model_field
         )
         asked = asked or default
@@ -77,7 +104,7 @@ class Invocations:
         listed = self._openai[:20] if openai else self._catalog.some()
         raise BadRequest(
             f"the request names no model; there are: {', '.join(listed) or 'none for this path'}",
-            hint=f"put {field!r} into the JSON body, or send {routing.TARGET_HEADERS[0]}",
+            hint=f"put {field!r} into the JSON body, or send {TARGET_HEADERS[0]}",
         )
 
     def _in_body(self, openai: bool) -> str | None:
@@ -135,7 +162,7 @@ class Invocations:
 
 def _addressed(named: str | None) -> str | None:
     """The model that path or header name."""
-    return named or next((request.headers[each] for each in routing.TARGET_HEADERS if each in request.headers), None)
+    return named or next((request.headers[each] for each in TARGET_HEADERS if each in request.headers), None)
 
 
 def _arrived(clock: str) -> float | None:

@@ -7,9 +7,9 @@ import msgspec
 from flask import Flask, Response
 
 from serve.errors import ModelNotFound
-from serve.names import CHAT, COMPLETIONS
-from serve.web import routing
-from serve.web.host import HostClient
+from serve.http.addresses import CHAT, COMPLETIONS
+from serve.web import invocations as routing
+from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from local_test.ports import free_port
-from serve.host.memory import private_bytes
+from serve.machine import private_bytes
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"
@@ -89,9 +89,20 @@ class Answer:
 
 
 class Server:
-    """A running stack, started `by` another command if need be. Its log is in `log`; `stop` returns the exit status."""
+    """A running stack, started `by` another command if need be. Its log is in `log`; `stop` returns the exit status.
 
-    def __init__(self, models: Path, work: Path, environ: Mapping[str, str], *, by: Sequence[str] = ()) -> None:
+    `command` starts an installed server in place of the one of this checkout; it runs in the directory `work`.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        work: Path,
+        environ: Mapping[str, str],
+        *,
+        by: Sequence[str] = (),
+        command: Sequence[str] = (),
+    ) -> None:
         self.models = models
         self.port = free_port()
         self.run_dir = work / "r"
@@ -100,8 +111,8 @@ class Server:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SERVE_", "SAGEMAKER_"))}
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*by, sys.executable, "-m", "serve"],
-                cwd=ROOT,
+                [*by, *(command or (sys.executable, "-m", "serve"))],
+                cwd=work if command else ROOT,
                 env={
                     **clean,
                     "SAGEMAKER_BIND_TO_PORT": str(self.port),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve.errors import ServeError
-from serve.runner import s3 as runner_s3
+from serve.runner import references as runner_s3
 from tests.live.bucket_server import BucketServer
 from tests.live.conftest import Later, Start
 from tests.live.stack import Answer, Server, toy, wait_until

@@ -120,7 +120,7 @@ def test_the_forkserver_has_one_thread(start: Start, models: Path) -> None:
     server = start(models)
     (imported,) = wait_until(lambda: server.events("imported"), within=90)
 
-    assert {"serve.handlers.text_generation", "serve.handlers.xgboost"} <= set(imported["modules"])
+    assert {"serve.handlers.generation.handler", "serve.handlers.xgboost.handler"} <= set(imported["modules"])
     forkserver = server.part("forkserver")
     assert len(list(Path(f"/proc/{forkserver}/task").iterdir())) == 1
     assert "libtorch" in Path(f"/proc/{forkserver}/maps").read_text()

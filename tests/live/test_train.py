@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xgboost
 
-from serve.train.failure import LONGEST
+from serve.train.job import LONGEST
 from tests.live.conftest import Start
 from tests.live.stack import ROOT, wait_until
 

@@ -44,6 +44,27 @@ def bart(directory: Path) -> None:
     _tokenizer(directory)
 
 
+def chat(directory: Path) -> None:
+    """A Llama with a chat template and 512 positions."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=2,
+        **sizes,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    _tokenizer(directory)
+    (directory / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+
+
 # Models that must not be loaded -> what the error must name.
 BROKEN = {
     "own-code": "auto_map",

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from serve.catalog.catalog import describe
 from serve.errors import ModelUnusable
-from serve.host.entry import describe
 
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
 BART = {"architectures": ["BartForConditionalGeneration"], "model_type": "bart", "is_encoder_decoder": True}

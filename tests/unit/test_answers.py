@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from serve.handlers.base import Request
-from serve.runner.answers import Answers
-from serve.runner.job import Job
+from serve.http.wire import Connection
+from serve.runner.jobs import Answers, Job
 from serve.slots import Slots
-from serve.wire import Connection
 
 
 class Counted(dict[int, Any]):

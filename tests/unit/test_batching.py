@@ -9,7 +9,7 @@ import pytest
 
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Model, Reply, Request
-from serve.runner.batching import Batches
+from serve.runner.jobs import Batches
 
 
 class Doubler:

@@ -15,8 +15,8 @@ import xgboost
 
 from serve.errors import ModelUnusable
 from serve.handlers.base import Model
-from serve.handlers.boosting import boosters, old_binary, pickled_boosters
-from serve.handlers.boosting.scorers import Ensemble, Scorer
+from serve.handlers.xgboost import file_formats, model_files, pickles
+from serve.handlers.xgboost.predictor import Ensemble, Scorer
 
 OLD = Path(__file__).parent / "old_models"  # saved by the XGBoost in their names
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -38,7 +38,7 @@ def train(seed: int = 0, width: int = 4, **parameters: Any) -> xgboost.Booster:
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     def start(**settings: Any) -> Scorer | Ensemble:
-        return boosters.load(Model(name="trees", directory=tmp_path, **settings))
+        return model_files.load(Model(name="trees", directory=tmp_path, **settings))
 
     return start
 
@@ -61,11 +61,11 @@ def test_an_old_file_cut_anywhere_is_told(name: str) -> None:
     """Nor does a count in it that is too large allocate anything."""
     whole = (OLD / name).read_bytes()
     for end in range(4, len(whole) - 200, 7):
-        with pytest.raises(old_binary.OldBinaryError):
-            old_binary.as_json(whole[:end])
+        with pytest.raises(file_formats.OldBinaryError):
+            file_formats.as_json(whole[:end])
     for at in range(4, len(whole) - 4, 4):
-        with contextlib.suppress(old_binary.OldBinaryError):  # or it is no count, and a number like any other
-            old_binary.as_json(whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :])
+        with contextlib.suppress(file_formats.OldBinaryError):  # or it is no count, and a number like any other
+            file_formats.as_json(whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :])
 
 
 def test_an_old_file_whose_trees_are_of_no_class_is_told() -> None:
@@ -74,8 +74,8 @@ def test_an_old_file_whose_trees_are_of_no_class_is_told() -> None:
     told = set()
     for at in range(4, len(whole) - 8):
         try:
-            old_binary.as_json(whole[:at] + b"\xff" * 8 + whole[at + 8 :])  # of both its trees
-        except old_binary.OldBinaryError as error:
+            file_formats.as_json(whole[:at] + b"\xff" * 8 + whole[at + 8 :])  # of both its trees
+        except file_formats.OldBinaryError as error:
             told.add(str(error))
     assert "it has a tree of no class" in told
 
@@ -160,7 +160,7 @@ def test_a_pickled_booster_is_read_in_every_protocol(protocol: int) -> None:
     """With what training has noted in it."""
     booster = train()
     booster.set_attr(best_iteration="1")
-    found = pickled_boosters.read(pickled(booster, protocol))
+    found = pickles.read(pickled(booster, protocol))
     assert found.save_raw() == booster.save_raw()
 
 
@@ -174,7 +174,7 @@ def test_the_booster_of_a_scikit_learn_wrapper_is_read() -> None:
     encoder = b"csklearn.preprocessing._label\nLabelEncoder\n" + new + b"}b"
     state = item(b"_le", encoder) + item(b"_Booster", pickled(train(), 2)[2:-1]) + item(b"n_estimators", b"K\x03")
     body = b"\x80\x02cxgboost.sklearn\nXGBClassifier\n" + new + b"}(" + state + b"ub."
-    assert pickled_boosters.read(body).save_raw() == train().save_raw()
+    assert pickles.read(body).save_raw() == train().save_raw()
     assert {op.name for op, _, _ in pickletools.genops(body)} >= {"GLOBAL", "NEWOBJ", "BUILD"}
 
 
@@ -199,8 +199,8 @@ def test_what_a_pickle_would_run_is_not_run(
 ) -> None:
     """Names that no booster needs end the reading; those it does need stand for objects that do nothing."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(pickled_boosters.Refused, match=f"^{re.escape(message)}"):
-        pickled_boosters.read(body)
+    with pytest.raises(pickles.Refused, match=f"^{re.escape(message)}"):
+        pickles.read(body)
     assert not list(tmp_path.iterdir())
 
 
@@ -210,5 +210,5 @@ def test_a_pickle_of_a_damaged_booster_is_told() -> None:
     raw = bytes(train().__getstate__()["handle"])
     assert raw in whole
     for damaged in (b"hello" + raw[5:], raw[:-20] + b"[" * 20, b"{" * len(raw), b"CONFIG-offset:" + raw[14:]):
-        with pytest.raises(pickled_boosters.Refused, match=r"^the pickled booster cannot be read: "):
-            pickled_boosters.read(whole.replace(raw, damaged))
+        with pytest.raises(pickles.Refused, match=r"^the pickled booster cannot be read: "):
+            pickles.read(whole.replace(raw, damaged))

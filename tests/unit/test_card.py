@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.host.card import Example
-from serve.host.entry import Spec, describe
+from serve.catalog.catalog import Spec, describe
+from serve.catalog.model_toml import Example
 from tests.unit.model_files import refusal, xgboost
 
 

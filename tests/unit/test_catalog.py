@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.catalog.catalog import Catalog, Entry, Spec
 from serve.errors import ModelNotFound
-from serve.host.catalog import Catalog
-from serve.host.entry import Entry, Spec
 
 
 def entry(name: str, aliases: tuple[str, ...] = (), model_type: str | None = None) -> Entry:

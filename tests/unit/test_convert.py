@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,44 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
-from serve import convert, sandbox
-from serve.handlers import sklearn
+from serve.convert import command as convert
+from serve.convert import sandbox
+from serve.handlers.arrays import sklearn
 from serve.handlers.base import Model
+from tests.unit.warm_child import WarmChildren
 
 ROOT = Path(__file__).parents[2]
 ROWS = np.random.default_rng(1).normal(size=(30, 3)).astype(np.float32)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it: two new interpreters."""
     return subprocess.run(
         [sys.executable, "-m", "serve", "convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[WarmChildren]:
+    made = WarmChildren()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(children: WarmChildren, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The same in this process, with a child that has done its imports. Each kind of end has one test of `command`."""
+
+    def converted(*arguments: object) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr("serve.convert.command.subprocess.run", children.run)
+            status = convert.run([*map(str, arguments)])
+        return subprocess.CompletedProcess(["convert"], status, *capfd.readouterr())
+
+    return converted
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +65,28 @@ def booster() -> xgboost.Booster:
     return xgboost.train({"nthread": 1, "max_depth": 2}, xgboost.DMatrix(ROWS, ROWS[:, 0]), 3)
 
 
-def test_a_pickle_becomes_a_model_that_is_only_data(tmp_path: Path, booster: xgboost.Booster) -> None:
+def test_a_pickle_becomes_a_model_that_is_only_data(tmp_path: Path, booster: xgboost.Booster, run: Run) -> None:
     """In either of the library's formats; the command says what it wrote."""
     source = tmp_path / "model.pkl"
     source.write_bytes(pickle.dumps(booster))
-    for name in ("model.ubj", "model.json"):
-        done = run(source, tmp_path / name)
+    for name, convert_with in (("model.ubj", command), ("model.json", run)):
+        done = convert_with(source, tmp_path / name)
         assert (done.returncode, done.stderr) == (0, "")
         assert "3 features, 3 rounds; read behind: limits, no new privileges" in done.stdout
         found = xgboost.Booster(model_file=str(tmp_path / name))
         assert np.array_equal(found.predict(xgboost.DMatrix(ROWS)), booster.predict(xgboost.DMatrix(ROWS)))
 
 
+TRAP = b"cposix\nsystem\n(S'id > sprung'\ntR."
+
+
 @pytest.mark.parametrize(
     ("content", "target", "said"),
     [
-        (b"cposix\nsystem\n(S'id > sprung'\ntR.", "model.ubj", "the pickle asks for 'posix.system'"),
+        (TRAP, "model.ubj", "the pickle asks for 'posix.system'"),
         (b"hello", "model.ubj", "is not an XGBoost model"),
         (b"hello", "model.pkl", "must end in .ubj or .json"),
-        (b"cposix\nsystem\n(S'id > sprung'\ntR.", "model.skops", "the pickle asks for 'posix.system'"),
+        (TRAP, "model.skops", "the pickle asks for 'posix.system'"),
         (b"\x80\x04\x8c\x05numpy\x8c\x09os.system\x93.", "model.skops", "the pickle asks for 'numpy.os.system'"),
         (pickle.dumps({1, 2}), "model.skops", "the pickle holds 'set', which is no model of scikit-learn"),
         (b"hello", "there.ubj", "exists"),
@@ -74,14 +104,15 @@ def test_a_pickle_becomes_a_model_that_is_only_data(tmp_path: Path, booster: xgb
     ],
 )
 def test_what_cannot_be_converted_is_told_and_nothing_written(
-    tmp_path: Path, content: bytes | None, target: str, said: str
+    tmp_path: Path, content: bytes | None, target: str, said: str, run: Run
 ) -> None:
     """One line, naming the file."""
     (tmp_path / "there.ubj").touch()
     source = tmp_path / "source"
     if content is not None:
         source.write_bytes(content)
-    done = run(source, tmp_path / target)
+    first = (content, target) == (TRAP, "model.ubj")
+    done = (command if first else run)(source, tmp_path / target)
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert "source" in done.stderr or target in done.stderr
@@ -93,14 +124,14 @@ def test_a_pickled_estimator_becomes_one_that_is_only_data(tmp_path: Path) -> No
     """Of joblib or pickle; what is written loads with the types that are trusted, and predicts the same."""
     model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=3)).fit(ROWS, ROWS[:, 0])
     joblib.dump(model, tmp_path / "model.joblib", compress=3)
-    done = run(tmp_path / "model.joblib", tmp_path / "model.skops")
+    done = command(tmp_path / "model.joblib", tmp_path / "model.skops")
     assert (done.returncode, done.stderr) == (0, "")
     assert "bytes, Pipeline; read behind: limits, no new privileges" in done.stdout
     served = sklearn.load(Model(name="m", directory=tmp_path))
     assert np.array_equal(served.predict(ROWS), model.predict(ROWS))
 
 
-def test_an_estimator_of_older_libraries_is_read_if_it_can_be(tmp_path: Path) -> None:
+def test_an_estimator_of_older_libraries_is_read_if_it_can_be(tmp_path: Path, run: Run) -> None:
     """numpy 1 named its arrays otherwise; the version of scikit-learn that made it is told, also where it is needed."""
     model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=3)).fit(ROWS, ROWS[:, 0])
     new = pickle.dumps(model, protocol=2)  # in which names stand as text
@@ -119,12 +150,12 @@ def test_an_estimator_of_older_libraries_is_read_if_it_can_be(tmp_path: Path) ->
     assert "with scikit-learn==1.2.0 in code/requirements.txt" in refused.stderr
 
 
-USAGE = "usage: python -m serve convert SOURCE TARGET.ubj (or .skops, for scikit-learn)\n"
-
-
-def test_the_usage_is_told() -> None:
-    """Where a target is missing."""
-    assert (run("x").returncode, run("x").stderr) == (2, USAGE)
+def test_a_missing_target_is_named() -> None:
+    """With the usage of the verb, on standard error."""
+    done = command("x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: ")
+    assert done.stderr.endswith("convert: error: the following arguments are required: TARGET\n")
 
 
 BOMB = io.BytesIO()
@@ -169,7 +200,7 @@ os._exit(0)
     ],
     ids=["reaches out", "floods its log", "forges a result"],
 )
-def test_a_hostile_pickle_runs_against_the_walls(tmp_path: Path, code: str, said: str) -> None:
+def test_a_hostile_pickle_runs_against_the_walls(tmp_path: Path, code: str, said: str, run: Run) -> None:
     """An estimator's pickle may name numpy's own way to run a text, so code of its runs: it gets nowhere."""
 
     class Trap:
@@ -197,7 +228,7 @@ def test_a_pickle_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytes
 WALLS = """
 import os, socket, sys
 from pathlib import Path
-from serve import sandbox
+from serve.convert import sandbox
 if sys.argv[3] == "alone":  # as under Docker on a kernel without landlock
     sandbox._NAMESPACES, sandbox._landlock = {}, lambda _: False
 if sys.argv[3] == "left out":

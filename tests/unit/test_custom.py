@@ -23,8 +23,8 @@ from serve.errors import (
     ServeError,
 )
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.custom import Custom
-from serve.handlers.own_code import imports
+from serve.handlers.custom import advice
+from serve.handlers.custom.handler import Custom
 
 TOYS = Path(__file__).parents[1] / "toys"
 
@@ -429,7 +429,7 @@ def test_frameworks_that_an_image_may_have_are_told_with_how_it_gets_them(
     served: Callable[..., Custom], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not every image has been built with scikit-learn."""
-    monkeypatch.setattr(imports, "find_spec", lambda _: None)
+    monkeypatch.setattr(advice, "find_spec", lambda _: None)
     with pytest.raises(ModelUnusable) as refused:
         served("raise ModuleNotFoundError('No module named joblib', name='joblib')")
     assert refused.value.hint.endswith('or into the image: docker build --build-arg EXTRAS="sklearn"')

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from deploy import contents, pack
 from deploy.contents import Refused
-from serve.host import archive, catalog
+from serve.catalog import archive, catalog
 
 BOOSTER = b'{"learner": {}}'
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="._- "), min_size=1, max_size=60).filter(

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from serve.device import lost
 from serve.errors import DeviceLost, ModelUnusable
-from serve.exhausted import exhausted
-from serve.runner.batching import outcome_of
+from serve.failures import exhausted, lost
+from serve.runner.jobs import outcome_of
 
 ADVICE = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace might mislead."

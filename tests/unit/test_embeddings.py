@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from serve.errors import ModelUnusable
 from serve.handlers.base import Model
-from serve.handlers.encoders.embeddings import FeatureExtraction
+from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from tests.unit import tiny_encoders as tiny
 from tests.unit.test_encoders import LONG, ONE, TWO, ask, reply, same
 
@@ -29,7 +29,7 @@ from tests.unit.test_encoders import LONG, ONE, TWO, ask, reply, same
             lambda hidden: torch.cat([hidden[0], hidden.mean(0)]),
         ),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),  # a function's address is another one in each process
 )
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_sentence_is_one_vector(tmp_path: Path, pooling: dict[str, Any], pooled: Any, normalize: bool) -> None:

@@ -16,12 +16,12 @@ from transformers.pipelines.document_question_answering import select_starts_end
 
 from serve.errors import BadRequest, InternalError, NotAcceptable, ServeError, TooLate, UnsupportedMediaType
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.encoders.answers import QuestionAnswering
-from serve.handlers.encoders.classification import TextClassification
-from serve.handlers.encoders.embeddings import FeatureExtraction
-from serve.handlers.encoders.mask import FillMask
+from serve.handlers.encoders.feature_extraction import FeatureExtraction
+from serve.handlers.encoders.fill_mask import FillMask
+from serve.handlers.encoders.question_answering import QuestionAnswering
 from serve.handlers.encoders.task import Task
-from serve.handlers.encoders.tokens import TokenClassification
+from serve.handlers.encoders.text_classification import TextClassification
+from serve.handlers.encoders.token_classification import TokenClassification
 from serve.handlers.encoders.zero_shot import ZeroShotClassification
 from tests.unit import tiny_encoders as tiny
 
@@ -316,7 +316,7 @@ def test_a_long_list_takes_turns_with_those_who_have_come_meanwhile(
 
 def test_a_text_has_only_so_many_masks(made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass makes a vocabulary of numbers for each."""
-    monkeypatch.setattr("serve.handlers.encoders.mask.MOST_MASKS", 2)
+    monkeypatch.setattr("serve.handlers.encoders.fill_mask.MOST_MASKS", 2)
     assert ask(made["fill-mask"][1], "[MASK] [MASK]")
     with pytest.raises(BadRequest, match="has 3 mask tokens; at most 2"):
         ask(made["fill-mask"][1], "[MASK] [MASK] [MASK]")

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from serve.host.catalog import scan
+from serve.catalog.catalog import scan
 from tests.unit.model_files import BOOSTER, GPT2, hugging, put, xgboost
 
 
@@ -171,7 +171,7 @@ def test_a_thousand_models_are_scanned_within_a_second(root: Path) -> None:
 def test_no_framework_is_imported_to_tell_models_apart() -> None:
     """The host stays small."""
     code = (
-        "import sys, serve.host.catalog, serve.host.archive;"
+        "import sys, serve.catalog.catalog, serve.catalog.archive;"
         "sys.exit(', '.join({'torch', 'transformers', 'xgboost', 'numpy', 'safetensors'} & sys.modules.keys()) or 0)"
     )
 

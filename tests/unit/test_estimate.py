@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.host.estimate import CUSTOM_FLOOR, MB, TORCH_FLOOR, XGBOOST_FLOOR, memory_bytes
+from serve.catalog.estimate import CUSTOM_FLOOR, MB, TORCH_FLOOR, XGBOOST_FLOOR, memory_bytes
 
 
 def safetensors(path: Path, tensors: dict[str, tuple[str, int]], *, header: bytes | None = None) -> Path:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from serve import settings
-from serve.host import catalog
-from serve.host.memory import cpus
-from serve.web.execution import parameters
+from serve.catalog import catalog
+from serve.machine import cpus
+from serve.web.batch_transform import parameters
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from serve.errors import BadRequest, DoesNotFit, ModelUnusable
-from serve.exhausted import exhausted, give_back
+from serve.failures import exhausted, give_back
 
 
 class XGBoostError(ValueError):

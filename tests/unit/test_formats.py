@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BadRequest, NotAcceptable, PayloadTooLarge, ServeError
-from serve.handlers import formats, npz, tensors
+from serve.formats import npy as npz
+from serve.formats import values
+from serve.handlers.arrays import tensors
 from serve.handlers.base import Request
 
-JSON, CSV, NPY, NPZ, TEXT = formats.JSON, formats.CSV, formats.NPY, formats.NPZ, formats.TEXT
+JSON, CSV, NPY, NPZ, TEXT = values.JSON, values.CSV, values.NPY, values.NPZ, values.TEXT
 
 
 def npy(array: Any) -> bytes:
@@ -59,7 +61,7 @@ ROWS = scipy.sparse.csr_matrix(np.array([[0, 1.5], [2, 0]]))
 @pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
 def test_a_sparse_matrix_is_read(kind: str) -> None:
     """As scipy saves it."""
-    found = formats.read(sparse(ROWS.asformat(kind)), NPZ)
+    found = values.read(sparse(ROWS.asformat(kind)), NPZ)
     assert (found.format, found.toarray().tolist()) == (kind, [[0, 1.5], [2, 0]])
 
 
@@ -67,7 +69,7 @@ def test_an_npz_of_arrays_is_a_dictionary() -> None:
     """By their names."""
     file = io.BytesIO()
     np.savez_compressed(file, a=np.arange(2), b=np.ones((1, 1)))
-    found = formats.read(file.getvalue(), NPZ)
+    found = values.read(file.getvalue(), NPZ)
     assert {name: each.tolist() for name, each in found.items()} == {"a": [0, 1], "b": [[1.0]]}
 
 
@@ -110,7 +112,7 @@ def test_an_npz_of_arrays_is_a_dictionary() -> None:
 def test_what_cannot_be_read_is_said(body: bytes, content_type: str, said: str) -> None:
     """Where it is, and what is wrong with it."""
     with pytest.raises(BadRequest) as refused:
-        formats.read(body, content_type)
+        values.read(body, content_type)
     assert said in refused.value.message
 
 
@@ -130,14 +132,14 @@ def test_rows_of_numbers(text: str, rows: list[list[float | None]] | None) -> No
     """Empty cells are nan."""
     if rows is None:
         with pytest.raises(BadRequest):
-            formats.table(text)
+            values.table(text)
     else:
-        assert np.array_equal(formats.table(text), np.array(rows, float), equal_nan=True)
+        assert np.array_equal(values.table(text), np.array(rows, float), equal_nan=True)
 
 
 def test_lists_may_be_as_deep_as_numpys_arrays() -> None:
     """More than its flat iterator can do."""
-    assert formats.values(formats.read(b"[" * 40 + b"1" + b"]" * 40, JSON)).ndim == 40
+    assert values.values(values.read(b"[" * 40 + b"1" + b"]" * 40, JSON)).ndim == 40
     asked = Request(body=b"[" * 40 + b'"a"' + b"]" * 40, content_type=JSON)
     with pytest.raises(BadRequest, match="has shape"):
         tensors.read(asked, [tensors.Input(name="x", dtype=np.dtype(object), shape=(None,))], "model_type")
@@ -147,7 +149,7 @@ def test_a_table_takes_room_for_the_cells_it_has() -> None:
     """8 bytes each, and not an object for every one."""
     body = ",\n" + "1,1\n" * 100_000
     tracemalloc.start()
-    assert formats.table(body).shape == (100_001, 2)
+    assert values.table(body).shape == (100_001, 2)
     assert tracemalloc.get_traced_memory()[1] < 16_000_000
     tracemalloc.stop()
 
@@ -158,7 +160,7 @@ def test_a_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = zipped(a=npy(np.zeros(2_000_000)))
     tracemalloc.start()
     with pytest.raises(PayloadTooLarge, match="unfolds to 16000128 bytes"):
-        formats.read(bomb, NPZ)
+        values.read(bomb, NPZ)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
@@ -167,13 +169,13 @@ def test_a_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sparse_matrix_of_more_rows_than_its_indices_show_is_refused(kind: str) -> None:
     """Whoever asks it for its rows, as models do, would have 8 bytes made for each."""
     with pytest.raises(PayloadTooLarge, match="has 1000000000000 rows, the limit is 33554432"):
-        formats.read(sparse(ROWS.asformat(kind), shape=np.array([10**12, 2])), NPZ)
+        values.read(sparse(ROWS.asformat(kind), shape=np.array([10**12, 2])), NPZ)
 
 
 def test_one_long_text_does_not_widen_a_million_cells() -> None:
     """As numpy's arrays of text would."""
     tracemalloc.start()
-    found = formats.values(["a" * 100_000, *["b"] * 100_000])
+    found = values.values(["a" * 100_000, *["b"] * 100_000])
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
     assert found.dtype == object
@@ -199,17 +201,17 @@ def test_numbers_are_of_the_type_wanted_or_refused(value: Any, dtype: str, found
     """Nothing is cut, wrapped or guessed."""
     if found is None:
         with pytest.raises(BadRequest, match="is not an array of"):
-            formats.numbers(value, dtype)
+            values.numbers(value, dtype)
     else:
-        assert formats.numbers(value, dtype).tolist() == found
+        assert values.numbers(value, dtype).tolist() == found
 
 
 def test_what_cannot_be_written_is_a_406() -> None:
     """Never a pickle, and no Python notation in a table."""
     for value, accept in (([None, "a"], NPY), ({"a": 1}, CSV), ([{"a": 1}, {"b": 1}], CSV), ([{"a": 1}, 2], CSV)):
         with pytest.raises(NotAcceptable):
-            formats.write(np.array(value, object) if accept == NPY else value, accept)
-    assert formats.write([{"a": 1, "b": "x,y"}, {"a": 2, "b": "z"}], CSV) == b'a,b\n1,"x,y"\n2,z\n'
+            values.write(np.array(value, object) if accept == NPY else value, accept)
+    assert values.write([{"a": 1, "b": "x,y"}, {"a": 2, "b": "z"}], CSV) == b'a,b\n1,"x,y"\n2,z\n'
 
 
 SEEDS: dict[str, list[bytes]] = {
@@ -246,10 +248,10 @@ def test_damaged_bodies_are_read_or_refused(given_body: tuple[bytes, str]) -> No
     body, content_type = given_body
     status = 400
     try:
-        found = formats.read(body, content_type)
+        found = values.read(body, content_type)
         if scipy.sparse.issparse(found):
             found.sum()
-        formats.values(found if content_type == JSON else 0)
+        values.values(found if content_type == JSON else 0)
     except ServeError as error:
         status = int(error.status)
     assert 400 <= status < 500

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from serve.errors import ServeError, TooLate
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.generation import openai_body, parameters
-from serve.handlers.huggingface import summarization_request
-from serve.handlers.summarization import Summarization
-from serve.names import CHAT, COMPLETIONS, INVOCATIONS
+from serve.handlers.generation import openai, parameters
+from serve.handlers.seq2seq import request as summarization_request
+from serve.handlers.seq2seq.handler import Summarization
+from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 from tests.live import tiny
 from tests.unit.test_encoders import TASKS
 from tests.unit.test_text_generation_toys import Asked, handler_of, save_toy
@@ -79,8 +79,8 @@ def generated(handler: Any, request: Request) -> Any:
 
 BODIES: dict[str, tuple[str, st.SearchStrategy[dict[str, Any]], str, Callable[[Any, Request], Any]]] = {
     "generation": ("generation", asked(parameters.Parameters, "inputs", True), INVOCATIONS, generated),
-    "chat": ("generation", asked(openai_body.ChatBody, "messages", False), CHAT, generated),
-    "completion": ("generation", asked(openai_body.CompletionBody, "prompt", False), COMPLETIONS, generated),
+    "chat": ("generation", asked(openai.ChatBody, "messages", False), CHAT, generated),
+    "completion": ("generation", asked(openai.CompletionBody, "prompt", False), COMPLETIONS, generated),
     "summarization": ("summarization", asked(summarization_request.Parameters, "inputs", True), INVOCATIONS, answered),
     **{name: (name, asked(TASKS[name][0].kind, "inputs", True), INVOCATIONS, answered) for name in TASKS},
 }

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from serve.errors import ServeError
+from serve.formats import instances, libsvm, parquet, recordio, tables
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.boosting import old_binary, pickled_boosters, ubjson
-from serve.handlers.rows import instances, libsvm, parquet, recordio, tabular
-from serve.handlers.xgboost import XGBoost
+from serve.handlers.xgboost import file_formats, pickles
+from serve.handlers.xgboost.handler import XGBoost
 
 WIDTH = 3
 OLD = Path(__file__).parent / "old_models"
@@ -54,7 +54,7 @@ def records() -> bytes:
 Decoder = Callable[[bytes], Any]
 DECODERS: Mapping[str, tuple[Decoder, list[bytes], list[bytes]]] = {
     "csv": (
-        lambda body: tabular.csv(body, WIDTH),
+        lambda body: tables.csv(body, WIDTH),
         [b"1,2.5,\n-3,1e-7,4\n", b"1;2;3\r\n4;5;6\r\n", b"1 2 3\n", b"1,2,3\n" * 2000],
         [b",", b"\n", b'"', b"\xef\xbb\xbf", b"1e999", b"1_0", b"nan", b"infinity", b"\0", b" ", b"0x1"],
     ),
@@ -78,7 +78,7 @@ DECODERS: Mapping[str, tuple[Decoder, list[bytes], list[bytes]]] = {
         [b"\n", b"[", b"]", b"{}", b"null", b"\r"],
     ),
     "npy": (
-        lambda body: tabular.npy(body, WIDTH),
+        lambda body: tables.npy(body, WIDTH),
         [npy(ROWS), npy(ROWS.astype(">f8")), npy(np.asfortranarray(ROWS)), npy(np.zeros((0, 3)))],
         [b"O", b"|O", b"'<f8'", b"999999999999", b"-1", b"(" * 300, b"\xff\xff\xff\xff", b"True", b"9**9**9"],
     ),
@@ -195,17 +195,17 @@ COUNTS = [
 @given(body=spoiled(OLD_MODELS, COUNTS))
 def test_a_fuzzed_old_model_is_read_or_refused(body: bytes) -> None:
     """Nothing is given to the library that is not whole."""
-    assert str(outcome(old_binary.as_json, body, old_binary.OldBinaryError))
+    assert str(outcome(file_formats.as_json, body, file_formats.OldBinaryError))
 
 
 @given(body=spoiled(PICKLES, COUNTS))
 def test_a_fuzzed_pickle_is_taken_apart_or_refused(body: bytes) -> None:
     """As far as the bytes of its booster."""
-    assert str(outcome(pickled_boosters.raw, body, pickled_boosters.Refused))
+    assert str(outcome(pickles.raw, body, pickles.Refused))
 
 
 @given(body=spoiled(BINARY_JSON, COUNTS))
 def test_fuzzed_binary_json_is_whole_or_refused(body: bytes) -> None:
     """However it is nested, whatever it counts."""
-    found = outcome(ubjson.check, body, ValueError)
+    found = outcome(file_formats.check, body, ValueError)
     assert found is None or str(found)

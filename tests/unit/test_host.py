@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from serve import settings, wire
+from serve import settings
+from serve.catalog.catalog import Entry
 from serve.errors import InternalError
-from serve.host import hosted
-from serve.host.entry import Entry
-from serve.host.hosted import Hosted
-from serve.host.platform import Platform
+from serve.host import model as hosted
+from serve.host.model import Hosted
+from serve.host.model_api import Platform
 from serve.host.runners import Runners
+from serve.http import wire
 from serve.slots import Slots
 
 

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve import errors
+from serve.catalog.catalog import real
 from serve.errors import BadRequest, ModelNotFound
-from serve.host.multi_model import NAME, page, real, requested
-from serve.names import socket_name
+from serve.host.model_api import NAME, page, requested
+from serve.http.addresses import socket_name
 
 
 def body(name: object, url: object) -> bytes:

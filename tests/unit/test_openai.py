@@ -9,8 +9,8 @@ import torch
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
-from serve.handlers.text_generation import TextGeneration
-from serve.names import CHAT, COMPLETIONS
+from serve.handlers.generation.handler import TextGeneration
+from serve.http.addresses import CHAT, COMPLETIONS
 from tests.unit.test_text_generation_toys import POSITIONS, Asked, ask, finish, handler_of, reference, save_toy
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"

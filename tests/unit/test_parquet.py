@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from serve.errors import BadRequest, PayloadTooLarge, ServeError
-from serve.handlers.rows import parquet, thrift
+from serve.formats import parquet
 
 NAN = float("nan")
 
@@ -109,4 +109,4 @@ def test_a_size_said_in_two_ways_is_told() -> None:
     assert header[0] == header[2] == 0x15
     for more, said in ((b"\x06\x04\x02", "a field twice"), (b"\x05\x84\x80\x08\x02", "a field that Parquet has not")):
         with pytest.raises(ValueError, match=said):
-            thrift.struct(header[:6] + more + header[6:], 0)
+            parquet.struct(header[:6] + more + header[6:], 0)

@@ -43,7 +43,7 @@ import os
 from local_test.ports import free_port
 free_port()
 child = os.fork()
-print(free_port(), flush=True)
+os.write(1, b"%d\\n" % free_port())
 if child:
     os.waitpid(child, 0)
 """

@@ -16,12 +16,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from serve.catalog.catalog import describe
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, UnsupportedMediaType
-from serve.handlers import torch_archive
+from serve.handlers.arrays import torch_archive
+from serve.handlers.arrays.onnx import Onnx, stackable
+from serve.handlers.arrays.torch_program import TorchProgram
 from serve.handlers.base import Model, Request
-from serve.handlers.onnx import Onnx, stackable
-from serve.handlers.torch_program import TorchProgram
-from serve.host.entry import describe
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 Built = Onnx | TorchProgram
@@ -159,7 +159,7 @@ def test_onnx_runtime_calls_nobody(tmp_path: Path) -> None:
     """Its telemetry, on by default, has a thread of its own; a model of one thread is a process of one."""
     onnx_model(tmp_path)
     code = (
-        "import os, pathlib; from serve.handlers.base import Model; from serve.handlers.onnx import Onnx;"
+        "import os, pathlib; from serve.handlers.base import Model; from serve.handlers.arrays.onnx import Onnx;"
         f"Onnx(Model(name='m', directory=pathlib.Path({str(tmp_path)!r}))); print(len(os.listdir('/proc/self/task')))"
     )
     environ = {"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1"}

@@ -9,11 +9,11 @@ from transformers import AutoModelForSequenceClassification
 
 from serve.errors import ModelUnusable
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.encoders.embeddings import FeatureExtraction
+from serve.handlers.encoders.feature_extraction import FeatureExtraction
+from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import pretrained
 from serve.handlers.huggingface.quantization import HEADS, Int8Linear
-from serve.handlers.summarization import Summarization
-from serve.handlers.text_generation import TextGeneration
+from serve.handlers.seq2seq.handler import Summarization
 from tests.live import tiny
 from tests.unit import tiny_encoders
 from tests.unit.test_encoders import ask as encode

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
+from serve.catalog.catalog import describe, scan
 from serve.errors import ModelUnusable
-from serve.host.catalog import scan
-from serve.host.entry import describe
 from tests.unit.model_files import BART, BOOSTER, GPT2, hugging, put, refusal, xgboost
 
 

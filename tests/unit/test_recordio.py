@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest
-from serve.handlers.rows import recordio
+from serve.formats import recordio
 
 NAN = float("nan")
 

@@ -10,9 +10,8 @@ import pytest
 
 from serve.errors import BadRequest, DoesNotFit, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Job, Reply, Request
-from serve.runner.batching import Batches
-from serve.runner.lines import JSON, JSON_LINES
-from serve.runner.records import Engine, Records
+from serve.runner.jobs import Batches
+from serve.runner.records import JSON, JSON_LINES, Engine, Records
 
 
 class Squares:

@@ -3,9 +3,9 @@
 import pytest
 
 from serve.errors import BadRequest, NotAcceptable
-from serve.media import choose, content_type
-from serve.names import peek, socket_name
-from serve.web.routing import in_attributes
+from serve.http.addresses import peek, socket_name
+from serve.http.media import choose, content_type
+from serve.web.invocations import in_attributes
 
 
 @pytest.mark.parametrize(

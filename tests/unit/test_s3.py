@@ -11,11 +11,9 @@ from botocore import exceptions as boto
 from serve import settings
 from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
 from serve.handlers.base import Request
-from serve.runner import s3
-from serve.runner.job import Job
-from serve.runner.poll import Poll
-from serve.runner.references import References
-from serve.runner.s3 import Reference
+from serve.runner import references as s3
+from serve.runner.jobs import Job, Poll
+from serve.runner.references import Reference, References
 
 ASKED = Reference("b", "in/a.csv")
 

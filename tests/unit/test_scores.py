@@ -13,9 +13,9 @@ import pytest
 import xgboost
 
 from serve.errors import ModelUnusable, UnsupportedMediaType
+from serve.formats import recordio
 from serve.handlers.base import Model, Request
-from serve.handlers.rows import recordio
-from serve.handlers.xgboost import XGBoost
+from serve.handlers.xgboost.handler import XGBoost
 
 CSV, JSON, JSONLINES, RECORDIO = (
     "text/csv",

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve import settings
-from serve.host import memory
+from serve import machine, settings
 from serve.settings import MB, BadSetting
 
 
@@ -80,7 +79,7 @@ def test_the_body_limit_follows_the_mode(environ: dict[str, str], expected: int)
 @pytest.fixture
 def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cgroup file system of our own, this process at its root."""
-    monkeypatch.setattr(memory, "_own_cgroup", lambda _controller: [tmp_path])
+    monkeypatch.setattr(machine, "_own_cgroup", lambda _controller: [tmp_path])
     return tmp_path
 
 
@@ -88,8 +87,8 @@ def test_memory_and_processors_come_from_the_cgroup(cgroup: Path) -> None:
     """Version 2: a container of 2 GiB and one and a half processors."""
     (cgroup / "memory.max").write_text(f"{2 << 30}\n")
     (cgroup / "cpu.max").write_text("150000 100000\n")
-    assert memory.limit() == (2 << 30, "cgroup")
-    assert memory.cpus() == (1, "cgroup")
+    assert machine.limit() == (2 << 30, "cgroup")
+    assert machine.cpus() == (1, "cgroup")
 
 
 def test_cgroup_version_1_too(cgroup: Path) -> None:
@@ -97,22 +96,23 @@ def test_cgroup_version_1_too(cgroup: Path) -> None:
     (cgroup / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     (cgroup / "cpu.cfs_quota_us").write_text("100000\n")
     (cgroup / "cpu.cfs_period_us").write_text("100000\n")
-    assert memory.limit()[1] == "machine"
-    assert memory.cpus() == (1, "cgroup")
+    assert machine.limit()[1] == "machine"
+    assert machine.cpus() == (1, "cgroup")
     (cgroup / "memory.limit_in_bytes").write_text("1073741824\n")
-    assert memory.limit() == (1 << 30, "cgroup")
+    assert machine.limit() == (1 << 30, "cgroup")
 
 
 def test_no_limit_means_the_machine(cgroup: Path) -> None:
     """`max` is how version 2 says there is none."""
     (cgroup / "memory.max").write_text("max\n")
     (cgroup / "cpu.max").write_text("max 100000\n")
-    assert memory.limit()[1] == memory.cpus()[1] == "machine"
+    assert machine.limit()[1] == machine.cpus()[1] == "machine"
 
 
 def test_a_budget_never_vanishes() -> None:
     """In a container smaller than our own processes a tenth is left for models, and the banner shows it."""
     assert (
-        memory.budget(4 << 30, 0.9, 2) == int((4 << 30) * 0.9) - memory.FORKSERVER - memory.REST - 2 * memory.WEB_WORKER
+        machine.budget(4 << 30, 0.9, 2)
+        == int((4 << 30) * 0.9) - machine.FORKSERVER - machine.REST - 2 * machine.WEB_WORKER
     )
-    assert memory.budget(256 << 20, 0.9, 2) == (256 << 20) // 10
+    assert machine.budget(256 << 20, 0.9, 2) == (256 << 20) // 10

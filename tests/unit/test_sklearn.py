@@ -18,10 +18,10 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from serve.catalog.catalog import describe
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, UnsupportedMediaType
+from serve.handlers.arrays.sklearn import ScikitLearn
 from serve.handlers.base import Model, Request
-from serve.handlers.sklearn import ScikitLearn
-from serve.host.entry import describe
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 ROWS = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])

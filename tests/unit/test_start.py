@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve import banner, launcher, nginx, settings
-from serve.host import catalog
+from serve.catalog import catalog
 from serve.log import JsonLines
 from serve.slots import Slots, State
 
@@ -42,10 +42,10 @@ def test_only_a_single_model_gets_requests_that_name_none(tmp_path: Path) -> Non
 
 def test_the_limits_stand_in_order() -> None:
     """Runner before nginx before platform, whatever the one number is."""
-    from serve.runner.arrival import margin
+    from serve.settings import margin, nginx_limit
 
     for limit in (1.0, 2.0, 10.0, 60.0, 3600.0):
-        assert margin(limit) < nginx.nginx_limit(limit) < limit
+        assert margin(limit) < nginx_limit(limit) < limit
 
 
 def test_nginx_waits_for_a_load_and_for_an_unload(tmp_path: Path) -> None:

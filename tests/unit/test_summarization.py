@@ -21,7 +21,7 @@ from transformers import (
 
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, TooLate, UnsupportedMediaType
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.summarization import Summarization
+from serve.handlers.seq2seq.handler import Summarization
 
 POSITIONS = 64
 TEXTS = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3 w2 w1", "w50 w51", "w70 w71 w72 w73 w74"]
@@ -341,7 +341,7 @@ def test_a_text_ends_at_its_deadline_and_its_neighbours_go_on(
     parameters = {"num_beams": beams, "max_length": 40, "min_length": 39}
     wanted = ask(handler, TEXTS[0], **parameters)
     clock = iter(range(10_000))
-    monkeypatch.setattr("serve.handlers.summarization.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("serve.handlers.seq2seq.handler.time.monotonic", lambda: float(next(clock)))
     items = [
         handler.decode(request({"inputs": text, "parameters": parameters}, deadline=deadline))
         for text, deadline in [(TEXTS[0], float("inf")), (TEXTS[1], 10.0), (TEXTS[2], 3.0)]
@@ -356,7 +356,7 @@ def test_generation_stops_when_nobody_listens_any_more(handler: Summarization, m
     """At the deadline, not at the length asked for: the clock is asked once a token, and soon no more."""
     body = {"inputs": "w1", "parameters": {"max_length": POSITIONS, "min_length": POSITIONS}}
     clock = iter(range(10_000))
-    monkeypatch.setattr("serve.handlers.summarization.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("serve.handlers.seq2seq.handler.time.monotonic", lambda: float(next(clock)))
     (late,) = handler.predict([handler.decode(request(body, deadline=5.0))])
     assert isinstance(late, TooLate)
     assert next(clock) == 6

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest
+from serve.formats import instances, libsvm, tables
 from serve.handlers.base import Request
-from serve.handlers.rows import instances, libsvm, tabular
 
 NAN = float("nan")
 LARGE = 2000  # rows enough to leave the way of small bodies
@@ -48,24 +48,24 @@ def npy(array: Any, **options: Any) -> bytes:
 )
 def test_a_csv_reads_the_same_however_long_it_is(body: bytes, rows: list[list[float]]) -> None:
     """What a short body means does not depend on which parser its length selects."""
-    assert same(tabular.csv(body, 3), matrix(rows))
+    assert same(tables.csv(body, 3), matrix(rows))
 
     block = body.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n"
-    assert same(tabular.csv(block * LARGE, 3), np.tile(matrix(rows), (LARGE, 1)))
+    assert same(tables.csv(block * LARGE, 3), np.tile(matrix(rows), (LARGE, 1)))
 
 
 def test_a_cell_is_rounded_once_from_double() -> None:
     """The nearest float32 of the decimal's double, as numpy makes it, on either way."""
     cells = [f"{value!r}" for value in np.random.default_rng(0).normal(size=6000).tolist()]
     wanted = np.array(cells, np.float64).astype(np.float32)
-    assert same(tabular.csv("\n".join(cells).encode(), 1), wanted.reshape(-1, 1))
-    assert same(tabular.csv(",".join(cells[:300]).encode(), 300), wanted[:300].reshape(1, -1))
+    assert same(tables.csv("\n".join(cells).encode(), 1), wanted.reshape(-1, 1))
+    assert same(tables.csv(",".join(cells[:300]).encode(), 300), wanted[:300].reshape(1, -1))
 
 
 def test_with_one_column_a_blank_line_is_a_missing_value() -> None:
     """Only the newline that ends the last row is taken off, so that rows and answers stay in step."""
-    assert same(tabular.csv(b"1\n\n3\n", 1), matrix([[1], [NAN], [3]]))
-    assert same(tabular.csv(b"1\n\n3\n" * 4000, 1), np.tile(matrix([[1], [NAN], [3]]), (4000, 1)))
+    assert same(tables.csv(b"1\n\n3\n", 1), matrix([[1], [NAN], [3]]))
+    assert same(tables.csv(b"1\n\n3\n" * 4000, 1), np.tile(matrix([[1], [NAN], [3]]), (4000, 1)))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_with_one_column_a_blank_line_is_a_missing_value() -> None:
 def test_a_wrong_csv_is_told_where(body: bytes, message: str) -> None:
     """Row, column and cell, at the end of a long body as at the start of a short one."""
     with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
-        tabular.csv(body, 3)
+        tables.csv(body, 3)
 
 
 def test_the_last_of_many_rows_is_told_too() -> None:
@@ -100,7 +100,7 @@ def test_the_last_of_many_rows_is_told_too() -> None:
         (b"1,1e999,3", f"row {LARGE + 1}, column 2 is infinite, or too large for a 32-bit number"),
     ]:
         with pytest.raises(BadRequest, match=f"^{re.escape(message)}$"):
-            tabular.csv(good + last, 3)
+            tables.csv(good + last, 3)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,8 @@ def test_many_short_instances_of_a_wide_model_stay_sparse() -> None:
 def test_an_npy_of_numbers_is_read(dtype: str, order: Any) -> None:
     """Any real type and order; one dimension is one row."""
     array = np.array([[0, 1, 1], [1, 0, 0]], dtype, order=order)
-    assert same(tabular.npy(npy(array), 3), array.astype(np.float32))
-    assert same(tabular.npy(npy(array[0]), 3), array[:1].astype(np.float32))
+    assert same(tables.npy(npy(array), 3), array.astype(np.float32))
+    assert same(tables.npy(npy(array[0]), 3), array[:1].astype(np.float32))
 
 
 def header(shape: str, descr: str = "'<f4'") -> bytes:
@@ -292,13 +292,13 @@ def header(shape: str, descr: str = "'<f4'") -> bytes:
 def test_a_hostile_npy_is_a_400(body: bytes) -> None:
     """Objects (pickles), promises of terabytes, and files cut short: nothing of them is opened or allocated."""
     with pytest.raises(BadRequest):
-        tabular.npy(body, 3)
+        tables.npy(body, 3)
 
 
 def test_memory_stays_within_a_few_times_the_body() -> None:
     """The smallest of cells are the most wasteful, and still cost no more than tens of bytes."""
     for read, body in [
-        (lambda body: tabular.csv(body, 3), b"1,2,3\n" * 30_000),
+        (lambda body: tables.csv(body, 3), b"1,2,3\n" * 30_000),
         (lambda body: instances.rows(body, 3, "kind"), b"[" + b"[1,2,3]," * 30_000 + b"[1,2,3]]"),
         (lambda body: libsvm.read(body, 100_000), b"0\n" * 30_000),
     ]:
@@ -322,14 +322,14 @@ def test_decimals_are_the_shortest_that_read_back() -> None:
         ]
     )
     wanted = [str(value) for value in values]
-    assert tabular.decimals(values) == wanted
-    assert tabular.decimals(values[-14:]) == wanted[-14:]
+    assert tables.decimals(values) == wanted
+    assert tables.decimals(values[-14:]) == wanted[-14:]
     assert np.array_equal(np.array(wanted, np.float64).astype(np.float32), values, equal_nan=True)
 
 
 def test_a_charset_is_honoured() -> None:
     """UTF-16 is read; a charset that does not exist, or does not fit, is a 400."""
-    assert tabular.text(Request(body="1,2".encode("utf-16"), content_type="text/csv", charset="utf-16")) == b"1,2"
+    assert tables.text(Request(body="1,2".encode("utf-16"), content_type="text/csv", charset="utf-16")) == b"1,2"
     for charset, body in [("klingon", b"1,2"), ("utf-16", b"1,2")]:
         with pytest.raises(BadRequest, match="charset"):
-            tabular.text(Request(body=body, content_type="text/csv", charset=charset))
+            tables.text(Request(body=body, content_type="text/csv", charset=charset))

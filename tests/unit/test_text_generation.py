@@ -14,9 +14,9 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from serve.errors import DoesNotFit
+from serve.handlers.generation.handler import PREFILL, TextGeneration
 from serve.handlers.generation.sampling import Choice, choose
-from serve.handlers.generation.text import Text
-from serve.handlers.text_generation import PREFILL, TextGeneration
+from serve.handlers.generation.sequence import Text
 from tests.unit.test_text_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, save_toy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz äöü€"
@@ -510,7 +510,7 @@ def test_importing_the_handler_starts_nothing_that_a_fork_would_lose() -> None:
     """
     program = (
         "import gc, threading, os, torch\n"
-        "import serve.handlers.text_generation\n"
+        "import serve.handlers.generation.handler\n"
         "tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]\n"
         "print(len(os.listdir('/proc/self/task')), len(tensors), torch.cuda.is_initialized())\n"
     )

@@ -10,10 +10,9 @@ import torch
 from transformers import GenerationConfig, MinPLogitsWarper, WatermarkingConfig, pipeline
 
 from serve.errors import BadRequest
-from serve.handlers.generation.fields import REFUSED
-from serve.handlers.generation.parameters import MOST_SEQUENCES, Parameters
+from serve.handlers.generation.handler import TextGeneration
+from serve.handlers.generation.parameters import MOST_SEQUENCES, REFUSED, Parameters
 from serve.handlers.generation.sampling import Choice, choose
-from serve.handlers.text_generation import TextGeneration
 from tests.unit.test_text_generation_toys import END, Asked, ask, finish, handler_of, reference, save_toy
 
 PROMPTS = ["the cat sat", "a", "on the mat on the mat on", "what is it that the", "zzz zzz"]

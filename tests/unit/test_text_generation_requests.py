@@ -10,8 +10,8 @@ import pytest
 
 from serve.errors import BadRequest, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Request
+from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.request import Item
-from serve.handlers.text_generation import TextGeneration
 from tests.unit.test_text_generation_toys import POSITIONS, Asked, ask, finish, handler_of, save_toy
 
 

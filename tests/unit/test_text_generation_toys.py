@@ -23,7 +23,7 @@ from transformers import (
 
 from serve.errors import ServeError
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.text_generation import TextGeneration
+from serve.handlers.generation.handler import TextGeneration
 
 END = 256
 POSITIONS = 160

@@ -18,11 +18,11 @@ import transformers
 import xgboost
 
 from serve.errors import BadRequest, InternalError, ModelNotFound, ModelUnusable, NotAcceptable, UnsupportedMediaType
+from serve.formats import recordio
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.boosting import dmatrix
-from serve.handlers.custom import Custom
-from serve.handlers.own_code.toolkit import Toolkit, columns, of
-from serve.handlers.rows import protobuf, recordio
+from serve.handlers.custom.defaults import Toolkit, columns, of
+from serve.handlers.custom.handler import Custom
+from serve.handlers.xgboost import dmatrix
 from tests.live import tiny
 
 JSON, CSV = "application/json", "text/csv"
@@ -59,8 +59,8 @@ def recordio_rows(rows: Any) -> bytes:
     """Of features, as clients send them; ours writes labels, whose field has another number."""
     found = []
     for row in np.array(rows, "<f4"):
-        values = protobuf.delimited(2, protobuf.delimited(1, row.tobytes()))
-        entry = protobuf.delimited(1, protobuf.delimited(1, b"values") + protobuf.delimited(2, values))
+        values = recordio.delimited(2, recordio.delimited(1, row.tobytes()))
+        entry = recordio.delimited(1, recordio.delimited(1, b"values") + recordio.delimited(2, values))
         found.append(struct.pack("<II", recordio._MAGIC, len(entry)) + entry + b"\0" * (-len(entry) % 4))
     return b"".join(found)
 

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 import xgboost
 
-from serve.train import channels, hyperparameters, rows
-from serve.train.failure import TrainingFailed
-from serve.train.rows import Rows
+from serve.train import data, hyperparameters
+from serve.train.data import Rows
+from serve.train.job import TrainingFailed
 from tests.unit.test_recordio import LABEL, framed, message, tensor
 
 NAN = float("nan")
@@ -145,7 +145,7 @@ def put(root: Path, files: Mapping[str, str | bytes], kind: str = "", **more: st
 
 
 def read(root: Path, weighted: bool = False, labels: tuple[float, float] = ANY) -> dict[str, Rows]:
-    return rows.read(channels.find(root), weighted, labels)
+    return data.read(data.find(root), weighted, labels)
 
 
 def dense(found: Rows) -> Any:
@@ -241,14 +241,14 @@ def test_without_a_content_type_the_bytes_tell(root: Path) -> None:
     """Parquet and RecordIO by their magic numbers, libsvm by its colons; packed files too."""
     pa.parquet.write_table(pa.table({"y": [1], "a": [2]}), root / "made")
     for content, kind in [
-        (b"1,2,3\n", channels.CSV),
-        (b"1 0:2 1:3\n", channels.LIBSVM),
-        (gzip.compress(b"1 0:2 1:3\n"), channels.LIBSVM),
-        (framed(LABEL), channels.RECORDIO),
-        ((root / "made").read_bytes(), channels.PARQUET),
+        (b"1,2,3\n", data.CSV),
+        (b"1 0:2 1:3\n", data.LIBSVM),
+        (gzip.compress(b"1 0:2 1:3\n"), data.LIBSVM),
+        (framed(LABEL), data.RECORDIO),
+        ((root / "made").read_bytes(), data.PARQUET),
     ]:
         put(root, {"train/a": content})
-        assert channels.find(root)["train"].format == kind
+        assert data.find(root)["train"].format == kind
 
 
 def test_without_a_configuration_the_directories_are_the_channels(root: Path) -> None:
@@ -256,7 +256,7 @@ def test_without_a_configuration_the_directories_are_the_channels(root: Path) ->
     put(root, {"train/a": "1,2\n", "validation/b": "3,4\n"})
     (root / "input/config/inputdataconfig.json").unlink()
 
-    assert list(channels.find(root)) == ["train", "validation"]
+    assert list(data.find(root)) == ["train", "validation"]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_pipe_mode_is_refused(root: Path) -> None:
     put(root, {"train/a": "1,2\n"}, "csv", TrainingInputMode="Pipe")
 
     with pytest.raises(TrainingFailed, match="Pipe is not read; use File or FastFile"):
-        channels.find(root)
+        data.find(root)
 
 
 def test_several_instances_are_refused(root: Path) -> None:
@@ -329,4 +329,4 @@ def test_several_instances_are_refused(root: Path) -> None:
     (root / "input/config/resourceconfig.json").write_text(json.dumps({"hosts": ["algo-1", "algo-2"]}))
 
     with pytest.raises(TrainingFailed, match="2 instances, and this training runs on one"):
-        channels.find(root)
+        data.find(root)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve import wire
 from serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+from serve.http import wire
 
 
 @pytest.fixture

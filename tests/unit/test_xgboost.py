@@ -15,8 +15,8 @@ import xgboost
 
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Model, Reply, Request
-from serve.handlers.boosting import ubjson
-from serve.handlers.xgboost import XGBoost
+from serve.handlers.xgboost import file_formats
+from serve.handlers.xgboost.handler import XGBoost
 
 WIDTH = 5
 CLASSES = 3
@@ -316,13 +316,13 @@ def test_a_file_that_is_no_whole_model_is_named(tmp_path: Path, logistic: xgboos
 def test_a_binary_model_cut_anywhere_is_told_before_the_library_reads_it(logistic: xgboost.Booster) -> None:
     """The library's own reader runs past the end and may take the process with it."""
     whole = bytes(logistic.save_raw(raw_format="ubj"))
-    ubjson.check(whole)
+    file_formats.check(whole)
     for end in range(1, len(whole), 7):
         with pytest.raises(ValueError, match=r"^it is cut short$"):
-            ubjson.check(whole[:end])
+            file_formats.check(whole[:end])
     for wrong in (whole + b"}", b"{L" + b"\x7f" * 8, b"[" * 100_000, b"?", b"[$SL", b'{"learner": 3}'):
         with pytest.raises(ValueError, match=r"^(it is|it has|byte)"):
-            ubjson.check(wrong)
+            file_formats.check(wrong)
 
 
 def test_a_directory_without_a_model_is_told_the_names_looked_for(tmp_path: Path) -> None:
@@ -334,7 +334,8 @@ def test_a_directory_without_a_model_is_told_the_names_looked_for(tmp_path: Path
 def test_importing_the_handlers_starts_no_thread() -> None:
     """A process that forks imports them; a thread there, or a tensor, would be lost in its children."""
     script = (
-        "import serve.handlers.xgboost, serve.handlers.summarization, serve.handlers.custom, sys, torch, pathlib;"
+        "import serve.handlers.xgboost.handler, serve.handlers.seq2seq.handler, serve.handlers.custom.handler;"
+        "import sys, torch, pathlib;"
         "print(len(list(pathlib.Path('/proc/self/task').iterdir())), 'pyarrow' in sys.modules,"
         " torch.cuda.is_initialized())"
     )

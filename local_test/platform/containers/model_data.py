@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from botocore.exceptions import ClientError
 
 from local_test.platform.calls import InternalFailure, ValidationError
+from serve.catalog import archive
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.host import archive
 
 KEEP_FREE = 256 << 20  # bytes of disk that stay free
 

@@ -13,7 +13,7 @@ from local_test.platform.containers.spec import ContainerSpec, platform_environm
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 from local_test.ports import free_port
-from serve.host import memory
+from serve import machine
 
 ROOT = Path(__file__).parents[3]
 SHARE, WEB_WORKERS = 0.9, 2  # serve's own defaults
@@ -35,7 +35,7 @@ class ProcessRuntime:
         environment = {
             **clean,
             # A process has no memory limit to read, so it gets the budget that serve would compute in a container.
-            "SERVE_MEMORY_BUDGET_MB": str(memory.budget(limit, SHARE, WEB_WORKERS) >> 20),
+            "SERVE_MEMORY_BUDGET_MB": str(machine.budget(limit, SHARE, WEB_WORKERS) >> 20),
             **platform_environment(spec, several),
             "SAGEMAKER_BIND_TO_PORT": str(port),
             "SERVE_MODEL_DIR": str(files.absolute() / "model"),

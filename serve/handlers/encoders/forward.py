@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -138,3 +139,16 @@ class Encoder:
                 taken = 0 if part.padding_idx is None else part.padding_idx + 1
                 most = min(most, part.num_embeddings - taken)
         return int(most)
+
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # exp of a large number is infinity, and 1 / infinity is what is wanted
+        return 1 / (1 + np.exp(-logits))

@@ -16,7 +16,7 @@ import numpy as np
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.encoders.forward import Encoder, Row
-from serve.handlers.huggingface import pipeline
+from serve.handlers.huggingface import bodies
 
 Truncation = bool | str
 MOST_WINDOWS = 4096  # of one request: a text of a megabyte has 1,000, of 384 tokens each; what they hold is 200 MB
@@ -47,7 +47,7 @@ class Task(abc.ABC):
     kind: ClassVar[type[msgspec.Struct]]
     bare: ClassVar[tuple[str, ...]] = ()
     table: ClassVar[bool] = True
-    offers: ClassVar[tuple[str, ...]] = (pipeline.JSON, pipeline.CSV)
+    offers: ClassVar[tuple[str, ...]] = (bodies.JSON, bodies.CSV)
     unused: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that may be missing
 
     def __init__(self, model: Model) -> None:
@@ -56,10 +56,8 @@ class Task(abc.ABC):
         self.tokenizer, self.config = self.encoder.tokenizer, self.encoder.config
 
     def decode(self, request: Request) -> Item:
-        content_type = pipeline.accepted(request, self._model, self.offers)
-        inputs, parameters = pipeline.parse(
-            request, self._model.model_field, self.kind, bare=self.bare, table=self.table
-        )
+        content_type = bodies.accepted(request, self._model, self.offers)
+        inputs, parameters = bodies.parse(request, self._model.model_field, self.kind, bare=self.bare, table=self.table)
         rows, what = self.read(inputs, parameters, request.deadline)
         for row in rows:
             if not row.ids:
@@ -101,7 +99,7 @@ class Task(abc.ABC):
             # JSON has no word for them.
             return InternalError("the model gave NaN or infinity", hint='dtype = "float32" in model.toml may help')
         try:
-            return pipeline.reply(self.answer(item), item.content_type)
+            return bodies.reply(self.answer(item), item.content_type)
         except ServeError as error:
             return error
 

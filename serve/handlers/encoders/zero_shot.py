@@ -8,9 +8,8 @@ from transformers import AutoModelForSequenceClassification
 
 from serve.errors import BadRequest
 from serve.handlers.encoders import task
-from serve.handlers.encoders.forward import Row
-from serve.handlers.encoders.scores import softmax
-from serve.handlers.huggingface import pipeline
+from serve.handlers.encoders.forward import Row, softmax
+from serve.handlers.huggingface import bodies
 
 HOLES = ("{}", "{0}")
 MOST_PAIRS = 4096  # of a text and a label, in one request
@@ -26,10 +25,10 @@ class ZeroShotClassification(task.Task):
     auto_class = AutoModelForSequenceClassification
     kind = Parameters
     table = False  # nested parameters have no place in a table
-    offers = (pipeline.JSON,)
+    offers = (bodies.JSON,)
 
     def read(self, inputs: Any, parameters: Parameters, deadline: float) -> tuple[list[Row], Any]:
-        texts, labels = pipeline.texts(inputs), parameters.candidate_labels
+        texts, labels = bodies.texts(inputs), parameters.candidate_labels
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
         if not labels:

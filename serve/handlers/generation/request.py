@@ -8,26 +8,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
 from serve.handlers.base import Model, Request
-from serve.handlers.generation import answers
-from serve.handlers.generation.answers import Prompt
-from serve.handlers.generation.fields import check_tokens
-from serve.handlers.generation.openai_request import OpenAI
-from serve.handlers.generation.parameters import MOST_SEQUENCES, Parameters, json_decoder, too_many
-from serve.handlers.generation.resolved import Resolved, resolve
-from serve.handlers.huggingface import pipeline
-from serve.names import CHAT, INVOCATIONS
+from serve.handlers.generation import output
+from serve.handlers.generation.openai import OpenAI
+from serve.handlers.generation.output import Prompt
+from serve.handlers.generation.parameters import (
+    MOST_SEQUENCES,
+    Parameters,
+    Resolved,
+    check_tokens,
+    json_decoder,
+    resolve,
+    too_many,
+)
+from serve.handlers.huggingface import bodies
+from serve.http.addresses import CHAT, INVOCATIONS
 
 
 class Item(msgspec.Struct, frozen=True):
     """What `decode` returns."""
 
     prompts: list[Prompt]
-    form: answers.Form
+    form: output.Form
     rows: int  # of a batch
     left: bool  # to transformers' own `generate`
 
 
-def item_of(prompts: list[Prompt], form: answers.Form) -> Item:
+def item_of(prompts: list[Prompt], form: output.Form) -> Item:
     """Raises BadRequest when it is too much for one request."""
     rows = sum(rows_of(prompt.settings) for prompt in prompts)
     if rows > MOST_SEQUENCES:
@@ -65,7 +71,7 @@ class Decoding:
             api = self._openai.chat if request.path == CHAT else self._openai.completion
             return item_of(*api(request))
         inputs, asked, streams = self._body(request)
-        form = answers.form(request.accept, self._default_accept, streams, isinstance(inputs, str))
+        form = output.form(request.accept, self._default_accept, streams, isinstance(inputs, str))
         texts = [inputs] if isinstance(inputs, str) else inputs
         if len(texts) > MOST_SEQUENCES:
             raise too_many(len(texts))
@@ -84,7 +90,7 @@ class Decoding:
         if form.streams and item.left:
             name, _ = prompts[0].settings.passed[0]
             raise BadRequest(f"with parameters.{name} a text comes whole", hint=f"leave {name} out, or do not stream")
-        if form.content_type == answers.PLAIN and (len(texts) > 1 or prompts[0].settings.sequences > 1):
+        if form.content_type == output.PLAIN and (len(texts) > 1 or prompts[0].settings.sequences > 1):
             raise NotAcceptable(
                 "text/plain holds one sequence, and more were asked for", hint="ask for application/json"
             )
@@ -92,15 +98,15 @@ class Decoding:
 
     def _body(self, request: Request) -> tuple[str | list[str], Parameters, bool]:
         if request.content_type in ("application/json", ""):
-            fields: Any = self._json(pipeline.utf8(request))
+            fields: Any = self._json(bodies.utf8(request))
             return fields.inputs, fields.parameters or Parameters(), bool(fields.stream)
         if request.content_type == "text/plain":
-            text = pipeline.text(request)
+            text = bodies.text(request)
             if not text:
                 raise BadRequest("the body is empty", hint="the body is the prompt")
             return text, Parameters(), False
-        if request.content_type == pipeline.CSV:
-            return pipeline.texts(pipeline.rows(request)), Parameters(), False
+        if request.content_type == bodies.CSV:
+            return bodies.texts(bodies.rows(request)), Parameters(), False
         raise UnsupportedMediaType(
             f"Content-Type {request.content_type[:100]!r} cannot be read by this model",
             hint="send application/json, text/plain or text/csv",

@@ -3,15 +3,84 @@
 import random
 import time
 from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from serve.handlers.base import Job
-from serve.handlers.generation.answers import Prompt
-from serve.handlers.generation.bans import Bans
-from serve.handlers.generation.request import Item
-from serve.handlers.generation.sampling import Choice, Likely
-from serve.handlers.generation.text import Text
+from serve.handlers.generation.output import Prompt
+from serve.handlers.generation.request import Item, rows_of
+from serve.handlers.generation.sampling import Bans, Choice, Likely
+
+UNKNOWN = "\ufffd"
+# So many of the prompt's tokens are context: enough for a tokenizer to see whether a space is due.
+CONTEXT = 6
+
+
+class Text:
+    """The text of one sequence as it grows, cut before the first stop string, or after the token that completes it."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str], keeps_stop: bool = False
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._keeps_stop = keeps_stop
+        self._window = self._context(prompt)  # tokens whose text is not settled, behind some for context
+        self._fresh = len(self._window)  # where those tokens begin
+        self._sent = len(self._decoded(self._window))  # characters of the window's text that are settled
+        self._held = ""  # settled, but may be the beginning of a stop string
+        self._pieces: list[str] = []
+        self.stopped = False
+
+    def __str__(self) -> str:
+        return "".join(self._pieces)
+
+    def add(self, tokens: Sequence[int], last: bool = False) -> str:
+        """The text that these tokens let go; all there is when they are the `last`."""
+        if self.stopped:
+            return ""
+        self._window += tokens
+        text = self._decoded(self._window)
+        # An incomplete character decodes to the replacement character, up to three when bytes are tokens.
+        settled = text if last else text[: max(len(text.rstrip(UNKNOWN)), len(text) - 3)]
+        fresh = self._held + settled[self._sent :]
+        before, self._sent = self._sent, max(self._sent, len(settled))
+        if not last and len(settled) == len(text) > before:
+            # Cut only where a character began: bytes as tokens are decoded in runs, all or nothing.
+            self._window = self._window[self._fresh :]
+            self._fresh = len(self._window)
+            self._sent = len(self._decoded(self._window))
+        piece, self._held = self._before_stop(fresh, last)
+        self._pieces.append(piece)
+        return piece
+
+    def _before_stop(self, fresh: str, last: bool) -> tuple[str, str]:
+        """Split into what may be shown and what must wait."""
+        found = [at for stop in self._stop if (at := fresh.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return fresh if self._keeps_stop else fresh[: min(found)], ""
+        if last:
+            return fresh, ""
+        waits = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(fresh)), waits, -1):
+                if fresh.endswith(stop[:length]):
+                    waits = length
+                    break
+        return fresh[: len(fresh) - waits], fresh[len(fresh) - waits :]
+
+    def _context(self, prompt: Sequence[int]) -> list[int]:
+        count = CONTEXT
+        while count < len(prompt) and self._decoded(prompt[-count:]).startswith(UNKNOWN):
+            count *= 2
+        return list(prompt[-count:])
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
 
 class Row:
@@ -182,3 +251,80 @@ class Joined:
     def _send(self, chunk: bytes) -> None:
         if chunk:
             self.job.send(chunk)
+
+
+class Turns:
+    """The requests that have joined, and the rows that wait for their prefill."""
+
+    def __init__(self, max_batch: int) -> None:
+        self._max_batch = max_batch
+        self._share = max_batch * 3 // 4
+        self.joined: list[Joined] = []  # those left to `generate` in the order of their turns
+        self.waiting: list[Row] = []
+
+    def room(self) -> int:
+        """How many further requests may join."""
+        small, large = 0, 0
+        for joined in self.joined:
+            if joined.item.rows > self._max_batch:
+                large += 1
+            else:
+                small += joined.item.rows
+        held = max(self._share, large - 1) if large else 0
+        return max(0, self._max_batch - small - held)
+
+    def join(self, joined: Joined) -> None:
+        self.joined.append(joined)
+        if not joined.item.left and joined.item.rows <= self._max_batch:
+            self._queue(joined, len(joined.rows))
+
+    def forget(self, joined: Joined) -> None:
+        self.joined.remove(joined)
+        self.waiting = [row for row in self.waiting if row.owner is not joined]
+
+    def forget_ended(self) -> None:
+        self.joined = [joined for joined in self.joined if joined.unfinished]
+
+    def clear(self) -> None:
+        self.joined, self.waiting = [], []
+
+    def feed(self) -> None:
+        """Queue more rows of those who have too many to do it at once."""
+        large = [joined for joined in self.joined if joined.later and not joined.item.left]
+        for joined in large:
+            self._queue(joined, max(1, self._share // len(large)) - joined.under_way)
+
+    def _queue(self, joined: Joined, count: int) -> None:
+        for _ in range(min(count, len(joined.later))):
+            self.waiting.append(joined.rows[joined.later.popleft()])
+            joined.under_way += 1
+
+    def together(self, key: Callable[[Prompt], Hashable]) -> list[tuple[Joined, int]]:
+        """Prompts for one `generate`, with their numbers: the first that waits, and those of equal key, as fit."""
+        waiting = [joined for joined in self.joined if joined.item.left]
+        if not waiting:
+            return []
+        chosen: list[tuple[Joined, int]] = []
+        first: Hashable = None
+        rows = 0
+        for joined in waiting:
+            for number in list(joined.later):
+                prompt = joined.item.prompts[number]
+                rows += rows_of(prompt.settings)
+                if rows > self._max_batch:
+                    return self._taken(chosen)
+                if not chosen:
+                    first = key(prompt)
+                elif key(prompt) != first:
+                    rows -= rows_of(prompt.settings)
+                    continue
+                chosen.append((joined, number))
+        return self._taken(chosen)
+
+    def _taken(self, chosen: list[tuple[Joined, int]]) -> list[tuple[Joined, int]]:
+        """Out of what waits; who has more to do goes behind the others."""
+        for joined, number in chosen:
+            joined.later.remove(number)
+        again = [joined for joined in dict.fromkeys(joined for joined, _ in chosen) if joined.later]
+        self.joined = [joined for joined in self.joined if joined not in again] + again
+        return chosen

@@ -5,16 +5,113 @@ latter where the model's owner and the operator both say so. What it merely
 warns about, weights left random and a tokenizer without words, is an error.
 """
 
+import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import StoppingCriteria
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.handlers.base import Model
-from serve.handlers.huggingface import files, quantization
-from serve.handlers.huggingface.files import TRUST, first_line
+from serve.handlers.huggingface import quantization
+
+
+class Deadlines(StoppingCriteria):
+    """`passed` tells which texts were late when it was last asked, after each token."""
+
+    def __init__(self, deadlines: Sequence[float]) -> None:
+        self._deadlines = deadlines
+        self.passed = [False] * len(deadlines)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        now = time.monotonic()
+        self.passed = [deadline <= now for deadline in self._deadlines]
+        rows = input_ids.shape[0] // len(self.passed)  # a row for each beam, or for each candidate, which are more
+        return torch.tensor(self.passed, device=input_ids.device).repeat_interleave(rows)
+
+
+TRUST = "trust_remote_code"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_INDEX = "model.safetensors.index.json"
+
+
+def check(directory: Path, trusted: bool = False) -> dict[str, Any]:
+    """The parsed config.json of a directory whose files can be read without running code from them; or `trusted`."""
+    config = _json(directory / "config.json")
+    if not trusted and config.get("model_type") not in CONFIG_MAPPING_NAMES:  # else the library's own class is used
+        _refuse_own_code(directory / "config.json", config)
+    if not trusted and (directory / "tokenizer_config.json").is_file():
+        _refuse_own_code(directory / "tokenizer_config.json", _json(directory / "tokenizer_config.json"))
+    for path in _weights(directory):
+        try:
+            with safe_open(path, framework="pt"):  # reads the header and compares it with the file's length
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelUnusable(
+                f"{path.name} is not a whole safetensors file ({first_line(error)}); it has {_size(path)} bytes",
+                hint="copy the file again; an interrupted upload leaves it short",
+            ) from error
+    return config
+
+
+def _weights(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    if index.is_file() and not (directory / "model.safetensors").is_file():
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelUnusable(f"{index.name} has no weight_map")
+        paths = [directory / Path(str(name)).name for name in sorted(set(map(str, shards.values())))]
+        if missing := [path.name for path in paths if not path.is_file()]:
+            raise ModelUnusable(
+                f"{index.name} names {missing[0]}, which is not there ({len(missing)} missing in all)",
+                hint="copy all files of the weights",
+            )
+        return paths
+    if paths := sorted(directory.glob("*.safetensors")):
+        return paths
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise ModelUnusable(
+            f"the weights are a pickle ({pickles[0]}), which can run code when opened",
+            hint="convert them where you trust them: model.save_pretrained(directory) writes model.safetensors",
+        )
+    raise ModelUnusable(f"there is no model.safetensors, nor {_INDEX}", hint="save with model.save_pretrained")
+
+
+def _refuse_own_code(path: Path, settings: dict[str, Any]) -> None:
+    if settings.get("auto_map"):
+        raise ModelUnusable(
+            f"{path.name} has an auto_map: the model asks for Python code of its own to be run",
+            hint=f"if you trust it: {TRUST} = true under [options] of model.toml, and HF_TRUST_REMOTE_CODE=true",
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelUnusable(f"there is no {path.name}", hint="save the model with save_pretrained") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelUnusable(f"{path.name} is not JSON: {first_line(error)}", hint="copy the file again") from error
+    if not isinstance(settings, dict):
+        raise ModelUnusable(f"{path.name} is not a JSON object", hint="save the model with save_pretrained")
+    return settings
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,7 +127,7 @@ def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[A
     holds those of linear layers in 8 bits.
     """
     dtype, quantized, trusted = _dtype(model), _quantize(model), _trusted(model)
-    files.check(model.directory, trusted)
+    check(model.directory, trusted)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
     tokenizer = _tokenizer(model.directory, trusted)

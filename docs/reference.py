@@ -1,0 +1,114 @@
+"""Write the generated tables of docs/ from the code: settings, errors, metrics, options.
+
+python -m docs.reference            rewrites the blocks between `<!-- generated: NAME -->` and `<!-- end -->`
+python -m docs.reference --check    exits 1 and names the pages that differ from the code
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from serve.errors import ServeError
+from serve.host.answers import exposition
+from serve.host.store import Store
+from serve.settings import MB, Settings
+from serve.slots import Slots
+
+DOCS = Path(__file__).parent
+BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def settings() -> str:
+    """Every variable that the server reads, in the order of serve/settings.py."""
+    rows = []
+    for each in fields(Settings):
+        sources = each.metadata.get("sources", ())
+        if not sources:
+            continue
+        names = ", ".join(f"`{name}`" for name, _ in sources)
+        accepts = " / ".join(dict.fromkeys(parse.__doc__ or "" for _, parse in sources))
+        default = each.metadata.get("shown") or _shown(each.default, sources[0][0])
+        rows.append((names, default, accepts, each.metadata["says"]))
+    return table(("variable", "default", "value", "meaning"), rows)
+
+
+def _shown(value: Any, variable: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ":".join(map(str, value)) or "none"
+    if variable.endswith("_MB"):
+        return f"{value // MB}"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+def errors() -> str:
+    """Every error class with its status, its type, and its docstring."""
+
+    def below(cls: type[ServeError]) -> Iterable[type[ServeError]]:
+        for each in cls.__subclasses__():
+            yield each
+            yield from below(each)
+
+    rows = [
+        (str(int(cls.status)), cls.type, "yes" if cls.retryable else "no", " ".join((cls.__doc__ or "").split()))
+        for cls in sorted(set(below(ServeError)), key=lambda cls: (int(cls.status), cls.type, cls.__name__))
+    ]
+    return table(("status", "type", "retryable", "when"), rows)
+
+
+def metrics() -> str:
+    """Every metric of GET /metrics, as it is written for a server with one model."""
+    state = {"loads": 0, "evictions": 0, "died": 0, "load_seconds": 0.0, "runners": []}
+    model = SimpleNamespace(name="m", count=lambda _: 0, state=lambda: "absent", **state)
+    store = SimpleNamespace(models={"m": model}, runners=SimpleNamespace(used=lambda: 0))
+    with tempfile.TemporaryDirectory() as directory:
+        slots = Slots(Path(directory) / "slots", create=True)
+        text = exposition(cast(Store, store), slots, Settings()).decode()
+    rows = []
+    for name, says, kind in re.findall(r"# HELP (\w+) (.+)\n# TYPE \w+ (\w+)", text):
+        labels = re.search(rf"^{name}{{(.+)}} ", text, re.M)
+        rows.append((f"`{name}`", kind, ", ".join(re.findall(r"(\w+)=", labels[1]) if labels else []), says))
+    return table(("metric", "type", "labels", "meaning"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"settings": settings, "metrics": metrics}
+
+
+def rendered(text: str) -> str:
+    """A page with its generated blocks filled in. Raises KeyError for an unknown block."""
+    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+
+
+def pages() -> dict[Path, str]:
+    """Every page that has generated blocks, as it should be."""
+    texts = {path: path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+    return {path: rendered(text) for path, text in texts.items() if BLOCK.search(text)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m docs.reference", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page differs from the code")
+    check = parser.parse_args().check
+    outdated = {path: text for path, text in pages().items() if text != path.read_text()}
+    for path, text in outdated.items():
+        print(f"{path.relative_to(DOCS.parent)}: {'differs from the code' if check else 'written'}")
+        if not check:
+            path.write_text(text)
+    return int(check and bool(outdated))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Unpacking a model's archive, which is trusted with nothing: each member is checked before a byte of it is written."""
+
+import errno
+import gzip
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from serve.catalog.recognition import shown, top
+from serve.errors import DoesNotFit, ModelUnusable
+from serve.failures import HINTS
+
+MOST_MEMBERS = 100_000
+# Bytes that headers between two members may take: a path needs 4 KB, and tarfile reads a header into memory whole.
+HEADERS = 256 * 1024
+CHUNK = 64 * 1024
+GZIP = b"\x1f\x8b"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the system says of a path that the archive chose badly: too long, or a file where another member has a directory.
+BAD_PATH = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
+KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
+
+
+def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
+    """The directory of the model that was packed, `into` or the only directory in it.
+
+    `into` appears whole or not at all: a crash leaves a `.unpacking-*` beside it, which nobody takes for finished, and
+    of two callers at once the later is given what the first made. Raises ModelUnusable, naming the member at fault,
+    and DoesNotFit when the disk is full or it would unfold to more than `limit_bytes`.
+    """
+    if into.exists():
+        return top(into)
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=into.parent, ignore_cleanup_errors=True) as beside:
+        fresh = Path(beside, "model")
+        try:
+            fresh.mkdir(mode=0o755)
+            _extract_all(archive, fresh, limit_bytes)
+        except (ModelUnusable, DoesNotFit) as error:
+            where = f" in {into.parent}" if isinstance(error, DoesNotFit) else ""
+            error.message = f"{shown(archive.name)}: {error.message}{where}"
+            error.hint = error.hint or (
+                "pack it again, files only: tar czf NAME.tar.gz -C DIRECTORY . and copy all of it"
+                if isinstance(error, ModelUnusable)
+                else HINTS["disk space"]
+            )
+            raise
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            says = f"{into.parent}: the disk is full; {shown(archive.name)} needs more"
+            raise DoesNotFit(says, hint=HINTS["disk space"]) from error
+        try:
+            fresh.rename(into)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    return top(into)
+
+
+def disk(path: Path) -> tuple[int, int]:
+    """Bytes that may still be written at a path, and how many there are in all."""
+    usage = shutil.disk_usage(path)
+    return usage.free, usage.total
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar that must be whole: tarfile by itself takes a broken header, or none, for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.HeaderError as bad:
+            if isinstance(bad, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # typeshed has it not
+                raise
+            raise tarfile.ReadError(f"truncated or damaged ({bad})") from None
+
+
+class _Meter:
+    """A file that may be read for `left` more bytes, so that no header can be of a size its sender chose."""
+
+    def __init__(self, file: gzip.GzipFile | BinaryIO) -> None:
+        self._file = file
+        self.left = HEADERS
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ModelUnusable("a header between its members is too long")
+        return data
+
+
+def _extract_all(archive: Path, into: Path, limit_bytes: int) -> None:
+    try:
+        with archive.open("rb") as raw:
+            packed = raw.read(len(GZIP)) == GZIP
+            raw.seek(0)
+            with gzip.GzipFile(fileobj=raw) if packed else raw as plain:
+                meter = _Meter(plain)
+                _extract_from(meter, into, limit_bytes)
+                # To the end, for gzip's checksum stands there.
+                meter.left = limit_bytes
+                while meter.read(CHUNK):
+                    pass
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        if error.filename != str(archive):
+            raise
+        raise ModelUnusable(f"cannot be read: {error.strerror}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ModelUnusable(f"truncated or damaged: {error}") from error
+    except tarfile.TarError as error:
+        raise ModelUnusable(f"not a whole tar.gz: {error}") from error
+
+
+def _extract_from(meter: _Meter, into: Path, limit_bytes: int) -> None:
+    seen: dict[PurePosixPath, bool] = {}  # path -> whether it is a directory
+    count = total = 0
+    with tarfile.open(fileobj=meter, mode="r|", bufsize=CHUNK, tarinfo=_Member) as tar:  # type: ignore[call-overload]
+        for member in tar:
+            name = shown(member.name)
+            count += 1
+            if count > MOST_MEMBERS:
+                raise ModelUnusable(f"more than {MOST_MEMBERS:,} members, from {name} on")
+            path = _checked(member)
+            if path in seen and not (seen[path] and member.isdir()):
+                raise ModelUnusable(f"{name}: is in it twice")
+            seen[path] = member.isdir()
+            total += member.size
+            if total > limit_bytes:
+                raise DoesNotFit(
+                    f"{name}: with it more than {limit_bytes:,} bytes are unpacked, and there is no room for more"
+                )
+            meter.left = member.size + HEADERS
+            if path.parts:
+                _extract(tar, member, into)
+            tar.members = []  # tarfile keeps them all
+    if all(seen.values()):
+        raise ModelUnusable("no file is in it")
+
+
+def _checked(member: tarfile.TarInfo) -> PurePosixPath:
+    """The member's path below the directory. Raises ModelUnusable for one that may not be written."""
+    name, path = shown(member.name), PurePosixPath(member.name)
+    if not member.name or path.is_absolute():
+        raise ModelUnusable(f"{name or '/'}: an absolute path")
+    if ".." in path.parts:
+        raise ModelUnusable(f"{name}: a path with ..")
+    if any(ord(char) < 32 or ord(char) == 127 for char in member.name):
+        raise ModelUnusable(f"{name}: a name with control characters")
+    if not (member.isreg() or member.isdir()):
+        raise ModelUnusable(f"{name}: {KINDS.get(member.type, 'neither file nor directory')}; pack plain files only")
+    if member.issparse() or member.size < 0:
+        raise ModelUnusable(f"{name}: a sparse file; pack plain files only")
+    return path
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> None:
+    plain = member.replace(mode=0o755 if member.isdir() else 0o644, deep=False)
+    try:
+        tar.extract(plain, into, filter="data")
+    except tarfile.FilterError as error:
+        raise ModelUnusable(f"{shown(member.name)}: {error}") from error
+    except OSError as error:
+        if error.errno not in BAD_PATH:
+            raise
+        raise ModelUnusable(f"{shown(member.name)}: {os.strerror(error.errno or 0)}") from error

@@ -1,0 +1,111 @@
+"""How much memory a load will take, guessed before it begins from headers and file sizes; corrected once measured."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from serve.catalog.recognition import FILES, pickled, weights
+
+MB = 1 << 20
+# What a runner holds beside the weights, measured with smaps_rollup in a forked child: XGBoost 7 MB with a first
+# prediction; transformers 64 MB, of which a tokenizer of 49,152 words takes 49. For custom code nobody can know.
+XGBOOST_FLOOR = 8 * MB
+TORCH_FLOOR = 64 * MB
+CUSTOM_FLOOR = 32 * MB
+XGBOOST_GROWTH = 1.5  # trees in memory over the same trees in a file
+# Bytes beside the model, and how many times the file's size it takes: skops files are zips.
+IN_MEMORY = {
+    "xgboost": (XGBOOST_FLOOR, XGBOOST_GROWTH),
+    "sklearn": (48 * MB, 3.0),
+    "onnx": (32 * MB, 1.5),
+    "torch": (TORCH_FLOOR, 1.2),
+}
+
+LONGEST_HEADER = 100 * MB  # safetensors' own limit
+BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+# Bits of a weight once loaded, by the `dtype` option (None: as stored); without one, what processors want.
+EMBEDDING = re.compile(r"emb|\bw[tp]e\b|\bshared\b")  # of tensors that are looked up and not multiplied with
+LOADED = {"float32": 32, "float16": 16, "bfloat16": 16, "float64": 64, "auto": None}
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def memory_bytes(directory: Path, handler: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
+    """Private bytes a runner of this model will hold. Reads file sizes and safetensors headers, never weights.
+
+    `options`: those of its model.toml; `dtype` and `quantize` say what weights become.
+    """
+    if handler in FILES:
+        floor, growth = IN_MEMORY[handler]
+        files = FILES[handler](directory) or pickled(directory)  # those it may be told to load
+        beside = directory.glob("*.onnx?data") if handler == "onnx" else ()  # weights that the .onnx file points to
+        return floor + int(growth * sum(map(_size, (*files, *beside))))
+    if handler == "custom":
+        return CUSTOM_FLOOR + _tree(directory)
+    tensors = weights(directory)
+    if not tensors:
+        return TORCH_FLOOR + sum(_size(each) for each in pickled(directory))
+    dtype, quantized = options.get("dtype"), options.get("quantize") == "int8"
+    bits = LOADED.get(dtype, 32) if isinstance(dtype, str) else 32
+    return TORCH_FLOOR + sum(_loaded(each, bits, quantized) for each in tensors)
+
+
+def _loaded(path: Path, bits: int | None, quantized: bool) -> int:
+    """Bytes of a safetensors file's tensors in memory, floats at `bits` each; its size when the header is no good.
+
+    `quantized`: matrices at 8 bits, but for embeddings, which stay as they are; the largest may be a head too.
+    """
+    size = _size(path)
+    header = _header(path, size)
+    if header is None:
+        return size
+    if not quantized:
+        return sum(_tensor_bytes(each, bits) for each in header.values())
+    looked_up = {name for name, each in header.items() if EMBEDDING.search(name) or len(each.shape) != 2}
+    head = max((math.prod(header[name].shape) for name in looked_up if len(header[name].shape) == 2), default=0)
+    return head + sum(_tensor_bytes(each, bits if name in looked_up else 8) for name, each in header.items())
+
+
+def _tensor_bytes(tensor: _Tensor, bits: int | None) -> int:
+    stored = max(0, tensor.data_offsets[1] - tensor.data_offsets[0])
+    if bits is not None and tensor.dtype in FLOATS:
+        return stored * bits // BITS[tensor.dtype]
+    return stored
+
+
+def _header(path: Path, size: int) -> dict[str, _Tensor] | None:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(LONGEST_HEADER, size - 8):
+                return None
+            parts = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+            parts.pop("__metadata__", None)
+            tensors = {name: msgspec.json.decode(raw, type=_Tensor) for name, raw in parts.items()}
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return None
+    # Offsets that point outside the file are not to be believed.
+    return tensors if all(each.data_offsets[1] <= size for each in tensors.values()) else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _tree(directory: Path) -> int:
+    """Bytes of all files below, without following links to directories."""
+    return sum(_size(Path(parent, name)) for parent, _, names in os.walk(directory) for name in names)

@@ -1,0 +1,112 @@
+"""When the machine has run out of something: recognised in any library's words, told as one error, and made good.
+
+Memory, device memory, processes, file descriptors and disk all mean the same to the platform: 507, unload something.
+"""
+
+import ctypes
+import errno
+import gc
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+
+from serve.errors import DeviceLost, DoesNotFit
+
+HINTS = {
+    "memory": "send less at once, unload a model, or give the container more memory",
+    "device memory": "send less at once, unload a model, or take an instance whose devices have more memory",
+    "processes": "unload a model, or raise the container's limit on processes (docker run --pids-limit, ulimit -u)",
+    "file descriptors": "unload a model, or raise the limit on open files (docker run --ulimit nofile=)",
+    "disk space": "delete something there, give it a larger disk, or point SERVE_RUN_DIR to one",
+}
+_BY_ERRNO = {
+    errno.ENOMEM: "memory",
+    errno.EMFILE: "file descriptors",
+    errno.ENFILE: "file descriptors",
+    errno.ENOSPC: "disk space",
+    errno.EDQUOT: "disk space",
+}
+# What libraries say in their own exceptions: torch on a processor and on CUDA, cuBLAS, cuDNN, XGBoost, safetensors,
+# ONNX Runtime.
+_MEMORY = re.compile(
+    r"out of memory|(can(no|')t|failed to) allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation|kind: OutOfMemory",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile(r"cuda|cublas|cudnn|\bhip\b", re.IGNORECASE)
+
+
+def exhausted(error: BaseException) -> DoesNotFit | None:
+    """The error to answer when `error`, or what led to it, means that something has run out; None for all others."""
+    for each in chain(error):
+        if isinstance(each, DoesNotFit):
+            return each
+        if what := _what(each):
+            place = each.filename if isinstance(each, OSError) and what == "disk space" and each.filename else ""
+            at = f" at {place}" if place else ""
+            return DoesNotFit(f"out of {what}{at}: {type(each).__name__}: {each}"[:500], hint=HINTS[what])
+    return None
+
+
+def _what(error: BaseException) -> str | None:
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of whatever device
+        return "device memory"
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in _BY_ERRNO:
+        return _BY_ERRNO[error.errno]
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "processes"
+    if of_a_library(error) and _MEMORY.search(str(error)):
+        return "device memory" if _DEVICE.search(str(error)) else "memory"
+    return None
+
+
+def of_a_library(error: BaseException) -> bool:
+    """Whether its words are a library's: a ValueError or KeyError may quote what a caller sent."""
+    return type(error).__module__ != "builtins" or isinstance(error, RuntimeError)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it was raised from or while handling, newest first."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+
+
+def give_back(error: BaseException) -> None:
+    """Free what the failed work still holds: its frames' variables, cycles, torch's cache, the heap's free pages."""
+    for each in chain(error):
+        traceback.clear_frames(each.__traceback__)
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+# As CUDA's driver words them, for torch, XGBoost and ONNX Runtime alike. "invalid argument", "no kernel image" and
+# their like are told of one call, and leave the rest as it was.
+_LOST = re.compile(
+    r"illegal memory access|device-side assert|misaligned address|unspecified launch failure|launch timed out"
+    r"|illegal instruction was encountered|invalid program counter|hardware stack error|global/shared address space"
+    r"|uncorrectable (ECC|NVLink) error",
+    re.IGNORECASE,
+)
+
+
+def lost(error: BaseException) -> DeviceLost | None:
+    """The error to answer when `error`, or what led to it, means that the device is lost; None for all others."""
+    for each in chain(error):
+        if isinstance(each, DeviceLost):
+            return each
+        if of_a_library(each) and _LOST.search(str(each)):
+            said = str(each).partition("\n")[0][:300]  # torch goes on with advice for whoever has a debugger
+            return DeviceLost(
+                f"the model's process can no longer use its device: {type(each).__name__}: {said}",
+                hint="another process takes its place, with the next request; the log has the traceback",
+            )
+    return None

@@ -1,0 +1,1 @@
+"""Body formats as arrays: CSV, JSON, libsvm, RecordIO, npy."""

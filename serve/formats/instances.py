@@ -1,0 +1,111 @@
+"""Rows of numbers in JSON: bare lists and the shapes of SageMaker's built-in algorithms, to a matrix."""
+
+import msgspec
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from serve.errors import BadRequest
+from serve.formats.libsvm import filled
+from serve.formats.tables import Matrix, finite, wrong_width
+
+Values = list[float | None]
+Row = tuple[Values, list[int] | None]  # values, and their columns where these are not all
+
+
+class _Values(msgspec.Struct, forbid_unknown_fields=True):
+    values: Values
+    keys: list[int] | None = None
+    shape: list[int] | None = None
+
+
+class _Features(msgspec.Struct, forbid_unknown_fields=True):
+    features: _Values
+
+
+class _Instance(msgspec.Struct, forbid_unknown_fields=True):
+    features: Values | None = None
+    data: _Features | None = None
+
+
+_ROW = msgspec.json.Decoder(Values)
+_ROWS = msgspec.json.Decoder(list[Values])
+_INSTANCE = msgspec.json.Decoder(_Instance)
+_INSTANCES = msgspec.json.Decoder(list[_Instance])
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def rows(body: bytes, width: int, model_field: str) -> Matrix | csr_matrix:
+    """A row, a list of rows, or an object with either under `instances` or `inputs`; null is nan. Sparse if large."""
+    return _matrix(_parsed(body, width, model_field), width)
+
+
+def lines(body: bytes, width: int, model_field: str) -> Matrix | csr_matrix:
+    """JSON, a row a line; an error names the line, where there are several."""
+    bodies = body.rstrip(b"\r\n").split(b"\n")
+    if len(bodies) == 1:
+        return rows(bodies[0], width, model_field)
+    found: list[Row] = []
+    for number, line in enumerate(bodies, 1):
+        try:
+            found += _parsed(line, width, model_field)
+        except BadRequest as error:
+            raise BadRequest(f"line {number}: {error.message}", hint=error.hint) from error
+    return _matrix(found, width)
+
+
+def _parsed(body: bytes, width: int, model_field: str) -> list[Row]:
+    try:
+        text = body.lstrip()
+        if text[:1] == b"{":
+            keys = _OBJECT.decode(text)
+            asked = [key for key in keys if key != model_field]
+            if len(asked) == 1 and asked[0] in ("features", "data"):
+                return [_instance(_INSTANCE.decode(text), 1, width)]
+            if len(asked) != 1 or asked[0] not in ("instances", "inputs"):
+                raise BadRequest(
+                    f"the object's keys are {', '.join(map(repr, asked))[:300] or 'missing'}",
+                    hint='send {"instances": [[...], ...]} or a bare list',
+                )
+            text = bytes(keys[asked[0]]).lstrip()
+        inner = text[1:].lstrip()[:1] if text[:1] == b"[" else b""
+        if inner == b"[":
+            return [(row, None) for row in _ROWS.decode(text)]
+        if inner == b"{":
+            return [_instance(each, number, width) for number, each in enumerate(_INSTANCES.decode(text), 1)]
+        return [(_ROW.decode(text), None)]
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON is not rows of numbers: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second for a key
+        raise BadRequest(f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadRequest("the JSON is nested too deeply") from error
+
+
+def _instance(instance: _Instance, number: int, width: int) -> Row:
+    if instance.features is not None and instance.data is None:
+        return instance.features, None
+    if instance.data is None or instance.features is not None:
+        raise BadRequest(f"row {number} needs either features or data.features.values")
+    sparse = instance.data.features
+    if sparse.keys is None:
+        return sparse.values, None
+    if sparse.shape not in (None, [width]):
+        raise BadRequest(f"row {number} has shape {sparse.shape}; the model has {width} features")
+    if len(sparse.keys) != len(sparse.values) or not all(0 <= key < width for key in sparse.keys):
+        raise BadRequest(f"row {number} needs as many keys as values, each from 0 to {width - 1}")
+    return sparse.values, sparse.keys
+
+
+def _matrix(rows: list[Row], width: int) -> Matrix | csr_matrix:
+    if not rows:
+        raise BadRequest("there are no rows")
+    for number, (values, keys) in enumerate(rows, 1):
+        if keys is None and len(values) != width:
+            wrong_width(number, len(values), width)
+    with np.errstate(over="ignore"):
+        if all(keys is None for _, keys in rows):
+            return finite(np.array([values for values, _ in rows], np.float64).astype(np.float32))  # None becomes nan
+        # A few bytes name a row of a wide model: its other columns are not made before it is known how many rows.
+        cells = np.array([value for values, _ in rows for value in values], np.float64).astype(np.float32)
+        columns = np.array([key for _, keys in rows for key in (range(width) if keys is None else keys)], np.int64)
+    return filled(cells, columns, np.cumsum([0, *(len(values) for values, _ in rows)]), width)

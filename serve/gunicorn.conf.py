@@ -1,0 +1,1 @@
+../container/gunicorn.conf.py

@@ -1,0 +1,1 @@
+"""Models that take an array of rows: scikit-learn, ONNX, TorchScript and torch.export."""

@@ -1,0 +1,99 @@
+"""ONNX models by ONNX Runtime: `*.onnx`, with the weights beside it where it keeps them apart.
+
+Requests share a batch when the first dimension of every input and output is open, and the same; `batch = false` of the
+options keeps them apart, for a model whose rows are not independent of one another.
+"""
+
+import os
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from serve.catalog.recognition import chosen, onnx_files
+from serve.errors import BadRequest, ModelUnusable, ServeError
+from serve.failures import exhausted
+from serve.formats.values import CSV
+from serve.handlers.arrays import tensors
+from serve.handlers.arrays.tensors import Input, Item
+from serve.handlers.base import Model, Reply, Request
+
+TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": np.dtype(object),
+    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+class Onnx:
+    records = (CSV,)
+
+    def __init__(self, model: Model) -> None:
+        # It would report each load to its maker, and start a thread for that, since 1.29 (microsoft/onnxruntime#27379).
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        try:
+            import onnxruntime  # not above: an image may not have it
+        except ImportError:
+            raise ModelUnusable(
+                "ONNX Runtime is not in this image", hint='build it in: docker build --build-arg EXTRAS="onnx"'
+            ) from None
+        self._model = model
+        path = chosen(onnx_files(model.directory), "model.onnx", model.options.get("file"))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = max(1, model.threads)
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that wait sleep: docs/decisions/0007-threads.md.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        there = onnxruntime.get_available_providers()
+        providers = [each for each in ("CUDAExecutionProvider", "CPUExecutionProvider") if each in there]
+        state = onnxruntime.capi.onnxruntime_pybind11_state
+        self._wrong = (state.InvalidArgument, state.Fail, state.RuntimeException)
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers)
+        except MemoryError:
+            raise
+        except Exception as error:  # of many classes, one for each way a file can be wrong
+            raise ModelUnusable(f"{path.name}: ONNX Runtime cannot load it: {str(error)[:400]}") from error
+        self._inputs = [_input(each, path.name) for each in self._session.get_inputs()]
+        self._outputs = [each.name for each in self._session.get_outputs()]
+        self._batches = model.options.get("batch") is not False and stackable(
+            [each.shape for each in self._session.get_inputs()],
+            # A sequence of maps, as scikit-learn's classifiers have, has an entry a row and no shape.
+            [each.shape for each in self._session.get_outputs() if each.type.startswith("tensor")],
+        )
+
+    def decode(self, request: Request) -> Item:
+        accept = tensors.accepted(request, self._model)
+        return Item(tensors.read(request, self._inputs, self._model.model_field), accept)
+
+    def compatible(self, item: Item) -> Hashable:
+        return item.key() if self._batches else item
+
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
+        try:
+            found = self._session.run(self._outputs, tensors.stacked(items))
+        except self._wrong as error:
+            if exhausted(error):
+                raise
+            # Shapes that do not go together, and indices past the end: all that differs between requests is the input.
+            raise BadRequest(f"the model does not take this input: {str(error)[:400]}") from error
+        return tensors.replies(items, dict(zip(self._outputs, found, strict=True)))
+
+
+def stackable(inputs: Sequence[Sequence[Any]], outputs: Sequence[Sequence[Any]]) -> bool:
+    """Whether every shape begins with the same open dimension; one without a name is the same in an output only."""
+    firsts = {shape[0] if shape else 0 for shape in inputs}
+    if len(firsts) != 1 or isinstance(first := firsts.pop(), int):
+        return False
+    return all(len(shape) and shape[0] in (first, None) for shape in outputs)
+
+
+def _input(declared: Any, file: str) -> Input:
+    if declared.type not in TYPES:
+        raise ModelUnusable(f"{file}: input {declared.name!r} is a {declared.type}, which is not served")
+    shape = tuple(each if isinstance(each, int) else None for each in declared.shape)
+    return Input(name=declared.name, dtype=TYPES[declared.type], shape=shape)

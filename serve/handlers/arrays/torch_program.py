@@ -1,0 +1,129 @@
+"""Programs of torch: `*.pt2` of torch.export.save, and TorchScript in `*.pt` or `*.pth`. Never pickles.
+
+Exported programs say what they take, and share a batch where the first dimension is open. TorchScript does not: its
+numbers are float32 unless `dtype` of the options says otherwise, and requests share a batch with `batch = true` only.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from serve.catalog.recognition import chosen, torch_programs
+from serve.errors import BadRequest, ModelUnusable, ServeError
+from serve.failures import exhausted
+from serve.formats.values import CSV
+from serve.handlers.arrays import tensors, torch_archive
+from serve.handlers.arrays.tensors import Input, Item
+from serve.handlers.base import Model, Reply, Request
+
+log = logging.getLogger(__name__)
+
+
+class TorchProgram:
+    records = (CSV,)
+
+    def __init__(self, model: Model) -> None:
+        torch.set_num_threads(max(1, model.threads))
+        self._model = model
+        files = torch_programs(model.directory)
+        path = chosen(files, "model.pt2", model.options.get("file"))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        load = _exported if path.suffix == ".pt2" else _scripted
+        try:
+            self._run, self._inputs, self._batches = load(str(path), model, self._device)
+        except (ServeError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ModelUnusable(f"{path.name}: torch cannot load it: {str(error)[:400]}") from error
+
+    def decode(self, request: Request) -> Item:
+        accept = tensors.accepted(request, self._model)
+        return Item(tensors.read(request, self._inputs, self._model.model_field), accept)
+
+    def compatible(self, item: Item) -> Hashable:
+        return item.key() if self._batches else item
+
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
+        arrays = [torch.from_numpy(each).to(self._device) for each in tensors.stacked(items).values()]
+        try:
+            with torch.inference_mode():
+                found = self._run(*arrays)
+        except (RuntimeError, IndexError, AssertionError) as error:
+            if exhausted(error):
+                raise
+            # Shapes that do not go together, and indices past the end: all that differs between requests is the input.
+            if len(items) == 1:
+                log.warning("a request failed in the model", exc_info=error)
+            last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise BadRequest(f"the model does not take this input: {last[:300]}") from error
+        return tensors.replies(items, _named(found))
+
+
+Loaded = tuple[Callable[..., Any], list[Input], bool]
+
+
+def _exported(path: str, model: Model, device: torch.device) -> Loaded:
+    torch_archive.check(model.directory / path)
+    program = torch.export.load(path)
+    nodes = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    inputs = []
+    for name in program.graph_signature.user_inputs:
+        value = nodes.get(str(name))
+        if not isinstance(value, torch.Tensor):
+            raise ModelUnusable(f"input {name!r} is no tensor: only programs of tensors are served")
+        inputs.append(Input(name=str(name), dtype=_dtype(value.dtype), shape=tuple(map(_open, value.shape))))
+    outputs = [nodes.get(str(name)) for name in program.graph_signature.user_outputs]
+    firsts = {
+        str(each.shape[0]) if isinstance(each, torch.Tensor) and each.ndim and _open(each.shape[0]) is None else ""
+        for each in (*(nodes[each.name] for each in inputs), *outputs)
+    }
+    batches = model.options.get("batch") is not False and len(firsts) == 1 and "" not in firsts
+    module = program.module().to(device)
+    return module, inputs, batches
+
+
+def _scripted(path: str, model: Model, device: torch.device) -> Loaded:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such
+        module = torch.jit.load(path, map_location=device).eval()
+    named = str(model.options.get("dtype", "float32"))
+    try:
+        dtype = np.dtype(named)
+        torch.from_numpy(np.empty(0, dtype))
+    except TypeError:
+        raise ModelUnusable(f"model.toml: options.dtype: {named!r} is no type of a tensor") from None
+    arguments = module.forward.schema.arguments[1:]
+    taken = [each for each in arguments if not each.has_default_value()]
+    for each in taken:
+        if str(each.type) != "Tensor":
+            raise ModelUnusable(f"input {each.name!r} is a {each.type}: only programs of tensors are served")
+    inputs = [Input(name=each.name, dtype=dtype, shape=None) for each in taken]
+    return module, inputs, model.options.get("batch") is True
+
+
+def _open(size: Any) -> int | None:
+    return int(size) if isinstance(size, int) else None
+
+
+def _dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError:
+        raise ModelUnusable(f"an input is {dtype}, which cannot be sent") from None
+
+
+def _named(found: Any) -> dict[str, Any]:
+    if isinstance(found, torch.Tensor):
+        return {"output": _array(found)}
+    if isinstance(found, dict):
+        return {str(name): _array(each) for name, each in found.items()}
+    return {f"output_{number}": _array(each) for number, each in enumerate(found)}
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    tensor = tensor.cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()

@@ -1,1 +1,0 @@
-"""XGBoost's parts: model files of every age -> boosters -> scores as AWS's container writes them."""

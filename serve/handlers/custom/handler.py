@@ -1,0 +1,173 @@
+"""A model with code of its own: the functions of its `code/inference.py`, by the names SageMaker's toolkits gave them.
+
+    model_fn(model_dir)                                  the model
+    input_fn(body, content_type)                         data; body is str for JSON and CSV, bytes otherwise
+    predict_fn(data, model)                              a prediction, or an iterator of chunks: a stream
+    output_fn(prediction, accept)                        a body: bytes, str, or what can be written as `accept`;
+                                                         an iterator of those; a pair of it and a content type;
+                                                         or a response of Flask's, with a status and headers
+    transform_fn(model, body, content_type, accept)      in place of those three
+    predict_batch_fn(list_of_data, model)                in place of predict_fn: as many predictions, in order
+    pre_model_fn(model_dir), model_warmup_fn(model_dir, model)    before and after model_fn
+
+Each may take a last argument `context`. What is left out is done as the toolkits do it (own_code/toolkit.py).
+The code is trusted as the image is; it runs in this model's process only.
+"""
+
+import io
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+from serve.errors import BadRequest, InternalError, ServeError
+from serve.formats import values
+from serve.handlers.base import Model, Reply, Request
+from serve.handlers.custom import defaults, results, user_code
+from serve.handlers.custom.user_code import Context, described
+from serve.http import media
+
+
+@dataclass(slots=True, eq=False)  # compared and hashed by identity
+class Item:
+    data: Any
+    accept: str
+    explicit: bool  # the caller named a type
+    content_type: str
+    context: Context
+
+
+class Custom:
+    def __init__(self, model: Model) -> None:
+        program = model.directory / "code" / str(model.options.get("program", "inference.py"))
+        self._program = program.name
+        self._model_name, self._directory, self._options = model.name, str(model.directory), model.options
+        self._default_accept = model.default_accept or values.JSON
+        _log_what_is_printed()
+        functions = user_code.functions(program, model.name)
+        self._input = functions.get("input_fn")
+        self._output = functions.get("output_fn")
+        self._predict = functions.get("predict_fn")
+        self._transform = functions.get("transform_fn")
+        self._batch = functions.get("predict_batch_fn")
+        self.records = () if self._input or self._transform else (values.CSV,)
+        if torch := sys.modules.get("torch"):  # it would take every core of the machine
+            torch.set_num_threads(max(1, model.threads))
+        self._model = user_code.load(model, program, functions)
+        self._toolkit = defaults.of(self._model, model.options.get("toolkit"))
+        if not (self._predict or self._transform or self._batch):
+            self._model = defaults.ready(self._model)
+        # Functions of its own may want other columns than the model.
+        self._width = 0 if self._predict or self._batch else defaults.width(self._model)
+
+    def decode(self, request: Request) -> Item:
+        content_type = request.content_type or values.JSON
+        explicit = bool(request.accept) and not request.accept.startswith("*/*")
+        accept = _preferred(request.accept) or self._default_accept
+        context = self._context(request)
+        if self._transform:
+            return Item(_text(request, content_type), accept, explicit, content_type, context)
+        if not self._output:  # what the default can write must hold before the work is done
+            default = self._default_accept if self._default_accept in values.WRITES else values.JSON
+            accept = media.choose(request.accept, values.WRITES, default)
+        if not self._input:
+            data = defaults.read(self._toolkit, request.body, content_type, request.charset, self._width)
+            return Item(data, accept, explicit, content_type, context)
+        body = _text(request, content_type)
+        try:
+            data = self._input(context, body, content_type)
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadRequest(f"{self._program} input_fn: {described(error)}") from error
+        except Exception as error:  # code that is not ours
+            raise self._failure("input_fn", error) from error
+        return Item(data, accept, explicit, content_type, context)
+
+    def compatible(self, item: Item) -> Hashable:
+        return "batch" if self._batch else item  # one by one, each is answered when it is done
+
+    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
+        if not self._batch:
+            return [self._outcome(item) for item in items]
+        try:
+            predictions = self._batch(items[0].context, [item.data for item in items], self._model)
+        except Exception as error:
+            raise self._failure("predict_batch_fn", error) from error  # the loop tries them one by one
+        if len(predictions) != len(items):
+            raise InternalError(
+                f"{self._program} predict_batch_fn returned {len(predictions)} predictions for {len(items)} requests"
+            )
+        return [
+            self._guarded("output_fn", self._written, item, prediction)
+            for item, prediction in zip(items, predictions, strict=True)
+        ]
+
+    def _outcome(self, item: Item) -> Reply | ServeError:
+        if self._transform:
+            return self._guarded("transform_fn", self._transformed, item)
+        try:
+            if self._predict:
+                prediction = self._predict(item.context, item.data, self._model)
+            else:
+                prediction = defaults.predict(self._toolkit, item.data, self._model)
+        except Exception as error:
+            return self._failure("predict_fn", error)
+        name = "predict_fn" if isinstance(prediction, Iterator) and not self._output else "output_fn"
+        return self._guarded(name, self._written, item, prediction)
+
+    def _guarded(self, name: str, work: Callable[..., Reply], *arguments: Any) -> Reply | ServeError:
+        try:
+            return work(*arguments)
+        except Exception as error:
+            return self._failure(name, error)
+
+    def _transformed(self, item: Item) -> Reply:
+        assert self._transform
+        return self._reply(self._transform(item.context, self._model, item.data, item.content_type, item.accept), item)
+
+    def _written(self, item: Item, prediction: Any) -> Reply:
+        if self._output:
+            return self._reply(self._output(item.context, prediction, item.accept), item)
+        if isinstance(prediction, Iterator):
+            return self._reply(prediction, item)
+        return Reply(body=values.write(prediction, item.accept), content_type=item.accept)
+
+    def _reply(self, result: Any, item: Item) -> Reply:
+        return results.reply(result, item.accept, item.explicit, item.context)
+
+    def _context(self, request: Request) -> Context:
+        return Context(
+            model_name=self._model_name,
+            model_dir=self._directory,
+            options=self._options,
+            headers=request.headers,
+            request_id=request.id,
+            deadline=request.deadline,
+        )
+
+    def _failure(self, name: str, error: Exception) -> ServeError:
+        return results.failure(error, name, self._program, self._model_name)
+
+
+def _log_what_is_printed() -> None:
+    """Line by line, when it is printed: a process that is killed keeps nothing back."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+
+
+def _text(request: Request, content_type: str) -> str | bytes:
+    """As the toolkits hand it over: JSON and CSV as str, all else, text/plain too, as bytes."""
+    if content_type in (values.JSON, values.CSV):
+        return values.decoded(request.body, request.charset)
+    return request.body
+
+
+@lru_cache(maxsize=512)
+def _preferred(accept: str) -> str:
+    """The one type that Accept likes best, without parameters; "" for any."""
+    best = parse_accept_header(accept, MIMEAccept).best or ""
+    best = best.partition(";")[0].strip()
+    return "" if "*" in best else best

@@ -1,0 +1,68 @@
+"""decode(body, content_type) -> what a pipeline takes; encode(prediction, accept) -> str, or bytes for npy."""
+
+from typing import Any
+
+from mms.service import PredictionException
+from sagemaker_inference import decoder, errors
+
+from sagemaker_huggingface_inference_toolkit import content_types
+from serve.errors import BadRequest
+from serve.formats import values
+from serve.handlers.custom import defaults
+
+
+def decode_json(content: str | bytes) -> Any:
+    return values.json(content)
+
+
+def decode_csv(string_like: str) -> dict[str, Any]:
+    """{"inputs": [...]} of a column `inputs`, or of objects with `question` and `context`."""
+    try:
+        return defaults.columns(string_like)
+    except BadRequest as error:
+        raise PredictionException(error.message, 400) from error
+
+
+def decode_image(bpayload: bytes) -> dict[str, Any]:
+    """{"inputs": an image of PIL's}, where the model brings pillow; the image has none."""
+    import io
+
+    from PIL import Image
+
+    return {"inputs": Image.open(io.BytesIO(bpayload)).convert("RGB")}
+
+
+def decode_audio(bpayload: bytes) -> dict[str, Any]:
+    return {"inputs": bytes(bpayload)}
+
+
+def encode_json(content: Any) -> str:
+    return values.write(content, values.JSON).decode()
+
+
+def encode_csv(content: Any) -> str:
+    return values.write(content, values.CSV).decode()
+
+
+def decode(content: Any, content_type: str = content_types.JSON) -> Any:
+    if content_type == content_types.JSON:
+        return decode_json(content)
+    if content_type == content_types.CSV:
+        return decode_csv(content)
+    if content_type == content_types.NPY:
+        return decoder.decode(content, content_type)
+    if content_type in content_types.VISION_TYPES:
+        return decode_image(content)
+    if content_type in content_types.AUDIO_TYPES:
+        return decode_audio(content)
+    raise errors.UnsupportedFormatError(content_type)
+
+
+def encode(content: Any, content_type: str = content_types.JSON) -> str | bytes:
+    if content_type == content_types.JSON:
+        return encode_json(content)
+    if content_type == content_types.CSV:
+        return encode_csv(content)
+    if content_type == content_types.NPY:
+        return values.write(content, values.NPY)
+    raise errors.UnsupportedFormatError(content_type)

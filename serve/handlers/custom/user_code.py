@@ -1,0 +1,206 @@
+"""Import a model's own code and find its functions; what is wrong with it is a ModelUnusable that names it."""
+
+import importlib.util
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from serve.errors import ModelUnusable, ServeError
+from serve.failures import exhausted
+from serve.handlers.base import Model
+from serve.handlers.custom import defaults
+from serve.handlers.custom.advice import TOOLKITS, way_out
+
+log = logging.getLogger(__name__)
+
+Functions = Mapping[str, Callable[..., Any]]
+PREDICT = frozenset({"predict_fn", "predict_batch_fn", "transform_fn"})
+
+
+def load(model: Model, program: Path, functions: Functions) -> Any:
+    """The model, with the hooks around model_fn called. Raises ModelUnusable, naming the function."""
+    _call("pre_model_fn", model, program, functions)
+    found = (
+        _call("model_fn", model, program, functions) if "model_fn" in functions else _default(model, program, functions)
+    )
+    _call("model_warmup_fn", model, program, functions, found)
+    return found
+
+
+def _call(name: str, model: Model, program: Path, functions: Functions, *more: Any) -> Any:
+    if name not in functions:
+        return None
+    context = Context(model_name=model.name, model_dir=str(model.directory), options=model.options)
+    try:
+        return functions[name](context, str(model.directory), *more)
+    except ServeError:
+        raise
+    except Exception as error:
+        if out := exhausted(error):
+            out.message = f"{program.name} {name}: {out.message}"
+            raise out from error
+        log.exception("%s failed", name, extra={"model": model.name})
+        raise ModelUnusable(
+            f"{program.name} {name} raised {described(error)}", hint=way_out(error, program.parent)
+        ) from error
+
+
+def _default(model: Model, program: Path, functions: Functions) -> Any:
+    try:
+        return defaults.load(model.directory, model.task)
+    except MemoryError:
+        raise
+    except Exception as error:
+        log.exception("there is no model_fn, and the files could not be loaded", extra={"model": model.name})
+        if functions.keys() & PREDICT:
+            return None  # that may be all they need
+        if isinstance(error, ServeError):
+            raise
+        raise ModelUnusable(
+            f"{program.name} has no model_fn, and the files beside it cannot be loaded: {described(error)}",
+            hint="def model_fn(model_dir): ...",
+        ) from error
+
+
+_FUNCTIONS = {  # what each is called with
+    "pre_model_fn": ("model_dir",),
+    "model_fn": ("model_dir",),
+    "model_warmup_fn": ("model_dir", "model"),
+    "input_fn": ("body", "content_type"),
+    "predict_fn": ("data", "model"),
+    "output_fn": ("prediction", "accept"),
+    "transform_fn": ("model", "body", "content_type", "accept"),
+    "predict_batch_fn": ("list_of_data", "model"),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """What a function that asks for `context` is told; during model_fn there is no request.
+
+    The methods are those of TorchServe's and multi-model-server's context. `index` is 0 there: a request is a batch of
+    its own.
+    """
+
+    model_name: str
+    model_dir: str
+    options: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)  # by lower-case name
+    request_id: str = ""
+    deadline: float = float("inf")  # by time.monotonic()
+    response_content_type: str = ""  # what the code has asked for
+
+    @property
+    def system_properties(self) -> Mapping[str, Any]:
+        return {"model_dir": self.model_dir, "gpu_id": _gpu(), "batch_size": 1, "server_name": "serve"}
+
+    @property
+    def request_processor(self) -> Sequence["Context"]:
+        return [self]
+
+    def get_request_properties(self) -> Mapping[str, str]:
+        return self.get_all_request_header(0)
+
+    def get_all_request_header(self, index: int = 0) -> Mapping[str, str]:
+        return {"-".join(part.capitalize() for part in name.split("-")): each for name, each in self.headers.items()}
+
+    def get_request_header(self, index: int, name: str) -> str | None:
+        return self.headers.get(name.lower())
+
+    def get_request_id(self, index: int = 0) -> str:
+        return self.request_id
+
+    def set_response_content_type(self, index: int, content_type: str) -> None:
+        self.response_content_type = content_type
+
+
+def _gpu() -> int | None:
+    torch = sys.modules.get("torch")
+    return 0 if torch and torch.cuda.is_available() else None
+
+
+def _module(path: Path, name: str) -> ModuleType:
+    if not path.is_file():
+        raise ModelUnusable(f"there is no code/{path.name}", hint="put it beside the model's files, in code/")
+    sys.path[:0] = [str(path.parent), str(path.parent / "lib")]
+    sys.path.append(str(TOOLKITS))  # last: a toolkit that a model brings, or that is installed, is the real one
+    unique = "serve_custom_" + re.sub(r"\W", "_", name)
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise ModelUnusable(f"code/{path.name} is not a Python file")
+    module = sys.modules[unique] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ServeError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        log.exception("%s failed", path.name, extra={"model": name})
+        raise ModelUnusable(
+            f"code/{path.name} cannot be imported: {described(error)}", hint=way_out(error, path.parent)
+        ) from error
+    return module
+
+
+def functions(path: Path, model_name: str) -> dict[str, Callable[..., Any]]:
+    """The model's functions, each to be called with a context before its arguments, wanted or not."""
+    program = path.name
+    found = {}
+    names = vars(_module(path, model_name))
+    for name, value in names.items():
+        if name in _FUNCTIONS and callable(value):
+            found[name] = _with_context(value, name, program)
+        elif re.fullmatch("[a-z]+(_batch)?_fn", name):  # perhaps misspelt; it would never be called
+            near = get_close_matches(name, _FUNCTIONS.keys() - names.keys(), n=1, cutoff=0.85)
+            if near:
+                raise ModelUnusable(f"{program} has a function {name}", hint=f"did you mean {near[0]}?")
+    if "execution_parameters_fn" in names:
+        log.warning(
+            "execution_parameters_fn is not called: /execution-parameters tells what the server takes; "
+            "SERVE_MAX_PAYLOAD_MB, copies in model.toml or the transform job itself change that",
+            extra={"model": model_name},
+        )
+    replaced = found.keys() & {"input_fn", "predict_fn", "predict_batch_fn", "output_fn"}
+    if "transform_fn" in found and replaced:
+        raise ModelUnusable(
+            f"{program} has transform_fn, which stands for all three, and {', '.join(sorted(replaced))}"
+        )
+    return found
+
+
+def _with_context(function: Callable[..., Any], name: str, program: str) -> Callable[..., Any]:
+    names = _FUNCTIONS[name]
+    signature = inspect.signature(function)
+    plain, told = (_binds(signature, len(names) + extra) for extra in (0, 1))
+    following = [each.name for each in signature.parameters.values()][len(names) : len(names) + 1]
+    if told and (not plain or following in (["context"], ["ctx"])):
+
+        def call(context: Context, *arguments: Any) -> Any:
+            return function(*arguments, context)
+
+        return call
+    if plain:
+
+        def call_without(context: Context, *arguments: Any) -> Any:
+            return function(*arguments)
+
+        return call_without
+    raise ModelUnusable(f"{program} {name}{signature} cannot be called with ({', '.join(names)})")
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500] if str(error) else type(error).__name__

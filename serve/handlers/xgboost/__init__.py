@@ -1,0 +1,1 @@
+"""XGBoost models: their files, prediction and output formats."""

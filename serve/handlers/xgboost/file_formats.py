@@ -1,0 +1,252 @@
+"""Is a file of Universal Binary JSON whole?
+
+XGBoost's own reader runs past the end of one that is not, and may crash.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+_SIZES = {ord(marker): size for marker, size in zip("iUIlLdDTFZNC", (1, 1, 2, 4, 8, 4, 8, 0, 0, 0, 0, 1), strict=True)}
+_INTEGERS = frozenset(b"iUIlL")
+_DEPTH = 64  # XGBoost's models go 8 deep
+
+
+def check(data: bytes | bytearray) -> None:
+    """Raise ValueError unless `data` is one value, complete, with nothing after it; 4 ms for a MB of trees."""
+    try:
+        end = _skip(data, 1, data[0], 0)
+    except IndexError:
+        end = len(data) + 1
+    if end != len(data):
+        raise ValueError("it is cut short" if end > len(data) else f"it has {len(data) - end} bytes too many")
+
+
+def _skip(data: bytes | bytearray, at: int, marker: int, depth: int) -> int:
+    """Where the value ends whose marker was read just before `at`."""
+    size = _SIZES.get(marker)
+    if size is not None:
+        return at + size
+    if depth > _DEPTH:
+        raise ValueError("it is nested too deeply")
+    if marker == ord("S"):
+        return _skip_counted(data, at)
+    if marker == ord("["):
+        if data[at] == ord("$"):
+            size = _SIZES.get(data[at + 1])
+            if size is None or data[at + 2] != ord("#"):
+                raise ValueError(f"byte {at} is wrong")
+            return _skip_counted(data, at + 3, size)
+        if data[at] == ord("#"):
+            count, at = _count(data, at + 1)
+            for _ in range(count):
+                at = _skip(data, at + 1, data[at], depth + 1)
+            return at
+        while data[at] != ord("]"):
+            at = _skip(data, at + 1, data[at], depth + 1)
+        return at + 1
+    if marker == ord("{"):
+        while data[at] != ord("}"):
+            at = _skip_counted(data, at)  # the key
+            at = _skip(data, at + 1, data[at], depth + 1)
+        return at + 1
+    raise ValueError(f"byte {at - 1} is wrong")
+
+
+def _skip_counted(data: bytes | bytearray, at: int, size: int = 1) -> int:
+    count, at = _count(data, at)
+    return at + count * size
+
+
+def _count(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    marker = data[at]
+    if marker not in _INTEGERS:
+        raise ValueError(f"byte {at} is wrong")
+    end = at + 1 + _SIZES[marker]
+    count = int.from_bytes(data[at + 1 : end], "big", signed=marker != ord("U"))
+    if count < 0 or count > len(data):
+        raise ValueError("it is cut short")
+    return count, end
+
+
+_MAGIC = b"binf"
+_LEARNER = np.dtype(
+    [
+        ("base_score", "<f4"),
+        ("num_feature", "<u4"),
+        ("num_class", "<i4"),
+        ("has_attributes", "<i4"),
+        ("has_metrics", "<i4"),
+        ("major", "<u4"),
+        ("minor", "<u4"),
+        ("num_target", "<u4"),
+        ("reserved", "<i4", 26),
+    ]
+)
+_FOREST = np.dtype(
+    [
+        ("num_trees", "<i4"),
+        ("num_parallel_tree", "<i4"),
+        ("deprecated", "<i4", 6),
+        ("reserved", "<i4", 32),
+    ]
+)
+_TREE = np.dtype(
+    [
+        ("roots", "<i4"),
+        ("num_nodes", "<i4"),
+        ("num_deleted", "<i4"),
+        ("depth", "<i4"),
+        ("num_feature", "<i4"),
+        ("size_leaf_vector", "<i4"),
+        ("reserved", "<i4", 31),
+    ]
+)
+_NODE = np.dtype([("parent", "<i4"), ("left", "<i4"), ("right", "<i4"), ("split", "<u4"), ("value", "<f4")])
+_STATS = np.dtype([("loss_change", "<f4"), ("hessian", "<f4"), ("weight", "<f4"), ("leaves", "<i4")])
+_LINEAR = np.dtype([("num_feature", "<u4"), ("num_output_group", "<i4"), ("reserved", "<i4", 32)])
+
+_NO_PARENT = 2147483647  # how JSON writes the parent of the root
+
+
+class OldBinaryError(ValueError):
+    """The bytes are not a whole model of that format."""
+
+
+class _Reader:
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+        self._at = 0
+
+    def array(self, dtype: Any, count: int) -> Any:
+        """The next `count` items. Nothing is allocated for items that are not there."""
+        dtype = np.dtype(dtype)
+        end = self._at + dtype.itemsize * count
+        if count < 0 or end > len(self._data):
+            raise OldBinaryError("it is cut short")
+        found = np.frombuffer(self._data, dtype, count, self._at)
+        self._at = end
+        return found
+
+    def struct(self, dtype: np.dtype[Any]) -> Any:
+        return self.array(dtype, 1)[0]
+
+    def count(self) -> int:
+        return int(self.array("<u8", 1)[0])
+
+    def text(self) -> str:
+        return bytes(self.array("u1", self.count())).decode("utf-8", errors="replace")
+
+
+def is_old_binary(head: bytes | bytearray) -> bool:
+    """Whether a file that begins so is one, by the mark that every save_model since 0.4 has put there."""
+    return head.startswith(_MAGIC)
+
+
+def as_json(data: bytes | bytearray) -> bytes:
+    """The same model as XGBoost's JSON. Raises OldBinaryError, saying what is wrong with it."""
+    reader = _Reader(data.removeprefix(_MAGIC))
+    parameters = reader.struct(_LEARNER)
+    objective, booster = reader.text(), reader.text()
+    if booster not in ("gbtree", "dart", "gblinear") or ":" not in objective:
+        raise OldBinaryError(f"it has no booster of XGBoost's ({booster[:40]!r}, {objective[:40]!r})")
+    if not parameters["major"]:
+        raise OldBinaryError("it was saved by XGBoost before 1.0; load and save it with 1.7 first")
+    model = _linear(reader) if booster == "gblinear" else _forest(reader, booster, int(parameters["num_feature"]))
+    attributes: dict[str, str] = {}
+    if parameters["has_attributes"]:
+        attributes = {reader.text(): reader.text() for _ in range(reader.count())}
+    if (parameters["major"], parameters["minor"]) < (1, 4):
+        # Files did not yet say how many trees a round has, so a round cannot be found: as then, all trees are used.
+        attributes.pop("best_iteration", None)
+    learner = {
+        # Since 1.0 the parameters of the objective are an attribute.
+        "objective": _loss(objective, attributes.pop("objective", "")),
+        "attributes": attributes,
+        "feature_names": [],
+        "feature_types": [],
+        "gradient_booster": model,
+        "learner_model_param": {
+            "base_score": repr(float(parameters["base_score"])),
+            "boost_from_average": "1",
+            "num_class": str(int(parameters["num_class"])),
+            "num_feature": str(int(parameters["num_feature"])),
+            "num_target": str(max(1, int(parameters["num_target"]))),
+        },
+    }
+    return json.dumps({"learner": learner, "version": [int(parameters["major"]), int(parameters["minor"]), 0]}).encode()
+
+
+def _loss(name: str, attribute: str) -> dict[str, Any]:
+    try:
+        parameters = json.loads(attribute)
+    except (ValueError, RecursionError):
+        parameters = None
+    if not isinstance(parameters, dict) or parameters.get("name") != name:
+        raise OldBinaryError(f"it does not say what {name[:40]!r} was trained with")
+    return parameters
+
+
+def _forest(reader: _Reader, booster: str, width: int) -> dict[str, Any]:
+    parameters = reader.struct(_FOREST)
+    count = int(parameters["num_trees"])
+    trees = [_tree(reader, number, width) for number in range(count)]
+    groups = reader.array("<i4", count).tolist()
+    if min(groups, default=0) < 0:
+        raise OldBinaryError("it has a tree of no class")
+    parallel = max(1, int(parameters["num_parallel_tree"]))
+    model = {
+        "gbtree_model_param": {
+            "num_trees": str(count),
+            "num_parallel_tree": str(parallel),
+        },
+        "iteration_indptr": list(range(0, count + 1, parallel * (max(groups, default=0) + 1))),
+        "tree_info": groups,
+        "trees": trees,
+    }
+    if booster == "gbtree":
+        return {"name": "gbtree", "model": model}
+    weights = reader.array("<f4", reader.count()).tolist() if count else []
+    return {"name": "dart", "gbtree": {"name": "gbtree", "model": model}, "weight_drop": weights}
+
+
+def _tree(reader: _Reader, number: int, width: int) -> dict[str, Any]:
+    parameters = reader.struct(_TREE)
+    count = int(parameters["num_nodes"])
+    nodes = reader.array(_NODE, count)
+    stats = reader.array(_STATS, count)
+    splits = nodes["split"] & 0x7FFFFFFF  # the top bit says that what is missing goes left
+    if not count or max(nodes["left"].max(), nodes["right"].max()) >= count:
+        raise OldBinaryError(f"tree {number} has branches that lead nowhere")
+    if splits[nodes["left"] != -1].max(initial=0) >= width:
+        raise OldBinaryError(f"tree {number} asks for a feature that there is not")
+    parents = nodes["parent"] & 0x7FFFFFFF  # the top bit says left child
+    return {
+        "id": number,
+        "tree_param": {
+            "num_nodes": str(count),
+            "num_deleted": str(int(parameters["num_deleted"])),
+            "num_feature": str(int(parameters["num_feature"])),
+            "size_leaf_vector": "1",
+        },
+        "left_children": nodes["left"].tolist(),
+        "right_children": nodes["right"].tolist(),
+        "parents": np.where(nodes["parent"] == -1, _NO_PARENT, parents).tolist(),
+        "split_indices": splits.tolist(),
+        "split_conditions": [float(value) for value in nodes["value"]],
+        "default_left": (nodes["split"] >> 31).tolist(),
+        "split_type": [0] * count,
+        "loss_changes": stats["loss_change"].tolist(),
+        "sum_hessian": stats["hessian"].tolist(),
+        "base_weights": stats["weight"].tolist(),
+        "categories": [],
+        "categories_nodes": [],
+        "categories_segments": [],
+        "categories_sizes": [],
+    }
+
+
+def _linear(reader: _Reader) -> dict[str, Any]:
+    reader.struct(_LINEAR)
+    return {"name": "gblinear", "model": {"weights": reader.array("<f4", reader.count()).tolist(), "boosted_rounds": 0}}

@@ -1,0 +1,88 @@
+"""XGBoost's model files: which of a directory are its model, and how each is loaded, whatever its age and form."""
+
+import logging
+from pathlib import Path
+
+import xgboost
+
+from serve.catalog.recognition import pickled, xgboost_files
+from serve.errors import DoesNotFit, ModelUnusable
+from serve.handlers.base import Model
+from serve.handlers.xgboost import file_formats
+from serve.handlers.xgboost import pickles as pickled_boosters
+from serve.handlers.xgboost.predictor import Ensemble, Scorer
+
+log = logging.getLogger(__name__)
+
+_SAVE = 'save it with booster.save_model("model.ubj")'
+
+
+def load(model: Model) -> Scorer | Ensemble:
+    """All model files of the directory as one model. Raises ModelUnusable, naming the file, or DoesNotFit."""
+    together = model.options.get("ensemble", model.ensemble)
+    pickles = model.options.get("allow_pickle", False)
+    for name, value in (("ensemble", together), ("allow_pickle", pickles)):
+        if not isinstance(value, bool):
+            raise ModelUnusable(f"model.toml: options.{name}: needs true or false, not {value!r}")
+    named = [each for each in (model.directory / "model.json",) if each.is_file()]  # though it looks like none
+    paths = xgboost_files(model.directory) or pickled(model.directory) or named
+    if not paths:
+        raise ModelUnusable("there is no model.ubj, model.json or xgboost-model", hint=_SAVE)
+    if not together:
+        paths = paths[:1]
+    if pickles:
+        log.warning("pickles are read, because model.toml says allow_pickle", extra={"model": model.name})
+    scorers = [Scorer(parsed(_read(path), path.name, pickles), path.name, model.threads) for path in paths]
+    if len(scorers) > 1:
+        log.info("several files are one model", extra={"model": model.name, "files": [path.name for path in paths]})
+    return scorers[0] if len(scorers) == 1 else Ensemble(scorers)
+
+
+def _read(path: Path) -> bytearray:
+    data = bytearray(path.stat().st_size)
+    with path.open("rb") as file:
+        file.readinto(data)
+    return data
+
+
+def parsed(data: bytearray, name: str, pickles: bool) -> xgboost.Booster:
+    """The booster that a file called `name` holds, in any form XGBoost has had since 1.0.
+
+    Raises ModelUnusable or DoesNotFit. Pickles are refused unless allowed.
+    """
+    if bytes(data[:1]) in (b"\x80", b"c", b"("):
+        return _unpickled(data, name, pickles)
+    try:
+        if file_formats.is_old_binary(data):
+            data = bytearray(file_formats.as_json(data))
+        elif data[:1] != b"{":
+            raise ModelUnusable(f"{name} is not an XGBoost model", hint=_SAVE)
+        elif bytes(data[1:2]) not in b'" \r\n\t}':  # whatever its name says
+            file_formats.check(data)
+        elif not data.rstrip().endswith(b"}"):
+            raise ValueError("it is cut short")
+        with xgboost.config_context(verbosity=0):
+            return xgboost.Booster({"nthread": 1}, model_file=data)
+    except (xgboost.core.XGBoostError, ValueError) as error:  # UnicodeDecodeError, from its messages, is a ValueError
+        if "bad_alloc" in str(error):
+            raise DoesNotFit(f"there is no memory for {name}") from error
+        reason = str(error).splitlines()[0].rpartition(": ")[2] if str(error) else "unreadable"
+        raise ModelUnusable(
+            f"{name} is not a whole XGBoost model: {reason[:300]}",
+            hint=f"{_SAVE} again, and check that all of it was copied",
+        ) from error
+
+
+def _unpickled(data: bytearray, name: str, allowed: bool) -> xgboost.Booster:
+    if not allowed:
+        raise ModelUnusable(
+            f"{name} is a pickle, which can run code when it is loaded",
+            hint=f"convert it, in a sandbox: python -m serve convert {name} model.ubj; "
+            "or, where you trust it, say allow_pickle = true under [options] in its model.toml",
+        )
+    try:
+        booster = pickled_boosters.read(data)
+    except pickled_boosters.Refused as error:
+        raise ModelUnusable(f"{name}: {error}", hint=error.hint) from error
+    booster.set_param({"nthread": 1})
+    return booster

@@ -1,0 +1,131 @@
+"""Pickled XGBoost models as data: the bytes of the booster are taken out of the pickle, and nothing in it is called.
+
+A pickle names what is to be imported and called. Here each name that pickled boosters and their scikit-learn wrappers
+are known to use stands for an inert object, and any other ends the reading: what a hostile file can still do is what
+any hostile model file can.
+"""
+
+import io
+import pickle
+from typing import Any
+
+import msgspec
+import xgboost
+
+from serve.handlers.xgboost import file_formats
+from serve.handlers.xgboost.file_formats import OldBinaryError, as_json
+
+_INERT = ("xgboost", "sklearn", "numpy", "scipy", "pandas", "collections")
+_HEADER = b"CONFIG-offset:"  # before XGBoost 2.1: this, 8 bytes, the model in its old binary form, its parameters
+_PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Refused(Exception):
+    """The pickle is not, or not only, a booster; `hint` is the next step."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint or 'load it where it was made, and booster.save_model("model.ubj")'
+
+
+class _Inert:
+    """Stands for an object of some class: takes whatever the pickle gives it, and keeps the state it would have had."""
+
+    name = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+
+def _reconstructed(cls: type, *_: Any) -> Any:
+    return cls()
+
+
+def _bytes(given: Any = b"", encoding: str = "latin-1") -> bytes:
+    """In place of bytearray and _codecs.encode, by which old protocols write bytes; of a number it would make zeros."""
+    if isinstance(given, str) and encoding in ("latin-1", "latin1"):
+        return given.encode("latin-1")
+    if isinstance(given, bytes | bytearray):
+        return bytes(given)
+    raise Refused("the pickle is not that of a booster")
+
+
+# By the names of protocol 3 and later, and by those of Python 2, which earlier ones use.
+_REAL = {
+    ("copyreg", "_reconstructor"): _reconstructed,
+    ("copy_reg", "_reconstructor"): _reconstructed,
+    ("builtins", "bytearray"): _bytes,
+    ("__builtin__", "bytearray"): _bytes,
+    ("builtins", "object"): _Inert,
+    ("__builtin__", "object"): _Inert,
+    ("_codecs", "encode"): _bytes,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _REAL:
+            return _REAL[module, name]
+        if module.partition(".")[0] not in _INERT:
+            raise Refused(f"the pickle asks for {f'{module}.{name}'[:100]!r}, which no booster needs")
+        return type("_Inert", (_Inert,), {"name": name})
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise Refused("the pickle refers to something outside it")
+
+
+def read(data: bytes | bytearray) -> xgboost.Booster:
+    """The booster in a pickled `xgboost.Booster` or XGBModel. Raises Refused."""
+    return _booster(raw(data))
+
+
+def raw(data: bytes | bytearray) -> bytes:
+    """What the booster had written of itself into the pickle. Raises Refused."""
+    try:
+        found = _Unpickler(io.BytesIO(data)).load()
+    except Refused:
+        raise
+    except Exception as error:  # pickle documents that a broken one may raise anything
+        raise Refused(f"the pickle cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+    inner = found
+    if isinstance(inner, _Inert) and isinstance(inner.state, dict) and "_Booster" in inner.state:
+        inner = inner.state["_Booster"]
+    if isinstance(inner, _Inert) and inner.name == "Booster" and isinstance(inner.state, dict):
+        handle = inner.state.get("handle")
+        if isinstance(handle, bytes | bytearray):
+            return bytes(handle)
+    what = found.name if isinstance(found, _Inert) else type(found).__name__
+    raise Refused(f"the pickle holds {what[:60]!r}, not a trained booster")
+
+
+def _booster(written: bytes) -> xgboost.Booster:
+    try:
+        with xgboost.config_context(verbosity=0):
+            if written.startswith(_HEADER):
+                return xgboost.Booster(model_file=bytearray(as_json(written[len(_HEADER) + 8 :])))
+            if written.startswith(b'{"'):  # JSON of Config and Model, up to XGBoost 1.5
+                return xgboost.Booster(model_file=bytearray(_PARTS.decode(written)["Model"]))
+            if not written.startswith(b"{"):
+                return xgboost.Booster(model_file=bytearray(as_json(written)))
+            file_formats.check(written)
+            booster = xgboost.Booster()
+            booster.__setstate__({**vars(booster), "handle": bytearray(written)})
+            return booster
+    except (OldBinaryError, ValueError, KeyError, RecursionError, xgboost.core.XGBoostError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise Refused(f"the pickled booster cannot be read: {reason[:300]}") from error

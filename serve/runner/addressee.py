@@ -1,0 +1,47 @@
+"""Whether a request on the straight lane is for this model after all: its path or its body may say otherwise."""
+
+from collections.abc import Sequence
+
+from serve.errors import ModelNotFound, PathNotFound
+from serve.handlers.base import Request
+from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek
+
+
+class Names:
+    def __init__(self, known_as: Sequence[str], field: str, paths: Sequence[str]) -> None:
+        self._known = frozenset(known_as)
+        self.model = known_as[0]
+        self._paths = frozenset(paths)
+        self._in_invocation = _Field(field)
+        self._in_openai = _Field(OPENAI_FIELD)
+
+    def check(self, request: Request) -> None:
+        """Raise PathNotFound, or ModelNotFound when a JSON body asks for a model that is not this one."""
+        if request.path not in self._paths:
+            raise PathNotFound(
+                f"model {self.model!r} does not answer {request.path}",
+                hint="it answers " + ", ".join(sorted(self._paths)) + "; GET /v1/models lists the models for that path",
+                model=self.model,
+            )
+        if not request.content_type.endswith(("/json", "+json")):
+            return
+        field = self._in_invocation if request.path == INVOCATIONS else self._in_openai
+        asked = field.in_body(request.body)
+        if asked is None or asked in self._known or (not asked and request.path != INVOCATIONS):
+            return
+        raise ModelNotFound(
+            f"the body asks for model {asked[:100]!r}; the request went to {self.model!r}",
+            hint=f"leave {field.name!r} out, or name a model of GET /models",
+            model=self.model,
+        )
+
+
+class _Field:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._needle = f'"{name}"'.encode()
+        self._peek = peek(name)
+
+    def in_body(self, body: bytes) -> str | None:
+        """The field's value. Where its name does not occur nothing is parsed: that costs a memory search."""
+        return self._peek(body) if self._needle in body else None
