@@ -35,7 +35,7 @@ def run(context: Context) -> list[Row]:
             took, rows = _tables(context, ours, tables)
             context.say(f"W3 cold loads of {len(texts)} GPT-2")
             texts_took = [first_answer(ours, texts[0])]
-            held = max(map(private_bytes, runners(ours.pid)))  # now, for files that several map are nobody's own
+            held = max(map(private_bytes, runners(ours.pid)))  # now: shared pages are private to none
             texts_took += [first_answer(ours, name) for name in texts[1:]]
     finally:
         ours.stop()

@@ -1,4 +1,4 @@
-"""The limits: the same work in one process, without HTTP. A child that is told what to do a line at a time.
+"""The limits: the same work in one process, without HTTP. A child process reads one command a line.
 
 It imports and loads once, so that its turns can alternate with those of the servers.
 """

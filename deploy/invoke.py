@@ -20,7 +20,6 @@ TYPES = {
     ".txt": "text/plain",
     ".libsvm": "text/libsvm",
     ".npy": "application/x-npy",
-    ".parquet": "application/x-parquet",
 }
 PATIENCE = 360.0  # seconds that a model may take to load (contract of multi-model endpoints)
 

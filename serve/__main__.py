@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "convert":  # reads no setting
             from serve.convert import command
 
-            return command.run([given.source, given.target])
+            return command.run(given.source, given.target)
     try:
         chosen = settings.read()
     except BadSetting as error:
@@ -75,8 +75,8 @@ def _parsed(words: list[str]) -> "argparse.Namespace":
         verb: verbs.add_parser(verb, help=line, description=DETAILS.get(verb, f"{line.capitalize()}."))
         for verb, line in VERBS.items()
     }
-    below["convert"].add_argument("source", metavar="SOURCE", help="the file to convert")
-    below["convert"].add_argument("target", metavar="TARGET", help="the file to write, which must not exist")
+    below["convert"].add_argument("source", metavar="SOURCE", type=Path, help="the file to convert")
+    below["convert"].add_argument("target", metavar="TARGET", type=Path, help="the file to write, which must not exist")
     if words and words[0] not in (*VERBS, "-h", "--help", "--version"):
         if words[0].startswith("-"):
             parser.error(f"unknown option: {words[0]}; settings are environment variables, such as SERVE_MODEL_DIR")

@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from serve import banner, nginx
 from serve.catalog import catalog
 from serve.children import Children
 from serve.errors import ModelNotFound
+from serve.failures import how_to_install
 from serve.http.addresses import SHORT_ID, SOCKET_PATH, socket_name
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
@@ -64,6 +66,7 @@ class Launcher:
         found = catalog.scan(settings.model_dir, settings.hf_task, settings.program)
         _refuse_unknown_models(settings, found)
         _refuse_long_paths(settings, found)
+        _refuse_missing_boto3(settings)
         if settings.submit_directory.startswith("s3://"):
             log.warning("SAGEMAKER_SUBMIT_DIRECTORY is not fetched: code comes in the model's own code/")
         conf = settings.run_dir / "nginx.conf"
@@ -180,6 +183,12 @@ def _refuse_long_paths(settings: Settings, found: catalog.Catalog) -> None:
             f"SERVE_RUN_DIR: {settings.run_dir}: the path of the socket {longest.name} would have {size} bytes, of "
             f"{SOCKET_PATH} there may be; name a directory whose path is {size - SOCKET_PATH} bytes shorter"
         )
+
+
+def _refuse_missing_boto3(settings: Settings) -> None:
+    """Raise BadSetting where bodies may come from S3 and nothing can read S3."""
+    if settings.s3_inputs and find_spec("boto3") is None:
+        raise BadSetting(f"SERVE_S3_INPUTS: boto3 is not installed: {how_to_install('boto3')}")
 
 
 def _refuse_taken(port: int) -> None:

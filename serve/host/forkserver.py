@@ -25,6 +25,7 @@ from typing import Any
 from serve import log as serve_log
 from serve.catalog.catalog import Spec
 from serve.catalog.kinds import HANDLERS
+from serve.failures import not_installed
 from serve.host.model import MESSAGE, RunnerProcess
 from serve.settings import Settings
 
@@ -81,9 +82,10 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
 def _import(module: str) -> None:
     try:
         importlib.import_module(module)
-    except Exception:
-        # The runner that needs it will say so to whoever asks for the model.
-        log.exception("import failed", extra={"module": module})
+    except Exception as error:
+        # Not an error yet: the runner of a model that needs the module imports it again, and answers with the reason.
+        extra = {"imported": module, "error": f"{type(error).__name__}: {error}"}
+        log.warning("import failed", extra=extra, exc_info=None if not_installed(error) else error)
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, every page of what was imported here
 

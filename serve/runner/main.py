@@ -19,7 +19,7 @@ from serve import log as serve_log
 from serve.catalog.catalog import real
 from serve.catalog.kinds import HANDLERS
 from serve.errors import InternalError, ModelNotFound, ServeError
-from serve.failures import exhausted
+from serve.failures import exhausted, not_installed
 from serve.handlers.base import Model, Predictor, Stepwise
 from serve.http.addresses import INVOCATIONS
 from serve.runner import own_packages
@@ -123,6 +123,8 @@ def _load(
             raise ModelNotFound(says, hint="put it there again, then load it") from error
         if isinstance(error, ServeError):
             raise
+        if missing := not_installed(error):
+            raise missing from error
         log.exception("load failed")
         raise InternalError(f"loading failed: {type(error).__name__}: {error}", hint="see the log") from error
 

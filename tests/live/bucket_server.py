@@ -45,7 +45,7 @@ class BucketServer:
         self.url = f"http://127.0.0.1:{ports['s3']}"
         self.client = self._client()
         try:
-            wait_until(self._has_buckets, within=60, every=0.2)
+            wait_until(self._has_buckets, every=0.2)
         except BaseException:
             self.stop()
             raise

@@ -17,6 +17,7 @@ from tests.live import deploys
 from tests.live.account import Account
 from tests.live.deploys import SCALES, Deploy, spec
 from tests.live.stack import ROOT
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_of_two_who_want_different_things_one_gets_it_and_the_other_knows(
     (tmp_path / "b").mkdir()
     files = [spec(tmp_path, "pair"), spec(tmp_path / "b", "pair", models="many/")]
     processes = [started("up", file) for file in files]
-    told = [process.communicate(timeout=120)[0] for process in processes]
+    told = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     codes = [process.returncode for process in processes]
     now = aws.describe("pair")
     again = [deploy("up", file, "--plan") for file in files]
@@ -164,7 +165,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     assert process.stdout
     next(line for line in process.stdout if "is being created" in line)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
 
     again = deploy("up", file)
 
@@ -181,7 +182,7 @@ def test_ctrl_c_before_it_has_begun_is_one_line_too(tmp_path: Path, interruptibl
 
     process = started("status", "x", PYTHONPATH=str(tmp_path))
 
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said.count("\n")) == (1, 1), said
     assert said.startswith("stopped")
 

@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from local_test.pipelines.transform import objects
 from local_test.platform.containers.process import ROOT
 from local_test.recipes import abalone
 from tests.live.stack import alive, descendants, wait_until
+from tests.patience import PATIENCE
 
 Run = Callable[..., Execution]
 BUCKET = local.BUCKET
@@ -174,11 +174,9 @@ def test_a_training_that_fails_stops_the_function_and_the_command_says_why(
 
 
 def test_a_job_is_stopped_at_its_limit(tmp_path: Path) -> None:
-    job = Job(image="any", files=tmp_path, command=["60"], entrypoint=["sleep"], environment={}, limit=0.3)
-    began = time.monotonic()
+    job = Job(image="any", files=tmp_path, command=["3600"], entrypoint=["sleep"], environment={}, limit=0.3)
 
     assert Process(Running()).run(job, tmp_path / "log") is None
-    assert time.monotonic() - began < 20
 
 
 def zipped(code: str) -> bytes:
@@ -197,14 +195,14 @@ def fail(event, context):
 
 def sleep(event, context):
     pathlib.Path("begun").touch()
-    time.sleep(60)
+    time.sleep(3600)
 
 def left(event, context):
     return context.get_remaining_time_in_millis()
 """
 
 
-def called(work: Path, name: str, seconds: int = 20, running: Running | None = None) -> Any:
+def called(work: Path, name: str, seconds: int = 300, running: Running | None = None) -> Any:
     made = Function(
         code=zipped(HANDLERS),
         handler=f"handlers.{name}",
@@ -222,10 +220,8 @@ def test_a_function_that_raises_fails_its_step_in_its_own_words(tmp_path: Path) 
 
 
 def test_a_function_that_takes_too_long_is_cut(tmp_path: Path) -> None:
-    began = time.monotonic()
     with pytest.raises(StepFailed, match=r"Task timed out after 2\.00 seconds"):
         called(tmp_path, "sleep", seconds=2)
-    assert time.monotonic() - began < 30
 
 
 def test_a_step_whose_function_is_cut_fails_and_no_other_is_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,13 +250,11 @@ def test_a_function_that_runs_is_ended_by_a_stop(
         wait_until(lambda: list(tmp_path.glob("*/code/begun")))
         running.stop()
 
-    began = time.monotonic()
     with ThreadPoolExecutor() as threads:
         stopped = threads.submit(stop)
         with pytest.raises(StepFailed):
-            called(tmp_path, "sleep", seconds=60, running=running)
+            called(tmp_path, "sleep", seconds=3600, running=running)
         stopped.result()
-    assert time.monotonic() - began < 40
 
 
 def test_an_emulator_that_does_not_start_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +266,7 @@ def test_an_emulator_that_does_not_start_is_not_waited_for(tmp_path: Path, monke
 @pytest.mark.skipif(not functions.is_emulated(), reason="AWS's emulator of Lambda's runtime is not here: make lambda")
 def test_a_function_runs_in_awss_own_emulator(tmp_path: Path) -> None:
     """With a real context, which knows the limit."""
-    assert 0 < called(tmp_path, "left", seconds=20) <= 20_000
+    assert 0 < called(tmp_path, "left", seconds=300) <= 300_000
 
 
 def deploying(artifacts: dict[str, str], prefix: str, endpoint: str, image: str = "localhost/serve") -> dict[str, Any]:
@@ -293,7 +287,7 @@ def test_the_function_says_what_its_event_lacks_and_what_is_not_in_s3(here: Here
         code=function.zipped(),
         handler=function.HANDLER,
         environment=here.environment,
-        seconds=20,
+        seconds=300,
         work=tmp_path,
         running=Running(),
     )
@@ -514,9 +508,9 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(
             wait_until(lambda: list(room.glob("pipeline-*/jobs/*/ml/model")))
         below = descendants(run.pid)
         run.send_signal(number)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=PATIENCE)
 
-    wait_until(lambda: not any(map(alive, below)), within=10)
+    wait_until(lambda: not any(map(alive, below)))
     assert list(room.iterdir()) == []
     if "1000000" in parameter:
         assert run.returncode == 1

@@ -14,6 +14,7 @@ from local_test import multi_model_example
 from local_test.platform.__main__ import main, parse
 from tests.live import tiny
 from tests.live.stack import ROOT, alive, descendants, wait_until
+from tests.patience import PATIENCE
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
 
@@ -78,7 +79,7 @@ def test_the_example_runs_against_the_command(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["abalone-1.tar.gz", "abalone-2.tar.gz", "abalone-1.tar.gz"]
     assert lines[0] == lines[2]
-    assert command.process.wait(60) == 0
+    assert command.process.wait(PATIENCE) == 0
     events = [line.split()[:2] for line in command.output.splitlines()]
     assert ["load", "abalone-1.tar.gz"] in events
     assert ["load", "abalone-2.tar.gz"] in events
@@ -97,13 +98,13 @@ def test_sigint_stops_running_endpoints(command: Command, monkeypatch: pytest.Mo
     variant = {"VariantName": "V", "ModelName": "m", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
     sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
     sagemaker.create_endpoint(EndpointName="e", EndpointConfigName="c")
-    wait_until(lambda: sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService", within=60)
+    wait_until(lambda: sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService")
     below = descendants(command.process.pid)
     assert below
 
     command.process.send_signal(signal.SIGINT)
 
-    assert command.process.wait(60) == 0
+    assert command.process.wait(PATIENCE) == 0
     wait_until(lambda: not any(map(alive, below)))
     assert "stopped" in command.output
 
@@ -115,7 +116,7 @@ def test_with_json_every_line_is_json(run: Callable[..., Command]) -> None:
 
     command.process.send_signal(signal.SIGTERM)
 
-    assert command.process.wait(60) == 0
+    assert command.process.wait(PATIENCE) == 0
     lines = [json.loads(line) for line in command.output.splitlines()]
     assert lines[0]["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     assert lines[-1]["event"] == "summary"
@@ -160,5 +161,5 @@ def test_sigint_stops_a_command_that_inherited_it_as_ignored(run: Callable[..., 
 
     command.process.send_signal(signal.SIGINT)
 
-    assert command.process.wait(60) == 0
+    assert command.process.wait(PATIENCE) == 0
     assert "calls    0, errors: none" in command.output

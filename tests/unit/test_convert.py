@@ -54,7 +54,7 @@ def run(children: WarmChildren, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     def converted(*arguments: object) -> subprocess.CompletedProcess[str]:
         with monkeypatch.context() as patch:
             patch.setattr("serve.convert.command.subprocess.run", children.run)
-            status = convert.run([*map(str, arguments)])
+            status = convert.run(*(Path(str(each)) for each in arguments))
         return subprocess.CompletedProcess(["convert"], status, *capfd.readouterr())
 
     return converted

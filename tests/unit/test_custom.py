@@ -432,7 +432,10 @@ def test_frameworks_that_an_image_may_have_are_told_with_how_it_gets_them(
     monkeypatch.setattr(advice, "find_spec", lambda _: None)
     with pytest.raises(ModelUnusable) as refused:
         served("raise ModuleNotFoundError('No module named joblib', name='joblib')")
-    assert refused.value.hint.endswith('or into the image: docker build --build-arg EXTRAS="sklearn"')
+    assert refused.value.hint.endswith(
+        "; or for all models: pip install 'sagemaker-serve[sklearn]', "
+        'or build the image with --build-arg EXTRAS="sklearn"'
+    )
 
 
 def test_packages_for_another_python_are_named(served: Callable[..., Custom], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from serve.handlers.seq2seq.handler import Summarization
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 from tests.live import tiny
 from tests.unit.test_encoders import TASKS
-from tests.unit.test_text_generation_toys import Asked, handler_of, save_toy
+from tests.unit.test_generation_toys import Asked, handler_of, save_toy
 
 NUMBERS = [0, 1, 2, 3, 64, 1024, 2**31 - 1, 2**63, 10**30, -1, 0.0, 0.5, 1.0, 1.5, 1e-300, 1e308, -0.5]
 TEXTS = ["", "ab", "ba be", "[MASK] ba", "w1 w2", "\0", "é", "ba " * 200, "first", "simple", "sigmoid", "ba,da", "{} x"]

@@ -17,6 +17,7 @@ from local_test.pipelines.machine import Process
 from local_test.pipelines.running import Running
 from local_test.pipelines.transform import assembled, batches, check_played
 from local_test.pipelines.tuning import drawn
+from tests.patience import PATIENCE
 
 FUNCTION = "arn:aws:lambda:us-east-1:123456789012:function:none"
 Work = Callable[[Step], Properties]
@@ -39,7 +40,7 @@ def executed(work: Work, **needs: list[str]) -> Execution:
 
 def test_steps_that_need_nothing_of_one_another_run_at_once() -> None:
     """Each waits for the other, so one after the other would never end."""
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=PATIENCE)
 
     def meet(step: Step) -> Properties:
         if step.name in ("A", "B"):
@@ -214,7 +215,7 @@ def test_ctrl_c_stops_the_steps_that_run() -> None:
 
     def work(step: Step) -> Properties:
         if step.name == "Runs":
-            assert stopped.wait(20)
+            assert stopped.wait(PATIENCE)
         raise StepFailed("no rows, or killed")
 
     def tell(name: str, shown: Shown) -> None:

@@ -12,6 +12,7 @@ import pytest
 from local_test.platform.calls import MESSAGE, Call, ModelError, ModelStreamError
 from local_test.platform.containers.client import Broken, Client, DeadlinePassed, forwarded, model_error
 from local_test.platform.events import Events
+from tests.patience import PATIENCE
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -88,7 +89,7 @@ def answering() -> Iterator[Callable[..., FakeContainer]]:
         each.close()
 
 
-def soon(seconds: float = 60) -> float:
+def soon(seconds: float = PATIENCE) -> float:
     return time.monotonic() + seconds
 
 
@@ -117,7 +118,7 @@ def test_a_connection_that_the_container_closed_is_not_reused(answering: Callabl
     """The client opens a new one, and the call succeeds."""
     container = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nclose", OK)
     assert container.client.invoke("/", call(), soon()).body == b"close"
-    assert container.hung_up.wait(60)
+    assert container.hung_up.wait(PATIENCE)
     assert container.client.invoke("/", call(), soon()).body == b"hi"
 
 
@@ -160,7 +161,7 @@ def test_the_deadline_holds_for_the_complete_answer(answering: Callable[..., Fak
         with pytest.raises(ModelError, match=r"server error \(0\) from primary .*Your invocation timed out") as cut:
             container.client.invoke("/invocations", call(), soon(0.2))
         assert cut.value.original_status == 0
-        assert time.monotonic() - began < 30  # the fake container never answers
+        assert time.monotonic() - began < PATIENCE / 2  # the fake container never answers
 
 
 def test_a_refused_connection_is_an_error_immediately() -> None:
@@ -184,7 +185,7 @@ def test_a_connection_not_accepted_within_250_ms_is_reported() -> None:
         waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(1)]
         client = Client("primary", port, Events(out, as_json=True), payload_bytes=10, log_stream="")
         with pytest.raises(DeadlinePassed):
-            client.request("GET", "/ping", limit=0.6)
+            client.request("GET", "/ping", limit=2.0)
         for each in waiting:
             each.close()
     events = [json.loads(line) for line in out.getvalue().splitlines()]
@@ -198,7 +199,7 @@ def test_a_broken_stream_and_a_stream_that_times_out_differ(answering: Callable[
     container = answering(
         head + b"2\r\nhi\r\n5\r\nclose", head + b"2\r\nhi\r\n", b"HTTP/1.1 500 x\r\nContent-Length: 0\r\n\r\n"
     )
-    for code, seconds in (("StreamBroken", 60.0), ("ModelInvocationTimeExceeded", 2.0)):
+    for code, seconds in (("StreamBroken", PATIENCE), ("ModelInvocationTimeExceeded", 2.0)):
         parts = iter(container.client.invoke("/invocations", call(stream=True), soon(seconds)).body)
         assert next(parts) == b"hi"
         with pytest.raises(ModelStreamError) as raised:

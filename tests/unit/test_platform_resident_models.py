@@ -16,6 +16,7 @@ from local_test.platform.fleet.resident_models import (
     opaque_id,
     vanished,
 )
+from tests.patience import PATIENCE
 
 
 def resident(name: str, *, used: int = 0, users: int = 0, stage: Stage = Stage.LOADED) -> ResidentModel:
@@ -59,7 +60,7 @@ def test_an_opaque_id_is_alphanumeric_and_stable() -> None:
 
 def soon() -> float:
     """A deadline that no test reaches."""
-    return time.monotonic() + 60
+    return time.monotonic() + PATIENCE
 
 
 def load(residents: ResidentModels, name: str) -> ResidentModel:
@@ -114,14 +115,14 @@ def test_a_call_for_a_model_that_is_being_unloaded_waits_until_it_is_unloaded() 
     waiter = threading.Thread(target=lambda: entered.append(residents.acquire("a", soon())))
     waiter.start()
     residents.unloaded(a)
-    waiter.join(60)
+    waiter.join(PATIENCE)
     assert entered[0][1]
     assert entered[0][0] is not a
 
 
 def test_the_wait_after_a_507_ends_when_a_model_becomes_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """That model is unloaded."""
-    monkeypatch.setattr(resident_models, "WAIT_FOR_IDLE", 60.0)
+    monkeypatch.setattr(resident_models, "WAIT_FOR_IDLE", PATIENCE)
     residents = ResidentModels(caching=True)
     a = load(residents, "a")
     residents.acquire("a", soon())
@@ -130,7 +131,7 @@ def test_the_wait_after_a_507_ends_when_a_model_becomes_idle(monkeypatch: pytest
     waiter = threading.Thread(target=lambda: found.append(residents.free_memory(wanted, soon())))
     waiter.start()
     assert not residents.release(a)
-    waiter.join(60)
+    waiter.join(PATIENCE)
     assert found == [(NextStep.UNLOAD, a)]
 
 

@@ -17,7 +17,7 @@ from serve.handlers.seq2seq.handler import Summarization
 from tests.live import tiny
 from tests.unit import tiny_encoders
 from tests.unit.test_encoders import ask as encode
-from tests.unit.test_text_generation_toys import ask as generate
+from tests.unit.test_generation_toys import ask as generate
 
 
 @pytest.mark.parametrize(("inside", "outside"), [(64, 128), (128, 64), (48, 16), (33, 17)])

@@ -131,3 +131,12 @@ def test_a_run_directory_too_long_for_sockets_is_told_by_its_setting(tmp_path: P
     launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 64)), found)
     with pytest.raises(settings.BadSetting, match="112 bytes"):
         launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 86), multi_model=True), found)
+
+
+def test_input_from_s3_needs_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start is refused, and not the first request that has a reference."""
+    launcher._refuse_missing_boto3(settings.read({"SERVE_S3_INPUTS": "s3://bucket/in"}))
+    monkeypatch.setattr(launcher, "find_spec", lambda _: None)
+    launcher._refuse_missing_boto3(settings.read({}))
+    with pytest.raises(settings.BadSetting, match=r"^SERVE_S3_INPUTS: boto3 is not installed: pip install '.*\[s3\]'$"):
+        launcher._refuse_missing_boto3(settings.read({"SERVE_S3_INPUTS": "s3://bucket/in"}))

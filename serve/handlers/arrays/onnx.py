@@ -34,12 +34,8 @@ class Onnx:
     def __init__(self, model: Model) -> None:
         # It would report each load to its maker, and start a thread for that, since 1.29 (microsoft/onnxruntime#27379).
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        try:
-            import onnxruntime  # not above: an image may not have it
-        except ImportError:
-            raise ModelUnusable(
-                "ONNX Runtime is not in this image", hint='build it in: docker build --build-arg EXTRAS="onnx"'
-            ) from None
+        import onnxruntime  # not above: it may not be installed
+
         self._model = model
         path = chosen(onnx_files(model.directory), "model.onnx", model.options.get("file"))
         options = onnxruntime.SessionOptions()

@@ -127,13 +127,9 @@ class ScikitLearn:
 
 
 def load(model: Model) -> Any:
-    """The estimator. Raises ModelUnusable, naming untrusted types, or how an image gets scikit-learn."""
-    try:
-        import skops.io
-    except ImportError:
-        raise ModelUnusable(
-            "scikit-learn is not in this image", hint='build it in: docker build --build-arg EXTRAS="sklearn"'
-        ) from None
+    """The estimator. Raises ModelUnusable, naming untrusted types."""
+    import skops.io  # not above: it may not be installed
+
     files = sklearn_files(model.directory)
     named = model.options.get("file")
     if not files and model.options.get("allow_pickle") is True:

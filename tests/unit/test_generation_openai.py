@@ -11,7 +11,7 @@ from serve.errors import BadRequest
 from serve.handlers.base import Request
 from serve.handlers.generation.handler import TextGeneration
 from serve.http.addresses import CHAT, COMPLETIONS
-from tests.unit.test_text_generation_toys import POSITIONS, Asked, ask, finish, handler_of, reference, save_toy
+from tests.unit.test_generation_toys import POSITIONS, Asked, ask, finish, handler_of, reference, save_toy
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -1,5 +1,6 @@
 """Text generation: what one caller gets does not depend on who else is there, and equals the library's own answer."""
 
+import itertools
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from serve.errors import DoesNotFit
 from serve.handlers.generation.handler import PREFILL, TextGeneration
 from serve.handlers.generation.sampling import Choice, choose
 from serve.handlers.generation.sequence import Text
-from tests.unit.test_text_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, save_toy
+from tests.unit.test_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, save_toy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz äöü€"
 
@@ -369,11 +370,19 @@ def test_whoever_shared_a_prefill_with_a_caller_who_left_is_still_answered(tmp_p
     assert second.answer == alone
 
 
-def test_at_the_deadline_the_text_so_far_is_the_answer(gpt2: TextGeneration) -> None:
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that begins at 0, and is a millisecond further each time that it is read."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: next(ticks) / 1000)
+
+
+def test_at_the_deadline_the_text_so_far_is_the_answer(gpt2: TextGeneration, ticking: None) -> None:
     body = {"inputs": "ab", "parameters": {"max_new_tokens": 100, "return_full_text": False, "min_new_tokens": 100}}
     whole = ask(gpt2, body)[0]["generated_text"]
-    job = Asked(gpt2, body, deadline=time.monotonic() + 0.05)
-    stream = Asked(gpt2, body | {"stream": True}, deadline=0, stream_deadline=time.monotonic() + 0.05)
+    soon = time.monotonic() + 0.05
+    job = Asked(gpt2, body, deadline=soon)
+    stream = Asked(gpt2, body | {"stream": True}, deadline=0, stream_deadline=soon)
     expired = Asked(gpt2, body, deadline=0)
 
     for each in (job, stream, expired):
@@ -381,6 +390,7 @@ def test_at_the_deadline_the_text_so_far_is_the_answer(gpt2: TextGeneration) -> 
     finish(gpt2, job, stream, expired)
 
     assert job.answer[0]["finish_reason"] == "deadline"
+    assert 0 < len(job.answer[0]["generated_text"]) < len(whole)
     assert whole.startswith(job.answer[0]["generated_text"])
     assert expired.answer == [{"generated_text": "", "finish_reason": "deadline"}]
     assert stream.events[-1]["finish_reason"] == "deadline"
@@ -388,7 +398,7 @@ def test_at_the_deadline_the_text_so_far_is_the_answer(gpt2: TextGeneration) -> 
     assert gpt2.room() == 8
 
 
-def test_beams_end_at_the_deadline_too(gpt2: TextGeneration) -> None:
+def test_beams_end_at_the_deadline_too(gpt2: TextGeneration, ticking: None) -> None:
     body = {"inputs": "ab", "parameters": {"max_new_tokens": 150, "min_new_tokens": 150, "num_beams": 2}}
     job = Asked(gpt2, body, deadline=time.monotonic() + 0.05)
     gpt2.join(job)

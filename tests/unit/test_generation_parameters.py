@@ -13,7 +13,7 @@ from serve.errors import BadRequest
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.parameters import MOST_SEQUENCES, REFUSED, Parameters
 from serve.handlers.generation.sampling import Choice, choose
-from tests.unit.test_text_generation_toys import END, Asked, ask, finish, handler_of, reference, save_toy
+from tests.unit.test_generation_toys import END, Asked, ask, finish, handler_of, reference, save_toy
 
 PROMPTS = ["the cat sat", "a", "on the mat on the mat on", "what is it that the", "zzz zzz"]
 

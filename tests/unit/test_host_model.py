@@ -17,6 +17,7 @@ from serve.host.model_api import Platform
 from serve.host.runners import Runners
 from serve.http import wire
 from serve.slots import Slots
+from tests.patience import PATIENCE
 
 
 class NothingLeft:
@@ -48,7 +49,7 @@ def test_a_failed_load_is_answered_however_late_it_is_looked_at(
     model.fail(InternalError("weights are corrupt"))
     platform.settle()
 
-    theirs.settimeout(5)
+    theirs.settimeout(PATIENCE)
     answer = theirs.recv(4096)
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert b"weights are corrupt" in answer

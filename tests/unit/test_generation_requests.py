@@ -12,7 +12,7 @@ from serve.errors import BadRequest, NotAcceptable, ServeError, UnsupportedMedia
 from serve.handlers.base import Request
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.request import Item
-from tests.unit.test_text_generation_toys import POSITIONS, Asked, ask, finish, handler_of, save_toy
+from tests.unit.test_generation_toys import POSITIONS, Asked, ask, finish, handler_of, save_toy
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,19 @@
-"""Why requests run together, and what they never share: blame."""
+"""A runner's jobs: which of them run together, why one never fails for another, and what the host is told of them."""
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Model, Reply, Request
-from serve.runner.jobs import Batches
+from serve.http.wire import Connection
+from serve.runner.jobs import Answers, Batches, Job
+from serve.slots import Slots
 
 
 class Doubler:
@@ -115,20 +119,24 @@ def test_what_nobody_waits_for_is_not_begun() -> None:
 
 
 @pytest.mark.parametrize(("waited", "expected"), [(5.0, [TooLate]), (0.0, [b"4"])])
-def test_who_cannot_be_done_in_time_is_refused_unless_just_come(waited: float, expected: list[Any]) -> None:
+def test_who_cannot_be_done_in_time_is_refused_unless_just_come(
+    waited: float, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch that takes 0.1 s, and 0.01 s left: refused after a wait; but a fresh one is tried, or one slow batch
     would turn away all that follow."""
 
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
     class Slow(Doubler):
         def predict(self, items: Sequence[int]) -> Sequence[Reply | ServeError]:
-            if not self.batches:
-                time.sleep(0.1)  # the work itself
+            nonlocal now
+            now += 0.1
             return super().predict(items)
 
     batches = Batches(Slow(), 8)
-    batches.join(FakeJob(0))  # type: ignore[arg-type]
+    batches.join(FakeJob(0, arrived=now))  # type: ignore[arg-type]
     batches.step()
-    now = time.monotonic()
     job = FakeJob(2, Request(body=b"", content_type="", deadline=now + 0.01), arrived=now - waited)
     batches.join(job)  # type: ignore[arg-type]
     batches.step()
@@ -146,3 +154,48 @@ def test_who_left_is_forgotten() -> None:
     batches.step()
     assert doubler.batches == [[2]]
     assert leaves.answers == []
+
+
+class Counted(dict[int, Any]):
+    """Jobs by file descriptor, and how often all of them were looked at."""
+
+    looked = 0
+
+    def values(self) -> Any:
+        self.looked += 1
+        return super().values()
+
+
+class NoPoll:
+    def forget(self, fd: int) -> None:
+        pass
+
+
+def test_a_batch_is_not_looked_through_for_each_of_its_members(tmp_path: Path) -> None:
+    """The newest arrival at work is told, whatever order they begin in, and again when the newest has left."""
+    slot = Slots(tmp_path / "slots", create=True).slot(70)
+    answers = Answers("m", NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
+    answers.joined = joined = Counted()
+    now = time.monotonic()
+    peers, jobs = [], []
+    for age in range(50):
+        ours, theirs = socket.socketpair()
+        peers.append(theirs)
+        jobs.append(Job(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
+        joined[ours.fileno()] = jobs[-1]
+
+    def told() -> float:
+        """Seconds since the arrival that the host is told of."""
+        return round(time.time() - slot.get("begun") / 1e3 - (time.monotonic() - now))
+
+    for job in jobs[:-1]:
+        job.begin(now)
+    assert (joined.looked, told()) == (0, 0)
+    for job in jobs[:10]:
+        answers.end(job, b"x", 200)
+    jobs[-1].begin(now)
+    assert (joined.looked, told()) == (1, 10)
+
+    for job, peer in zip(jobs, peers, strict=True):
+        job.connection.close()
+        peer.close()

@@ -24,6 +24,7 @@ from transformers import (
 from serve.errors import ServeError
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.generation.handler import TextGeneration
+from tests.patience import PATIENCE
 
 END = 256
 POSITIONS = 160
@@ -134,7 +135,7 @@ class Asked:
 
 def finish(handler: TextGeneration, *jobs: Asked) -> None:
     """Step until all are answered."""
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + PATIENCE
     while not all(job.done for job in jobs):
         assert time.monotonic() < give_up
         handler.step()
