@@ -242,7 +242,7 @@ def test_a_container_that_was_killed_is_replaced(play: Play, bucket: Bucket) -> 
 def test_a_container_that_stays_red_is_replaced(play: Play, bucket: Bucket) -> None:
     """It lives, but answers no ping: three in a row are enough, and its SIGTERM does not help either."""
     hungry(bucket, "one")
-    instance = play(mme(), ping_limit=1.0, stop_limit=0.2)
+    instance = play(mme(), ping_limit=2.0, stop_limit=0.2)
     stopped = instance.process.pid
     frozen = {stopped} | descendants(stopped)
     for pid in frozen:
@@ -253,7 +253,7 @@ def test_a_container_that_stays_red_is_replaced(play: Play, bucket: Bucket) -> N
         os.kill(pid, signal.SIGCONT)  # SIGTERM, which nginx gets in its launcher's stead, waits for that
 
     wait_until(lambda: len(instance.said("ready")) == 2)
-    assert [each["detail"] for each in instance.said("red")][-3:] == ["GET /ping: no answer within 1 s"] * 3
+    assert [each["detail"] for each in instance.said("red")][-3:] == ["GET /ping: no answer within 2 s"] * 3
     assert instance.answer("one")["name"] == "one"
     wait_until(lambda: not any(map(alive, frozen)))
 

@@ -106,7 +106,7 @@ def test_an_error_of_the_model_is_a_model_error(aws: Account) -> None:
 def test_a_slow_load_is_429_and_goes_on(tmp_path: Path) -> None:
     """ModelNotReadyException after the time a call has; once that load is done, the next call is answered by it."""
     gate = tmp_path / "gate"
-    with account(tmp_path / "w", invoke_limit=1.5) as aws:
+    with account(tmp_path / "w", invoke_limit=4.0) as aws:
         aws.put("slow/slow.tar.gz", toy(tmp_path, "slowload", files={"gate.txt": str(gate)}))
         aws.endpoint("slow", multi_model("slow"))
 
