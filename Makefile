@@ -100,7 +100,7 @@ models: $(VENV)/runtime ## the sample models, where they are missing (minutes th
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove all that was made here: the environment, the models, caches
-	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: made again only when what it was made from changes.

@@ -2,9 +2,11 @@
 # Builds the image and pushes it to this account's ECR: build_and_push.sh [name] [tag]. The last line is its URI@digest.
 # TORCH=cu130 builds for CUDA. The region is AWS_REGION, AWS_DEFAULT_REGION or the profile's.
 set -euo pipefail
+if [[ ${1-} == -h || ${1-} == --help ]]; then sed -n '2,/^set /s/^# //p' "$0"; exit; fi
 name=${1:-sagemaker-serve}
 tag=${2:-latest}
 fail() { echo "build_and_push.sh: $*" >&2; exit 1; }
+[[ $name != -* ]] || fail "unknown option $name: see --help"
 
 command -v docker >/dev/null || fail "docker is missing: install it, https://docs.docker.com/engine/install"
 command -v aws >/dev/null || fail "the AWS CLI is missing: install it, https://docs.aws.amazon.com/cli (or: pip install awscli)"

@@ -19,9 +19,8 @@ from typing import Any
 import botocore.session
 import pytest
 
-from deploy.command_line import OTHERS
+from deploy.cli import VERBS
 from deploy.spec import Spec
-from deploy.verbs import VERBS
 from docs import reference
 from serve.catalog.model_toml import ModelToml
 from serve.settings import Settings
@@ -64,13 +63,13 @@ def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:
     rows = [line.split("|")[1] for line in page("deploy.md").splitlines() if line.startswith("| ")]
     shown = set(re.findall(r"`\[*(\w+)", "".join(rows)))
     keys = {each.metadata.get("key", each.name) for each in fields(Spec)}
-    assert shown | {"pipeline"} == {*VERBS, *OTHERS, *keys}  # pipelines have a page of their own
+    assert shown | {"pipeline"} == {*VERBS, *keys}  # pipelines have a page of their own
 
 
 def test_the_log_events_are_those_of_the_code() -> None:
     """Each event of the code has a place on the page, and each on the page is one of the code."""
     written = {
-        call.args[0].value
+        str(call.args[0].value)
         for path in (ROOT / "serve").rglob("*.py")
         for call in ast.walk(ast.parse(path.read_text()))
         if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)
@@ -115,7 +114,9 @@ def test_files_that_the_documentation_names_exist() -> None:
 def test_every_fence_is_of_a_language_that_is_tested_or_data() -> None:
     """A `bash` block would escape the tests of commands."""
     assert languages() <= {*CODE, *OTHER}
-    assert not [str(block) for block in blocks() if block.language == "console" and not block.not_run]
+    assert not [
+        str(block) for block in blocks() if block.language == "console" and not (block.not_run or block.emulator)
+    ]
 
 
 @pytest.mark.parametrize("block", [each for each in NOT_RUN if each.language != "python"], ids=str)
@@ -276,3 +277,23 @@ def _service(name: str) -> Any:
 @cache
 def _operations(name: str) -> dict[str, str]:
     return {botocore.xform_name(each): each for each in _service(name).operation_names}
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("models/text-classification.md", "text_classification"),
+        ("models/token-classification.md", "token_classification"),
+        ("models/question-answering.md", "question_answering"),
+        ("models/fill-mask.md", "fill_mask"),
+        ("models/zero-shot-classification.md", "zero_shot"),
+        ("models/feature-extraction.md", "feature_extraction"),
+    ],
+)
+def test_the_parameters_of_a_task_are_on_its_page(name: str, module: str) -> None:
+    """Each row names parameters of the task, and each parameter has a row."""
+    parameters = importlib.import_module(f"serve.handlers.encoders.{module}").Parameters
+    table = page(name).split("| parameter |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    common = {"batch_size", "num_workers"}  # of every task, without effect
+    assert set(parameters.__struct_fields__) - common == named

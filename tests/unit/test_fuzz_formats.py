@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import xgboost
 from hypothesis import given
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from serve.errors import ServeError
-from serve.formats import instances, libsvm, parquet, recordio, tables
+from serve.formats import instances, libsvm, recordio, tables
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.xgboost import file_formats, pickles
 from serve.handlers.xgboost.handler import XGBoost
@@ -30,12 +28,6 @@ ROWS = np.array([[1, 2.5, np.nan], [-3, 1e-7, 4]], np.float32)
 def npy(array: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
-    return file.getvalue()
-
-
-def table(**options: Any) -> bytes:
-    file = io.BytesIO()
-    pa.parquet.write_table(pa.table({"a": [1, 2], "b": [0.5, None], "c": [True, False]}), file, **options)
     return file.getvalue()
 
 
@@ -86,11 +78,6 @@ DECODERS: Mapping[str, tuple[Decoder, list[bytes], list[bytes]]] = {
         lambda body: recordio.read(body, WIDTH),
         [records(), records()[:36], records()[:36] * 3],
         [struct.pack("<I", 0xCED7230A), b"\xff\xff\xff\x1f", b"\xff\xff\xff\xff\x0f", b"\x0a", b"\x12", b"\x80", b"\0"],
-    ),
-    "parquet": (
-        lambda body: parquet.read(body, WIDTH),
-        [table(), table(compression="zstd", use_dictionary=False), table(data_page_version="2.0", row_group_size=1)],
-        [b"PAR1", b"\x15", b"\x00", b"\xfe\xff\xff\xff\x0f", b"\xff\xff\xff\x7f", b"\x19\xfc\xff\xff\xff\x7f"],
     ),
 }
 

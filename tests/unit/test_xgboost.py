@@ -245,6 +245,13 @@ def test_the_default_accept_of_the_server_is_honoured_where_it_can_be(
         (b"a,b,c,d,e\n1,2,3,4,5\n", "text/csv", "", BadRequest, "row 1, column 1: 'a' is not a number"),
         (b"1,2,3,4,5", "text/csv", "image/png", NotAcceptable, "Accept 'image/png' names none of the formats"),
         (b"\x00", "image/png", "", UnsupportedMediaType, "Content-Type 'image/png' is not read by this model"),
+        (
+            b"PAR1",
+            "application/x-parquet",
+            "",
+            UnsupportedMediaType,
+            "Content-Type 'application/x-parquet' is not read by this model",
+        ),
     ],
 )
 def test_a_bad_request_is_refused_with_its_reason(

@@ -9,16 +9,16 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from serve.errors import ModelUnusable, ServeError, UnsupportedMediaType
-from serve.formats import instances, libsvm, parquet, recordio, tables
+from serve.formats import instances, libsvm, recordio, tables
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.xgboost import model_files, output
 from serve.handlers.xgboost.output import CSV, JSON, JSONLINES, RECORDIO, WRITES, Selection
 from serve.handlers.xgboost.predictor import Scores
 from serve.http import media
 
-_NPY, _PARQUET = "application/x-npy", "application/x-parquet"
+_NPY = "application/x-npy"
 _LIBSVM = ("text/libsvm", "text/x-libsvm", "libsvm")
-_READS = (CSV, "text/libsvm", RECORDIO, _PARQUET, JSON, JSONLINES, _NPY)
+_READS = (CSV, "text/libsvm", RECORDIO, JSON, JSONLINES, _NPY)
 _AWS_READS = (CSV, RECORDIO, *_LIBSVM)
 _LABEL_SIZE = re.compile(r'label_size\s*=\s*"?(\w+)')
 
@@ -70,8 +70,6 @@ class XGBoost:
             return Item(instances.lines(tables.text(request), self._width, self._model_field), media_type)
         if kind == RECORDIO:
             return Item(recordio.read(body, self._width), media_type)
-        if kind == _PARQUET:
-            return Item(parquet.read(body, self._width), media_type)
         raise UnsupportedMediaType(
             f"Content-Type {kind[:100]!r} is not read by this model", hint="send one of: " + ", ".join(_READS)
         )
