@@ -12,7 +12,7 @@ import pytest
 
 from local_test import multi_model_example
 from tests.live import tiny
-from tests.live.stack import ROOT, alive, descendants, wait_until
+from tests.live.stack import IGNORING_SIGINT, ROOT, alive, descendants, wait_until
 from tests.patience import PATIENCE
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
@@ -25,7 +25,9 @@ class Command:
         self._out = out
         with out.open("w") as stdout:
             command = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", *arguments]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=CLEAN, stdout=stdout, stderr=stdout)
+            self.process = subprocess.Popen(
+                [*IGNORING_SIGINT, *command], cwd=ROOT, env=CLEAN, stdout=stdout, stderr=stdout
+            )
 
     @property
     def said(self) -> str:
