@@ -9,7 +9,7 @@ from bench.in_process import InProcess
 from bench.memory import private_sum, proportional_bytes, runners, web_workers
 from bench.rows import CELLS
 from bench.stacks import Ours, model_dir
-from serve.catalog.catalog import describe
+from serve.catalog.scan import describe
 from serve.machine import private_bytes
 from tests.live.stack import wait_until
 

@@ -103,10 +103,10 @@ def _run(verb: str, chosen: Settings) -> int:
         return job.run(chosen)
     if verb == "conf":
         from serve import nginx
-        from serve.catalog import catalog
+        from serve.catalog.scan import scan
 
         run_dir = chosen.run_dir or Path(os.environ.get("TMPDIR", "/tmp"))
-        found = catalog.scan(chosen.model_dir, chosen.hf_task, chosen.program)
+        found = scan(chosen.model_dir, chosen)
         print(nginx.rendered(replace(chosen, run_dir=run_dir), found))
         return 0
     for name, source in chosen.sources.items():
@@ -128,8 +128,8 @@ def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
     if part == "runner":
         from serve.runner import main as runner
 
-        order, listener, control = map(int, rest)
-        runner.begin(order, listener, control, chosen)
+        number, config, listener, control = map(int, rest[:4])
+        runner.begin(number, config, listener, control, chosen, rest[4:])
         return 0
     from serve.train import booster
 

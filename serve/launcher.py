@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from serve import banner, nginx
-from serve.catalog import catalog
+from serve.catalog.catalog import Catalog
+from serve.catalog.scan import scan
 from serve.children import Children
 from serve.errors import ModelNotFound
 from serve.failures import how_to_install
@@ -63,7 +64,7 @@ class Launcher:
         assert settings.run_dir is not None
         _clear(settings)
         settings.sockets.mkdir(mode=0o700)
-        found = catalog.scan(settings.model_dir, settings.hf_task, settings.program)
+        found = scan(settings.model_dir, settings)
         _refuse_unknown_models(settings, found)
         _refuse_long_paths(settings, found)
         _refuse_missing_boto3(settings)
@@ -97,7 +98,7 @@ class Launcher:
             # Asked behind nginx first, so that its log does not begin with our own impatience.
             if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
-                found = catalog.scan(self._settings.model_dir, self._settings.hf_task, self._settings.program)
+                found = scan(self._settings.model_dir, self._settings)
                 print(banner.curls(self._settings, found), flush=True)
                 return
             self._children.pause(0.05)
@@ -162,7 +163,7 @@ def _pings(family: int, address: str | tuple[str, int]) -> bool:
         return False
 
 
-def _refuse_unknown_models(settings: Settings, found: catalog.Catalog) -> None:
+def _refuse_unknown_models(settings: Settings, found: Catalog) -> None:
     """Raise BadSetting for a setting that names a model there is not."""
     for field in ("preload", "pin", "default_model"):
         said = getattr(settings, field)
@@ -174,7 +175,7 @@ def _refuse_unknown_models(settings: Settings, found: catalog.Catalog) -> None:
                 raise BadSetting(f"{settings.sources[field]}: {error.message}. {error.hint}".rstrip(". ")) from error
 
 
-def _refuse_long_paths(settings: Settings, found: catalog.Catalog) -> None:
+def _refuse_long_paths(settings: Settings, found: Catalog) -> None:
     """Raise BadSetting where a socket's path would be too long; on a multi-model endpoint no model is known yet."""
     names = [SHORT_ID] if settings.multi_model else [SHORT_ID, *found.entries]
     longest = max((settings.sockets / socket_name(name) for name in names), key=lambda path: len(os.fsencode(path)))

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 from deploy.errors import Failed
 from deploy.models.upload import Count
 from deploy.progress import counted, sized
-from serve.catalog import archive, catalog
-from serve.catalog.catalog import Spec, describe
+from serve.catalog import archive
+from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import JUNK, pickled, shown, xgboost_files
+from serve.catalog.scan import describe, scan
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.http.addresses import PLAIN
 
@@ -32,7 +33,6 @@ LEVEL = 1
 # No part of a model, and some differ at each run: Python's caches contain times.
 LEFT_OUT = JUNK | {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", ".ipynb_checkpoints"}
 LONGEST_PATH = 900  # bytes; a key in S3 has at most 1,024
-READ_PICKLES = ("sklearn", "xgboost")  # the handlers with the option `allow_pickle`
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Contents:
 
     files: tuple[Source, ...]  # sorted by name
     left_out: tuple[str, ...]
-    models: tuple[Spec, ...]
+    models: tuple[ModelConfig[Any], ...]
     bundle: bool  # several models: a multi-model endpoint loads one model from an archive, and cannot serve them
 
     @property
@@ -166,7 +166,7 @@ def _refuse_odd(name: str, path: Path, mode: int) -> None:
         raise Failed(f"{printable}: {kind} is not supported; only files can be packed")
 
 
-def _models(directory: Path, name: str) -> tuple[tuple[Spec, ...], bool]:
+def _models(directory: Path, name: str) -> tuple[tuple[ModelConfig[Any], ...], bool]:
     """The models that the container would find here. Raises Failed with all its complaints."""
     try:  # one model in the directory, as a multi-model endpoint loads it
         alone = describe(name, directory)
@@ -183,16 +183,16 @@ def _models(directory: Path, name: str) -> tuple[tuple[Spec, ...], bool]:
     return tuple(specs), bundle
 
 
-def _bundle(directory: Path) -> tuple[list[Spec], list[str]]:
+def _bundle(directory: Path) -> tuple[list[ModelConfig[Any]], list[str]]:
     """The models in a directory of several, and their problems."""
     specs, problems = [], []
-    for entry in catalog.scan(directory).entries.values():
+    for entry in scan(directory).entries.values():
         where = "" if entry.path == directory else f"{entry.name}: "
         if entry.problem:
             problems.append(where + entry.problem)
-        elif entry.spec:
-            specs.append(entry.spec)
-            problems += [where + each for each in _pickles(entry.spec)]
+        elif entry.config:
+            specs.append(entry.config)
+            problems += [where + each for each in _pickles(entry.config)]
         else:
             with _unpacked(entry.path) as inner:
                 specs.append(describe(entry.name, inner))
@@ -200,10 +200,9 @@ def _bundle(directory: Path) -> tuple[list[Spec], list[str]]:
     return specs, problems
 
 
-def _pickles(spec: Spec) -> Iterator[str]:
+def _pickles(spec: ModelConfig[Any]) -> Iterator[str]:
     """The pickles that the handler would refuse. A model with own code, or with `allow_pickle`, may contain pickles."""
-    opted_in = spec.handler in READ_PICKLES and spec.options.get("allow_pickle") is True
-    if spec.handler == "custom" or opted_in:
+    if spec.handler == "custom" or getattr(spec.options, "allow_pickle", False):
         return
     boosters = [each for each in xgboost_files(spec.directory) if _opens_as_pickle(each)]
     for found in (*pickled(spec.directory), *boosters):

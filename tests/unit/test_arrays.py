@@ -16,12 +16,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from serve.catalog.catalog import describe
+from serve.catalog.scan import describe
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, UnsupportedMediaType
 from serve.handlers.arrays import torch_archive
 from serve.handlers.arrays.onnx import Onnx, stackable
 from serve.handlers.arrays.torch_program import TorchProgram
-from serve.handlers.base import Model, Request
+from serve.handlers.base import Request
+from tests.unit.configs import config_of
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 Built = Onnx | TorchProgram
@@ -81,8 +82,8 @@ def scripted(directory: Path) -> None:
 def built(directory: Path, **options: Any) -> Built:
     """By the handler that the directory's files choose."""
     (directory / "model.toml").write_text("")
-    model = Model(name="m", directory=directory, options=options)
-    return Onnx(model) if describe("m", directory).handler == "onnx" else TorchProgram(model)
+    model = config_of(describe("m", directory).handler, directory, options)
+    return Onnx(model) if model.handler == "onnx" else TorchProgram(model)
 
 
 def item(handler: Built, body: bytes, content_type: str = JSON, accept: str = "") -> Any:
@@ -159,8 +160,8 @@ def test_onnx_runtime_calls_nobody(tmp_path: Path) -> None:
     """Its telemetry, on by default, has a thread of its own; a model of one thread is a process of one."""
     onnx_model(tmp_path)
     code = (
-        "import os, pathlib; from serve.handlers.base import Model; from serve.handlers.arrays.onnx import Onnx;"
-        f"Onnx(Model(name='m', directory=pathlib.Path({str(tmp_path)!r}))); print(len(os.listdir('/proc/self/task')))"
+        "import os, pathlib; from serve.catalog.scan import describe; from serve.handlers.arrays.onnx import Onnx;"
+        f"Onnx(describe('m', pathlib.Path({str(tmp_path)!r}))); print(len(os.listdir('/proc/self/task')))"
     )
     environ = {"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1"}
     ran = subprocess.run(

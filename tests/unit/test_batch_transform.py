@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from serve import settings
-from serve.catalog import catalog
+from serve.catalog.catalog import Catalog
+from serve.catalog.scan import scan
 from serve.machine import cpus
 from serve.web.batch_transform import parameters
 
@@ -22,7 +23,7 @@ from serve.web.batch_transform import parameters
 )
 def test_the_payload_is_what_somebody_set(environ: dict[str, str], payload: int) -> None:
     """Else the platform's own default; the product never passes the 100 MB that CreateTransformJob takes."""
-    told = parameters(settings.read(environ), catalog.Catalog([]))
+    told = parameters(settings.read(environ), Catalog([]))
     assert told == {"MaxConcurrentTransforms": min(cpus()[0], 100 // payload), "MaxPayloadInMB": payload}
 
 
@@ -32,5 +33,5 @@ def test_copies_of_a_model_work_at_the_same_time(tmp_path: Path) -> None:
     (model / "code").mkdir(parents=True)
     (model / "code" / "inference.py").touch()
     (model / "model.toml").write_text("copies = 16")
-    told = parameters(settings.read({}), catalog.scan(tmp_path))
+    told = parameters(settings.read({}), scan(tmp_path))
     assert told["MaxConcurrentTransforms"] == max(16, cpus()[0])

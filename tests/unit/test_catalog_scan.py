@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from serve.catalog.catalog import scan
+from serve.catalog.scan import scan
 from tests.unit.model_files import BOOSTER, GPT2, hugging, put, xgboost
 from tests.unit.processor_time import processor_time_below
 
@@ -42,8 +42,8 @@ def test_each_directory_and_archive_is_a_model_and_the_rest_is_passed_over(root:
         ("b", root / "b", False, None),
         ("c", root / "c.tgz", True, None),
     ]
-    assert found["a"].spec is None
-    assert found["b"].spec is not None
+    assert found["a"].config is None
+    assert found["b"].config is not None
 
 
 def test_a_directory_wins_over_the_archive_it_came_from(root: Path) -> None:
@@ -72,8 +72,8 @@ def test_files_at_the_root_are_one_model(root: Path, files: dict[str, str], hand
     entry = scan(root).entries["model"]
 
     assert scan(root).default() == "model"
-    assert entry.spec is not None
-    assert (entry.spec.handler, entry.path) == (handler, root)
+    assert entry.config is not None
+    assert (entry.config.handler, entry.path) == (handler, root)
 
 
 def test_a_model_at_the_root_has_the_name_its_card_says(root: Path) -> None:
@@ -151,8 +151,8 @@ def test_one_bad_model_harms_no_other(root: Path) -> None:
 
     found = scan(root).entries
 
-    assert found["good"].spec is not None
-    assert found["bad"].spec is None
+    assert found["good"].config is not None
+    assert found["bad"].config is None
     assert "model.toml: not valid TOML" in (found["bad"].problem or "")
 
 
@@ -170,7 +170,7 @@ def test_a_thousand_models_are_scanned_within_a_second(root: Path) -> None:
 def test_no_framework_is_imported_to_tell_models_apart() -> None:
     """The host stays small."""
     code = (
-        "import sys, serve.catalog.catalog, serve.catalog.archive;"
+        "import sys, serve.catalog.scan, serve.catalog.archive;"
         "sys.exit(', '.join({'torch', 'transformers', 'xgboost', 'numpy', 'safetensors'} & sys.modules.keys()) or 0)"
     )
 
@@ -196,7 +196,7 @@ def test_an_alias_belongs_to_the_first_model_that_claims_it(root: Path) -> None:
 
     assert catalog.resolve("rings") == "a"
     for second in ("b", "c"):
-        assert catalog.entries[second].spec is None
+        assert catalog.entries[second].config is None
         assert catalog.entries[second].problem == "model.toml: aliases: 'rings' is taken by the model 'a'"
         assert catalog.resolve(second) == second
 

@@ -19,11 +19,12 @@ import xgboost
 
 from serve.errors import BadRequest, InternalError, ModelNotFound, ModelUnusable, NotAcceptable, UnsupportedMediaType
 from serve.formats import recordio
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.custom.defaults import Toolkit, columns, of
 from serve.handlers.custom.handler import Custom
 from serve.handlers.xgboost import dmatrix
 from tests.live import tiny
+from tests.unit.configs import config_of
 
 JSON, CSV = "application/json", "text/csv"
 
@@ -39,7 +40,7 @@ def served(tmp_path: Path) -> Callable[..., Custom]:
     def serve(code: str, **settings: Any) -> Custom:
         (tmp_path / "code").mkdir(exist_ok=True)
         (tmp_path / "code" / "inference.py").write_text(dedent(code))
-        return Custom(Model(name="mine", directory=tmp_path, **settings))
+        return Custom(config_of(Custom, name="mine", directory=tmp_path, **settings))
 
     return serve
 
@@ -126,7 +127,8 @@ def test_a_toolkit_that_cannot_be_told_is_said(served: Callable[..., Custom]) ->
     csv = outcome(handler, b"inputs\na", CSV)
     assert csv.body == b'{"inputs":["a"]}'
     with pytest.raises(
-        ModelUnusable, match=r"options.toolkit: 'keras' is none of pytorch, sklearn, xgboost, huggingface"
+        ModelUnusable,
+        match=r"options.toolkit: unsupported value 'keras'; use one of: pytorch, sklearn, xgboost, huggingface",
     ):
         served(code, options={"toolkit": "keras"})
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from deploy.cli import main
 from deploy.errors import Failed
 from deploy.models import archives
-from serve.catalog import archive, catalog
+from serve.catalog import archive
+from serve.catalog.scan import scan
 
 BOOSTER = b'{"learner": {}}'
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="._- "), min_size=1, max_size=60).filter(
@@ -185,7 +186,7 @@ PICKLE = pickle.dumps([1])
         ({"config.json": CONFIG, "pytorch_model.bin": b"PK"}, "pytorch_model.bin: a pickle runs code"),
         (
             {"config.json": CONFIG, "pytorch_model.bin": b"PK", "model.toml": b"[options]\nallow_pickle = true"},
-            "pytorch_model.bin: a pickle runs code",  # no handler of transformers' models would
+            "model.toml: no option of text_generation named 'allow_pickle'; known: dtype, quantize",
         ),
         ({"a/model.ubj": BOOSTER, "b/model.pkl": PICKLE, "c/x": b""}, "b: model.pkl: a pickle"),
         ({"a/model.ubj": BOOSTER, "b/model.pkl": PICKLE, "c/x": b""}, "c: no handler recognises it: found x"),
@@ -223,7 +224,7 @@ def test_a_directory_of_models_is_a_bundle(model: Path, tmp_path: Path) -> None:
     assert (found.bundle, found.kinds) == (True, "a (xgboost), b (xgboost)")
 
     into = archive.unpack(_written(str(tmp_path), packed(bundle, "all")), tmp_path / "into", limit_bytes=1 << 30)
-    assert list(catalog.scan(into).entries) == ["a", "b"]
+    assert list(scan(into).entries) == ["a", "b"]
     assert not archives.of_directory(model, "m").bundle
 
 

@@ -46,7 +46,7 @@ def test_weights_count_at_the_precision_they_are_loaded_in(
     """Float32 unless told otherwise, for that is what processors want; whole numbers stay as they are."""
     safetensors(tmp_path / "model.safetensors", tensors)
 
-    assert memory_bytes(tmp_path, "text_generation", {"dtype": dtype}) == TORCH_FLOOR + expected
+    assert memory_bytes(tmp_path, "text_generation", dtype) == TORCH_FLOOR + expected
 
 
 @pytest.mark.parametrize(("dtype", "rest"), [(None, 4), ("bfloat16", 2)])
@@ -66,7 +66,7 @@ def test_quantised_weights_count_at_a_byte_each(tmp_path: Path, dtype: str | Non
     head = json.dumps(parts).encode()
     (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(end))
 
-    needed = memory_bytes(tmp_path, "text_generation", {"quantize": "int8"} | ({"dtype": dtype} if dtype else {}))
+    needed = memory_bytes(tmp_path, "text_generation", dtype, quantized=True)
 
     assert needed == TORCH_FLOOR + 800 + 256 + rest * (800 + 80 + 8)
 

@@ -11,9 +11,9 @@ import transformers
 from safetensors.torch import load_file
 
 from serve.errors import ModelUnusable
-from serve.handlers.base import Model
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from tests.unit import tiny_encoders as tiny
+from tests.unit.configs import config_of
 from tests.unit.test_encoders import LONG, ONE, TWO, ask, reply, same
 
 
@@ -35,7 +35,7 @@ from tests.unit.test_encoders import LONG, ONE, TWO, ask, reply, same
 def test_a_sentence_is_one_vector(tmp_path: Path, pooling: dict[str, Any], pooled: Any, normalize: bool) -> None:
     """As 1_Pooling/config.json says; padding has no part in it, and what is too long is cut to max_seq_length."""
     directory = tiny.sentences(tmp_path, normalize=normalize, **pooling)
-    handler = FeatureExtraction(Model(name="x", directory=directory, task="sentence-embeddings"))
+    handler = FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory, task="sentence-embeddings"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     network = transformers.AutoModel.from_pretrained(directory, add_pooling_layer=False).eval()
 
@@ -71,7 +71,7 @@ def test_dense_layers_follow_the_pooling(tmp_path: Path) -> None:
 def embeddings(directory: Path, *, normalized: bool = True) -> Any:
     if not normalized:
         tiny.modules(directory, "", "1_Pooling")
-    return ask(FeatureExtraction(Model(name="x", directory=directory)), [ONE, TWO])
+    return ask(FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory)), [ONE, TWO])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_dense_layer_that_cannot_be_served_is_named(
         file.rename(file.with_name(weights))
 
     with pytest.raises(ModelUnusable, match=message) as refused:
-        FeatureExtraction(Model(name="x", directory=directory))
+        FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory))
 
     assert refused.value.hint
 
@@ -110,4 +110,4 @@ def test_a_dense_layer_of_another_width_is_found_at_the_load(tmp_path: Path) -> 
     tiny.modules(directory, "", "1_Pooling", "2_Dense")
 
     with pytest.raises(ModelUnusable, match="do not fit the model's vectors of 16"):
-        FeatureExtraction(Model(name="x", directory=directory))
+        FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory))

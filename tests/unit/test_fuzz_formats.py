@@ -16,9 +16,10 @@ from scipy.sparse import csr_matrix
 
 from serve.errors import ServeError
 from serve.formats import instances, libsvm, recordio, tables
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import file_formats, pickles
 from serve.handlers.xgboost.handler import XGBoost
+from tests.unit.configs import config_of
 
 WIDTH = 3
 OLD = Path(__file__).parent / "old_models"
@@ -157,7 +158,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> XGBoost:
     rows = np.random.default_rng(0).normal(size=(40, WIDTH)).astype(np.float32)
     booster = xgboost.train({"nthread": 1, "max_depth": 2}, xgboost.DMatrix(rows, rows[:, 0]), 2)
     booster.save_model(directory / "model.ubj")
-    return XGBoost(Model(name="trees", directory=directory))
+    return XGBoost(config_of(XGBoost, name="trees", directory=directory))
 
 
 OLD_MODELS = [(OLD / name).read_bytes() for name in ("logistic-1.7.6.model", "gblinear-1.7.6.model")]

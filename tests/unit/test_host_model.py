@@ -38,7 +38,7 @@ def test_a_failed_load_is_answered_however_late_it_is_looked_at(
 ) -> None:
     """Though the pause after the failure is over by then: else it would be neither loaded nor gone, for ever."""
     monkeypatch.setattr(hosted, "FIRST_PAUSE", 0.0)
-    entry = Entry(name="m", path=tmp_path, archive=False, spec=None, problem=None)
+    entry = Entry(name="m", path=tmp_path, archive=False)
     model = Hosted(entry, tmp_path / "m.sock", 8)
     ours, theirs = socket.socketpair()
     rest = NothingLeft()

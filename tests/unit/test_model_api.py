@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve import errors
-from serve.catalog.catalog import real
+from serve.catalog.scan import real
 from serve.errors import BadRequest, ModelNotFound
 from serve.host.model_api import NAME, page, requested
 from serve.http.addresses import socket_name

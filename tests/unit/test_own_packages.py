@@ -1,14 +1,15 @@
 """What a model's requirements.txt asks for is compared with what is here, and what is missing is named."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve import settings
+from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelUnusable
 from serve.runner import own_packages
+from tests.unit.configs import config_of
 
 HERE = {"tiny": "1.5", "Other_Thing": "2.0+local"}
 
@@ -48,8 +49,8 @@ def test_requirements_that_nothing_meets_are_listed(tmp_path: Path, site: Path, 
     assert own_packages.missing(tmp_path / "requirements.txt", [str(site)]) == unmet
 
 
-def order(directory: Path) -> Mapping[str, Any]:
-    return {"name": "m", "handler": "custom", "directory": str(directory)}
+def config(directory: Path) -> ModelConfig[Any]:
+    return config_of("custom", directory)
 
 
 def test_what_is_missing_makes_the_model_unusable_unless_it_may_be_installed(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_what_is_missing_makes_the_model_unusable_unless_it_may_be_installed(tmp
     (tmp_path / "code" / "lib").mkdir(parents=True)
     (tmp_path / "code" / "requirements.txt").write_text("numpy\nno-such-package-here==1\n")
     with pytest.raises(ModelUnusable) as refused:
-        own_packages.prepare(order(tmp_path), settings.read({"SERVE_RUN_DIR": str(tmp_path)}))
+        own_packages.prepare(config(tmp_path), settings.read({"SERVE_RUN_DIR": str(tmp_path)}))
     assert refused.value.message == (
         "code/requirements.txt asks for what is not here: no-such-package-here==1 (not installed)"
     )
@@ -71,19 +72,19 @@ def test_a_pin_that_the_image_does_not_meet_is_one_that_may_be_loosened(tmp_path
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "requirements.txt").write_text("numpy==1.0\n")
     with pytest.raises(ModelUnusable, match=r"numpy==1.0 \(\d.* is here\)") as refused:
-        own_packages.prepare(order(tmp_path), settings.read({"SERVE_RUN_DIR": str(tmp_path)}))
+        own_packages.prepare(config(tmp_path), settings.read({"SERVE_RUN_DIR": str(tmp_path)}))
     assert refused.value.hint.startswith("loosen what need not be that very version; put it into the archive")
 
 
 def test_a_model_with_nothing_of_its_own_needs_no_fresh_interpreter(tmp_path: Path) -> None:
     """Nor does one whose requirements are met; what is vendored is imported from before all else."""
     chosen = settings.read({"SERVE_RUN_DIR": str(tmp_path)})
-    assert own_packages.prepare(order(tmp_path), chosen) == []
+    assert own_packages.prepare(config(tmp_path), chosen) == []
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "requirements.txt").write_text("numpy>=1\n")
-    assert own_packages.prepare(order(tmp_path), chosen) == []
+    assert own_packages.prepare(config(tmp_path), chosen) == []
     (tmp_path / "code" / "lib").mkdir()
-    assert own_packages.prepare(order(tmp_path), chosen) == [tmp_path / "code" / "lib"]
+    assert own_packages.prepare(config(tmp_path), chosen) == [tmp_path / "code" / "lib"]
 
 
 def test_the_last_error_of_pip_is_what_is_said() -> None:

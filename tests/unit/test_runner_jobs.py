@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.http.wire import Connection
 from serve.runner.jobs import Answers, Batches, Job
 from serve.slots import Slots
@@ -19,7 +20,7 @@ from serve.slots import Slots
 class Doubler:
     """Answers twice the number; a negative one fails whatever batch it is in; even and odd do not mix."""
 
-    def __init__(self, model: Model | None = None) -> None:
+    def __init__(self, model: ModelConfig[Any] | None = None) -> None:
         self.batches: list[list[int]] = []
 
     def decode(self, request: Request) -> int:

@@ -14,9 +14,9 @@ import pytest
 import xgboost
 
 from serve.errors import ModelUnusable
-from serve.handlers.base import Model
 from serve.handlers.xgboost import file_formats, model_files, pickles
 from serve.handlers.xgboost.predictor import Ensemble, Scorer
+from tests.unit.configs import config_of
 
 OLD = Path(__file__).parent / "old_models"  # saved by the XGBoost in their names
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -38,7 +38,7 @@ def train(seed: int = 0, width: int = 4, **parameters: Any) -> xgboost.Booster:
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     def start(**settings: Any) -> Scorer | Ensemble:
-        return model_files.load(Model(name="trees", directory=tmp_path, **settings))
+        return model_files.load(config_of("xgboost", name="trees", directory=tmp_path, **settings))
 
     return start
 
@@ -151,7 +151,7 @@ def test_a_pickle_is_loaded_where_its_model_toml_allows_it(
 def test_options_of_the_wrong_type_are_told(tmp_path: Path, load: Load) -> None:
     """`"false"` is not false."""
     for name in ("allow_pickle", "ensemble"):
-        with pytest.raises(ModelUnusable, match=rf"^model.toml: options.{name}: needs true or false, not 'false'$"):
+        with pytest.raises(ModelUnusable, match=rf"^model.toml: options.{name}: Expected `bool.*`, got `str`$"):
             load(options={name: "false"})
 
 

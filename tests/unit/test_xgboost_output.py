@@ -14,8 +14,9 @@ import xgboost
 
 from serve.errors import ModelUnusable, UnsupportedMediaType
 from serve.formats import recordio
-from serve.handlers.base import Model, Request
+from serve.handlers.base import Request
 from serve.handlers.xgboost.handler import XGBoost
+from tests.unit.configs import config_of
 
 CSV, JSON, JSONLINES, RECORDIO = (
     "text/csv",
@@ -44,7 +45,7 @@ def serve(tmp_path: Path) -> Serve:
 
     def start(objective: str, **settings: Any) -> XGBoost:
         train(objective).save_model(tmp_path / "model.ubj")
-        return XGBoost(Model(name="trees", directory=tmp_path, **settings))
+        return XGBoost(config_of(XGBoost, name="trees", directory=tmp_path, **settings))
 
     return start
 
@@ -212,7 +213,7 @@ def test_a_model_may_choose_for_itself(serve: Serve) -> None:
     assert ask(serve("reg:squarederror", inference_output="labels", multi_model=True), CSV)[1] == f"{a},{b}"
     own = serve("reg:squarederror", multi_model=True, options={"inference_output": "predicted_score"})
     assert ask(own, JSONLINES)[1] == f'{{"predicted_score": {a}}}\n{{"predicted_score": {b}}}\n'
-    with pytest.raises(ModelUnusable, match=r"^model.toml: options.inference_output: needs names with commas"):
+    with pytest.raises(ModelUnusable, match=r"^model.toml: options.inference_output: Expected `str"):
         serve("reg:squarederror", options={"inference_output": 3})
 
 

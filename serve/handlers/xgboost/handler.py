@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from serve.errors import ModelUnusable, ServeError, UnsupportedMediaType
+from serve.catalog.model_config import ModelConfig
+from serve.errors import ServeError, UnsupportedMediaType
 from serve.formats import instances, libsvm, recordio, tables
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import model_files, output
+from serve.handlers.xgboost.options import XGBoostOptions
 from serve.handlers.xgboost.output import CSV, JSON, JSONLINES, RECORDIO, WRITES, Selection
 from serve.handlers.xgboost.predictor import Scores
 from serve.http import media
@@ -32,7 +34,7 @@ class Item:
 class XGBoost:
     records = (CSV,)  # and not libsvm: whether its indices count from 0 or 1, only all its lines tell
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[XGBoostOptions]) -> None:
         self._scores = model_files.load(model)
         self._width = self._scores.width
         self._model_field = model.model_field
@@ -40,9 +42,9 @@ class XGBoost:
         self._default = model.default_accept if model.default_accept in WRITES else default
         self._writers = output.writers(model.multi_model, model.batch_transform)
         # AWS's container asks a multi-model endpoint's environment for nothing; a model.toml is the model's own.
-        asked = model.options.get("inference_output", "" if model.multi_model else model.inference_output)
-        if not isinstance(asked, str):
-            raise ModelUnusable(f"model.toml: options.inference_output: needs names with commas, not {asked!r}")
+        asked = model.options.inference_output
+        if asked is None:
+            asked = "" if model.multi_model else model.inference_output
         if asked:
             selection = Selection(asked, self._scores.objective, self._scores.classes)
             self._writers = selection.writers(model.batch_transform)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.catalog.catalog import Spec, describe
-from serve.catalog.model_toml import Example
+from serve.catalog.model_config import Example, ModelConfig
+from serve.catalog.scan import describe
+from serve.handlers.xgboost.options import XGBoostOptions
 from tests.unit.model_files import refusal, xgboost
 
 
@@ -24,7 +25,7 @@ def test_everything_a_card_may_say_is_in_the_spec(tmp_path: Path) -> None:
         pin = true
         preload = true
         max_batch = 64
-        options.dtype = "float32"
+        options.ensemble = false
         [example]
         content_type = "text/csv"
         body = "1,2"
@@ -33,7 +34,7 @@ def test_everything_a_card_may_say_is_in_the_spec(tmp_path: Path) -> None:
 
     spec = describe("abalone", tmp_path)
 
-    assert spec == Spec(
+    assert spec == ModelConfig(
         name="abalone",
         directory=tmp_path,
         handler="xgboost",
@@ -45,7 +46,7 @@ def test_everything_a_card_may_say_is_in_the_spec(tmp_path: Path) -> None:
         pin=True,
         preload=True,
         max_batch=64,
-        options={"dtype": "float32"},
+        options=XGBoostOptions(ensemble=False),
         example=Example(content_type="text/csv", body="1,2"),
         bytes=spec.bytes,
     )
