@@ -13,7 +13,7 @@ import pytest
 from local_test import multi_model_example
 from local_test.platform.__main__ import main, parse
 from tests.live import tiny
-from tests.live.stack import ROOT, alive, descendants, wait_until
+from tests.live.stack import IGNORING_SIGINT, ROOT, alive, descendants, wait_until
 from tests.patience import PATIENCE
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
@@ -156,7 +156,7 @@ def test_help_goes_to_stdout_with_status_0(capsys: pytest.CaptureFixture[str]) -
 
 def test_sigint_stops_a_command_that_inherited_it_as_ignored(run: Callable[..., Command]) -> None:
     """A shell without job control starts background processes with SIGINT ignored."""
-    command = run(wrapper=["sh", "-c", "trap '' INT; exec \"$@\"", "sh"])
+    command = run(wrapper=IGNORING_SIGINT)
     command.exported()
 
     command.process.send_signal(signal.SIGINT)
