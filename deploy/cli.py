@@ -93,6 +93,10 @@ def _explained(action: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout at exit
         return FAILED
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in ("boto3", "botocore"):
+            raise
+        return _refused("boto3 is not installed: pip install 'sagemaker-serve[deploy]'", INVALID)
     except Exception as error:
         from deploy import aws
 

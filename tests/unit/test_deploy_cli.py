@@ -123,3 +123,13 @@ def test_an_invalid_command_line_is_exit_code_2(
         main(words)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_missing_boto3_is_named_with_the_extra_that_installs_it() -> None:
+    """The package installs the command with and without its extra."""
+    without = (
+        "import sys; sys.modules |= {'boto3': None, 'botocore': None}; from deploy import cli; sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", without, "status", "x"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "boto3 is not installed: pip install 'sagemaker-serve[deploy]'\n"
