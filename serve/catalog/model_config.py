@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -186,6 +187,9 @@ class _Head(msgspec.Struct):
     handler: str
 
 
+_HEAD = msgspec.msgpack.Decoder(_Head)
+
+
 def encoded(config: ModelConfig[Any]) -> bytes:
     """A model's record as bytes."""
     return msgspec.msgpack.encode(config, enc_hook=to_bytes)
@@ -193,10 +197,14 @@ def encoded(config: ModelConfig[Any]) -> bytes:
 
 def decoded(raw: bytes) -> ModelConfig[Any]:
     """The record that `encoded` wrote, its options in their handler's struct."""
-    handler = msgspec.msgpack.decode(raw, type=_Head).handler
+    return decoder(_HEAD.decode(raw).handler).decode(raw)
+
+
+@cache
+def decoder(handler: str) -> msgspec.msgpack.Decoder[ModelConfig[Any]]:
+    """The decoder of a handler's records. Made before a fork, it costs the children no memory."""
     kind: Any = ModelConfig
-    config: ModelConfig[Any] = msgspec.msgpack.decode(raw, type=kind[options_of(handler)], dec_hook=from_bytes)
-    return config
+    return msgspec.msgpack.Decoder(kind[options_of(handler)], dec_hook=from_bytes)
 
 
 def to_bytes(path: Any) -> bytes:

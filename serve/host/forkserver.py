@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 
 from serve import log as serve_log
-from serve.catalog.kinds import module_of
-from serve.catalog.model_config import ModelConfig, encoded
+from serve.catalog.kinds import HANDLERS, module_of
+from serve.catalog.model_config import ModelConfig, decoder, encoded
 from serve.children import die_with_parent
 from serve.failures import not_installed
 from serve.host.model import MESSAGE, RunnerProcess
@@ -53,6 +53,8 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
 
     serve_log.start("forkserver", settings.log_level)
     die_with_parent()
+    for handler in HANDLERS:
+        decoder(handler)
     awake, wake = socket.socketpair()
     awake.setblocking(False)
     wake.setblocking(False)
