@@ -1,4 +1,4 @@
-"""What the server says of itself at the start: what it chose and why, and what to try."""
+"""The text that the server prints at the start: settings with their sources, models, and commands to try."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from serve.settings import MB, Settings
 
 
 def text(settings: Settings, catalog: Catalog) -> str:
-    """A few aligned lines: each choice with its source."""
+    """Aligned lines: each setting with its source, each model with its handler or its problem."""
     source = settings.sources
     rows = [
         ("port", str(settings.port), source["port"]),
@@ -37,7 +37,7 @@ def text(settings: Settings, catalog: Catalog) -> str:
 
 
 def curls(settings: Settings, catalog: Catalog) -> str:
-    """Up to three commands to paste, one a handler, from the examples the models carry."""
+    """Up to three commands to paste, one for each handler, from the examples in model.toml."""
     lines, handlers = [], set()
     for entry in catalog.entries.values():
         config = entry.config

@@ -1,6 +1,6 @@
-"""The processes the launcher starts, and those that come to it as orphans: born, signalled, awaited, reaped, killed.
+"""The processes of the launcher, its own and orphans: started, signalled, awaited, reaped, killed.
 
-Nothing outlives the launcher: each child asks the kernel to be killed with its parent.
+No process outlives the launcher: the kernel kills each child with its parent.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 class Children:
-    """Ours, by name. `ended` is the first of them that has, with its status."""
+    """The launcher's processes, by name. `ended`: the first one that has ended, with its exit status."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -35,7 +35,7 @@ class Children:
         self._woken, self._waker = socket.socketpair()
 
     def adopt(self) -> None:
-        """Take in orphans, and let a signal end every pause."""
+        """Become the parent of orphans, and let signals end each `pause`."""
         _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
@@ -44,19 +44,19 @@ class Children:
     def spawn(
         self, name: str, command: list[str], environ: Mapping[str, str], with_parent: int = signal.SIGKILL
     ) -> None:
-        """Start one; `with_parent` is the signal it gets when we end."""
+        """Start a process. `with_parent`: the signal that the kernel sends it when the launcher ends."""
         child = subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - one thread here
+            preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - the launcher has one thread
         )
-        child.returncode = 0  # we reap, not Popen
+        child.returncode = 0  # `reap` waits for it, not Popen
         self._names[child.pid] = name
 
     def pause(self, seconds: float) -> None:
-        """Until a signal comes, or so long."""
+        """Sleep until a signal arrives, at most so long."""
         self._woken.settimeout(seconds)
         try:
             self._woken.recv(4096)
@@ -64,7 +64,7 @@ class Children:
             pass
 
     def reap(self) -> None:
-        """Take every child that has ended, orphans too."""
+        """Wait for all children that have ended, orphans too."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -82,14 +82,14 @@ class Children:
                 os.kill(pid, number)
 
     def await_end(self, name: str, until: float) -> None:
-        """Until it has ended, or it is `until` (time.monotonic())."""
+        """Wait until a process has ended, at most until the time `until` (time.monotonic())."""
         while name in self._names.values() and time.monotonic() < until:
             self.reap()
             if name in self._names.values():
                 self.pause(min(0.05, max(0.0, until - time.monotonic())) or 0.01)
 
     def kill_all(self) -> None:
-        """Whoever is left, and whoever they leave to us: until we have no child."""
+        """Kill all children, and the orphans that they leave, until there are none; at most 3 seconds."""
         until = time.monotonic() + 3.0
         while time.monotonic() < until:
             self.reap()

@@ -1,4 +1,4 @@
-"""What a model was asked to be: `model.toml`, checked key by key, and the one record that every process passes on.
+"""The configuration of a model: `model.toml`, checked key by key, and the one record that all processes pass on.
 
 `ModelToml` has the keys that an owner may write. `ModelConfig` adds what recognition found and the settings that a
 handler needs. The host makes it, the catalog file and the channel to the runner carry it, and the handler gets it.
@@ -21,7 +21,7 @@ from serve.settings import Settings
 
 FILE = "model.toml"
 LONGEST = 1 << 20
-# In [options] of a model with its own code: how alike an unknown key and one of ours may be (of 1).
+# Own code may have options of its own. An unknown one this similar (of 1) to an option of the server is a mistake.
 MISSPELT = 0.85
 
 Options_co = TypeVar("Options_co", covariant=True)
@@ -103,11 +103,11 @@ def read(directory: Path) -> ModelToml[dict[str, Any]]:
     if not path.is_file():
         return ModelToml(options={})
     if path.stat().st_size > LONGEST:
-        raise ModelUnusable(f"{FILE}: longer than {LONGEST >> 20} MB")
+        raise ModelUnusable(f"{FILE}: larger than {LONGEST >> 20} MB")
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as bad:
-        raise ModelUnusable(f"{FILE}: not valid TOML: {bad}") from None
+        raise ModelUnusable(f"{FILE}: invalid TOML: {bad}") from None
     return parse(table)
 
 
@@ -122,7 +122,9 @@ def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
     for key, names in (("name", [said.name] if said.name is not None else []), ("aliases", said.aliases)):
         for name in names:
             if not name.strip() or "/" in name or not name.isprintable():
-                raise ModelUnusable(f"{FILE}: {key}: {name!r} is empty, or has a / or a control character")
+                raise ModelUnusable(
+                    f"{FILE}: {key}: invalid name {name!r}: it is empty, or contains / or a control character"
+                )
     return said
 
 
