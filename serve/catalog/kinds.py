@@ -8,7 +8,7 @@ HANDLERS = {
     "sklearn": "serve.handlers.arrays.sklearn:ScikitLearn",
     "torch": "serve.handlers.arrays.torch_program:TorchProgram",
     "text_generation": "serve.handlers.generation.handler:TextGeneration",
-    "summarization": "serve.handlers.seq2seq.handler:Summarization",
+    "summarization": "serve.handlers.seq2seq.handler:Seq2Seq",
     "text_classification": "serve.handlers.encoders.text_classification:TextClassification",
     "token_classification": "serve.handlers.encoders.token_classification:TokenClassification",
     "question_answering": "serve.handlers.encoders.question_answering:QuestionAnswering",

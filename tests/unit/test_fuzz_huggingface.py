@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from serve.errors import ServeError, TooLate
 from serve.handlers.base import Model, Reply, Request
 from serve.handlers.generation import openai, parameters
-from serve.handlers.seq2seq import request as summarization_request
-from serve.handlers.seq2seq.handler import Summarization
+from serve.handlers.seq2seq.handler import Seq2Seq
+from serve.handlers.seq2seq.request import Seq2SeqParameters
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 from tests.live import tiny
 from tests.unit.test_encoders import TASKS
-from tests.unit.test_text_generation_toys import Asked, handler_of, save_toy
+from tests.unit.test_generation_toys import Asked, handler_of, save_toy
 
 NUMBERS = [0, 1, 2, 3, 64, 1024, 2**31 - 1, 2**63, 10**30, -1, 0.0, 0.5, 1.0, 1.5, 1e-300, 1e308, -0.5]
 TEXTS = ["", "ab", "ba be", "[MASK] ba", "w1 w2", "\0", "é", "ba " * 200, "first", "simple", "sigmoid", "ba,da", "{} x"]
@@ -53,7 +53,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tiny.bart(bart := tmp_path_factory.mktemp("bart"))
     made: dict[str, Any] = {
         "generation": handler_of(toy, max_batch=4),
-        "summarization": Summarization(Model(name="bart", directory=bart)),
+        "summarization": Seq2Seq(Model(name="bart", directory=bart)),
     }
     for name, (handler, make) in TASKS.items():
         task = name if name in ("feature-extraction", "zero-shot-classification") else None
@@ -78,11 +78,11 @@ def generated(handler: Any, request: Request) -> Any:
 
 
 BODIES: dict[str, tuple[str, st.SearchStrategy[dict[str, Any]], str, Callable[[Any, Request], Any]]] = {
-    "generation": ("generation", asked(parameters.Parameters, "inputs", True), INVOCATIONS, generated),
+    "generation": ("generation", asked(parameters.GenerationParameters, "inputs", True), INVOCATIONS, generated),
     "chat": ("generation", asked(openai.ChatBody, "messages", False), CHAT, generated),
     "completion": ("generation", asked(openai.CompletionBody, "prompt", False), COMPLETIONS, generated),
-    "summarization": ("summarization", asked(summarization_request.Parameters, "inputs", True), INVOCATIONS, answered),
-    **{name: (name, asked(TASKS[name][0].kind, "inputs", True), INVOCATIONS, answered) for name in TASKS},
+    "summarization": ("summarization", asked(Seq2SeqParameters, "inputs", True), INVOCATIONS, answered),
+    **{name: (name, asked(TASKS[name][0].parameters, "inputs", True), INVOCATIONS, answered) for name in TASKS},
 }
 
 

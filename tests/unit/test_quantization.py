@@ -12,12 +12,12 @@ from serve.handlers.base import Model, Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import pretrained
-from serve.handlers.huggingface.quantization import HEADS, Int8Linear
-from serve.handlers.seq2seq.handler import Summarization
+from serve.handlers.huggingface.quantization import MIN_OUTPUTS, Int8Linear
+from serve.handlers.seq2seq.handler import Seq2Seq
 from tests.live import tiny
 from tests.unit import tiny_encoders
 from tests.unit.test_encoders import ask as encode
-from tests.unit.test_text_generation_toys import ask as generate
+from tests.unit.test_generation_toys import ask as generate
 
 
 @pytest.mark.parametrize(("inside", "outside"), [(64, 128), (128, 64), (48, 16), (33, 17)])
@@ -65,7 +65,7 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
         Model(name="x", directory=directory, options=options), AutoModelForSequenceClassification
     )
     left = [part for part in network.modules() if isinstance(part, torch.nn.Linear)]
-    assert [part.out_features < HEADS for part in left] == [True]
+    assert [part.out_features < MIN_OUTPUTS for part in left] == [True]
     assert len([part for part in network.modules() if isinstance(part, Int8Linear)]) == 6 * 2 + 1
     assert {each.dtype for each in network.parameters()} == {torch.bfloat16}
 
@@ -91,7 +91,7 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
     writer = TextGeneration(Model(name="x", directory=tmp_path / "gpt2", options=options))
     (written,) = generate(writer, {"inputs": "w1 w2", "parameters": {"max_new_tokens": 5}})
     assert len(written["generated_text"].split()) > 2
-    summarizer = Summarization(Model(name="x", directory=tmp_path / "bart", options=options))
+    summarizer = Seq2Seq(Model(name="x", directory=tmp_path / "bart", options=options))
     (reply,) = summarizer.predict([summarizer.decode(Request(body=b"w1 w2", content_type="text/plain"))])
     assert isinstance(reply, Reply)
     for handler, layers in ((writer._model, 4 + 1), (summarizer._network, 6 + 10 + 1)):

@@ -11,7 +11,7 @@ from serve.errors import BadRequest
 from serve.handlers.base import Request
 from serve.handlers.generation.handler import TextGeneration
 from serve.http.addresses import CHAT, COMPLETIONS
-from tests.unit.test_text_generation_toys import POSITIONS, Asked, ask, finish, handler_of, reference, save_toy
+from tests.unit.test_generation_toys import POSITIONS, Asked, ask, finish, handler_of, reference, save_toy
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -182,9 +182,9 @@ def test_a_presence_penalty_forbids_repeating(handler: TextGeneration) -> None:
         (CHAT, {"messages": HELLO, "top_logprobs": 2}, "logprobs"),
         (COMPLETIONS, {}, "prompt"),
         (COMPLETIONS, {"prompt": []}, "prompt"),
-        (COMPLETIONS, {"prompt": ["a"] * 100_000}, "has 100000 prompts and one may have 1024"),
+        (COMPLETIONS, {"prompt": ["a"] * 100_000}, "has 100000 prompts; the limit is 1024"),
         (COMPLETIONS, {"prompt": ["a", 1]}, "mixes"),
-        (COMPLETIONS, {"prompt": [5, 999_999]}, "does not know"),
+        (COMPLETIONS, {"prompt": [5, 999_999]}, "unknown tokens"),
         (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of"),
         (COMPLETIONS, {"prompt": "a", "suffix": "z"}, "suffix"),
         (COMPLETIONS, [1], "object"),
