@@ -71,6 +71,7 @@ def true(text: str) -> bool:
 
 def text(value: str) -> str:
     """any text"""
+    value.encode()  # the environment may hold bytes that are not UTF-8; no message could carry them
     return value
 
 

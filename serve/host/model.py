@@ -12,7 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from serve.catalog.catalog import Entry, Spec
+from serve.catalog.catalog import Entry
+from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelFailed, ServeError
 from serve.slots import FIELDS, Slot
 
@@ -107,7 +108,7 @@ class Hosted:
     def __init__(self, entry: Entry, path: Path, backlog: int) -> None:
         self.entry = entry
         self.name = entry.name
-        self.spec: Spec | None = entry.spec
+        self.config: ModelConfig[Any] | None = entry.config
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path = path
         try:
@@ -155,7 +156,7 @@ class Hosted:
 
     @property
     def copies(self) -> int:
-        return self.spec.copies if self.spec else 1
+        return self.config.copies if self.config else 1
 
     def of_phase(self, *phases: Phase) -> list[RunnerProcess]:
         return [each for each in self.runners if each.phase in phases]
@@ -165,7 +166,7 @@ class Hosted:
 
     def bytes_each(self) -> int:
         """Bytes to reserve for one more runner."""
-        return self.learned or (self.spec.bytes if self.spec else 0)
+        return self.learned or (self.config.bytes if self.config else 0)
 
     # Failures.
 
@@ -253,7 +254,7 @@ class Hosted:
             "modelName": self.name,
             "modelUrl": str(self.entry.path),
             "state": state,
-            "handler": self.spec.handler if self.spec else None,
+            "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
             "runners": len(self.runners),
             "inFlight": sum(each.slot.get("in_flight") for each in self.runners),

@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from serve.catalog import archive, catalog
-from serve.catalog.catalog import Catalog, Spec, real
+from serve.catalog import archive
+from serve.catalog.catalog import Catalog
+from serve.catalog.model_config import ModelConfig
+from serve.catalog.scan import describe, real
 from serve.errors import DoesNotFit, InternalError, ModelNotFound, RunnerDied, ServeError, from_wire
 from serve.failures import HINTS, exhausted
 from serve.host.eviction import Held, can_ever_fit, plan
@@ -51,13 +54,12 @@ class Preparing:
     """Models that are being prepared."""
 
     def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
-        self._hf_task = settings.hf_task
+        self._settings = settings
         self._unpacked = settings.unpacked
         self._roots = settings.model_roots if settings.multi_model else ()
-        self._program = settings.program
         self._wake = wake  # makes the host's loop turn, from a thread
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="unpack")
-        self._going_on: list[tuple[Hosted, Future[Spec]]] = []
+        self._going_on: list[tuple[Hosted, Future[ModelConfig[Any]]]] = []
 
     def begin(self, model: Hosted) -> None:
         model.stage = Stage.PREPARING
@@ -65,7 +67,7 @@ class Preparing:
         future.add_done_callback(lambda _: self._wake())
         self._going_on.append((model, future))
 
-    def done(self) -> Iterator[tuple[Hosted, Future[Spec]]]:
+    def done(self) -> Iterator[tuple[Hosted, Future[ModelConfig[Any]]]]:
         """Those that have ended since last asked."""
         for model, future in [each for each in self._going_on if each[1].done()]:
             self._going_on.remove((model, future))
@@ -80,19 +82,19 @@ class Preparing:
     def _place(self, model: Hosted) -> Path:
         return self._unpacked / socket_name(model.name)
 
-    def _prepare(self, model: Hosted) -> Spec:
+    def _prepare(self, model: Hosted) -> ModelConfig[Any]:
         path = model.entry.path
         if self._roots:
             path = real(path, self._roots)  # again: it may have been swapped for a link meanwhile
         if not path.exists():
             raise ModelNotFound(f"there is nothing at {path} any more", hint="put it there again, then load it")
         if not model.entry.archive:
-            return catalog.describe(model.name, path, self._hf_task, self._program)
+            return describe(model.name, path, self._settings)
         self._unpacked.mkdir(exist_ok=True)
         free, size = archive.disk(self._unpacked)
         room = max(free - min(SPARED, size // 10), 0)
         directory = archive.unpack(path, self._place(model), limit_bytes=room)
-        return catalog.describe(model.name, directory, self._hf_task, self._program)
+        return describe(model.name, directory, self._settings)
 
 
 log = logging.getLogger(__name__)
@@ -243,19 +245,19 @@ class Store:
         for model in self.models.values():
             model.open()  # before it is loaded: the first to come is heard, and loads it
         self.changed.update(self.models.values())
-        self.readiness = Readiness(self._chosen(settings.preload, found, lambda spec: spec.preload))
-        self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda spec: spec.pin)}
+        self.readiness = Readiness(self._chosen(settings.preload, found, lambda config: config.preload))
+        self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda config: config.pin)}
         self._preparing = Preparing(settings, wake)
         self.runners = Runners(settings, slots, forks)
         self._room = Room(settings, self.runners, self.models, self._pinned, self.changed)
 
-    def _chosen(self, names: Sequence[str], found: Catalog, card: Callable[[Spec], bool]) -> list[Hosted]:
+    def _chosen(self, names: Sequence[str], found: Catalog, card: Callable[[ModelConfig[Any]], bool]) -> list[Hosted]:
         """The models that a setting names, or that say so in their own card."""
         named = {found.resolve(name) for name in names if name != "*"}
         return [
             model
             for model in self.models.values()
-            if "*" in names or model.name in named or (model.spec is not None and card(model.spec))
+            if "*" in names or model.name in named or (model.config is not None and card(model.config))
         ]
 
     # Wanting.
@@ -266,7 +268,7 @@ class Store:
             return
         model.wanted_since = time.monotonic()
         self.changed.add(model)
-        if model.spec is None:
+        if model.config is None:
             self._preparing.begin(model)
         else:
             self._room.ask(model)
@@ -339,7 +341,7 @@ class Store:
             if model.leaving:
                 continue
             try:
-                model.spec = future.result()
+                model.config = future.result()
             except Exception as error:
                 told = exhausted(error) or error
                 if not isinstance(told, ServeError):

@@ -32,8 +32,8 @@ OPENAI_HANDLER = "text_generation"
 def speaking_openai(entries: Iterable[Entry]) -> list[str]:
     """The models that answer OpenAI's paths; what an archive holds is not known: it counts when there is no other."""
     usable = [entry for entry in entries if not entry.problem]
-    known = [entry.name for entry in usable if entry.spec and entry.spec.handler == OPENAI_HANDLER]
-    return known or [entry.name for entry in usable if not entry.spec]
+    known = [entry.name for entry in usable if entry.config and entry.config.handler == OPENAI_HANDLER]
+    return known or [entry.name for entry in usable if not entry.config]
 
 
 def openai_default(speaking: Sequence[str], default: str | None) -> str | None:

@@ -4,24 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from serve.catalog.catalog import Catalog, Entry, Spec
+from serve.catalog.catalog import Catalog, Entry
 from serve.errors import ModelNotFound
+from tests.unit.configs import config_of
 from tests.unit.processor_time import processor_time_below
 
 
 def entry(name: str, aliases: tuple[str, ...] = (), model_type: str | None = None) -> Entry:
-    spec = Spec(
-        name=name,
-        directory=Path(name),
-        handler="xgboost",
-        task=None,
-        aliases=aliases,
-        model_type=model_type,
-        options={},
-        example=None,
-        bytes=1,
-    )
-    return Entry(name=name, path=Path(name), archive=False, spec=spec, problem=None)
+    config = config_of("xgboost", Path(name), name=name, aliases=aliases, model_type=model_type)
+    return Entry(name=name, path=Path(name), archive=False, config=config)
 
 
 @pytest.mark.parametrize(

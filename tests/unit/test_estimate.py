@@ -46,7 +46,7 @@ def test_weights_count_at_the_precision_they_are_loaded_in(
     """Float32 unless told otherwise, for that is what processors want; whole numbers stay as they are."""
     safetensors(tmp_path / "model.safetensors", tensors)
 
-    assert memory_bytes(tmp_path, "text_generation", {"dtype": dtype}) == TORCH_FLOOR + expected
+    assert memory_bytes(tmp_path, "text_generation", dtype) == TORCH_FLOOR + expected
 
 
 @pytest.mark.parametrize(("dtype", "rest"), [(None, 4), ("bfloat16", 2)])
@@ -66,7 +66,7 @@ def test_quantised_weights_count_at_a_byte_each(tmp_path: Path, dtype: str | Non
     head = json.dumps(parts).encode()
     (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(end))
 
-    needed = memory_bytes(tmp_path, "text_generation", {"quantize": "int8"} | ({"dtype": dtype} if dtype else {}))
+    needed = memory_bytes(tmp_path, "text_generation", dtype, quantized=True)
 
     assert needed == TORCH_FLOOR + 800 + 256 + rest * (800 + 80 + 8)
 
@@ -75,10 +75,10 @@ def test_all_shards_count_unless_there_is_one_whole_file(tmp_path: Path) -> None
     """A load reads model.safetensors where there is one."""
     for number in (1, 2):
         safetensors(tmp_path / f"model-0000{number}-of-00002.safetensors", {"a": ("F32", 1000)})
-    shards = memory_bytes(tmp_path, "summarization")
+    shards = memory_bytes(tmp_path, "seq2seq")
     safetensors(tmp_path / "model.safetensors", {"a": ("F32", 3000)})
 
-    assert (shards, memory_bytes(tmp_path, "summarization")) == (TORCH_FLOOR + 2000, TORCH_FLOOR + 3000)
+    assert (shards, memory_bytes(tmp_path, "seq2seq")) == (TORCH_FLOOR + 2000, TORCH_FLOOR + 3000)
 
 
 @pytest.mark.parametrize(

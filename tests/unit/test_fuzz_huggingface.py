@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.errors import ServeError, TooLate
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.generation import openai, parameters
 from serve.handlers.seq2seq.handler import Seq2Seq
 from serve.handlers.seq2seq.request import Seq2SeqParameters
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 from tests.live import tiny
+from tests.unit.configs import config_of
 from tests.unit.test_encoders import TASKS
 from tests.unit.test_generation_toys import Asked, handler_of, save_toy
 
@@ -53,11 +54,11 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tiny.bart(bart := tmp_path_factory.mktemp("bart"))
     made: dict[str, Any] = {
         "generation": handler_of(toy, max_batch=4),
-        "summarization": Seq2Seq(Model(name="bart", directory=bart)),
+        "seq2seq": Seq2Seq(config_of(Seq2Seq, name="bart", directory=bart)),
     }
     for name, (handler, make) in TASKS.items():
         task = name if name in ("feature-extraction", "zero-shot-classification") else None
-        made[name] = handler(Model(name=name, directory=make(tmp_path_factory.mktemp(name)), task=task))
+        made[name] = handler(config_of(handler, name=name, directory=make(tmp_path_factory.mktemp(name)), task=task))
     return made
 
 
@@ -81,7 +82,7 @@ BODIES: dict[str, tuple[str, st.SearchStrategy[dict[str, Any]], str, Callable[[A
     "generation": ("generation", asked(parameters.GenerationParameters, "inputs", True), INVOCATIONS, generated),
     "chat": ("generation", asked(openai.ChatBody, "messages", False), CHAT, generated),
     "completion": ("generation", asked(openai.CompletionBody, "prompt", False), COMPLETIONS, generated),
-    "summarization": ("summarization", asked(Seq2SeqParameters, "inputs", True), INVOCATIONS, answered),
+    "seq2seq": ("seq2seq", asked(Seq2SeqParameters, "inputs", True), INVOCATIONS, answered),
     **{name: (name, asked(TASKS[name][0].parameters, "inputs", True), INVOCATIONS, answered) for name in TASKS},
 }
 

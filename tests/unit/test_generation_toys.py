@@ -22,11 +22,12 @@ from transformers import (
 )
 
 from serve.errors import ServeError
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.parameters import GenerationSettings
 from serve.handlers.generation.sampling import RowSampling
 from tests.patience import PATIENCE
+from tests.unit.configs import config_of
 
 END = 256
 POSITIONS = 160
@@ -79,7 +80,7 @@ def save_toy(directory: Path, name: str = "gpt2", **changes: Any) -> Path:
 
 
 def handler_of(directory: Path, **settings: Any) -> TextGeneration:
-    return TextGeneration(Model(name="toy", directory=directory, **settings))
+    return TextGeneration(config_of(TextGeneration, name="toy", directory=directory, **settings))
 
 
 class Asked:

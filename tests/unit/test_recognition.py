@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from serve.catalog.catalog import describe, scan
+from serve.catalog.scan import describe, scan
 from serve.errors import ModelUnusable
+from serve.handlers.custom.options import CustomOptions
+from serve.settings import Settings
 from tests.unit.model_files import BART, BOOSTER, GPT2, hugging, put, refusal, xgboost
 from tests.unit.processor_time import processor_time_below
 
@@ -19,16 +21,16 @@ from tests.unit.processor_time import processor_time_below
         (GPT2, "text_generation", "text-generation"),
         ({"architectures": ["LlamaForCausalLM"]}, "text_generation", "text-generation"),
         ({"architectures": ["BartForCausalLM"], "is_encoder_decoder": True}, "text_generation", "text-generation"),
-        (BART, "summarization", "summarization"),
-        ({**BART, "task_specific_params": {"summarization": {}}}, "summarization", "summarization"),
-        ({"architectures": ["PegasusForConditionalGeneration"], "model_type": "pegasus"}, "summarization", None),
+        (BART, "seq2seq", "summarization"),
+        ({**BART, "task_specific_params": {"summarization": {}}}, "seq2seq", "summarization"),
+        ({"architectures": ["PegasusForConditionalGeneration"], "model_type": "pegasus"}, "seq2seq", None),
         (
             {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
-            "summarization",
+            "seq2seq",
             "text2text-generation",
         ),
-        ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "summarization", "text2text-generation"),
-        ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "summarization", "text2text-generation"),
+        ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "seq2seq", "text2text-generation"),
+        ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "seq2seq", "text2text-generation"),
         ({"architectures": ["BertForSequenceClassification"]}, "text_classification", "text-classification"),
         (
             {"architectures": ["BartForSequenceClassification"], "is_encoder_decoder": True},
@@ -59,15 +61,16 @@ def test_the_card_has_the_last_word_on_the_task(tmp_path: Path) -> None:
     ("toml", "hf_task", "handler", "task"),
     [
         ('task = "zero-shot-classification"', "", "zero_shot_classification", "zero-shot-classification"),
-        ('task = "translation_en_to_de"', "", "summarization", "translation_en_to_de"),
+        ('task = "translation_en_to_de"', "", "seq2seq", "translation_en_to_de"),
         ('task = "ner"', "fill-mask", "token_classification", "ner"),
-        ("", "text2text-generation", "summarization", "text2text-generation"),
-        ('handler = "summarization"', "fill-mask", "summarization", "summarization"),
+        ("", "text2text-generation", "seq2seq", "text2text-generation"),
+        ('handler = "seq2seq"', "fill-mask", "seq2seq", "summarization"),
+        ('handler = "summarization"', "fill-mask", "seq2seq", "summarization"),  # its former name
     ],
 )
 def test_a_task_chooses_the_handler(tmp_path: Path, toml: str, hf_task: str, handler: str, task: str) -> None:
     """model.toml's before HF_TASK, and either before config.json; a handler named in model.toml before all."""
-    spec = describe("m", hugging(tmp_path, BART, toml), hf_task)
+    spec = describe("m", hugging(tmp_path, BART, toml), Settings(hf_task=hf_task))
 
     assert (spec.handler, spec.task) == (handler, task)
 
@@ -77,10 +80,10 @@ def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
     hugging(tmp_path / "a", BART)
     xgboost(tmp_path / "b")
 
-    specs = {name: entry.spec for name, entry in scan(tmp_path, "translation").entries.items()}
+    specs = {name: entry.config for name, entry in scan(tmp_path, Settings(hf_task="translation")).entries.items()}
 
     assert {name: spec and (spec.handler, spec.task) for name, spec in specs.items()} == {
-        "a": ("summarization", "translation"),
+        "a": ("seq2seq", "translation"),
         "b": ("xgboost", None),
     }
 
@@ -95,7 +98,7 @@ def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
 def test_a_task_nobody_does_is_refused(tmp_path: Path, toml: str, hf_task: str, said: str) -> None:
     """Naming where it was asked for, and all there are."""
     with pytest.raises(ModelUnusable) as caught:
-        describe("m", hugging(tmp_path, BART, toml), hf_task)
+        describe("m", hugging(tmp_path, BART, toml), Settings(hf_task=hf_task))
     assert caught.value.message.startswith(said)
 
 
@@ -107,7 +110,7 @@ def test_a_sentence_transformers_directory_gives_sentences(tmp_path: Path) -> No
         "feature_extraction",
         "sentence-embeddings",
     )
-    assert describe("m", directory, "feature-extraction").task == "feature-extraction"
+    assert describe("m", directory, Settings(hf_task="feature-extraction")).task == "feature-extraction"
 
 
 def test_pickled_weights_go_to_the_handler_that_refuses_them(tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_own_code_may_have_another_name(tmp_path: Path) -> None:
     """`program` in [options] says which file in code/ it is."""
     spec = describe("m", put(tmp_path, code__main_py="", config_json="mine", model_toml='options.program = "main.py"'))
 
-    assert (spec.handler, spec.model_type, spec.options) == ("custom", None, {"program": "main.py"})
+    assert (spec.handler, spec.model_type, spec.options) == ("custom", None, CustomOptions(program="main.py"))
 
 
 def test_the_card_names_the_handler_of_files_nobody_would_recognise(tmp_path: Path) -> None:

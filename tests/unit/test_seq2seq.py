@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, TooLate, UnsupportedMediaType
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.seq2seq.handler import Seq2Seq
+from tests.unit.configs import config_of
 
 POSITIONS = 64
 TEXTS = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3 w2 w1", "w50 w51", "w70 w71 w72 w73 w74"]
@@ -61,7 +62,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def handler(directory: Path) -> Seq2Seq:
-    return Seq2Seq(Model(name="bart", directory=directory))
+    return Seq2Seq(config_of(Seq2Seq, name="bart", directory=directory))
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_a_batched_answer_equals_the_lone_one(handler: Seq2Seq, parameters: dict
 
 def test_a_batch_larger_than_the_models_limit_is_split(directory: Path, handler: Seq2Seq) -> None:
     """And the answers are the same."""
-    small = Seq2Seq(Model(name="bart", directory=directory, max_batch=2))
+    small = Seq2Seq(config_of(Seq2Seq, name="bart", directory=directory, max_batch=2))
     assert ask(small, TEXTS, **BEAMS) == ask(handler, TEXTS, **BEAMS)
 
 
@@ -193,7 +194,7 @@ def test_a_model_of_many_languages_is_told_them(tmp_path: Path) -> None:
     )
     network.generation_config.max_length = 12
     network.eval().save_pretrained(tmp_path)
-    handler = Seq2Seq(Model(name="x", directory=tmp_path, task="translation"))
+    handler = Seq2Seq(config_of(Seq2Seq, name="x", directory=tmp_path, task="translation"))
 
     def wanted(source: str, target: str) -> list[dict[str, str]]:
         tokenizer.src_lang = source
@@ -228,7 +229,7 @@ def test_new_tokens_are_counted_as_the_library_counts(handler: Seq2Seq, director
 )
 def test_the_task_names_the_key(directory: Path, task: str | None, key: str) -> None:
     """As in the pipelines of transformers 4."""
-    (answer,) = ask(Seq2Seq(Model(name="bart", directory=directory, task=task)), "w1")
+    (answer,) = ask(Seq2Seq(config_of(Seq2Seq, name="bart", directory=directory, task=task)), "w1")
     assert list(answer) == [key]
 
 
@@ -238,7 +239,7 @@ def test_settings_and_prefix_of_a_task_in_the_config_are_honoured(broken: Path, 
     specific = {"summarization": {"prefix": "w9 w8 ", "max_length": 7, "num_beams": 2}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task_specific_params": specific}))
     wanted = ask(handler, "w9 w8 w1", max_length=7, num_beams=2)
-    assert ask(Seq2Seq(Model(name="bart", directory=broken)), "w1") == wanted
+    assert ask(Seq2Seq(config_of(Seq2Seq, name="bart", directory=broken)), "w1") == wanted
 
 
 def test_a_plain_text_is_an_input(handler: Seq2Seq) -> None:
@@ -413,7 +414,7 @@ def test_files_that_cannot_be_served_are_named(broken: Path, harm: Callable[[Pat
     """At load; nothing random is served in place of what is missing, and no code of the model's is run."""
     harm(broken)
     with pytest.raises(ModelUnusable) as refused:
-        Seq2Seq(Model(name="bart", directory=broken))
+        Seq2Seq(config_of(Seq2Seq, name="bart", directory=broken))
     assert refused.value.message.startswith(message)
 
 
@@ -423,7 +424,7 @@ def test_weights_in_several_files_are_read(broken: Path, directory: Path, handle
     AutoModelForSeq2SeqLM.from_pretrained(directory, dtype="auto").save_pretrained(broken, max_shard_size="100KB")
     shards = sorted(broken.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert ask(Seq2Seq(Model(name="bart", directory=broken)), TEXTS) == ask(handler, TEXTS)
+    assert ask(Seq2Seq(config_of(Seq2Seq, name="bart", directory=broken)), TEXTS) == ask(handler, TEXTS)
     shards[0].unlink()
     with pytest.raises(ModelUnusable, match=rf"^model.safetensors.index.json names {shards[0].name}, which is missing"):
-        Seq2Seq(Model(name="bart", directory=broken))
+        Seq2Seq(config_of(Seq2Seq, name="bart", directory=broken))

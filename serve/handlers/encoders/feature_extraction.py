@@ -7,12 +7,13 @@ import msgspec
 import torch
 from transformers import AutoModel
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest
-from serve.handlers.base import Model
 from serve.handlers.encoders import pooling
 from serve.handlers.encoders.forward import EncoderRow
 from serve.handlers.encoders.task import EncoderItem, Task, TaskParameters, TokenizerArguments, Truncation
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 
 class FeatureExtractionParameters(TaskParameters, frozen=True, kw_only=True):
@@ -33,7 +34,7 @@ class FeatureExtraction(Task):
     offers = (bodies.JSON, bodies.NPY)
     optional_weights = ("pooler.",)  # BERT's own pooling, trained for another task and not used here
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._pooling = None
         if model.task != pooling.FEATURES:
             self._pooling = pooling.read(model.directory)

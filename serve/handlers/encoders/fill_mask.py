@@ -8,11 +8,12 @@ from msgspec import Meta
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, ModelUnusable
-from serve.handlers.base import Model
 from serve.handlers.encoders.forward import EncoderRow
 from serve.handlers.encoders.task import EncoderItem, Length, Task, TaskParameters, TokenizerArguments
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 MAX_MASKS = 64  # in one text: the pass computes a logit for each token of the vocabulary at each mask
 MAX_PROPOSALS = 1 << 16  # of one request; the tokenizer decodes two texts for each, in 0.1 ms
@@ -28,7 +29,7 @@ class FillMask(Task):
     auto_class = AutoModelForMaskedLM
     parameters = FillMaskParameters
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         super().__init__(model)
         self._mask = self.tokenizer.mask_token_id
         if self._mask is None:

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
 from serve.failures import exhausted
-from serve.handlers.base import Model
 from serve.handlers.huggingface import bodies, pretrained
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 MAX_TOKENS = 16_384  # in one pass, padding included: 32 rows of 512; the memory of activations grows with it
 FREE_PADDING = 64  # tokens of padding that cost less than a pass of their own
@@ -45,7 +46,9 @@ Extract = Callable[[Any, int, slice, EncoderRow], Sequence[Tensor]]
 class Encoder:
     """A model, its tokenizer, and `limit`: the most tokens that the model reads; the tokenizer truncates to it."""
 
-    def __init__(self, model: Model, auto_class: Any, optional_weights: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, model: ModelConfig[HuggingFaceOptions], auto_class: Any, optional_weights: tuple[str, ...] = ()
+    ) -> None:
         self.network, self.tokenizer = pretrained.load(model, auto_class, optional_weights)
         self.config = self.network.config
         self.limit = min(self._positions(), self.tokenizer.model_max_length)

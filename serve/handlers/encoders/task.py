@@ -14,10 +14,12 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.forward import Encoder, EncoderRow
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 # Of one request. A text of a megabyte has 1,000 windows of 384 tokens; the results of 4,096 windows take 200 MB.
 MAX_WINDOWS = 4096
@@ -62,7 +64,7 @@ class Task(abc.ABC):
     offers: ClassVar[tuple[str, ...]] = (bodies.JSON, bodies.CSV)  # media types of the reply
     optional_weights: ClassVar[tuple[str, ...]] = ()  # see pretrained.load
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._model = model
         self.encoder = Encoder(model, self.auto_class, self.optional_weights)
         self.tokenizer, self.config = self.encoder.tokenizer, self.encoder.config

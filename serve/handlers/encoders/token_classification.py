@@ -12,11 +12,12 @@ from msgspec import Meta
 from transformers import AutoModelForTokenClassification
 from transformers.pipelines.token_classification import TokenClassificationPipeline
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest
-from serve.handlers.base import Model
 from serve.handlers.encoders.forward import EncoderRow
 from serve.handlers.encoders.task import MAX_WINDOWS, EncoderItem, Task, TaskParameters, too_many_windows
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 # It is true of the model, not of the request: a warning for each request would fill the log.
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
@@ -38,7 +39,7 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     parameters = TokenClassificationParameters
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         super().__init__(model)
         self._pipeline = TokenClassificationPipeline(model=self.encoder.network, tokenizer=self.tokenizer)
 

@@ -5,12 +5,14 @@ import time
 import torch
 from transformers import AutoModelForCausalLM
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
 from serve.failures import exhausted
-from serve.handlers.base import Job, Model, Request
+from serve.handlers.base import Job, Request
 from serve.handlers.generation import transformers_generate, weights
 from serve.handlers.generation.decoder import Decoder, Prefill, end_tokens
 from serve.handlers.generation.openai import OpenAIReader
+from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.sampling import choose
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
@@ -20,17 +22,13 @@ from serve.http.addresses import INVOCATIONS, OPENAI
 
 
 class TextGeneration:
-    """Continuous batching: new prompts are prefilled apart, then join the batch as rows; ended rows leave it.
-
-    `options`: `dtype` and `quantize` (see pretrained.load), and `pack`: false leaves float32 weights mapped from their
-    file. They take no private memory, but from 4 rows on a step takes half as long again.
-    """
+    """Continuous batching: new prompts are prefilled apart, then join the batch as rows; ended rows leave it."""
 
     paths = (INVOCATIONS, *OPENAI)
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
         self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)
-        if model.options.get("pack", True) and weights.packable(self._model):
+        if model.options.pack and weights.packable(self._model):
             weights.pack(self._model)
         weights.fuse_activations(self._model)
         prompts = PromptReader(model, self._tokenizer, self._model)

@@ -93,7 +93,7 @@ class InvocationForm(msgspec.Struct, frozen=True):
         return b"data: " + body + b"\n\n" if self.content_type == EVENTS else body + b"\n"
 
 
-def invocation_form(accept: str, default: str | None, asked_to_stream: bool, single: bool) -> InvocationForm:
+def invocation_form(accept: str, default: str, asked_to_stream: bool, single: bool) -> InvocationForm:
     """The form for an Accept header and the `stream` flag. Raises NotAcceptable."""
     if asked_to_stream:
         # Many clients always send Accept: application/json, and each line of the stream is JSON.

@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
-from serve.handlers.base import Model, Request
+from serve.handlers.base import Request
 from serve.handlers.generation.output import PLAIN, Form, invocation_form
 from serve.handlers.generation.parameters import (
     MAX_SEQUENCES,
@@ -46,7 +47,7 @@ def generation_item(prompts: list[Prompt], form: Form) -> GenerationItem:
 class PromptReader:
     """One model's tokenizer, limits and defaults, as the APIs need them to read prompts."""
 
-    def __init__(self, model: Model, tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
+    def __init__(self, model: ModelConfig[Any], tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.defaults = network.generation_config

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.http import body, media
 
 JSON, CSV, TEXT, NPY = "application/json", "text/csv", "text/plain", "application/x-npy"
@@ -27,7 +28,7 @@ TOKEN_CHARACTERS = 64
 P = TypeVar("P", bound=msgspec.Struct)
 
 
-def accepted(request: Request, model: Model, offers: tuple[str, ...]) -> str:
+def accepted(request: Request, model: ModelConfig[Any], offers: tuple[str, ...]) -> str:
     """The media type of the reply. Raises NotAcceptable."""
     return media.choose(request.accept, offers, model.default_accept if model.default_accept in offers else JSON)
 

@@ -15,17 +15,20 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from serve.catalog import recognition
+from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.failures import exhausted
-from serve.handlers.base import Model
 from serve.handlers.huggingface import quantization
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 TRUST = "trust_remote_code"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model.safetensors.index.json"
 
 
-def load(model: Model, auto_class: Any, optional_weights: tuple[str, ...] = ()) -> tuple[Any, Any]:
+def load(
+    model: ModelConfig[HuggingFaceOptions], auto_class: Any, optional_weights: tuple[str, ...] = ()
+) -> tuple[Any, Any]:
     """The network, in eval mode and on the GPU if there is one, and its tokenizer.
 
     Sets the number of torch threads of this process. The option `dtype` is the precision of the weights, by default
@@ -39,7 +42,7 @@ def load(model: Model, auto_class: Any, optional_weights: tuple[str, ...] = ()) 
         ModelUnusable: a file is missing, invalid, or does not fit the others; an option is invalid.
         DoesNotFit: out of memory.
     """
-    dtype, quantized, trusted = _dtype(model), _quantize(model), _trusted(model)
+    dtype, quantized, trusted = _dtype(model), model.options.quantize is not None, _trusted(model)
     _check_files(model.directory, trusted)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
@@ -158,27 +161,14 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def _dtype(model: Model) -> Any:
-    name = model.options.get("dtype", "auto" if torch.cuda.is_available() else "float32")
-    if name != "auto" and name not in DTYPES:
-        raise ModelUnusable(
-            f"model.toml: options.dtype is {name!r}", hint="it must be auto or one of: " + ", ".join(DTYPES)
-        )
+def _dtype(model: ModelConfig[HuggingFaceOptions]) -> Any:
+    name = model.options.dtype or ("auto" if torch.cuda.is_available() else "float32")
     return DTYPES.get(name, name)
 
 
-def _quantize(model: Model) -> bool:
-    kind = model.options.get("quantize")
-    if kind not in (None, "int8"):
-        raise ModelUnusable(f"model.toml: options.quantize is {kind!r}", hint='it must be "int8", or left out')
-    return kind is not None
-
-
-def _trusted(model: Model) -> bool:
+def _trusted(model: ModelConfig[HuggingFaceOptions]) -> bool:
     """Whether the model's own Python code may run: model.toml and the operator's setting must both allow it."""
-    asked = model.options.get(TRUST, False)
-    if not isinstance(asked, bool):
-        raise ModelUnusable(f"model.toml: options.{TRUST} is {asked!r}", hint="it must be true or false")
+    asked = model.options.trust_remote_code
     if asked and not model.remote_code:
         raise ModelUnusable(
             f"model.toml sets options.{TRUST}, and the operator has not allowed a model's own code to run",

@@ -13,11 +13,13 @@ from itertools import zip_longest
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteriaList
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
 from serve.failures import exhausted
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.generation.transformers_generate import DeadlineCriteria
 from serve.handlers.huggingface import bodies, pretrained
+from serve.handlers.huggingface.options import HuggingFaceOptions
 from serve.handlers.seq2seq.request import Seq2SeqParameters, generate_arguments, language_token, parse
 
 _KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
@@ -43,7 +45,7 @@ class Seq2SeqItem:
 class Seq2Seq:
     """One `generate` for each batch of requests with equal parameters."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._network, self._tokenizer = pretrained.load(model, AutoModelForSeq2SeqLM)
         self._model = model
         self._max_batch = max(1, model.max_batch)
