@@ -13,7 +13,7 @@ MOST_FEATURES = 100  # a longer row is no command to paste
 _MASKS = {"bart", "camembert", "longformer", "mpnet", "roberta", "xlm-roberta"}  # types whose mask token is <mask>
 _BODIES: dict[str, Any] = {
     "text_generation": {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40, "do_sample": False}},
-    "summarization": {"inputs": "The council voted on Monday to keep the old railway bridge open to walkers."},
+    "seq2seq": {"inputs": "The council voted on Monday to keep the old railway bridge open to walkers."},
     "text_classification": {"inputs": "I loved this film."},
     "token_classification": {"inputs": "Ada Lovelace lived in London."},
     "question_answering": {"inputs": {"question": "Where does Ada live?", "context": "Ada lives in London."}},
