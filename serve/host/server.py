@@ -8,7 +8,6 @@ import socket
 import time
 from importlib.util import find_spec
 
-from serve.catalog import scan
 from serve.catalog.catalog import Catalog
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, module_of
 from serve.host.answers import Control
@@ -28,9 +27,7 @@ HURRY = 0.02  # the same while a load waits for a runner to become idle
 class Host:
     """Built means listening: every model's socket is there, preloads are wanted."""
 
-    def __init__(self, settings: Settings) -> None:
-        # On a multi-model endpoint there is nothing but what the platform brings.
-        found = Catalog([]) if settings.multi_model else scan.scan(settings.model_dir, settings)
+    def __init__(self, settings: Settings, found: Catalog) -> None:
         used = {entry.config.handler for entry in found.entries.values() if entry.config}
         # What an archive holds is not known yet, nor what the platform will bring: then all of them.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
@@ -134,9 +131,9 @@ def _turn_away(model: Hosted) -> None:
         sock.close()
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, found: Catalog) -> int:
     """The host, from its start to its end; the exit status."""
-    host = Host(settings)
+    host = Host(settings, found)
     log.info("host started", extra={"pid": os.getpid(), "budget": settings.budget_bytes})
     try:
         host.run()

@@ -22,6 +22,7 @@ from sklearn.linear_model import LinearRegression
 from tests.live.conftest import Start
 from tests.live.stack import ROOT, Server, wait_until
 from tests.pages import Block, blocks
+from tests.patience import PATIENCE
 from tests.unit import tiny_encoders
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
@@ -91,7 +92,7 @@ def test_a_command_works(server: Server, workspace: Path, block: Block) -> None:
         "URL": f"http://localhost:{server.port}",
     }
     command = ["bash", "-c", PRELUDE + _on_port(block, server)]
-    done = subprocess.run(command, cwd=workspace, env=environ, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=workspace, env=environ, capture_output=True, text=True, timeout=PATIENCE)
     if block.fails:
         assert done.returncode != 0
         assert json.loads(done.stdout)["code"] == block.fails
@@ -121,7 +122,7 @@ def emulator(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield json.loads(out.read_text().splitlines()[0])
     finally:
         running.send_signal(signal.SIGINT)
-        running.wait(30)
+        running.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("block", [each for each in RUN if each.language == "console"], ids=str)
@@ -144,7 +145,7 @@ def test_a_session_with_the_emulator_prints_what_the_page_shows(
             env=environ,
             stdout=subprocess.PIPE,
             text=True,
-            timeout=100,
+            timeout=PATIENCE,
         )
         printed.append(done.stdout)
     for (command, pattern), text in zip(shown, printed, strict=True):

@@ -21,7 +21,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     """An account with an endpoint `stream` and the models echo and mirror (which reverses bodies)."""
-    with account(tmp_path_factory.mktemp("w"), stream_limit=4.0) as made:
+    with account(tmp_path_factory.mktemp("w"), stream_limit=8.0) as made:
         models = tmp_path_factory.mktemp("m")
         reverse = {"model.toml": "[options]\nreverse = true\n"}
         made.put("echo.tar.gz", toy(models, "echo"))

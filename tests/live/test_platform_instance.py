@@ -242,7 +242,7 @@ def test_a_container_that_was_killed_is_replaced(play: Play, bucket: Bucket) -> 
 def test_a_container_that_stays_unhealthy_is_replaced(play: Play, bucket: Bucket) -> None:
     """It runs, but answers no ping. After three pings it gets SIGTERM, then SIGKILL."""
     hungry(bucket, "one")
-    instance = play(mme(), ping_limit=1.0, stop_limit=0.2)
+    instance = play(mme(), ping_limit=2.0, stop_limit=0.2)
     stopped = instance.process.pid
     frozen = {stopped} | descendants(stopped)
     for pid in frozen:
@@ -253,7 +253,7 @@ def test_a_container_that_stays_unhealthy_is_replaced(play: Play, bucket: Bucket
         os.kill(pid, signal.SIGCONT)  # nginx, to which the launcher's death sends SIGTERM, handles it only then
 
     wait_until(lambda: len(instance.events_of("ready")) == 2)
-    assert [each["detail"] for each in instance.events_of("bad-ping")][-3:] == ["GET /ping: no answer within 1 s"] * 3
+    assert [each["detail"] for each in instance.events_of("bad-ping")][-3:] == ["GET /ping: no answer within 2 s"] * 3
     assert instance.answer("one")["name"] == "one"
     wait_until(lambda: not any(map(alive, frozen)))
 

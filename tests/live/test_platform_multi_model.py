@@ -106,7 +106,7 @@ def test_an_error_of_the_model_is_a_model_error(aws: Account) -> None:
 def test_a_slow_load_is_429_and_continues(tmp_path: Path) -> None:
     """ModelNotReadyException at the call's time limit. After the load, the next call is answered."""
     gate = tmp_path / "gate"
-    with account(tmp_path / "w", invoke_limit=3.0) as aws:
+    with account(tmp_path / "w", invoke_limit=4.0) as aws:
         aws.put("slow/slow.tar.gz", toy(tmp_path, "slowload", files={"gate.txt": str(gate)}))
         aws.endpoint("slow", multi_model("slow"))
 

@@ -19,7 +19,7 @@ from local_test.rehearse.verdict import Verdict
 from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.faulty import Faulty
-from tests.live.stack import ROOT
+from tests.live.stack import IGNORING_SIGINT, ROOT
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.timeout(600)  # the rehearsals of all faults are one fixture
@@ -218,6 +218,18 @@ def test_the_command_reports_a_failed_check(capsys: pytest.CaptureFixture[str], 
     assert [(each["name"], each["outcome"]) for each in result["checks"]] == [("reply-content-type", "FAIL")]
 
 
+def test_sigint_ends_a_rehearsal() -> None:
+    """While a container does not answer, and although the command inherited SIGINT as ignored."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [*IGNORING_SIGINT, sys.executable, "-m", "local_test.rehearse", address]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as rehearsal:
+            silent.accept()[0].close()
+            rehearsal.send_signal(signal.SIGINT)
+            assert rehearsal.wait(PATIENCE) == 130
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -244,20 +256,3 @@ def test_help_goes_to_stdout_with_status_0(capsys: pytest.CaptureFixture[str]) -
     assert exited.value.code == 0
     assert output.out.startswith("usage: ")
     assert output.err == ""
-
-
-def test_sigint_ends_a_command_that_inherited_it_as_ignored() -> None:
-    """A shell without job control starts background processes with SIGINT ignored."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-m", "local_test.rehearse", url]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            for _ in range(2):  # the check for a listener, then the first /ping, which gets no answer
-                silent.accept()[0].close()
-            process.send_signal(signal.SIGINT)
-
-            assert process.wait(PATIENCE) == 130
-        finally:
-            process.kill()
-            process.communicate()
