@@ -13,7 +13,7 @@ import pytest
 from local_test import multi_model_example
 from local_test.platform.__main__ import main, parse
 from tests.live import tiny
-from tests.live.stack import ROOT, alive, descendants, wait_until
+from tests.live.stack import IGNORING_SIGINT, ROOT, alive, descendants, wait_until
 from tests.patience import PATIENCE
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
