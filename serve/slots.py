@@ -17,7 +17,9 @@ FIELDS = (
     "in_flight",
     "last_used",  # time.monotonic_ns() of the newest arrival or answer
     "busy_since",  # time.monotonic_ns() when the current turn of work began; 0 when waiting
-    "begun",  # milliseconds since 1970 when the newest request at work arrived; 0 where that is not told
+    # When the newest request whose work has begun arrived at nginx, in milliseconds since 1970; 0: none yet. The host
+    # compares it with the arrival of a request that broke off: a later one cannot have begun, and is safe to retry.
+    "begun_arrival_epoch_ms",
     "exhausted",  # answers 507 in a row
     "requests",  # answered or refused
     "client_errors",

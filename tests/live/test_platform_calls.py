@@ -219,7 +219,7 @@ def test_openais_path_leads_to_the_container(aws: Account) -> None:
     # The endpoint's one model is no language model: its refusal came from /v1/chat/completions.
     assert [each.status_code for each in said] == [424, 400]
     assert said[0].json()["OriginalStatusCode"] == 404
-    assert "does not answer /v1/chat/completions" in said[0].json()["OriginalMessage"]
+    assert "does not support the path /v1/chat/completions" in said[0].json()["OriginalMessage"]
     assert said[1].json()["Message"] == "Endpoint nowhere of account 123456789012 not found."
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.handlers.base import Request
 from serve.http.wire import Connection
-from serve.runner.jobs import Answers, Job
+from serve.runner.jobs import Answers, ConnectionJob
 from serve.slots import Slots
 
 
@@ -30,18 +30,18 @@ def test_a_batch_is_not_looked_through_for_each_of_its_members(tmp_path: Path) -
     """The newest arrival at work is told, whatever order they begin in, and again when the newest has left."""
     slot = Slots(tmp_path / "slots", create=True).slot(70)
     answers = Answers("m", NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
-    answers.joined = joined = Counted()
+    answers._joined = joined = Counted()
     now = time.monotonic()
     peers, jobs = [], []
     for age in range(50):
         ours, theirs = socket.socketpair()
         peers.append(theirs)
-        jobs.append(Job(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
+        jobs.append(ConnectionJob(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
         joined[ours.fileno()] = jobs[-1]
 
     def told() -> float:
         """Seconds since the arrival that the host is told of."""
-        return round(time.time() - slot.get("begun") / 1e3 - (time.monotonic() - now))
+        return round(time.time() - slot.get("begun_arrival_epoch_ms") / 1e3 - (time.monotonic() - now))
 
     for job in jobs[:-1]:
         job.begin(now)

@@ -38,11 +38,11 @@ class FakeJob:
     item: int
     request: Request = field(default_factory=lambda: Request(body=b"", content_type=""))
     arrived: float = field(default_factory=time.monotonic)
-    began: float = 0.0
+    begun_monotonic: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
     def begin(self, now: float) -> None:
-        self.began = now
+        self.begun_monotonic = now
 
     def reply(self, reply: Reply) -> None:
         self.answers.append(reply.body)
