@@ -12,6 +12,9 @@ TORCH ?= cpu
 MODELS ?= local_test/models
 VENV := .venv
 PY := $(VENV)/bin/python
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 2 ? 2 : cores > 8 ? 8 : cores)))
+# The tests of a file share servers. The files that take longest come first, so that no worker is left with one of them.
+PARALLEL = --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 SHELLS = $(shell find . -name '*.sh' -not -path './.venv*/*' -not -path './.lambda/*' -not -path './local_test/models/*') container/serve .ci/run
 CODE = $(wildcard serve deploy local_test tests bench docs/reference.py container/slim.py container/smoke.py)
 
@@ -26,9 +29,15 @@ run: nginx $(VENV)/runtime ## serve the sample models on http://127.0.0.1:8080 (
 	@$(PY) -m local_test.make_models $(MODELS) || echo 'Some sample models could not be made, see above: serving the others.'
 	@SERVE_MODEL_DIR="$${SERVE_MODEL_DIR:-$(MODELS)}" exec $(PY) -m serve
 
-test: nginx $(VENV)/dev .lambda/made ## the tests: pure, with real processes, and of the image where a Docker engine answers
-	@image=; if docker info >/dev/null 2>&1; then image=tests/image; else echo 'no Docker engine answers: tests/image left out'; fi; \
-	exec $(PY) -m pytest tests/unit tests/live $$image
+install: nginx $(VENV)/runtime ## .venv with the server and the commands sagemaker-* (then: . .venv/bin/activate)
+	@$(call step,the commands sagemaker-*,$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .)
+
+setup: nginx $(VENV)/dev .lambda/made ## all that the tests and checks need
+
+test: setup ## the tests: pure, with real processes, and of the image where a Docker engine answers
+	@image=; if [[ -n "$${IMAGE_BUILD-}" ]] || docker info >/dev/null 2>&1; then image='tests/image/test_rehearse.py tests/image'; \
+	else echo 'no Docker engine answers: tests/image is left out'; fi; \
+	exec $(PY) -m pytest $(PARALLEL) tests/live tests/unit $$image
 
 test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (slow; wants docker-compose)
 	@IMAGE=$(IMAGE) exec .venv-sdk/bin/python -m pytest -W ignore tests/sdk
@@ -91,7 +100,7 @@ models: $(VENV)/runtime ## the sample models, where they are missing (minutes th
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove all that was made here: the environment, the models, caches
-	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: made again only when what it was made from changes.
@@ -117,4 +126,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run test test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda
+.PHONY: help run install test test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda

@@ -2,9 +2,11 @@
 # Builds the image and pushes it to this account's ECR: build_and_push.sh [name] [tag]. The last line is its URI@digest.
 # TORCH=cu130 builds for CUDA. The region is AWS_REGION, AWS_DEFAULT_REGION or the profile's.
 set -euo pipefail
+if [[ ${1-} == -h || ${1-} == --help ]]; then sed -n '2,/^set /s/^# //p' "$0"; exit; fi
 name=${1:-sagemaker-serve}
 tag=${2:-latest}
 fail() { echo "build_and_push.sh: $*" >&2; exit 1; }
+[[ $name != -* ]] || fail "unknown option $name: see --help"
 
 command -v docker >/dev/null || fail "docker is missing: install it, https://docs.docker.com/engine/install"
 command -v aws >/dev/null || fail "the AWS CLI is missing: install it, https://docs.aws.amazon.com/cli (or: pip install awscli)"
@@ -13,7 +15,7 @@ region=${AWS_REGION:-${AWS_DEFAULT_REGION:-$(aws configure get region || true)}}
 [[ -n $region ]] || fail "no region: set AWS_REGION, or run 'aws configure'"
 ecr() { aws ecr "$1" --region "$region" "${@:2}"; }
 account=$(aws sts get-caller-identity --region "$region" --query Account --output text) ||
-  fail "AWS knows nobody by these credentials, or no region $region: 'aws sso login' or 'aws configure', or set AWS_REGION"
+  fail "AWS does not accept the credentials, or there is no region $region: run 'aws sso login' or 'aws configure', or set AWS_REGION"
 registry=$account.dkr.ecr.$region.amazonaws.com
 [[ $region != cn-* ]] || registry+=.cn
 uri=$registry/$name:$tag
@@ -25,7 +27,7 @@ docker build --platform linux/amd64 "${provenance[@]}" --build-arg TORCH="${TORC
   fail "the build failed: see the last lines above"
 
 if ! said=$(ecr describe-repositories --repository-names "$name" 2>&1); then
-  [[ $said == *RepositoryNotFound* ]] || fail "no word of $name from ECR in $region (you need ecr:DescribeRepositories): ${said##*$'\n'}"
+  [[ $said == *RepositoryNotFound* ]] || fail "ECR did not describe $name in $region (you need ecr:DescribeRepositories): ${said##*$'\n'}"
   old='{"rules": [{"rulePriority": 1, "selection": {"tagStatus": "untagged", "countType": "imageCountMoreThan", "countNumber": 10}, "action": {"type": "expire"}}]}'
   ecr create-repository --repository-name "$name" --image-scanning-configuration scanOnPush=true >/dev/null ||
     fail "the repository $name could not be made in $region: you need ecr:CreateRepository"

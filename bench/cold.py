@@ -9,7 +9,7 @@ from bench.in_process import InProcess
 from bench.memory import private_sum, proportional_bytes, runners, web_workers
 from bench.rows import CELLS
 from bench.stacks import Ours, model_dir
-from serve.catalog.catalog import describe
+from serve.catalog.scan import describe
 from serve.machine import private_bytes
 from tests.live.stack import wait_until
 
@@ -35,7 +35,7 @@ def run(context: Context) -> list[Row]:
             took, rows = _tables(context, ours, tables)
             context.say(f"W3 cold loads of {len(texts)} GPT-2")
             texts_took = [first_answer(ours, texts[0])]
-            held = max(map(private_bytes, runners(ours.pid)))  # now, for files that several map are nobody's own
+            held = max(map(private_bytes, runners(ours.pid)))  # now: shared pages are private to none
             texts_took += [first_answer(ours, name) for name in texts[1:]]
     finally:
         ours.stop()

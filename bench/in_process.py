@@ -1,4 +1,4 @@
-"""The limits: the same work in one process, without HTTP. A child that is told what to do a line at a time.
+"""The limits: the same work in one process, without HTTP. A child process reads one command a line.
 
 It imports and loads once, so that its turns can alternate with those of the servers.
 """
@@ -65,10 +65,13 @@ def xgboost_tasks(directory: Path, threads: int) -> dict[str, Task]:
     import numpy as np
     import xgboost
 
-    from serve.handlers.base import Model, Request
+    from serve.catalog.scan import describe
+    from serve.handlers.base import Request
     from serve.handlers.xgboost.handler import XGBoost
+    from serve.settings import Settings
 
-    handler = XGBoost(Model(name="m", directory=directory, threads=threads))
+    config = describe("m", directory, Settings(threads=threads))
+    handler = XGBoost(config)
     booster = xgboost.Booster({"nthread": threads}, model_file=str(directory / "model.ubj"))
 
     def row(body: str, content_type: str, batch: int, seconds: float) -> dict[str, float]:
@@ -99,7 +102,7 @@ def xgboost_tasks(directory: Path, threads: int) -> dict[str, Task]:
 
     def load(rounds: int) -> dict[str, float]:
         """Build the handler in this warm process."""
-        return {"ms": median(timed(lambda: XGBoost(Model(name="m", directory=directory)), rounds)) * 1e3}
+        return {"ms": median(timed(lambda: XGBoost(config), rounds)) * 1e3}
 
     return {"row": row, "bulk": bulk, "bulk_handler": bulk_handler, "load": load}
 

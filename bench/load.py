@@ -90,7 +90,7 @@ class Client:
         )
 
     def _turns(self, counts_from: float, until: float, left: int) -> None:
-        """The hot loop: whoever has its answer sends again, until time or requests are used up."""
+        """The hot loop: a connection with a complete answer sends again, until time or requests are used up."""
         clock, socks, begun, partial, message = (
             time.perf_counter,
             self._socks,

@@ -7,7 +7,7 @@ from tests.live.stack import descendants
 
 
 def proportional_bytes(pid: int) -> int:
-    """Memory of a process and all below it, each shared page counted once over those who share it (Pss)."""
+    """Memory of a process and all below it, each shared page divided among the processes that share it (Pss)."""
     return sum(_pss(each) for each in {pid} | descendants(pid))
 
 

@@ -15,7 +15,7 @@ PATIENCE = 10.0
 
 
 class Pinger:
-    """Pings a port until it is stopped; `times_ms` tells how the answers were."""
+    """Pings a port until it is stopped; `times_ms` holds the times of the answers."""
 
     def __init__(self, port: int, notes: Path) -> None:
         self._notes = notes

@@ -72,19 +72,20 @@ def _child(model: Path, text: str, name: str, work: str) -> dict[str, float]:
 
 def measured(directory: Path, text: str, name: str, work: str) -> dict[str, float]:
     """One precision: private MB, ms of each kind of work; the outputs for `_drifts` go to a file."""
+    import msgspec
     import torch
 
-    from serve.catalog.catalog import describe
-    from serve.handlers.base import Model
+    from serve.catalog.model_config import checked_options
+    from serve.catalog.scan import describe
     from serve.handlers.encoders.feature_extraction import FeatureExtraction
     from serve.handlers.generation.handler import TextGeneration
     from serve.machine import private_bytes
 
-    spec = describe(directory.name, directory)
+    found = describe(directory.name, directory)
+    spec = msgspec.structs.replace(found, options=checked_options(found.handler, PRECISIONS[name]))
     before = private_bytes(os.getpid())
-    model = Model(name=spec.name, directory=spec.directory, task=spec.task, options=PRECISIONS[name])
     kinds: dict[str, Any] = {"text_generation": TextGeneration, "feature_extraction": FeatureExtraction}
-    handler = kinds[spec.handler](model)
+    handler = kinds[spec.handler](spec)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     row: dict[str, float] = {"MB": (private_bytes(os.getpid()) - before) / (1 << 20)}

@@ -6,7 +6,7 @@ import gunicorn
 from gunicorn.glogging import Logger
 
 from serve import __version__, log, settings
-from serve.host.forkserver import die_with_parent
+from serve.children import die_with_parent
 from serve.web import wsgi
 
 _settings = settings.read()

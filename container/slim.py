@@ -26,7 +26,7 @@ CUTS = {
     "pyarrow/libarrow_python*.so": "copies of what were links: the ABI's own name, .so.NNNN, is the one that is loaded",
     "pyarrow/libarrow_python*.so.*.*": "the same",
     "numpy/_core/include": "headers",
-    # These are imported by nobody but test runners. torch/testing and numpy/testing are not tests, and stay.
+    # Only test runners import these. torch/testing and numpy/testing are not tests, and stay.
     "numpy/**/tests": "tests",
     "scipy/**/tests": "tests",
     "sklearn/**/tests": "tests, where scikit-learn was asked for",
@@ -39,8 +39,8 @@ CUTS = {
     "_distutils_hack": "the same",
     "distutils-precedence.pth": "the same",
 }
-# Their symbol tables are a fifth of them, and serve debuggers only. Libraries that a wheel's maker has edited with
-# patchelf (numpy, scipy, xgboost) are left alone: strip is known to break those.
+# Their symbol tables are a fifth of their size, and serve debuggers only. Libraries that the wheel's author edited
+# with patchelf (numpy, scipy, xgboost) are not stripped: strip is known to break them.
 STRIPPED = ("torch/lib/libtorch*.so", "pyarrow/lib*.so*", "tokenizers/*.so")
 
 

@@ -1,1 +1,1 @@
-"""From a spec file to a SageMaker endpoint and back to nothing, with boto3 alone: `python -m deploy`."""
+"""A SageMaker endpoint from a spec file: created, updated and deleted. Command line: `python -m deploy`."""

@@ -1,47 +1,48 @@
-"""What is said while something is done: a line for each change, and what a long wait waits for."""
+"""Progress on a terminal or in a file: a line for each change, and the state of a long wait."""
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-REMIND = 30.0  # seconds after which a wait is told again where no line can be overwritten
-FIRST, LONGEST = 0.2, 10.0  # seconds between two looks at what is waited for: more each time
+REMIND = 30.0  # seconds after which an unchanged state is printed again, where lines cannot be overwritten
+FIRST, LONGEST = 0.2, 10.0  # seconds between two polls: the first pause, and the longest
 
 
 class Progress:
-    """To a terminal or a file. `changes` are all lines that told of one."""
+    """Lines to a terminal or a file. `changes` are the lines of changes so far."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
         self._terminal = self._out.isatty()
         self.changes: list[str] = []
 
-    def changed(self, what: str) -> None:
-        self.changes.append(what)
-        self.say(what)
+    def changed(self, line: str) -> None:
+        self.changes.append(line)
+        self.say(line)
 
     def say(self, line: str) -> None:
         self._out.write(f"\r\033[K{line}\n" if self._terminal else f"{line}\n")
         self._out.flush()
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
-        """The block calls what it gets with the latest status, as often as it likes."""
-        begun, told, last = time.monotonic(), 0.0, ""
+    def waiting(self, subject: str) -> Iterator[Callable[[str], None]]:
+        """Gives the block a function that shows the latest state of a wait; it may be called at any rate."""
+        begun, printed, last = time.monotonic(), 0.0, ""
 
-        def show(status: str) -> None:
-            nonlocal told, last
+        def show(state: str) -> None:
+            nonlocal printed, last
             now = time.monotonic()
-            line = f"{what}: {status} ({elapsed(now - begun)})"
-            if self._terminal:  # a line that wraps cannot be overwritten
+            line = f"{subject}: {state} ({elapsed(now - begun)})"
+            if self._terminal:  # cut to the width: a wrapped line cannot be overwritten
                 self._out.write(f"\r\033[K\033[2m{line[: max(1, _columns(self._out) - 1)]}\033[0m")
                 self._out.flush()
-            elif status != last or now - told > REMIND:
+            elif state != last or now - printed > REMIND:
                 self.say(line)
-                told, last = now, status
+                printed, last = now, state
 
         try:
             yield show
@@ -52,16 +53,44 @@ class Progress:
 
 
 def _columns(out: TextIO) -> int:
-    return os.get_terminal_size(out.fileno()).columns or 80  # 0 is a terminal that does not know
+    return os.get_terminal_size(out.fileno()).columns or 80  # 0: the terminal does not report its width
 
 
-def looks() -> Iterator[None]:
-    """Endless turns, with a pause between them that grows."""
+def polls() -> Iterator[None]:
+    """Endless iterations with a pause between them, each longer than the one before."""
     pause = FIRST
     while True:
         yield
         time.sleep(pause)
         pause = min(pause * 1.2, LONGEST)
+
+
+@contextmanager
+def counted(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives the block a function that counts bytes done, from any thread; the share is shown on a terminal's stderr."""
+    lock, done = threading.Lock(), 0
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with Progress(sys.stderr).waiting(title) as show:
+
+        def count(size: int) -> None:
+            nonlocal done
+            with lock:
+                done += size
+                show(f"{100 * done // max(total, 1)} % of {sized(total)}")
+
+        yield count
+
+
+def sized(size: float) -> str:
+    """Bytes with three digits and a decimal unit, for example 1.25 kB."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}"
 
 
 def elapsed(seconds: float) -> str:

@@ -1,16 +1,13 @@
-"""Instances that follow the load, and the alarms that take an update back."""
+"""Scaling and rollback alarms of an endpoint, in Application Auto Scaling and CloudWatch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from deploy import rollout
+from deploy import plan
 from deploy.aws import Aws
+from deploy.plan import COUNT
 from deploy.progress import Progress
-from deploy.service import Request
-from deploy.spec import Scaling, Spec
-
-COUNT = "sagemaker:variant:DesiredInstanceCount"
-METRIC = "SageMakerVariantInvocationsPerInstance"
+from deploy.spec import Spec
 
 
 def registered(aws: Aws, endpoint: str) -> dict[str, Mapping[str, Any]]:
@@ -26,62 +23,27 @@ def registered(aws: Aws, endpoint: str) -> dict[str, Mapping[str, Any]]:
 
 
 def ensure(aws: Aws, spec: Spec, progress: Progress) -> None:
-    """Each variant scales as the spec says; what scales and should not is deregistered."""
+    """Each variant scales as in the spec; variants that should not scale are deregistered."""
     client, now = aws.client("application-autoscaling"), registered(aws, spec.name)
     wanted = [variant.name for variant in spec.variants] if spec.scaling else []
     deregister(aws, spec.name, [name for name in now if name not in wanted], progress)
     for variant in wanted:
         assert spec.scaling is not None
-        target, policy = requests(spec.name, variant, spec.scaling)
+        target, policy = plan.scaling_requests(spec.name, variant, spec.scaling)
         there = now.get(variant)
         if not there or any(there[key] != target[key] for key in ("MinCapacity", "MaxCapacity")):
             client.register_scalable_target(**target)
             progress.changed(f"{variant} scales from {spec.scaling.min} to {spec.scaling.max} instances")
-        asked = {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
-        policies = client.describe_scaling_policies(PolicyNames=[policy["PolicyName"]], **asked)["ScalingPolicies"]
+        query = {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+        policies = client.describe_scaling_policies(PolicyNames=[policy["PolicyName"]], **query)["ScalingPolicies"]
         key = "TargetTrackingScalingPolicyConfiguration"
         if not policies or any(policies[0][key].get(name) != value for name, value in policy[key].items()):
             client.put_scaling_policy(**policy)
-            progress.changed(f"{variant} has its target of {spec.scaling.invocations_per_instance:g} calls a minute")
-
-
-def requests(endpoint: str, variant: str, scaling: Scaling) -> tuple[Request, Request]:
-    """RegisterScalableTarget's and PutScalingPolicy's."""
-    what = {
-        "ServiceNamespace": "sagemaker",
-        "ResourceId": f"endpoint/{endpoint}/variant/{variant}",
-        "ScalableDimension": COUNT,
-    }
-    tracking = {
-        "TargetValue": scaling.invocations_per_instance,
-        "PredefinedMetricSpecification": {"PredefinedMetricType": METRIC},
-        "ScaleInCooldown": scaling.scale_in_seconds,
-        "ScaleOutCooldown": scaling.scale_out_seconds,
-    }
-    return (
-        {**what, "MinCapacity": scaling.min, "MaxCapacity": scaling.max},
-        {
-            **what,
-            "PolicyName": f"{endpoint}-{variant}-load",
-            "PolicyType": "TargetTrackingScaling",
-            "TargetTrackingScalingPolicyConfiguration": tracking,
-        },
-    )
-
-
-def beside(spec: Spec) -> list[tuple[str, str, Request]]:
-    """Service, operation and request of all that an endpoint has beside itself."""
-    made = [("cloudwatch", "PutMetricAlarm", each) for each in rollout.alarms(spec)]
-    for variant in spec.variants if spec.scaling else ():
-        assert spec.scaling is not None
-        target, policy = requests(spec.name, variant.name, spec.scaling)
-        made.append(("application-autoscaling", "RegisterScalableTarget", target))
-        made.append(("application-autoscaling", "PutScalingPolicy", policy))
-    return made
+            progress.changed(f"{variant} targets {spec.scaling.invocations_per_instance:g} calls a minute and instance")
 
 
 def deregister(aws: Aws, endpoint: str, variants: Sequence[str], progress: Progress) -> None:
-    """Its policies go with it."""
+    """Stop the variants' scaling; AWS deletes their policies too."""
     client = aws.client("application-autoscaling")
     for variant in variants:
         try:
@@ -92,24 +54,24 @@ def deregister(aws: Aws, endpoint: str, variants: Sequence[str], progress: Progr
             )
         except client.exceptions.ObjectNotFoundException:
             continue
-        progress.changed(f"{variant} scales no more")
+        progress.changed(f"{variant} no longer scales")
 
 
 def alarms(aws: Aws, endpoint: str) -> Iterator[Mapping[str, Any]]:
-    """The rollback alarms of an endpoint: by name and by what they watch."""
+    """The rollback alarms of an endpoint, by name and by the endpoint they watch."""
     pages = aws.client("cloudwatch").get_paginator("describe_alarms").paginate(AlarmNamePrefix=f"{endpoint}-")
     for page in pages:
         for alarm in page["MetricAlarms"]:
             watched = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
             variant = watched.get("VariantName", "")
-            if watched.get("EndpointName") == endpoint and alarm["AlarmName"] in rollout.alarm_names(endpoint, variant):
+            if watched.get("EndpointName") == endpoint and alarm["AlarmName"] in plan.alarm_names(endpoint, variant):
                 yield alarm
 
 
 def ensure_alarms(aws: Aws, spec: Spec, progress: Progress) -> None:
-    """Those of the spec are there, as it says, before an update that names them."""
+    """The spec's alarms exist. An update that names them needs them first."""
     now = {alarm["AlarmName"]: alarm for alarm in alarms(aws, spec.name)}
-    for request in rollout.alarms(spec):
+    for request in plan.alarm_requests(spec):
         name = request["AlarmName"]
         if name not in now or now[name]["Threshold"] != request["Threshold"]:
             aws.client("cloudwatch").put_metric_alarm(**request)
@@ -117,8 +79,9 @@ def ensure_alarms(aws: Aws, spec: Spec, progress: Progress) -> None:
 
 
 def sweep_alarms(aws: Aws, endpoint: str, keep: Sequence[str], progress: Progress) -> None:
+    """Delete the endpoint's alarms except those in `keep`."""
     old = [each["AlarmName"] for each in alarms(aws, endpoint) if each["AlarmName"] not in keep]
-    for start in range(0, len(old), 100):  # DeleteAlarms takes so many
+    for start in range(0, len(old), 100):  # DeleteAlarms takes at most 100 names
         aws.client("cloudwatch").delete_alarms(AlarmNames=old[start : start + 100])
     for name in old:
         progress.changed(f"alarm {name} deleted")

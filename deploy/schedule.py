@@ -1,39 +1,25 @@
-"""An endpoint that deletes itself after a while: a one-time schedule of EventBridge Scheduler."""
+"""An endpoint's deletion at a set time: a one-time schedule of EventBridge Scheduler."""
 
-import argparse
 import json
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import policies, roles
-from deploy.aws import Aws, denied, is_missing, role_unseen
-from deploy.configurations import patiently
+from deploy import roles
+from deploy.aws import Aws, Request, denied, is_missing, retried, role_unseen
 from deploy.progress import Progress
-from deploy.service import Request
-
-UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-
-
-def duration(text: str) -> timedelta:
-    """`90m`, `4h`, `2d`."""
-    found = re.fullmatch(r"([1-9]\d*)([mhd])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90m, 4h or 2d")
-    return timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
 def ensure(aws: Aws, endpoint: str, after: timedelta, progress: Progress) -> datetime:
-    """The endpoint is deleted so long from now, at the time that is returned; an earlier schedule is replaced."""
+    """Schedule the endpoint's deletion, or move it; the time of the deletion."""
     when = datetime.now(UTC).replace(microsecond=0) + after
     account, region = aws.account, aws.region
-    values = {"partition": policies.partition_of(region), "account": account, "region": region, "name": endpoint}
-    role = roles.ensured(aws, policies.rendered("scheduler", role_name(endpoint), values), endpoint, progress)
-    asked, client = request(endpoint, when, role), aws.client("scheduler")
+    values = {"partition": roles.partition_of(region), "account": account, "region": region, "name": endpoint}
+    role = roles.ensured(aws, roles.rendered("scheduler", role_name(endpoint), values), endpoint, progress)
+    fields, client = request(endpoint, when, role), aws.client("scheduler")
     call = client.update_schedule if there(aws, endpoint) else client.create_schedule
-    patiently(lambda: call(**asked), role_unseen)
+    retried(lambda: call(**fields), role_unseen)
     progress.changed(f"endpoint {endpoint} will be deleted at {when:%Y-%m-%d %H:%M} UTC")
     return when
 
@@ -65,7 +51,7 @@ def role_name(endpoint: str) -> str:
 
 
 def when(aws: Aws, endpoint: str) -> str | None:
-    """When it will be deleted, as the schedule says; None where it will not, or where one may not look."""
+    """The scheduled time of the deletion; None if there is none or AWS denies the question."""
     found = _found(aws, endpoint)
     return str(found["ScheduleExpression"]).removeprefix("at(").rstrip(")") + " UTC" if found else None
 

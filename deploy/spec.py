@@ -1,32 +1,51 @@
-"""An endpoint as its owner describes it, in one TOML file: what is to be, not how to get there."""
+"""The spec: an endpoint described in one TOML file, as the state to reach. Reading and checking it needs no AWS."""
 
 import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-INPUTS = "inputs/"  # where `invoke` puts bodies of an asynchronous endpoint
+from deploy.errors import SpecError, unknown
+
+INPUTS = "inputs/"  # `invoke` puts request bodies for an asynchronous endpoint here, below its output prefix
 S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)")
+ECR = re.compile(r"(\d{12})\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
+
+# SageMaker allows names of 63 characters; names of models and configurations add a hyphen and 8 characters of a hash.
+LONGEST_NAME = 54
+NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
+ROLE = re.compile(r"[\w+=,.@-]{1,64}")
+# docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html, "feature exclusions"
+NOT_SERVERLESS = (
+    "VpcConfig",
+    "EnableNetworkIsolation",
+    "DataCaptureConfig",
+    "ShadowProductionVariants",
+    "ExplainerConfig",
+)
+PERCENT = {"canary_percent": (1, 50), "linear_percent": (10, 50), "rolling_percent": (5, 50)}  # AWS's limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A fleet of one kind; several share the traffic by weight. What it leaves out is the endpoint's."""
+    """A fleet of equal instances. Several variants share the traffic by weight. None: the endpoint's value."""
 
     name: str = "AllTraffic"
-    instance: str | None = None  # ml.m5.xlarge...; none on a serverless endpoint
+    instance: str | None = None  # ml.m5.xlarge...; None on a serverless endpoint
     count: int = 1
     weight: float = 1.0
     image: str | None = None
     models: str | None = None
     uncompressed: bool | None = None
-    env: Mapping[str, str] = field(default_factory=dict)  # over the endpoint's own
-    aws: Mapping[str, Any] = field(default_factory=dict)  # any field of a ProductionVariant
+    env: Mapping[str, str] = field(default_factory=dict)  # merged over the endpoint's
+    aws: Mapping[str, Any] = field(default_factory=dict)  # any other field of a ProductionVariant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """Instances follow the load, each variant by itself (target tracking)."""
+    """The number of instances follows the load, for each variant separately (target tracking)."""
 
     min: int = 1
     max: int
@@ -37,15 +56,15 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarms:
-    """What takes an update back: checked for each variant, minute by minute."""
+    """Thresholds that roll an update back; each is evaluated per variant and minute."""
 
-    errors: float | None = None  # 5xx answers of the container in a minute
-    latency_ms: float | None = None  # the model's, on average
+    errors: float | None = None  # 5xx responses of the container a minute
+    latency_ms: float | None = None  # of the model, the average
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """How traffic moves to a new configuration; without one of the percentages all at once."""
+    """How traffic moves to a new configuration; without a percentage, all at once."""
 
     canary_percent: int | None = None
     linear_percent: int | None = None
@@ -63,11 +82,11 @@ class Serverless:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asynchronous:
-    """Requests wait in a queue, bodies and answers are in S3."""
+    """Requests wait in a queue; request and response bodies are objects in S3."""
 
     output: str
     failures: str | None = None
-    inputs: str | None = None  # where callers put bodies, beside INPUTS below `output`
+    inputs: str | None = None  # a prefix of callers' request bodies, in addition to INPUTS below `output`
     concurrency: int | None = None  # of one instance
 
 
@@ -76,8 +95,8 @@ class Spec:
     name: str
     image: str  # NAME:TAG in this account's registry, or a whole URI
     models: str | None = None  # s3://bucket/prefix/ -> multi-model; s3://.../NAME.tar.gz -> one bundle of models
-    uncompressed: bool = False  # the prefix is one bundle, as it is, and no multi-model endpoint
-    role: str | None = None  # a name (made and kept by us) or an ARN; none: NAME-endpoint
+    uncompressed: bool = False  # the prefix is one uncompressed bundle, not a multi-model prefix
+    role: str | None = None  # a name (created and maintained here) or an ARN; None: NAME-endpoint
     region: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     variants: tuple[Variant, ...] = field(default=(), metadata={"key": "variant"})
@@ -93,16 +112,16 @@ class Spec:
         return variant.image or self.image
 
     def models_of(self, variant: Variant) -> tuple[str | None, bool]:
-        """Where its models are, and whether that is a prefix to be taken as it is."""
+        """The URI of the variant's models, and whether it is an uncompressed bundle."""
         if variant.models is None:
             return self.models, self.uncompressed
         return variant.models, bool(variant.uncompressed)
 
     @property
     def written(self) -> list[tuple[str, str]]:
-        """Keys and prefixes of all that is written to S3 when it is called."""
-        asked = self.asynchronous
-        found = [("async.output", asked.output), ("async.failures", asked.failures)] if asked else []
+        """(key of the spec, S3 prefix) of each place that the endpoint writes to."""
+        queue = self.asynchronous
+        found = [("async.output", queue.output), ("async.failures", queue.failures)] if queue else []
         capture = self.aws.get("DataCaptureConfig")
         if isinstance(capture, Mapping):
             found.append(("aws.DataCaptureConfig.DestinationS3Uri", capture.get("DestinationS3Uri")))
@@ -110,13 +129,176 @@ class Spec:
 
     @property
     def read(self) -> list[tuple[str, str]]:
-        """The same of bodies that lie in S3."""
-        asked = self.asynchronous
-        found = [("async.output", f"{asked.output.rstrip('/')}/{INPUTS}")] if asked else []
-        if asked and asked.inputs:
-            found.append(("async.inputs", f"{asked.inputs.rstrip('/')}/"))
+        """(key of the spec, S3 prefix) of each place that the endpoint reads request bodies from."""
+        queue = self.asynchronous
+        found = [("async.output", f"{queue.output.rstrip('/')}/{INPUTS}")] if queue else []
+        if queue and queue.inputs:
+            found.append(("async.inputs", f"{queue.inputs.rstrip('/')}/"))
         return found
 
     def multi_model(self, variant: Variant) -> bool:
         models, uncompressed = self.models_of(variant)
         return models is not None and models.endswith("/") and not uncompressed
+
+
+# Tables of the file that are dataclasses too, by their path.
+TABLES = {
+    "": Spec,
+    "variant": Variant,
+    "scaling": Scaling,
+    "rollout": Rollout,
+    "rollout.alarms": Alarms,
+    "serverless": Serverless,
+    "async": Asynchronous,
+}
+
+
+def load(path: Path) -> Spec:
+    """The spec in a file. Raises SpecError, which names the file."""
+    try:
+        return checked(parsed(tomllib.loads(path.read_text(encoding="utf-8"))))
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from error
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def parsed(table: Mapping[str, Any]) -> Spec:
+    """The spec that a TOML table describes: every key known, every value of its type. Raises SpecError."""
+    import msgspec  # not at module level: the Lambda function of a pipeline imports this module and has boto3 alone
+
+    for where, cls in TABLES.items():
+        _refuse_unknown_keys(table, where, cls)
+    renamed = {each.metadata["key"]: each.name for each in fields(Spec) if "key" in each.metadata}
+    try:
+        return msgspec.convert({renamed.get(key, key): value for key, value in table.items()}, Spec)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        problem, path = problem.replace(" | null", "").replace("object`", "table`"), path.removesuffix("`")
+        for key, name in renamed.items():
+            path = re.sub(rf"^{name}\b", key, path)
+        if missing := re.fullmatch(r"Object missing required field `(\w+)`", problem):
+            raise SpecError(f"{path}.{missing[1]} is missing".removeprefix(".")) from None
+        raise SpecError(f"{_named(path, table)}: {problem[0].lower()}{problem[1:]}") from None
+
+
+def _refuse_unknown_keys(table: Mapping[str, Any], where: str, cls: type[Any]) -> None:
+    at: Any = table
+    for part in filter(None, where.split(".")):
+        at = at.get(part) if isinstance(at, Mapping) else None
+    known = [each.metadata.get("key", each.name) for each in fields(cls)]
+    for each in at if isinstance(at, list) else [at]:
+        for key in each if isinstance(each, Mapping) else ():
+            if key not in known:
+                raise SpecError(unknown(key, known, "key", f" in [{where}]" if where else ""))
+
+
+def _named(path: str, table: Mapping[str, Any]) -> str:
+    """msgspec writes [...] for the key of a table of strings: the path with the first key whose value is no string."""
+    if not path.endswith("[...]"):
+        return path
+    at: Any = table
+    for part in re.findall(r"\w+", path):
+        at = at[int(part)] if part.isdigit() else at[part]
+    return path.replace("[...]", next((f".{key}" for key, value in at.items() if not isinstance(value, str)), ""))
+
+
+def image_parts(image: str) -> tuple[str, str, str, str]:
+    """The registry's host ("" for this account's ECR), repository, tag and digest of an image."""
+    rest, _, digest = image.partition("@")
+    first, slash, after = rest.partition("/")
+    host = first if slash and ("." in first or ":" in first or first == "localhost") else ""
+    name, _, tag = (after if host else rest).partition(":")
+    return host, name, tag or "latest", digest
+
+
+def checked(spec: Spec) -> Spec:
+    """The spec with at least one variant. Raises SpecError for combinations that AWS does not support."""
+    if not spec.variants:
+        spec = replace(spec, variants=(Variant(),))
+    _check_name(spec.name)
+    names = [variant.name for variant in spec.variants]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise SpecError(f"variant: two variants have the name {twice!r}")
+    for variant in spec.variants:
+        _check_variant(spec, variant)
+    if spec.serverless:
+        _check_serverless(spec, spec.serverless)
+    for key, uri in (*spec.written, *spec.read):
+        if not S3.fullmatch(uri):
+            raise SpecError(f"{key} {uri.rstrip('/')!r} must be s3://bucket/prefix/")
+    if spec.scaling and not 1 <= spec.scaling.min <= spec.scaling.max:
+        raise SpecError(f"scaling: min {spec.scaling.min} and max {spec.scaling.max} must be 1 <= min <= max")
+    if spec.scaling and spec.scaling.invocations_per_instance <= 0:
+        raise SpecError("scaling.invocations_per_instance must be more than 0: calls a minute that an instance handles")
+    if spec.role and not spec.role.startswith("arn:") and not ROLE.fullmatch(spec.role):
+        raise SpecError(f"role {spec.role!r} must be an ARN, or a name of 1 to 64 letters, digits and _+=,.@-")
+    if not any(variant.weight for variant in spec.variants):
+        raise SpecError("variant: no variant has a weight over 0, so none would receive traffic")
+    if spec.rollout:
+        _check_rollout(spec.rollout, len(spec.variants))
+    return spec
+
+
+def _check_serverless(spec: Spec, serverless: Serverless) -> None:
+    if spec.scaling or spec.asynchronous or len(spec.variants) > 1:
+        raise SpecError(
+            "serverless: not supported with [scaling], [async] or more than one [[variant]]; remove these tables"
+        )
+    for key in NOT_SERVERLESS:
+        if key in spec.aws:
+            raise SpecError(f"serverless: AWS does not support {key} with it")
+    if spec.rollout and spec.rollout.rolling_percent:
+        raise SpecError("serverless: rolling_percent is not supported with it; use canary_percent or linear_percent")
+    if serverless.memory_mb not in range(1024, 6145, 1024):
+        raise SpecError(f"serverless.memory_mb is {serverless.memory_mb}: it must be 1024, 2048 ... 6144")
+    if serverless.provisioned is not None and serverless.provisioned > serverless.concurrency:
+        raise SpecError(f"serverless.provisioned {serverless.provisioned} is over concurrency {serverless.concurrency}")
+
+
+def _check_name(name: str) -> None:
+    if len(name) > LONGEST_NAME or not NAME.fullmatch(name):
+        raise SpecError(
+            f"name {name[:80]!r} must be 1 to {LONGEST_NAME} letters, digits and inner hyphens: names of models and "
+            "configurations are derived from it, and SageMaker allows 63"
+        )
+
+
+def _check_variant(spec: Spec, variant: Variant) -> None:
+    models, uncompressed = spec.models_of(variant)
+    if models is not None:
+        if not S3.fullmatch(models):
+            raise SpecError(f"models {models!r} must be s3://bucket/key")
+        if not models.endswith(("/", ".tar.gz")):
+            raise SpecError(f"models {models!r} must end in / (a prefix of models) or .tar.gz (one bundle)")
+        if uncompressed and not models.endswith("/"):
+            raise SpecError(f"uncompressed: models {models!r} must be a prefix, which ends in /")
+    if spec.serverless:
+        refused = {"instance": variant.instance is not None, "models": bool(models and models.endswith("/"))}
+        for key in (key for key, given in refused.items() if given):
+            raise SpecError(f"serverless: {key} is not supported with it (models: only one .tar.gz)")
+    elif variant.instance is None:
+        raise SpecError(f"variant {variant.name!r}: instance is missing, for example ml.m5.xlarge")
+    if spec.asynchronous and spec.multi_model(variant):
+        raise SpecError("async: multi-model is not supported, InvokeEndpointAsync has no TargetModel; use one bundle")
+    if spec.scaling and variant.instance and variant.instance.startswith("ml.t"):
+        raise SpecError(f"scaling: instances of type {variant.instance} cannot scale; use ml.m5.large or larger")
+    if variant.count < 1 or variant.weight < 0:
+        raise SpecError(f"variant {variant.name!r}: count must be at least 1, weight at least 0")
+
+
+def _check_rollout(rollout: Rollout, variants: int) -> None:
+    chosen = {key: value for key in PERCENT if (value := getattr(rollout, key)) is not None}
+    if len(chosen) > 1:
+        raise SpecError(f"rollout: {' and '.join(chosen)} exclude each other")
+    for key, value in chosen.items():
+        least, most = PERCENT[key]
+        if not least <= value <= most:
+            raise SpecError(f"rollout.{key} is {value}: it must be {least} to {most}")
+    if rollout.rolling_percent and variants > 1:
+        raise SpecError("rollout.rolling_percent: not supported with more than one variant")
+    if not 0 <= rollout.bake_seconds <= 3600:
+        raise SpecError(f"rollout.bake_seconds is {rollout.bake_seconds}: it must be 0 to 3600")

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from serve import settings as parsers
 from serve.errors import ServeError
 from serve.host.answers import exposition
 from serve.host.store import Store
@@ -21,13 +22,19 @@ from serve.settings import MB, Settings
 from serve.slots import Slots
 
 DOCS = Path(__file__).parent
+OBVIOUS = (parsers.text, parsers.directory, parsers.true, parsers.only_true)  # what the other columns say already
 BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(_escaped, line)) + " |\n" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    """Without a meaning in Markdown, except for `code`."""
+    return re.sub(r"`[^`]*`|[|*]", lambda found: found[0] if found[0][0] == "`" else f"\\{found[0]}", cell)
 
 
 def settings() -> str:
@@ -38,10 +45,10 @@ def settings() -> str:
         if not sources:
             continue
         names = ", ".join(f"`{name}`" for name, _ in sources)
-        accepts = " / ".join(dict.fromkeys(parse.__doc__ or "" for _, parse in sources))
+        accepts = " / ".join(dict.fromkeys(parse.__doc__ or "" for _, parse in sources if parse not in OBVIOUS))
         default = each.metadata.get("shown") or _shown(each.default, sources[0][0])
-        rows.append((names, default, accepts, each.metadata["says"]))
-    return table(("variable", "default", "value", "meaning"), rows)
+        rows.append((names, default, each.metadata["says"] + (f" ({accepts})" if accepts else "")))
+    return table(("variable", "default", "meaning (value)"), rows)
 
 
 def _shown(value: Any, variable: str) -> str:
@@ -63,7 +70,7 @@ def errors() -> str:
             yield from below(each)
 
     rows = [
-        (str(int(cls.status)), cls.type, "yes" if cls.retryable else "no", " ".join((cls.__doc__ or "").split()))
+        (str(int(cls.status)), cls.type, "yes" if cls.retryable else "no", (cls.__doc__ or "").removesuffix("."))
         for cls in sorted(set(below(ServeError)), key=lambda cls: (int(cls.status), cls.type, cls.__name__))
     ]
     return table(("status", "type", "retryable", "when"), rows)
@@ -84,7 +91,7 @@ def metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings, "metrics": metrics}
+TABLES: dict[str, Callable[[], str]] = {"settings": settings, "errors": errors, "metrics": metrics}
 
 
 def rendered(text: str) -> str:

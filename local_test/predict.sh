@@ -2,6 +2,7 @@
 # Sends a file as the platform would: predict.sh FILE [CONTENT_TYPE] [--target NAME]. URL is http://127.0.0.1:8080.
 # The answer goes to stdout, status and time to stderr; any status but 2xx exits 1.
 set -euo pipefail
+if [[ ${1-} == -h || ${1-} == --help ]]; then sed -n '2,/^set /s/^# //p' "$0"; exit; fi
 
 usage="usage: predict.sh FILE [CONTENT_TYPE] [--target NAME]"
 url=${URL:-http://127.0.0.1:8080} file='' type='' headers=()

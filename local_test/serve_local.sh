@@ -4,6 +4,7 @@
 # The platform's root is writable, but only /tmp is promised everywhere (serverless, Marketplace): so only /tmp is here,
 # as a volume, since what lies on a tmpfs would count as the container's memory.
 set -euo pipefail
+if [[ ${1-} == -h || ${1-} == --help ]]; then sed -n '2,/^set /s/^# //p' "$0"; exit; fi
 
 image=${1:?usage: serve_local.sh IMAGE [MODEL_DIR]}
 models=$(realpath -e "${2:-$(dirname "$0")/models}") || { echo "no such directory; 'make models' makes the samples" >&2; exit 1; }

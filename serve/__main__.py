@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "convert":  # reads no setting
             from serve.convert import command
 
-            return command.run([given.source, given.target])
+            return command.run(given.source, given.target)
     try:
         chosen = settings.read()
     except BadSetting as error:
@@ -75,8 +75,8 @@ def _parsed(words: list[str]) -> "argparse.Namespace":
         verb: verbs.add_parser(verb, help=line, description=DETAILS.get(verb, f"{line.capitalize()}."))
         for verb, line in VERBS.items()
     }
-    below["convert"].add_argument("source", metavar="SOURCE", help="the file to convert")
-    below["convert"].add_argument("target", metavar="TARGET", help="the file to write, which must not exist")
+    below["convert"].add_argument("source", metavar="SOURCE", type=Path, help="the file to convert")
+    below["convert"].add_argument("target", metavar="TARGET", type=Path, help="the file to write, which must not exist")
     if words and words[0] not in (*VERBS, "-h", "--help", "--version"):
         if words[0].startswith("-"):
             parser.error(f"unknown option: {words[0]}; settings are environment variables, such as SERVE_MODEL_DIR")
@@ -103,10 +103,10 @@ def _run(verb: str, chosen: Settings) -> int:
         return job.run(chosen)
     if verb == "conf":
         from serve import nginx
-        from serve.catalog import catalog
+        from serve.catalog.scan import scan
 
         run_dir = chosen.run_dir or Path(os.environ.get("TMPDIR", "/tmp"))
-        found = catalog.scan(chosen.model_dir, chosen.hf_task, chosen.program)
+        found = scan(chosen.model_dir, chosen)
         print(nginx.rendered(replace(chosen, run_dir=run_dir), found))
         return 0
     for name, source in chosen.sources.items():
@@ -128,8 +128,8 @@ def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
     if part == "runner":
         from serve.runner import main as runner
 
-        order, listener, control = map(int, rest)
-        runner.begin(order, listener, control, chosen)
+        number, config, listener, control = map(int, rest[:4])
+        runner.begin(number, config, listener, control, chosen, rest[4:])
         return 0
     from serve.train import booster
 

@@ -23,9 +23,9 @@ def text(settings: Settings, catalog: Catalog) -> str:
     for entry in catalog.entries.values():
         if entry.problem:
             what = f"cannot be served: {entry.problem}"
-        elif entry.spec:
-            preload = ", preloaded" if entry.spec.preload or {"*", entry.name} & set(settings.preload) else ""
-            what = f"{entry.spec.handler}, about {entry.spec.bytes / MB:.0f} MB{preload}"
+        elif entry.config:
+            preload = ", preloaded" if entry.config.preload or {"*", entry.name} & set(settings.preload) else ""
+            what = f"{entry.config.handler}, about {entry.config.bytes / MB:.0f} MB{preload}"
         else:
             what = "archive, unpacked on first use"
         shown.append(f"  {'model':<11}{entry.name:<20} {what}")
@@ -38,11 +38,11 @@ def curls(settings: Settings, catalog: Catalog) -> str:
     """Up to three commands to paste, one a handler, from the examples the models carry."""
     lines, handlers = [], set()
     for entry in catalog.entries.values():
-        spec = entry.spec
-        if spec is None or spec.example is None or spec.handler in handlers:
+        config = entry.config
+        if config is None or config.example is None or config.handler in handlers:
             continue
-        handlers.add(spec.handler)
-        body, media = spec.example.body, spec.example.content_type
+        handlers.add(config.handler)
+        body, media = config.example.body, config.example.content_type
         command = f"curl localhost:{settings.port}/invocations -H 'Content-Type: {media}'"
         if media == "application/json" and _is_object(body):
             named = {settings.model_field: entry.name, **json.loads(body)}

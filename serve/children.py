@@ -10,10 +10,20 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends, even by SIGKILL."""
+    parent = os.getppid()
+    _LIBC.prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # the parent ended before this call
+        os._exit(1)
 
 
 class Children:
@@ -26,7 +36,7 @@ class Children:
 
     def adopt(self) -> None:
         """Take in orphans, and let a signal end every pause."""
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -35,17 +45,12 @@ class Children:
         self, name: str, command: list[str], environ: Mapping[str, str], with_parent: int = signal.SIGKILL
     ) -> None:
         """Start one; `with_parent` is the signal it gets when we end."""
-        libc = ctypes.CDLL(None)
-
-        def in_child() -> None:
-            libc.prctl(PR_SET_PDEATHSIG, with_parent)
-
         child = subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=in_child,  # noqa: PLW1509 - one thread here
+            preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - one thread here
         )
         child.returncode = 0  # we reap, not Popen
         self._names[child.pid] = name

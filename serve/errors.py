@@ -1,26 +1,28 @@
-"""Every error this server can answer with, its HTTP status, and the one place that renders them.
+"""Every error that this server answers with, its HTTP status, and the one place that renders them.
 
 ServeError
-├─ BadRequest             400  the caller's bytes are wrong; the message says where
-│  └─ NotAModel           400  what a load asked for cannot be served (multi-model mode)
-├─ Forbidden              403  a reference to what may not be read
-├─ ModelNotFound          404  no such model; the message names those there are
-├─ PathNotFound           404  no such route
+├─ BadRequest             400
+│  └─ NotAModel           400
+├─ Forbidden              403
+├─ ModelNotFound          404
+├─ PathNotFound           404
 ├─ MethodNotAllowed       405
-├─ NotAcceptable          406  Accept names nothing we can write
-├─ Conflict               409  the model is already loaded (multi-model mode)
-├─ PayloadTooLarge        413  the body is over the limit
-├─ UnsupportedMediaType   415  Content-Type or Content-Encoding we cannot read
-├─ ModelUnusable          424  the model's files cannot be served, and trying again will not help
-├─ InternalError          500  our own fault; the log has the traceback
-│  ├─ RunnerDied          500  the model's process ended while it held the request
-│  └─ DeviceLost          500  its device failed for good; the process is replaced
-├─ Unavailable            503  not now; Retry-After says when
+├─ NotAcceptable          406
+├─ Conflict               409
+├─ PayloadTooLarge        413
+├─ UnsupportedMediaType   415
+├─ ModelUnusable          424
+├─ InternalError          500
+│  ├─ RunnerDied          500
+│  └─ DeviceLost          500
+├─ Unavailable            503
 │  ├─ QueueFull           503
-│  ├─ TooLate             503  it could not, or cannot, be done before the deadline
-│  ├─ ModelFailed         503  the model keeps failing and is being left alone for a while
-│  └─ NotReady            503  starting or draining
-└─ DoesNotFit             507  memory; the platform unloads something and tries again
+│  ├─ TooLate             503
+│  ├─ ModelFailed         503
+│  └─ NotReady            503
+└─ DoesNotFit             507
+
+The docstring of each class is its row in docs/operating/errors.md (python -m docs.reference).
 """
 
 from collections.abc import Mapping
@@ -34,7 +36,7 @@ MAX_BODY = 2000
 
 
 class ServeError(Exception):
-    """An error with a status; `hint` is the next step for whoever reads it, `retry_after` is in seconds."""
+    """An error with a status. `hint` is the next step for the reader; `retry_after` is in seconds."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     type: ClassVar[str] = "InternalServerException"
@@ -51,96 +53,134 @@ class ServeError(Exception):
 
 
 class BadRequest(ServeError):
+    """The request cannot be parsed, or a parameter is invalid: the message says which one and where."""
+
     status = HTTPStatus.BAD_REQUEST
     type = "BadRequestException"
 
 
 class NotAModel(BadRequest):
+    """The model that `POST /models` names cannot be served (multi-model endpoints)."""
+
     type = "ModelException"
 
 
 class Forbidden(ServeError):
+    """A `text/uri-list` body names an object that may not be read: `SERVE_S3_INPUTS`, credentials, permissions, KMS."""
+
     status = HTTPStatus.FORBIDDEN
     type = "AccessDeniedException"
 
 
 class ModelNotFound(ServeError):
+    """No such model; the message lists the models that exist."""
+
     status = HTTPStatus.NOT_FOUND
     type = "ModelNotFoundException"
 
 
 class PathNotFound(ServeError):
+    """No such path."""
+
     status = HTTPStatus.NOT_FOUND
     type = "ResourceNotFoundException"
 
 
 class MethodNotAllowed(ServeError):
+    """The path exists, but not for this method."""
+
     status = HTTPStatus.METHOD_NOT_ALLOWED
     type = "MethodNotAllowedException"
 
 
 class NotAcceptable(ServeError):
+    """Accept names no format that the model can write."""
+
     status = HTTPStatus.NOT_ACCEPTABLE
     type = "NotAcceptableException"
 
 
 class Conflict(ServeError):
+    """The model is loaded already (multi-model endpoints)."""
+
     status = HTTPStatus.CONFLICT
     type = "ConflictStatusException"
 
 
 class PayloadTooLarge(ServeError):
+    """The body is over the limit: `SERVE_MAX_PAYLOAD_MB`."""
+
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     type = "RequestEntityTooLargeException"
 
 
 class UnsupportedMediaType(ServeError):
+    """The Content-Type or the Content-Encoding is unsupported."""
+
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     type = "UnsupportedMediaTypeException"
 
 
 class ModelUnusable(ServeError):
+    """The model's files cannot be served: pickles, a truncated file, an invalid `model.toml`. A retry does not help."""
+
     status = HTTPStatus.FAILED_DEPENDENCY
     type = "ModelException"
 
 
 class InternalError(ServeError):
-    pass
+    """A fault of the server, or an exception in the model's code: see the log."""
 
 
 class RunnerDied(InternalError):
+    """The model's process crashed during the request; the message names the cause. A new process starts at once."""
+
     type = "RunnerDiedException"
     retryable = True
 
 
 class DeviceLost(InternalError):
+    """CUDA failed in a way that lasts as long as the process. A new process takes its place with the next request."""
+
     type = "DeviceLostException"
     retryable = True
 
 
 class Unavailable(ServeError):
+    """The model is still loading; Retry-After says when to come back, as with every 503."""
+
     status = HTTPStatus.SERVICE_UNAVAILABLE
     type = "ServiceUnavailableException"
     retryable = True
 
 
 class QueueFull(Unavailable):
+    """Too many requests wait for this model: raise `SERVE_QUEUE_LIMIT`, or `copies` in `model.toml`."""
+
     type = "QueueFullException"
 
 
 class TooLate(Unavailable):
+    """The request could not be finished within `SAGEMAKER_MODEL_SERVER_TIMEOUT`."""
+
     type = "DeadlineExceededException"
 
 
 class ModelFailed(Unavailable):
+    """The model failed repeatedly; the next attempt is after a pause."""
+
     type = "ModelFailedException"
 
 
 class NotReady(Unavailable):
+    """The server is starting or draining."""
+
     type = "NotReadyException"
 
 
 class DoesNotFit(ServeError):
+    """The model does not fit, or memory, processes, open files or disk are exhausted: the message says which."""
+
     status = HTTPStatus.INSUFFICIENT_STORAGE
     type = "InsufficientStorageException"
     retryable = True
@@ -160,9 +200,9 @@ def fields(error: ServeError, request_id: str = "") -> dict[str, Any]:
 
 
 def body(error: ServeError, request_id: str = "", *, openai: bool = False) -> bytes:
-    """The JSON body, cut to stay under `MAX_BODY` bytes: what is long is the message or the hint, never the keys.
+    """The JSON body, at most `MAX_BODY` bytes: the longest of message, hint and model is cut, never a key.
 
-    `openai`: in a member `error`, where OpenAI's clients look for it.
+    `openai`: inside a member `error`, where OpenAI's clients expect it.
     """
     parts = fields(error, request_id)
     while (over := len(encoded := msgspec.json.encode({"error": parts} if openai else parts)) - MAX_BODY) > 0:
@@ -195,7 +235,7 @@ _register(ServeError)
 
 
 def to_wire(error: ServeError) -> dict[str, Any]:
-    """What another of our processes needs to raise the same error."""
+    """The values from which another process of the server raises the same error."""
     return {
         "class": type(error).__name__,
         "message": error.message,
@@ -206,6 +246,6 @@ def to_wire(error: ServeError) -> dict[str, Any]:
 
 
 def from_wire(parts: Mapping[str, Any]) -> ServeError:
-    """The error that `to_wire` wrote down; an unknown class becomes InternalError."""
+    """The error that `to_wire` encoded; an unknown class becomes InternalError."""
     cls = _CLASSES.get(parts["class"], InternalError)
     return cls(parts["message"], hint=parts["hint"], model=parts["model"], retry_after=parts["retry_after"])

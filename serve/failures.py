@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from serve.errors import DeviceLost, DoesNotFit
+from serve.errors import DeviceLost, DoesNotFit, ModelUnusable
 
 HINTS = {
     "memory": "send less at once, unload a model, or give the container more memory",
@@ -96,6 +96,31 @@ _LOST = re.compile(
     r"|uncorrectable (ECC|NVLink) error",
     re.IGNORECASE,
 )
+
+
+# A package that is imported for one kind of model -> the extra of our own package that installs it.
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "text"),
+    **dict.fromkeys(("sklearn", "skops", "joblib"), "sklearn"),
+    "onnxruntime": "onnx",
+    "boto3": "s3",
+}
+IMAGE_EXTRAS = ("sklearn", "onnx")  # what the image has only when it is built with EXTRAS
+
+
+def not_installed(error: BaseException) -> ModelUnusable | None:
+    """The error to answer when `error`, or what led to it, is the import of a framework that is not installed."""
+    for each in chain(error):
+        if isinstance(each, ModuleNotFoundError) and each.name in EXTRAS:  # a missing part of one is named with a dot
+            return ModelUnusable(f"{each.name} is not installed: this model needs it", hint=how_to_install(each.name))
+    return None
+
+
+def how_to_install(framework: str) -> str:
+    """The next step where a package of EXTRAS is missing."""
+    extra = EXTRAS[framework]
+    image = f', or build the image with --build-arg EXTRAS="{extra}"' if extra in IMAGE_EXTRAS else ""
+    return f"pip install 'sagemaker-serve[{extra}]'{image}"
 
 
 def lost(error: BaseException) -> DeviceLost | None:

@@ -11,12 +11,15 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from serve import banner, nginx
-from serve.catalog import catalog
+from serve.catalog.catalog import Catalog
+from serve.catalog.scan import scan
 from serve.children import Children
 from serve.errors import ModelNotFound
+from serve.failures import how_to_install
 from serve.http.addresses import SHORT_ID, SOCKET_PATH, socket_name
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
@@ -61,9 +64,10 @@ class Launcher:
         assert settings.run_dir is not None
         _clear(settings)
         settings.sockets.mkdir(mode=0o700)
-        found = catalog.scan(settings.model_dir, settings.hf_task, settings.program)
+        found = scan(settings.model_dir, settings)
         _refuse_unknown_models(settings, found)
         _refuse_long_paths(settings, found)
+        _refuse_missing_boto3(settings)
         if settings.submit_directory.startswith("s3://"):
             log.warning("SAGEMAKER_SUBMIT_DIRECTORY is not fetched: code comes in the model's own code/")
         conf = settings.run_dir / "nginx.conf"
@@ -94,7 +98,7 @@ class Launcher:
             # Asked behind nginx first, so that its log does not begin with our own impatience.
             if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
-                found = catalog.scan(self._settings.model_dir, self._settings.hf_task, self._settings.program)
+                found = scan(self._settings.model_dir, self._settings)
                 print(banner.curls(self._settings, found), flush=True)
                 return
             self._children.pause(0.05)
@@ -159,7 +163,7 @@ def _pings(family: int, address: str | tuple[str, int]) -> bool:
         return False
 
 
-def _refuse_unknown_models(settings: Settings, found: catalog.Catalog) -> None:
+def _refuse_unknown_models(settings: Settings, found: Catalog) -> None:
     """Raise BadSetting for a setting that names a model there is not."""
     for field in ("preload", "pin", "default_model"):
         said = getattr(settings, field)
@@ -171,7 +175,7 @@ def _refuse_unknown_models(settings: Settings, found: catalog.Catalog) -> None:
                 raise BadSetting(f"{settings.sources[field]}: {error.message}. {error.hint}".rstrip(". ")) from error
 
 
-def _refuse_long_paths(settings: Settings, found: catalog.Catalog) -> None:
+def _refuse_long_paths(settings: Settings, found: Catalog) -> None:
     """Raise BadSetting where a socket's path would be too long; on a multi-model endpoint no model is known yet."""
     names = [SHORT_ID] if settings.multi_model else [SHORT_ID, *found.entries]
     longest = max((settings.sockets / socket_name(name) for name in names), key=lambda path: len(os.fsencode(path)))
@@ -180,6 +184,12 @@ def _refuse_long_paths(settings: Settings, found: catalog.Catalog) -> None:
             f"SERVE_RUN_DIR: {settings.run_dir}: the path of the socket {longest.name} would have {size} bytes, of "
             f"{SOCKET_PATH} there may be; name a directory whose path is {size - SOCKET_PATH} bytes shorter"
         )
+
+
+def _refuse_missing_boto3(settings: Settings) -> None:
+    """Raise BadSetting where bodies may come from S3 and nothing can read S3."""
+    if settings.s3_inputs and find_spec("boto3") is None:
+        raise BadSetting(f"SERVE_S3_INPUTS: boto3 is not installed: {how_to_install('boto3')}")
 
 
 def _refuse_taken(port: int) -> None:

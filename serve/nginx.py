@@ -49,7 +49,7 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         "error_large": _json(
             PayloadTooLarge(
                 f"the body is larger than the limit of {limit}",
-                hint="raise SERVE_MAX_PAYLOAD_MB; SageMaker's limits: 25 MB, in batch transform 100 MB, asynchronous 1 GB",
+                hint="raise SERVE_MAX_PAYLOAD_MB; SageMaker's limits: 25 MB, batch transform 100 MB, asynchronous 1 GB",
             )
         ),
         "error_disk": _json(

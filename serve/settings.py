@@ -45,7 +45,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """model names with commas between them, or * for all"""
+    """names of models, separated by commas, or `*` for all"""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -60,17 +60,18 @@ def level(text: str) -> str:
 
 
 def only_true(text: str) -> bool:
-    """`true`, and nothing else, switches it on (the platform sets exactly that)"""
-    return text == "true"
+    """`true`"""
+    return text == "true"  # the platform sets exactly this value
 
 
 def true(text: str) -> bool:
-    """`true` or `True` (as AWS's SDK writes it in its local mode)"""
-    return text.lower() == "true"
+    """`true` or `True`"""
+    return text.lower() == "true"  # AWS's SDK writes `True` in its local mode
 
 
 def text(value: str) -> str:
     """any text"""
+    value.encode()  # the environment may hold bytes that are not UTF-8; no message could carry them
     return value
 
 
@@ -82,7 +83,7 @@ def placeholder(value: str) -> str:
 
 
 def prefixes(value: str) -> tuple[str, ...]:
-    """s3://BUCKET/PREFIX, with commas between them"""
+    """s3://BUCKET/PREFIX, separated by commas"""
     found = tuple(part.strip() for part in value.split(",") if part.strip())
     for part in found:
         if not part.startswith("s3://") or not part[5:].partition("/")[0]:
@@ -91,7 +92,7 @@ def prefixes(value: str) -> tuple[str, ...]:
 
 
 def script(value: str) -> str:
-    """the name of a file in a model's code/"""
+    """the name of a file in a model's `code/`"""
     name = value.removeprefix("/opt/ml/model/code/")
     if name.startswith("/") or ".." in name.split("/"):
         raise ValueError
@@ -104,7 +105,7 @@ def directory(value: str) -> Path:
 
 
 def directories(value: str) -> tuple[Path, ...]:
-    """directories with colons between them"""
+    """directories, separated by colons"""
     return tuple(directory(part) for part in value.split(":") if part)
 
 
@@ -121,119 +122,172 @@ def from_bytes(value: str) -> int:
 Source = tuple[str, Callable[[str], Any]]
 
 
-def env(default: Any, says: str, *sources: Source) -> Any:
-    """A field read from the first of `sources` that is set; `says` is its line in the README's table."""
-    return field(default=default, metadata={"sources": sources, "says": says})
+def env(default: Any, says: str, *sources: Source, shown: str = "") -> Any:
+    """A field read from the first of `sources` that is set.
+
+    `says` is its row in docs/operating/settings.md; `shown` is the default there, where it is computed or unclear.
+    """
+    return field(default=default, metadata={"sources": sources, "says": says, "shown": shown})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    port: int = env(8080, "port nginx listens on", ("SAGEMAKER_BIND_TO_PORT", whole(1, 65535)))
+    port: int = env(8080, "port, on all addresses of the machine", ("SAGEMAKER_BIND_TO_PORT", whole(1, 65535)))
     model_dir: Path = env(
-        Path("/opt/ml/model"), "where the models are", ("SERVE_MODEL_DIR", directory), ("SM_MODEL_DIR", directory)
+        Path("/opt/ml/model"), "the model directory", ("SERVE_MODEL_DIR", directory), ("SM_MODEL_DIR", directory)
     )
     ml_root: Path = env(
-        Path("/opt/ml"), "where training finds input/ and leaves model/ and output/", ("SERVE_ML_ROOT", directory)
+        Path("/opt/ml"), "where training reads `input/` and writes `model/` and `output/`", ("SERVE_ML_ROOT", directory)
     )
     model_roots: tuple[Path, ...] = env(
         (Path("/opt/ml/models"), Path("/opt/ml/model")),
-        "where POST /models may load from, on a multi-model endpoint",
+        "directories from which a multi-model endpoint may load",
         ("SERVE_MODEL_ROOTS", directories),
     )
-    multi_model: bool = env(False, "the platform loads and unloads", ("SAGEMAKER_MULTI_MODEL", only_true))
-    batch_transform: bool = env(False, "a batch transform job", ("SAGEMAKER_BATCH", true))
-    model_field: str = env("model_type", "JSON key that names the model", ("SERVE_MODEL_FIELD", text))
-    default_model: str = env("", "model for requests that name none", ("SERVE_DEFAULT_MODEL", text))
-    preload: tuple[str, ...] = env((), "models that must be ready before /ping is 200", ("SERVE_PRELOAD", names))
-    pin: tuple[str, ...] = env((), "models never evicted", ("SERVE_PIN", names))
-    hf_task: str = env("", "task of Hugging Face models whose model.toml states none", ("HF_TASK", text))
-    remote_code: bool = env(
-        False, "models may run code of their own that their model.toml asks for", ("HF_TRUST_REMOTE_CODE", true)
+    multi_model: bool = env(False, "a multi-model endpoint; set by the platform", ("SAGEMAKER_MULTI_MODEL", only_true))
+    batch_transform: bool = env(False, "a batch transform job; set by the platform", ("SAGEMAKER_BATCH", true))
+    model_field: str = env("model_type", "the JSON key that names the model", ("SERVE_MODEL_FIELD", text))
+    default_model: str = env(
+        "", "the model of requests that name none", ("SERVE_DEFAULT_MODEL", text), shown="the only model"
     )
-    default_accept: str = env("", "format when Accept is absent or */*", ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", text))
-    inference_output: str = env("", "what XGBoost says of each row", ("SAGEMAKER_INFERENCE_OUTPUT", text))
-    ensemble: bool = env(True, "several XGBoost files are one model", ("SAGEMAKER_INFERENCE_ENSEMBLE", true))
-    program: str = env("", "the file in code/ that serves, where a model does not say", ("SAGEMAKER_PROGRAM", script))
+    preload: tuple[str, ...] = env((), "models that are loaded before `/ping` is 200", ("SERVE_PRELOAD", names))
+    pin: tuple[str, ...] = env((), "models that are never evicted", ("SERVE_PIN", names))
+    hf_task: str = env(
+        "", "task of the Hugging Face models whose `model.toml` has none", ("HF_TASK", text), shown="by `config.json`"
+    )
+    remote_code: bool = env(
+        False,
+        "models whose `model.toml` says `trust_remote_code = true` may run the Python code in their directory",
+        ("HF_TRUST_REMOTE_CODE", true),
+    )
+    default_accept: str = env(
+        "",
+        "format of the answer when Accept is absent or `*/*`",
+        ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", text),
+        shown="the handler's",
+    )
+    inference_output: str = env(
+        "",
+        "what XGBoost's answer holds for each row: `predicted_label`, `probabilities`..., separated by commas;"
+        " ignored on multi-model endpoints",
+        ("SAGEMAKER_INFERENCE_OUTPUT", text),
+        shown="the scores",
+    )
+    ensemble: bool = env(
+        True,
+        "several XGBoost files in a directory are one model; `false`: only the first file is",
+        ("SAGEMAKER_INFERENCE_ENSEMBLE", true),
+    )
+    program: str = env(
+        "",
+        "the file in a model's `code/` that has the functions; `program` in its `model.toml` overrides it",
+        ("SAGEMAKER_PROGRAM", script),
+        shown="inference.py",
+    )
     submit_directory: str = env(
-        "", "noted only: a model's code is in its own code/", ("SAGEMAKER_SUBMIT_DIRECTORY", text)
+        "",
+        "without effect but a warning in the log: code must be in the model's own `code/`",
+        ("SAGEMAKER_SUBMIT_DIRECTORY", text),
     )
     allow_pip: bool = env(
-        False, "a model's code/requirements.txt is installed when it is loaded", ("SERVE_ALLOW_PIP", true)
+        False,
+        "packages in a model's `code/requirements.txt` are installed for that model when it is loaded",
+        ("SERVE_ALLOW_PIP", true),
     )
     request_limit: float = env(
         60.0,
-        "seconds a request may take; every other time limit follows from it",
+        "seconds that a request may take; the limits of nginx, queue and models follow from it",
         ("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", number(1, 3600)),
         ("SAGEMAKER_MODEL_SERVER_TIMEOUT", number(1, 3600)),
     )
-    stream_limit: float = env(480.0, "seconds a streamed answer may take", ("SERVE_STREAM_LIMIT", number(1, 3600)))
-    load_limit: float = env(360.0, "seconds a model may take to load", ("SERVE_LOAD_LIMIT", number(1, 3600)))
+    stream_limit: float = env(480.0, "seconds that a streamed answer may take", ("SERVE_STREAM_LIMIT", number(1, 3600)))
+    load_limit: float = env(360.0, "seconds that the load of a model may take", ("SERVE_LOAD_LIMIT", number(1, 3600)))
     payload_bytes: int = env(
         25 * MB,
-        "largest request body (100 MB in batch transform)",
+        "largest request body, in MB; the last two names: in bytes",
         ("SERVE_MAX_PAYLOAD_MB", from_mb),
         ("SAGEMAKER_MAX_PAYLOAD_IN_MB", from_mb),
         ("SAGEMAKER_MAX_REQUEST_SIZE", from_bytes),
         ("MAX_CONTENT_LENGTH", from_bytes),
+        shown="25; 100 in batch transform",
     )
     bad_record: str = env(
         "",
-        "what stands for a record that fails, in CSV and JSON Lines; by default the request fails",
+        "text in place of a failed record, in CSV and JSON Lines; `error`: the request fails",
         ("SERVE_BAD_RECORD", placeholder),
+        shown="error",
     )
     s3_inputs: tuple[str, ...] = env(
-        (), "where a text/uri-list body may point to: s3://BUCKET/PREFIX, with commas", ("SERVE_S3_INPUTS", prefixes)
+        (), "prefixes from which `text/uri-list` bodies may be read", ("SERVE_S3_INPUTS", prefixes)
     )
-    region: str = env("", "where S3 is asked first", *((name, text) for name in REGIONS))
-    budget_bytes: int = env(0, "memory all loaded models may fill together", ("SERVE_MEMORY_BUDGET_MB", from_mb))
+    region: str = env(
+        "",
+        "region of the first request to S3; buckets in other regions are found",
+        *((name, text) for name in REGIONS),
+    )
+    budget_bytes: int = env(
+        0,
+        "MB that all loaded models may use together",
+        ("SERVE_MEMORY_BUDGET_MB", from_mb),
+        shown="by `SERVE_MEMORY_FRACTION`",
+    )
     memory_fraction: float = env(
         0.9,
-        "share of the container's memory we use, models and our own processes",
+        "share of the container's memory limit for models and the server's own processes",
         ("SERVE_MEMORY_FRACTION", number(0.05, 1)),
     )
     web_workers: int = env(
         0,
-        "gunicorn processes",
+        "web workers; they hold no model, so more of them seldom help",
         ("SERVE_WEB_WORKERS", whole(1, 64)),
         ("SAGEMAKER_MODEL_SERVER_WORKERS", whole(1, 64)),
+        shown="processors, at most 2",
     )
-    threads: int = env(0, "threads of each model's framework", ("SERVE_THREADS", whole(1, 256)))
-    max_batch: int = env(32, "requests a runner puts into one batch", ("SERVE_MAX_BATCH", whole(1, 4096)))
-    queue_limit: int = env(1024, "requests that may wait for one model", ("SERVE_QUEUE_LIMIT", whole(1, 65535)))
+    threads: int = env(
+        0, "threads of each model's framework", ("SERVE_THREADS", whole(1, 256)), shown="processors of the container"
+    )
+    max_batch: int = env(
+        32, "requests in one batch; for text generation, sequences", ("SERVE_MAX_BATCH", whole(1, 4096))
+    )
+    queue_limit: int = env(
+        1024,
+        "requests that may wait for one model; above it, callers get a 503",
+        ("SERVE_QUEUE_LIMIT", whole(1, 65535)),
+    )
     drain_limit: float = env(20.0, "seconds to finish requests after SIGTERM", ("SERVE_DRAIN_LIMIT", number(0, 25)))
-    log_level: str = env("INFO", "how much is logged", ("SAGEMAKER_CONTAINER_LOG_LEVEL", level))
+    log_level: str = env("INFO", "level of the log", ("SAGEMAKER_CONTAINER_LOG_LEVEL", level))
     run_dir: Path | None = env(
-        None, "sockets and temporary files; made anew when not set", ("SERVE_RUN_DIR", directory)
+        None, "sockets and temporary files", ("SERVE_RUN_DIR", directory), shown="a new directory in `/tmp`"
     )
     sources: Mapping[str, str] = field(default_factory=dict)  # field -> "default", a variable's name, "cgroup"...
 
     @property
     def sockets(self) -> Path:
-        """Where each model's socket lies."""
+        """The directory of the models' sockets."""
         assert self.run_dir is not None
         return self.run_dir / "s"
 
     @property
     def host_socket(self) -> Path:
-        """Where the host answers the web workers."""
+        """The socket on which the host answers the web workers."""
         assert self.run_dir is not None
         return self.run_dir / "host.sock"
 
     @property
     def unpacked(self) -> Path:
-        """What archives held, a directory each."""
+        """The unpacked archives, a directory each."""
         assert self.run_dir is not None
         return self.run_dir / "unpacked"
 
     @property
     def packages(self) -> Path:
-        """What was installed for models, a directory each."""
+        """The packages installed for models, a directory each."""
         assert self.run_dir is not None
         return self.run_dir / "packages"
 
     @property
     def slots(self) -> Path:
-        """The mmap'd file of counters."""
+        """The memory-mapped file of counters."""
         assert self.run_dir is not None
         return self.run_dir / "slots"
 

@@ -5,6 +5,7 @@ is a marker:
 
     <!-- not run: REASON -->   its files, verbs and options are checked instead (tests/unit/test_docs.py)
     <!-- fails: STATUS -->     it is run, and the server answers with this status
+    <!-- emulator -->          it is run against the local emulator, and its output is compared
 """
 
 import re
@@ -26,6 +27,7 @@ class Block:
     text: str
     not_run: str  # the reason, where it is not run
     fails: int  # the status that the server answers with, where that is an error
+    emulator: bool
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -59,5 +61,6 @@ def _of(page: Path) -> Iterator[Block]:
             text="\n".join(line.removeprefix(fence[1]) for line in lines[number + 1 : end]),
             not_run=not_run[1] if not_run else "",
             fails=int(fails[1]) if fails else 0,
+            emulator=before == "<!-- emulator -->",
         )
         number = end + 1

@@ -1,7 +1,10 @@
-"""A pipeline in AWS and all that it needs: roles, function, script and model group, made or brought up to date."""
+"""A pipeline in AWS with everything it needs: roles, Lambda function, script and model group, created or updated."""
 
+import base64
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,92 +12,97 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy import pipelines, policies, roles
-from deploy.aws import Aws, is_missing, is_there_already
-from deploy.pipelines import Definition, Given, definition, function, split, tuned_model
-from deploy.pipelines.parameters import values_of
-from deploy.policies import Role
+from deploy import roles
+from deploy.aws import Aws, already_exists, is_missing, retried, role_unseen
+from deploy.pipelines import definitions, split, validation
+from deploy.pipelines.definitions import Definition, Given
+from deploy.pipelines.validation import values_of
 from deploy.progress import Progress
+from deploy.roles import Role
+
+DEPLOY = Path(__file__).parents[1]
+HANDLER = "deploy.pipelines.lambda_function.handler"
+RUNTIME = "python3.13"  # it contains boto3, the only package that this code needs
+SECONDS, MEMORY_MB = 600, 512  # SageMaker stops a Lambda step after 600 s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """Where a pipeline lives: its bucket, and roles that are there already."""
+class Home:
+    """The bucket of a pipeline, and existing roles to use instead of new ones."""
 
     bucket: str
-    role: str | None = None  # ARN, of the jobs and the endpoint; none: NAME-pipeline, made and kept by us
-    function_role: str | None = None  # ARN, of the function; none: NAME-function
+    role: str | None = None  # ARN, of the jobs and the endpoint; None: NAME-pipeline is created
+    function_role: str | None = None  # ARN, of the function; None: NAME-function is created
 
 
-def upsert(aws: Aws, name: str, room: Room, progress: Progress) -> Definition:
-    """The pipeline, its roles, its function's code, its script and its model group are as they are here."""
-    home, function_name = f"s3://{room.bucket}/{name}", f"{name}-function"
-    role, function_role = _ensured_roles(aws, name, room, progress)
-    arn = f"arn:{policies.partition_of(aws.region)}:lambda:{aws.region}:{aws.account}:function:{function_name}"
+def upsert(aws: Aws, name: str, home: Home, progress: Progress) -> Definition:
+    """Bring the pipeline, its roles, function, script and model group up to date with this code."""
+    prefix, function_name = f"s3://{home.bucket}/{name}", f"{name}-function"
+    role, function_role = _ensured_roles(aws, name, home, progress)
+    arn = f"arn:{roles.partition_of(aws.region)}:lambda:{aws.region}:{aws.account}:function:{function_name}"
     key = f"{name}/scripts/{_hash(split.__file__)}"
-    given = Given(role=role, function=arn, home=home, scripts=f"s3://{room.bucket}/{key}")
-    made = pipelines.defined(name, given)
-    definition.check(made)
+    given = Given(role=role, function=arn, home=prefix, scripts=f"s3://{home.bucket}/{key}")
+    made = definitions.defined(name, given)
+    validation.check(made)
     kinds = {step["Type"] for step in made["Steps"]}
     if "Lambda" in kinds:
-        function.ensured(aws, function_name, function_role, progress)
+        _ensure_function(aws, function_name, function_role, progress)
     if "Processing" in kinds:
-        aws.client("s3").upload_file(split.__file__, room.bucket, f"{key}/{tuned_model.SCRIPT}")
+        aws.client("s3").upload_file(split.__file__, home.bucket, f"{key}/{definitions.SCRIPT}")
     ensure_group(aws, made, values_of(made, {}, offline=True), progress)
     _ensure_pipeline(aws, name, made, role, progress)
     return made
 
 
 def ensure_group(aws: Aws, made: Definition, values: Mapping[str, Any], progress: Progress) -> None:
-    """Packages are versions in a group, and a pipeline does not make that by itself."""
+    """Create the model package group: RegisterModel adds a version to a group and does not create the group."""
     if not any(step["Type"] == "RegisterModel" for step in made["Steps"]):
         return
     group = values["ModelGroup"]
     try:
         aws.client("sagemaker").create_model_package_group(ModelPackageGroupName=group)
     except ClientError as error:
-        if not is_there_already(error):
+        if not already_exists(error):
             raise
     else:
         progress.changed(f"model package group {group} created")
 
 
-def roles_of(aws: Aws, name: str, room: Room) -> tuple[Role, Role, Role]:
-    """Of the jobs and the endpoint; of the function; and what whoever runs these commands must be allowed."""
-    partition = policies.partition_of(aws.region)
+def roles_of(aws: Aws, name: str, home: Home) -> tuple[Role, Role, Role]:
+    """The role of the jobs and the endpoint, the role of the function, and the rights that the caller needs."""
+    partition = roles.partition_of(aws.region)
     values: dict[str, str | list[str]] = {
         "partition": partition,
         "region": aws.region,
         "account": aws.account,
-        "buckets": [f"arn:{partition}:s3:::{room.bucket}"],
-        "objects": [f"arn:{partition}:s3:::{room.bucket}/*"],
+        "buckets": [f"arn:{partition}:s3:::{home.bucket}"],
+        "objects": [f"arn:{partition}:s3:::{home.bucket}/*"],
         "function": f"arn:{partition}:lambda:{aws.region}:{aws.account}:function:{name}-function",
-        "role": room.role.partition(":role/")[2] if room.role else f"{name}-pipeline",
-        "function_role": room.function_role.partition(":role/")[2] if room.function_role else f"{name}-function",
+        "role": home.role.partition(":role/")[2] if home.role else f"{name}-pipeline",
+        "function_role": home.function_role.partition(":role/")[2] if home.function_role else f"{name}-function",
     }
     return (
-        policies.rendered("pipeline", f"{name}-pipeline", values),
-        policies.rendered("function", f"{name}-function", values),
-        policies.rendered("pipeline_user", "(whoever runs python -m deploy pipeline)", values),
+        roles.rendered("pipeline", f"{name}-pipeline", values),
+        roles.rendered("function", f"{name}-function", values),
+        roles.rendered("pipeline_user", "(the user of python -m deploy pipeline)", values),
     )
 
 
-def _ensured_roles(aws: Aws, name: str, room: Room, progress: Progress) -> tuple[str, str]:
-    """Their ARNs. Raises Failed where one is needed and may not be made."""
-    jobs, functions, _ = roles_of(aws, name, room)
+def _ensured_roles(aws: Aws, name: str, home: Home, progress: Progress) -> tuple[str, str]:
+    """Their ARNs. Raises Failed if a role is missing and may not be created."""
+    jobs, functions, _ = roles_of(aws, name, home)
     return (
-        room.role or roles.ensured(aws, jobs, name, progress),
-        room.function_role or roles.ensured(aws, functions, name, progress),
+        home.role or roles.ensured(aws, jobs, name, progress),
+        home.function_role or roles.ensured(aws, functions, name, progress),
     )
 
 
 def token(made: Definition, given: Mapping[str, str], salt: str = "") -> str:
-    """By which AWS knows a start that it has seen: a start that is repeated, or was cut off, starts nothing twice."""
+    """The idempotency token of a start: AWS starts an execution once per token, even if the call is repeated."""
     return hashlib.sha256(json.dumps([made, dict(given), salt], sort_keys=True).encode()).hexdigest()
 
 
 def is_no_pipeline(error: ClientError) -> bool:
-    """AWS has none of that name."""
     return is_missing(error) or "not found" in str(error).lower()
 
 
@@ -117,3 +125,37 @@ def _ensure_pipeline(aws: Aws, name: str, made: Definition, role: str, progress:
 
 def _hash(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+
+
+def zipped() -> bytes:
+    """The package deploy as a zip; its bytes depend on the files alone."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:  # stored: deflate's output depends on the version of zlib
+        for path in sorted([*DEPLOY.rglob("*.py"), *DEPLOY.rglob("*.json")]):
+            entry = zipfile.ZipInfo(str(path.relative_to(DEPLOY.parent)))  # dated 1980
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, path.read_bytes())
+    return packed.getvalue()
+
+
+def _ensure_function(aws: Aws, name: str, role: str, progress: Progress) -> None:
+    """The Lambda function has this code, these settings and this role."""
+    client, code = aws.client("lambda"), zipped()
+    settings = {"Role": role, "Handler": HANDLER, "Runtime": RUNTIME, "Timeout": SECONDS, "MemorySize": MEMORY_MB}
+    try:
+        now = client.get_function_configuration(FunctionName=name)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        retried(lambda: client.create_function(FunctionName=name, Code={"ZipFile": code}, **settings), role_unseen)
+        client.get_waiter("function_active_v2").wait(FunctionName=name)
+        progress.changed(f"function {name} created")
+        return
+    if now["CodeSha256"] != base64.b64encode(hashlib.sha256(code).digest()).decode():
+        client.update_function_code(FunctionName=name, ZipFile=code)
+        client.get_waiter("function_updated_v2").wait(FunctionName=name)
+        progress.changed(f"function {name} has new code")
+    if any(now.get(key) != value for key, value in settings.items()):
+        client.update_function_configuration(FunctionName=name, **settings)
+        client.get_waiter("function_updated_v2").wait(FunctionName=name)
+        progress.changed(f"function {name} has new settings")

@@ -1,6 +1,6 @@
-"""Rows of CSV into train, validation and test: python3 split.py INPUT OUTPUT. Runs with nothing but Python.
+"""Split rows of CSV into train, validation and test: python3 split.py INPUT OUTPUT. Needs the standard library only.
 
-The first column is the label. `test` is without it, as a model is asked; `truth` has the labels, row for row.
+The first column is the label. `test` has no labels, as requests have none; `truth` has them, row for row.
 """
 
 import csv
@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
-SEED = 1  # the same rows fall to the same parts every time
+SEED = 1  # fixed, so that equal rows are split alike in every run
 
 
 def main(source: Path, target: Path) -> None:
     files = sorted(each for each in source.rglob("*") if each.is_file())
     rows = [row for file in files for row in csv.reader(file.read_text().splitlines()) if row]
     if len(rows) < 10:
-        sys.exit(f"{len(rows)} rows in {len(files)} files are too few to be split: 10 at least")
+        sys.exit(f"{len(rows)} rows in {len(files)} files: at least 10 are needed")
     random.Random(SEED).shuffle(rows)
     first, second = (round(len(rows) * share) for share in (SHARES["train"], 1 - SHARES["test"]))
     parts = {

@@ -1,1 +1,1 @@
-"""SageMaker Pipelines, played here: a definition's steps with real jobs, in containers or as processes."""
+"""SageMaker Pipelines on this machine: the steps of a definition with real jobs, in containers or as processes."""

@@ -1,48 +1,81 @@
-"""One execution of a definition: each step once what it needs is there, and those that need nothing at once."""
+"""One execution of a definition: each step runs once the steps before it have succeeded; all of it can be stopped."""
 
 import datetime as dt
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.pipelines import definition as definitions
-from deploy.pipelines.expressions import found, resolved
-from deploy.pipelines.parameters import values_of
-from deploy.pipelines.picture import Shown
-from deploy.table import SpecError, unknown
+from deploy.errors import SpecError, unknown
+from deploy.pipelines import validation
+from deploy.pipelines.executions import StepState
+from deploy.pipelines.validation import found, resolved, values_of
 
-Properties = Mapping[str, Any]  # what the step's describing call would say
+Properties = Mapping[str, Any]  # the response of the step's describing operation
 Work = Callable[["Step"], Properties]
 AT_ONCE = 8  # steps
 
 
 class StepFailed(Exception):
-    """A step did not do what it is for; the message is its FailureReason."""
+    """A step failed; the message is its FailureReason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A step whose turn has come, its arguments resolved and checked."""
+    """A step that starts now; its arguments are resolved and checked."""
 
     name: str
-    job: str  # a name for what it makes, as SageMaker gives them
+    job: str  # a name for the job, as SageMaker generates it
     arguments: Mapping[str, Any]
     definition: Mapping[str, Any]
 
 
+class Running:
+    """The processes, containers and instances of an execution, each with the function that ends it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the two below
+        self._ends: dict[object, Callable[[], None]] = {}
+        self._stopped = False
+
+    @contextmanager
+    def held(self, end: Callable[[], None]) -> Iterator[None]:
+        """During the block, `stop` calls `end` from another thread. After a stop, `end` is called at once."""
+        mine = object()
+        with self._lock:
+            self._ends[mine] = end
+            late = self._stopped
+        try:
+            if late:
+                end()
+            yield
+        finally:
+            with self._lock:
+                del self._ends[mine]
+
+    def stop(self) -> None:
+        """Call every `end`. The blocks themselves wait until their process has ended."""
+        with self._lock:
+            self._stopped = True
+            ends = list(self._ends.values())
+        for end in ends:
+            end()
+
+
 @dataclass(slots=True)
 class Execution:
-    """`steps` and `properties` fill as it runs; `told` hears of every change of a step."""
+    """`steps` and `properties` grow during the run; `on_change` is called for every change of a step."""
 
     definition: Mapping[str, Any]
     given: Mapping[str, Any]
     name: str
-    told: Callable[[str, Shown], None]
+    on_change: Callable[[str, StepState], None]
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    steps: dict[str, Shown] = field(default_factory=dict)
+    steps: dict[str, StepState] = field(default_factory=dict)
     properties: dict[str, Properties] = field(default_factory=dict)
     stopping: bool = False
 
@@ -51,18 +84,18 @@ class Execution:
         return bool(self.steps) and all(each.status == "Succeeded" for each in self.steps.values())
 
     def run(self, kinds: Mapping[str, Work], stop: Callable[[], None]) -> None:
-        """Until no step can run any more. `kinds` does the work of a type of step; StepFailed is its way to fail.
+        """Run until no further step can start. `kinds` does the work of each type of step and raises StepFailed.
 
-        Ctrl-C calls `stop`, which makes all work that is under way fail soon, and goes on when it has.
-        Raises SpecError, before anything is run, for a definition or parameters that will not do.
+        An exception in this thread, KeyboardInterrupt for one, calls `stop`, which must make all running work end soon;
+        it is raised again when that has ended. Raises SpecError for an invalid definition, before any step starts.
         """
         values = values_of(self.definition, self.given)
-        definitions.check(self.definition, self.given)
-        waits = definitions.order(self.definition)
+        validation.check(self.definition, self.given)
+        waits = validation.order(self.definition)
         steps = {each["Name"]: each for each in self.definition["Steps"]}
-        known = {**{f"Parameters.{name}": value for name, value in values.items()}, **self._itself()}
+        known = {**{f"Parameters.{name}": value for name, value in values.items()}, **self._own_properties()}
         for name in waits:
-            self.steps[name] = Shown(kind=steps[name]["Type"])
+            self.steps[name] = StepState(kind=steps[name]["Type"])
         ahead, running = dict(waits), dict[Future[None], str]()
         with ThreadPoolExecutor(AT_ONCE) as threads:
             try:
@@ -82,31 +115,33 @@ class Execution:
 
     def _step(self, step: Mapping[str, Any], known: Properties, kinds: Mapping[str, Work]) -> None:
         name, kind, began = step["Name"], step["Type"], time.monotonic()
-        self._tell(name, Shown(kind=kind, status="Executing"))
+        self._change(name, StepState(kind=kind, status="Executing"))
         try:
             arguments = resolved(step["Arguments"], lambda path: self._value(path, known), f"Steps.{name}.Arguments")
-            definitions.check_request(step, arguments)
+            validation.check_arguments(step, arguments)
             job = f"pipelines-{self.id}-{name[:31]}-{uuid.uuid4().hex[:8]}"  # 63 characters at most
-            turn = Step(name=name, job=job, arguments=arguments, definition=step)
-            self.properties[name] = {**arguments, **kinds[kind](turn)}
+            started = Step(name=name, job=job, arguments=arguments, definition=step)
+            self.properties[name] = {**arguments, **kinds[kind](started)}
         except (StepFailed, SpecError) as why:
             status, reason = "Failed", str(why)
-        except Exception as error:  # a fault of the runner's own is the step's failure too, or all would wait for it
+        except (
+            Exception
+        ) as error:  # a fault of this runner fails the step too: otherwise the execution would wait for it
             status, reason = "Failed", f"{type(error).__name__}: {error}"
         else:
             status, reason = "Succeeded", ""
         if self.stopping:
             status, reason = "Stopped", ""
-        self._tell(name, Shown(kind=kind, status=status, seconds=time.monotonic() - began, reason=reason))
+        self._change(name, StepState(kind=kind, status=status, seconds=time.monotonic() - began, reason=reason))
 
     def _cannot_run(self, ahead: Mapping[str, set[str]]) -> list[str]:
-        """Those that wait, directly or not, for one that failed."""
+        """The steps that depend on a failed step, directly or not."""
         lost = []
         for name, needs in ahead.items():
             without = sorted(each for each in needs if self.steps[each].status in ("Failed", "NotRun"))
             if without:
                 why = f"not run: {', '.join(without)} {'has' if len(without) == 1 else 'have'} not succeeded"
-                self._tell(name, Shown(kind=self.steps[name].kind, status="NotRun", reason=why))
+                self._change(name, StepState(kind=self.steps[name].kind, status="NotRun", reason=why))
                 lost.append(name)
         return lost
 
@@ -119,10 +154,10 @@ class Execution:
             raise SpecError(unknown(path, list(known), "value"))
         return found(self.properties[name], rest[len(name) :])
 
-    def _itself(self) -> dict[str, str]:
+    def _own_properties(self) -> dict[str, str]:
         arn = f"arn:aws:sagemaker:us-east-1:123456789012:pipeline/{self.name}"
         now = dt.datetime.now(dt.UTC).isoformat()
-        said = {
+        values = {
             "PipelineName": self.name,
             "PipelineArn": arn,
             "PipelineExecutionId": self.id,
@@ -130,8 +165,8 @@ class Execution:
             "StartDateTime": now,
             "CurrentDateTime": now,
         }
-        return {f"Execution.{name}": value for name, value in said.items()}
+        return {f"Execution.{name}": value for name, value in values.items()}
 
-    def _tell(self, name: str, shown: Shown) -> None:
-        self.steps[name] = shown
-        self.told(name, shown)
+    def _change(self, name: str, state: StepState) -> None:
+        self.steps[name] = state
+        self.on_change(name, state)

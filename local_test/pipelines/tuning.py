@@ -1,4 +1,4 @@
-"""Tuning as several trainings. SageMaker's Bayesian search is not played: values are drawn at random, from a seed."""
+"""Tuning as several trainings. Values are drawn at random from a seed, instead of SageMaker's Bayesian search."""
 
 import math
 import random
@@ -14,7 +14,7 @@ SEED = 1
 
 
 def tune(jobs: Jobs, step: Step) -> Properties:
-    """What DescribeHyperParameterTuningJob would say. Raises StepFailed where no training came to a value."""
+    """DescribeHyperParameterTuningJob's response. Raises StepFailed if no training has a value of the objective."""
     config, training = step.arguments["HyperParameterTuningJobConfig"], step.arguments["TrainingJobDefinition"]
     objective, limits = config["HyperParameterTuningJobObjective"], config["ResourceLimits"]
     seed = config.get("RandomSeed", SEED)
@@ -23,7 +23,7 @@ def tune(jobs: Jobs, step: Step) -> Properties:
     failures: list[str] = []
 
     def train(number: int) -> dict[str, Any] | None:
-        asked = {
+        request = {
             **{key: value for key, value in training.items() if key != "StaticHyperParameters"},
             "HyperParameters": {
                 **training.get("StaticHyperParameters", {}),
@@ -32,17 +32,17 @@ def tune(jobs: Jobs, step: Step) -> Properties:
             },
         }
         try:
-            said = jobs.training(f"{name[:50]}-{number + 1:03}-{uuid.uuid4().hex[:8]}", asked)
+            described = jobs.training(f"{name[:50]}-{number + 1:03}-{uuid.uuid4().hex[:8]}", request)
         except StepFailed as why:
             failures.append(str(why))
             return None
-        values = {each["MetricName"]: each["Value"] for each in said["FinalMetricDataList"]}
+        values = {each["MetricName"]: each["Value"] for each in described["FinalMetricDataList"]}
         if objective["MetricName"] not in values:
-            failures.append(f"the log has no {objective['MetricName']}: its Regex matched no line")
+            failures.append(f"{objective['MetricName']} not found: its Regex matches no line of the log")
             return None
         return {
-            "TrainingJobName": said["TrainingJobName"],
-            "TrainingJobArn": said["TrainingJobArn"],
+            "TrainingJobName": described["TrainingJobName"],
+            "TrainingJobArn": described["TrainingJobArn"],
             "TrainingJobStatus": "Completed",
             "TunedHyperParameters": draws[number],
             "FinalHyperParameterTuningJobObjectiveMetric": {**objective, "Value": values[objective["MetricName"]]},
@@ -51,7 +51,7 @@ def tune(jobs: Jobs, step: Step) -> Properties:
     with ThreadPoolExecutor(limits["MaxParallelTrainingJobs"]) as threads:
         done = [each for each in threads.map(train, range(len(draws))) if each is not None]
     if not done:
-        raise StepFailed(f"no training of {len(draws)} came to a value: {failures[0]}")
+        raise StepFailed(f"none of {len(draws)} trainings has a value of the objective: {failures[0]}")
     sign = -1 if objective["Type"] == "Maximize" else 1
     done.sort(key=lambda each: sign * each["FinalHyperParameterTuningJobObjectiveMetric"]["Value"])
     return {
@@ -63,7 +63,7 @@ def tune(jobs: Jobs, step: Step) -> Properties:
 
 
 def drawn(ranges: Mapping[str, Any], seed: int, number: int) -> dict[str, str]:
-    """Values for one training, the same for the same seed and number; as text, as hyperparameters are."""
+    """The hyperparameters of one training, as text. Equal seed and number give equal values."""
     source = random.Random(f"{seed}/{number}")
     values = {}
     for each in ranges.get("ContinuousParameterRanges", ()):
@@ -75,8 +75,8 @@ def drawn(ranges: Mapping[str, Any], seed: int, number: int) -> dict[str, str]:
     return values
 
 
-def _between(source: random.Random, asked: Mapping[str, str]) -> float:
-    low, high = float(asked["MinValue"]), float(asked["MaxValue"])
-    if asked.get("ScalingType") == "Logarithmic":
+def _between(source: random.Random, bounds: Mapping[str, str]) -> float:
+    low, high = float(bounds["MinValue"]), float(bounds["MaxValue"])
+    if bounds.get("ScalingType") == "Logarithmic":
         return math.exp(source.uniform(math.log(low), math.log(high)))
     return source.uniform(low, high)

@@ -3,10 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import msgspec
 
@@ -41,10 +38,10 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-def memory_bytes(directory: Path, handler: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
+def memory_bytes(directory: Path, handler: str, dtype: str | None = None, *, quantized: bool = False) -> int:
     """Private bytes a runner of this model will hold. Reads file sizes and safetensors headers, never weights.
 
-    `options`: those of its model.toml; `dtype` and `quantize` say what weights become.
+    `dtype` and `quantized`: as its options say; they decide what weights become.
     """
     if handler in FILES:
         floor, growth = IN_MEMORY[handler]
@@ -56,8 +53,7 @@ def memory_bytes(directory: Path, handler: str, options: Mapping[str, Any] = Map
     tensors = weights(directory)
     if not tensors:
         return TORCH_FLOOR + sum(_size(each) for each in pickled(directory))
-    dtype, quantized = options.get("dtype"), options.get("quantize") == "int8"
-    bits = LOADED.get(dtype, 32) if isinstance(dtype, str) else 32
+    bits = LOADED.get(dtype, 32) if dtype else 32
     return TORCH_FLOOR + sum(_loaded(each, bits, quantized) for each in tensors)
 
 

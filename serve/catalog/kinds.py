@@ -1,7 +1,14 @@
-"""Handlers by name, as strings: listing them imports no framework. A new framework is one file and one line here."""
+"""Handlers, their options and their tasks, by name: listing them imports no framework.
+
+A new framework is a folder in serve/handlers and a line in each table.
+"""
+
+import importlib
+
+import msgspec
 
 HANDLERS = {
-    # What takes least to import first: they are imported in this order while nobody asks.
+    # The forkserver imports idle handlers in this order: the fastest imports come first.
     "custom": "serve.handlers.custom.handler:Custom",
     "onnx": "serve.handlers.arrays.onnx:Onnx",
     "xgboost": "serve.handlers.xgboost.handler:XGBoost",
@@ -17,8 +24,26 @@ HANDLERS = {
     "feature_extraction": "serve.handlers.encoders.feature_extraction:FeatureExtraction",
 }
 
-# Hugging Face's names of tasks, as HF_TASK and `task` in a model.toml have them, and who does them.
-# `translation_en_to_de` and its like are translations too.
+# The struct of each handler's `[options]`, in a module that imports no framework.
+_HUGGING_FACE = "serve.handlers.huggingface.options:HuggingFaceOptions"
+OPTIONS = {
+    "custom": "serve.handlers.custom.options:CustomOptions",
+    "onnx": "serve.handlers.arrays.options:OnnxOptions",
+    "xgboost": "serve.handlers.xgboost.options:XGBoostOptions",
+    "sklearn": "serve.handlers.arrays.options:ScikitLearnOptions",
+    "torch": "serve.handlers.arrays.options:TorchOptions",
+    "text_generation": "serve.handlers.generation.options:TextGenerationOptions",
+    "summarization": _HUGGING_FACE,
+    "text_classification": _HUGGING_FACE,
+    "token_classification": _HUGGING_FACE,
+    "question_answering": _HUGGING_FACE,
+    "fill_mask": _HUGGING_FACE,
+    "zero_shot_classification": _HUGGING_FACE,
+    "feature_extraction": _HUGGING_FACE,
+}
+
+# Hugging Face's names of tasks, as in HF_TASK and in `task` of model.toml, and their handlers.
+# `translation_en_to_de` and similar names count as `translation`.
 TASKS = {
     "text-generation": "text_generation",
     "summarization": "summarization",
@@ -35,7 +60,19 @@ TASKS = {
     "sentence-embeddings": "feature_extraction",
 }
 
-# What a handler imports only when it needs it, because that starts a thread where nobody forbids it; the forkserver,
-# which does (serve/host/model.py), imports it once for all: 80 ms and 10 MB that no runner spends. Or because
-# an image may not have it: then it is left out.
+# Modules that the forkserver imports beside a handler's own, where they are installed. A handler imports them on first
+# use. The import in the forkserver saves each runner 80 ms and 10 MB, and there the environment
+# (serve/host/forkserver.py) keeps them from starting threads.
 ALSO_IMPORTED = {"xgboost": ("pyarrow.csv",), "sklearn": ("skops.io",)}
+
+
+def module_of(handler: str) -> str:
+    """The module of a handler's class."""
+    return HANDLERS[handler].partition(":")[0]
+
+
+def options_of(handler: str) -> type[msgspec.Struct]:
+    """The struct of a handler's options. Importing it imports no framework."""
+    module, _, name = OPTIONS[handler].partition(":")
+    found: type[msgspec.Struct] = getattr(importlib.import_module(module), name)
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.catalog.kinds import TASKS
-from serve.catalog.model_toml import ModelToml
+from serve.catalog.model_config import ModelToml
 from serve.errors import ModelUnusable
 
 CODE = "code"
@@ -194,7 +194,7 @@ def handler_of(task: str, said: str) -> str:
 def model_type(config: Mapping[str, Any]) -> str | None:
     """The type it says it is: gpt2, bart..."""
     said = config.get("model_type")
-    return said if isinstance(said, str) and said else None
+    return said if isinstance(said, str) and said and said.isprintable() else None
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:
@@ -224,7 +224,7 @@ def marked(directory: Path, program: str = "") -> bool:
     )
 
 
-def recognise(directory: Path, card: ModelToml, hf_task: str = "", program: str = "") -> Recognised:
+def recognise(directory: Path, card: ModelToml[dict[str, Any]], hf_task: str = "", program: str = "") -> Recognised:
     """What serves this directory. Raises ModelUnusable, saying why nothing does.
 
     `hf_task`: what a Hugging Face model is for when its card does not say, HF_TASK.
@@ -251,7 +251,7 @@ def recognise(directory: Path, card: ModelToml, hf_task: str = "", program: str 
     raise ModelUnusable(_why_not(directory, config))
 
 
-def _task(directory: Path, card: ModelToml, hf_task: str, config: Mapping[str, Any]) -> tuple[str, str]:
+def _task(directory: Path, card: ModelToml[dict[str, Any]], hf_task: str, config: Mapping[str, Any]) -> tuple[str, str]:
     """What a Hugging Face model is for, and who says so."""
     if card.task is not None:
         return card.task, "model.toml: task"
@@ -261,7 +261,7 @@ def _task(directory: Path, card: ModelToml, hf_task: str, config: Mapping[str, A
         return "sentence-embeddings", MODULES
     task = task_of(config)
     if task is None:
-        named = ", ".join(architectures(config)) or "none"
+        named = some(architectures(config)) or "none"
         raise ModelUnusable(
             f"config.json: no handler for this architecture ({named}); say what it is for in model.toml: "
             f"task = ... (one of {', '.join(TASKS)}), or put {CODE}/{PROGRAM} beside it"
@@ -269,7 +269,7 @@ def _task(directory: Path, card: ModelToml, hf_task: str, config: Mapping[str, A
     return task, "config.json"
 
 
-def _program(directory: Path, card: ModelToml, preferred: str) -> str | None:
+def _program(directory: Path, card: ModelToml[dict[str, Any]], preferred: str) -> str | None:
     """The user's own code, relative to code/, where there is some."""
     named = card.options.get("program")
     if card.handler not in (None, "custom"):

@@ -15,6 +15,7 @@ from typing import IO
 from zipfile import BadZipFile, ZipFile
 
 from serve.convert import sandbox
+from serve.failures import how_to_install
 
 SKOPS = ".skops"
 SECONDS = 120  # of the child's processor; a model of 1 GB takes a tenth
@@ -24,12 +25,8 @@ GROWTH = 16  # a target may be this many times its source, beside
 LEAST = 1 << 24
 
 
-def run(arguments: list[str]) -> int:
-    """Convert, and say what was done or why not; the exit status of a command."""
-    if len(arguments) != 2:
-        print("usage: python -m serve convert SOURCE TARGET.ubj (or .skops, for scikit-learn)", file=sys.stderr)
-        return 2
-    source, target = map(Path, arguments)
+def run(source: Path, target: Path) -> int:
+    """Convert, and print the result or the reason for a failure; the exit status of a command."""
     try:
         print(converted(source, target))
     except (OSError, ValueError) as error:
@@ -43,7 +40,7 @@ def converted(source: Path, target: Path) -> str:
     if target.suffix not in (".ubj", ".json", SKOPS):
         raise ValueError(f"{target}: the target's name must end in .ubj or .json (XGBoost), or .skops (scikit-learn)")
     if target.suffix == SKOPS and not find_spec("skops"):
-        raise ValueError('scikit-learn is not in this image; build it in: docker build --build-arg EXTRAS="sklearn"')
+        raise ValueError(f"skops is not installed: {how_to_install('skops')}")
     if target.exists():
         raise ValueError(f"{target} exists; remove it, or name another")
     # Files both, since the sandbox limits how much may be written to a file, and not to a pipe.

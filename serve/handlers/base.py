@@ -1,6 +1,7 @@
 """What the runner gives a handler, and what it asks of one.
 
-A handler is a class built from a `Model`; building it loads the weights (built means usable). It has one of two forms:
+A handler is a class built from a `ModelConfig`; building it loads the weights (built means usable). It has one of two
+forms:
 
 * `Predictor`: `decode` each request, then `predict` a batch of compatible ones.
 * `Stepwise`: `decode` each request, then advance all that have joined by one `step`, a token for instance.
@@ -13,33 +14,13 @@ beyond those of its framework.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import ServeError
 from serve.http.addresses import INVOCATIONS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A model as a handler sees it: where its files are and what its owner asked for."""
-
-    name: str
-    directory: Path
-    task: str | None = None
-    threads: int = 1  # for the framework's own pool, within this process
-    max_batch: int = 32  # requests (or sequences, for generation) in one batch
-    options: Mapping[str, Any] = field(default_factory=dict)  # the `[options]` table of model.toml
-    remote_code: bool = False  # HF_TRUST_REMOTE_CODE: the operator lets a model's own code run, if its owner asks too
-    model_field: str = "model_type"  # the key in a JSON body that chose the model: to be ignored by handlers
-    default_accept: str | None = None  # SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT
-    batch_transform: bool = False  # SAGEMAKER_BATCH
-    multi_model: bool = False  # SAGEMAKER_MULTI_MODEL
-    inference_output: str = ""  # SAGEMAKER_INFERENCE_OUTPUT: what XGBoost says of each row, names with commas
-    ensemble: bool = True  # SAGEMAKER_INFERENCE_ENSEMBLE: several XGBoost files are one model
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):  # made for each request, in 0.3 µs; a frozen dataclass: 3
@@ -93,7 +74,7 @@ class Job(Protocol):
 class Predictor(Protocol):
     # A handler that speaks more APIs than /invocations lists all their paths in a class variable `paths`.
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[Any]) -> None:
         """Load. Raise ModelUnusable when the files are at fault, DoesNotFit (or MemoryError) for memory."""
 
     def decode(self, request: Request) -> Any:
@@ -110,7 +91,7 @@ class Predictor(Protocol):
 
 
 class Stepwise(Protocol):
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[Any]) -> None:
         """As for a Predictor."""
 
     def decode(self, request: Request) -> Any:

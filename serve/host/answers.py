@@ -163,7 +163,7 @@ class HostApi:
             self._multi_model.settle()
 
     def explain(self) -> None:
-        """Answer the web workers whose cause is known now, or who have waited for long enough."""
+        """Answer the web workers whose cause is known now, or whose wait has timed out."""
         self._questions = [question for question in self._questions if not self._explained(question)]
 
     def answer(self, caller: wire.Connection) -> None:

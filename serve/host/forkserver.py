@@ -1,14 +1,12 @@
 """The process all runners are forked from: frameworks imported once, no tensor, no thread, no CUDA.
 
-It imports what it was told to, then waits for orders from the host on a socket of whole messages, forks, reaps, and
-reports every death with its status. It ends when the host does, and its runners with it.
+It imports the modules that it is given, then waits for orders from the host on a socket of whole messages, forks,
+reaps, and reports every exit with its status. It exits when the host does, and its runners with it.
 """
 
-import ctypes
 import errno
 import gc
 import importlib
-import json
 import logging
 import os
 import select
@@ -22,16 +20,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from serve import log as serve_log
-from serve.catalog.catalog import Spec
-from serve.catalog.kinds import HANDLERS
+from serve.catalog.kinds import module_of
+from serve.catalog.model_config import ModelConfig, encoded
+from serve.children import die_with_parent
+from serve.failures import not_installed
 from serve.host.model import MESSAGE, RunnerProcess
 from serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PR_SET_PDEATHSIG = 1
 NICENESS = 5  # runners yield to nginx, web workers and host, so that /ping is answered under full load
+
+
+class Order(msgspec.Struct, frozen=True):
+    """A runner to fork. File descriptors come with it: the model's record, its socket, the runner's channel."""
+
+    runner: int  # its number, which is its slot
+    model: str
+    handler: str
 
 
 def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> None:
@@ -64,12 +73,12 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
             awake.recv(4096)
             _reap(channel)
         if channel.fileno() in ready:
-            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 2)
+            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 3)
             if not message:
                 signal.set_wakeup_fd(-1)  # children may still end while this process does
                 return
-            order = json.loads(message)
-            wanted = order["module"]
+            order = msgspec.json.decode(message, type=Order)
+            wanted = module_of(order.handler)
             if wanted in missing:
                 missing.remove(wanted)
                 _import(wanted)
@@ -81,33 +90,36 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
 def _import(module: str) -> None:
     try:
         importlib.import_module(module)
-    except Exception:
-        # The runner that needs it will say so to whoever asks for the model.
-        log.exception("import failed", extra={"module": module})
+    except Exception as error:
+        # Not an error yet: the runner of a model that needs the module imports it again, and answers with the reason.
+        extra = {"imported": module, "error": f"{type(error).__name__}: {error}"}
+        log.warning("import failed", extra=extra, exc_info=None if not_installed(error) else error)
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, every page of what was imported here
 
 
 def _fork(
     channel: socket.socket,
-    order: dict[str, object],
+    order: Order,
     fds: list[int],
     settings: Settings,
     own: Sequence[socket.socket],
     start: Callable[..., None],
 ) -> None:
-    listener, control = (socket.socket(fileno=fd) for fd in fds)
+    config, *rest = fds
+    listener, control = (socket.socket(fileno=fd) for fd in rest)
     try:
         pid = os.fork()
     except OSError as error:  # a limit on processes, or on memory
         lacks = "memory" if error.errno == errno.ENOMEM else "processes"
-        _send(channel, {"unborn": order["runner"], "cause": f"fork: {error.strerror}", "lacks": lacks})
+        _send(channel, {"unborn": order.runner, "cause": f"fork: {error.strerror}", "lacks": lacks})
         pid = -1
     if pid:
+        os.close(config)
         listener.close()
         control.close()
         if pid > 0:
-            _send(channel, {"runner": order["runner"], "pid": pid})
+            _send(channel, {"runner": order.runner, "pid": pid})
         return
     try:
         signal.set_wakeup_fd(-1)
@@ -118,10 +130,10 @@ def _fork(
         die_with_parent()
         os.nice(NICENESS)
         _offer_to_oom_killer()
-        start(order, listener, control, settings)
+        start(order.runner, config, listener, control, settings)
         os._exit(0)
     except BaseException:
-        log.exception("runner failed", extra={"model": order["name"]})
+        log.exception("runner failed", extra={"model": order.model})
         sys.stderr.flush()
         os._exit(1)
 
@@ -139,15 +151,7 @@ def _reap(channel: socket.socket) -> None:
 
 
 def _send(channel: socket.socket, message: dict[str, object]) -> None:
-    channel.send(json.dumps(message).encode())
-
-
-def die_with_parent() -> None:
-    """However the parent ends, kill -9 too, this process is killed with it."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we asked
-        os._exit(1)
+    channel.send(msgspec.json.encode(message))
 
 
 def _offer_to_oom_killer() -> None:
@@ -164,7 +168,7 @@ class Forkserver:
     def __init__(self, settings: Settings, modules: Sequence[str], *, alone: bool) -> None:
         """`alone`: there will never be more than one runner, and no share of a processor is kept from it."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._unsent: deque[tuple[bytes, socket.socket, socket.socket]] = deque()
+        self._unsent: deque[tuple[bytes, int, socket.socket, socket.socket]] = deque()
         environ = {
             **os.environ,
             # numpy's OpenBLAS would start its threads at import, and threads do not survive a fork.
@@ -195,26 +199,28 @@ class Forkserver:
             )
         self.channel.setblocking(False)
 
-    def fork(self, runner: RunnerProcess, order: Mapping[str, Any], listener: socket.socket) -> None:
-        """Order a runner. Raises EOFError when the forkserver has ended, as do the others.
+    def fork(self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket) -> None:
+        """Order a runner. Raises EOFError when the forkserver has exited, as do the other methods.
 
-        The channel holds some 170 orders, which nobody reads during an import. Those beyond wait here: a host that
-        waits answers nobody, and for ever once the births it does not read fill the other direction.
+        The channel holds some 170 orders, which the forkserver does not read during an import. Further orders wait here.
+        If the host blocked instead, it would answer no requests; and once its unread reports fill the other direction of
+        the channel, both processes would block each other.
         """
-        message = json.dumps({**order, "runner": runner.number, "slot": runner.number}).encode()
-        self._unsent.append((message, listener.dup(), runner.hand_over()))
+        order = Order(runner.number, config.name, config.handler)
+        self._unsent.append((msgspec.json.encode(order), _in_memory(config), listener.dup(), runner.hand_over()))
         self._flush()
 
     def _flush(self) -> None:
         while self._unsent:
-            message, listener, control = self._unsent[0]
+            message, config, listener, control = self._unsent[0]
             try:
-                socket.send_fds(self.channel, [message], [listener.fileno(), control.fileno()])
+                socket.send_fds(self.channel, [message], [config, listener.fileno(), control.fileno()])
             except BlockingIOError:
                 return  # until the next birth, which means that an order was read
             except OSError as broken:
                 raise EOFError from broken
             self._unsent.popleft()
+            os.close(config)
             listener.close()
             control.close()
 
@@ -230,7 +236,7 @@ class Forkserver:
                 raise EOFError from broken
             if not raw:
                 raise EOFError
-            yield json.loads(raw)
+            yield msgspec.json.decode(raw)
 
     def stop(self) -> None:
         self.channel.close()
@@ -238,25 +244,13 @@ class Forkserver:
         self.process.wait()
 
 
-def order(spec: Spec, settings: Settings) -> dict[str, Any]:
-    """What a runner must know of its model, as plain values for the way through the forkserver."""
-    return {
-        "name": spec.name,
-        # What a caller may call it; a single model gets requests whose body nobody else has looked into.
-        "known_as": [spec.name, f"{spec.name}.tar.gz", *spec.aliases, *([spec.model_type] if spec.model_type else [])],
-        "directory": str(spec.directory),
-        "handler": spec.handler,
-        "module": HANDLERS[spec.handler].partition(":")[0],
-        "task": spec.task,
-        "threads": spec.threads or settings.threads,
-        "max_batch": spec.max_batch or settings.max_batch,
-        "options": dict(spec.options),
-        "remote_code": settings.remote_code,
-        "model_field": settings.model_field,
-        "default_accept": settings.default_accept or None,
-        "batch_transform": settings.batch_transform,
-        "multi_model": settings.multi_model,
-        "inference_output": settings.inference_output,
-        "ensemble": settings.ensemble,
-        "allow_pip": settings.allow_pip,
-    }
+def _in_memory(config: ModelConfig[Any]) -> int:
+    """A file in memory with a model's record, by its descriptor: no message holds options of a megabyte."""
+    file = os.memfd_create("model")
+    try:
+        with open(file, "wb", closefd=False) as writer:
+            writer.write(encoded(config))
+    except BaseException:
+        os.close(file)
+        raise
+    return file

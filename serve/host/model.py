@@ -12,7 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from serve.catalog.catalog import Entry, Spec
+from serve.catalog.catalog import Entry
+from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelFailed, ServeError
 from serve.slots import FIELDS, Slot
 
@@ -119,7 +120,7 @@ class ServedModel:
         """Bind the socket, closed to callers. Raises OSError."""
         self.entry = entry
         self.name = entry.name
-        self.spec: Spec | None = entry.spec
+        self.config: ModelConfig[Any] | None = entry.config
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path = path
         try:
@@ -167,7 +168,7 @@ class ServedModel:
 
     @property
     def copies(self) -> int:
-        return self.spec.copies if self.spec else 1
+        return self.config.copies if self.config else 1
 
     def of_phase(self, *phases: Phase) -> list[RunnerProcess]:
         return [each for each in self.runners if each.phase in phases]
@@ -178,7 +179,7 @@ class ServedModel:
 
     def bytes_each(self) -> int:
         """Bytes to reserve for one more runner."""
-        return self.peak_bytes or (self.spec.bytes if self.spec else 0)
+        return self.peak_bytes or (self.config.bytes if self.config else 0)
 
     # Failures.
 
@@ -278,7 +279,7 @@ class ServedModel:
             "modelName": self.name,
             "modelUrl": str(self.entry.path),
             "state": state,
-            "handler": self.spec.handler if self.spec else None,
+            "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
             "runners": len(self.runners),
             "inFlight": sum(each.slot.get("in_flight") for each in self.runners),

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from serve.catalog.catalog import ARCHIVES, Entry, real
+from serve.catalog.catalog import ARCHIVES, Entry
+from serve.catalog.scan import real
 from serve.errors import (
     BadRequest,
     Conflict,
@@ -64,7 +65,7 @@ def requested(body: bytes, roots: Sequence[Path]) -> Entry:
     archive = file and path.name.endswith(ARCHIVES)
     if not (directory or archive):
         raise BadRequest(f"url {_cut(url)!r} is neither a directory nor an archive", hint="send one of these")
-    return Entry(name=load.model_name, path=url, archive=archive, spec=None, problem=None)
+    return Entry(name=load.model_name, path=url, archive=archive)
 
 
 def _cut(url: Path) -> str:

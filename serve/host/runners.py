@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from serve import machine
 from serve.errors import DoesNotFit
 from serve.failures import HINTS
-from serve.host.forkserver import Forkserver, order
+from serve.host.forkserver import Forkserver
 from serve.host.model import Phase, RunnerProcess, ServedModel
 from serve.settings import Settings, nginx_limit
 from serve.slots import SLOTS, WEB_SLOTS, Slots
@@ -46,7 +46,7 @@ class Runners:
 
     def start(self, model: ServedModel) -> None:
         """Order one more runner of this model. Raises DoesNotFit at the limit of runners or files, or OSError."""
-        assert model.spec is not None
+        assert model.config is not None
         if not self._free:
             raise DoesNotFit(f"{SLOTS - WEB_SLOTS} runners are alive, which is the limit", hint="unload a model")
         number = self._free[-1]
@@ -62,7 +62,7 @@ class Runners:
         self.alive[number] = runner
         model.runners.append(runner)
         model.loads += 1
-        self._forks.fork(runner, order(model.spec, self._settings), model.listener)
+        self._forks.fork(runner, model.config, model.listener)
 
     def used(self) -> int:
         """Bytes that all runners hold, or have reserved while they load."""

@@ -7,9 +7,9 @@ import socket
 import time
 from importlib.util import find_spec
 
-from serve.catalog import catalog
+from serve.catalog import scan
 from serve.catalog.catalog import Catalog
-from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS
+from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, module_of
 from serve.host.answers import HostApi
 from serve.host.forkserver import Forkserver
 from serve.host.sockets import HostSocket, ModelSockets, Poller
@@ -28,20 +28,16 @@ class Host:
 
     def __init__(self, settings: Settings) -> None:
         # On a multi-model endpoint the platform loads all models.
-        found = (
-            Catalog([])
-            if settings.multi_model
-            else catalog.scan(settings.model_dir, settings.hf_task, settings.program)
-        )
-        used = {entry.spec.handler for entry in found.entries.values() if entry.spec}
+        found = Catalog([]) if settings.multi_model else scan.scan(settings.model_dir, settings)
+        used = {entry.config.handler for entry in found.entries.values() if entry.config}
         # The handlers of archives, and of models that the platform will load, are unknown: then all are imported.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
         names = [name for name in HANDLERS if unknown or name in used]
-        modules = [HANDLERS[name].partition(":")[0] for name in names]
+        modules = [module_of(name) for name in names]
         also = [module for name in names for module in ALSO_IMPORTED.get(name, ())]
         modules += [module for module in also if find_spec(module.partition(".")[0])]
-        specs = [entry.spec for entry in found.entries.values()]
-        alone = not settings.multi_model and len(specs) == 1 and specs[0] is not None and specs[0].copies == 1
+        configs = [entry.config for entry in found.entries.values()]
+        alone = len(configs) == 1 and configs[0] is not None and configs[0].copies == 1
         self._forks = Forkserver(settings, modules, alone=alone and settings.sources["threads"] != "cgroup")
         self._slots = Slots(settings.slots)
         self._woken, self._waker = socket.socketpair()

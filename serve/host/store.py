@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from serve.catalog import archive, catalog
-from serve.catalog.catalog import Catalog, Spec, real
+from serve.catalog import archive
+from serve.catalog.catalog import Catalog
+from serve.catalog.model_config import ModelConfig
+from serve.catalog.scan import describe, real
 from serve.errors import DoesNotFit, InternalError, ModelNotFound, RunnerDied, ServeError, from_wire
 from serve.failures import HINTS, exhausted
 from serve.host.eviction import Held, can_ever_fit, plan
@@ -40,20 +43,19 @@ class Preparation:
     """Describes models that are not described yet: unpacks archives, in threads, and reads the files."""
 
     def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
-        self._hf_task = settings.hf_task
+        self._settings = settings
         self._unpacked = settings.unpacked
         self._roots = settings.model_roots if settings.multi_model else ()
-        self._program = settings.program
         self._wake = wake  # wakes the host's loop; called in a thread
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="unpack")
-        self._running: list[tuple[ServedModel, Future[Spec]]] = []
+        self._running: list[tuple[ServedModel, Future[ModelConfig[Any]]]] = []
 
     def start(self, model: ServedModel) -> None:
         future = self._threads.submit(self._prepare, model.name, model.entry.path, archived=model.entry.archive)
         future.add_done_callback(lambda _: self._wake())
         self._running.append((model, future))
 
-    def finished(self) -> Iterator[tuple[ServedModel, Future[Spec]]]:
+    def finished(self) -> Iterator[tuple[ServedModel, Future[ModelConfig[Any]]]]:
         """The models whose preparation has ended since the last call."""
         for model, future in [each for each in self._running if each[1].done()]:
             self._running.remove((model, future))
@@ -67,18 +69,18 @@ class Preparation:
     def _place(self, name: str) -> Path:
         return self._unpacked / socket_name(name)
 
-    def _prepare(self, name: str, path: Path, *, archived: bool) -> Spec:
+    def _prepare(self, name: str, path: Path, *, archived: bool) -> ModelConfig[Any]:
         if self._roots:
             path = real(path, self._roots)  # checked again: it may have been replaced by a link meanwhile
         if not path.exists():
             raise ModelNotFound(f"{path} no longer exists", hint="restore it, then load the model again")
         if not archived:
-            return catalog.describe(name, path, self._hf_task, self._program)
+            return describe(name, path, self._settings)
         self._unpacked.mkdir(exist_ok=True)
         free, size = archive.disk(self._unpacked)
         limit = max(free - min(SPARE_DISK, size // 10), 0)
         directory = archive.unpack(path, self._place(name), limit_bytes=limit)
-        return catalog.describe(name, directory, self._hf_task, self._program)
+        return describe(name, directory, self._settings)
 
 
 class Store:
@@ -103,18 +105,20 @@ class Store:
         self.runners = Runners(settings, slots, forks)
         self._preparation = Preparation(settings, wake)
         self._waiting: list[ServedModel] = []  # loads that wait for memory, oldest first
-        self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda spec: spec.pin)}
-        preloads = self._chosen(settings.preload, found, lambda spec: spec.preload)
+        self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda config: config.pin)}
+        preloads = self._chosen(settings.preload, found, lambda config: config.preload)
         self._preloads = len(preloads)
         self._preloads_missing = preloads  # those that have never been ready
 
-    def _chosen(self, names: Sequence[str], found: Catalog, option: Callable[[Spec], bool]) -> list[ServedModel]:
+    def _chosen(
+        self, names: Sequence[str], found: Catalog, option: Callable[[ModelConfig[Any]], bool]
+    ) -> list[ServedModel]:
         """The models that a setting names, or whose own option in model.toml is true."""
         named = {found.resolve(name) for name in names if name != "*"}
         return [
             model
             for model in self.models.values()
-            if "*" in names or model.name in named or (model.spec is not None and option(model.spec))
+            if "*" in names or model.name in named or (model.config is not None and option(model.config))
         ]
 
     # Queries.
@@ -163,7 +167,7 @@ class Store:
             return
         model.wanted_since = time.monotonic()
         self.changed.add(model)
-        if model.spec is None:
+        if model.config is None:
             model.stage = Stage.PREPARING
             self._preparation.start(model)
         else:
@@ -179,7 +183,7 @@ class Store:
             if model.leaving:
                 continue
             try:
-                model.spec = future.result()
+                model.config = future.result()
             except Exception as error:
                 failure = exhausted(error) or error
                 if not isinstance(failure, ServeError):

@@ -67,7 +67,7 @@ class Connection:
         return str(self._parser.get_method().decode())
 
     def read(self) -> bool:
-        """Read the data that has arrived; True once the request is complete. Raises Gone, or BadRequest if it is no HTTP."""
+        """Read the data that has arrived; True once the request is complete. Raises Gone, BadRequest."""
         while not self._complete:
             try:
                 data = self.sock.recv(CHUNK, socket.MSG_DONTWAIT)

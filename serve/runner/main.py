@@ -9,18 +9,18 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from serve import errors
 from serve import log as serve_log
-from serve.catalog.catalog import real
 from serve.catalog.kinds import HANDLERS
+from serve.catalog.model_config import ModelConfig, decoded
+from serve.catalog.scan import real
 from serve.errors import InternalError, ModelNotFound, ServeError
-from serve.failures import exhausted
-from serve.handlers.base import Model, Predictor, Stepwise
+from serve.failures import exhausted, not_installed
+from serve.handlers.base import Predictor, Stepwise
 from serve.http.addresses import INVOCATIONS
 from serve.runner import own_packages
 from serve.runner.addressee import Names
@@ -35,82 +35,79 @@ log = logging.getLogger(__name__)
 PR_SET_NAME = 15
 
 
-def run(order: Mapping[str, Any], listener: socket.socket, control: socket.socket, settings: Settings) -> None:
-    """Load the model that `order` (see serve.host.model.order) describes, tell the host, serve."""
-    serve_log.start(f"runner {order['name']}", settings.log_level)
-    ctypes.CDLL(None).prctl(PR_SET_NAME, order["name"].encode()[:15])  # so that `top` tells one model from another
-    slot = Slots(settings.slots).slot(order["slot"])
+def run(
+    number: int,
+    record: int,
+    listener: socket.socket,
+    control: socket.socket,
+    settings: Settings,
+    own: Sequence[str] | None = None,
+) -> None:
+    """Load a model, report to the host, serve.
+
+    `number`: the runner's slot. `record`: a file descriptor of the model's ModelConfig. `own`: directories of the
+    model's own packages, in an interpreter that was started afresh for them.
+    """
+    config = decoded(os.pread(record, os.fstat(record).st_size, 0))
+    serve_log.start(f"runner {config.name}", settings.log_level)
+    ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # so that `top` tells one model from another
+    slot = Slots(settings.slots).slot(number)
     slot.clear()
     began = time.monotonic()
     try:
-        handler = _load(order, settings, partial(_afresh, listener, control))
+        handler = _load(config, settings, own, partial(_afresh, number, record, listener, control))
     except ServeError as error:
-        error.model = order["name"]
+        error.model = config.name
         _tell(control, {"failed": errors.to_wire(error)})
         os._exit(1)
+    os.close(record)
     # What loading needed and does not keep goes back to the system before the host measures what is held, and the
     # collector need not look at weights and modules again.
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
-    engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, order["max_batch"]))
+    engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, config.max_batch))
     engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
-    names = Names(order["known_as"], settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
+    names = Names(config.names(), settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
     loop = Loop(engine, names, listener, control, slot, settings)
     _tell(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)
 
 
-def _afresh(listener: socket.socket, control: socket.socket, order: Mapping[str, Any]) -> NoReturn:
+def _afresh(number: int, record: int, listener: socket.socket, control: socket.socket, own: Sequence[str]) -> NoReturn:
     """The same runner once more, in an interpreter that has imported nothing yet.
 
     What the forkserver has imported would hide the versions that a model brings: it has transformers 5 in memory, say.
     """
-    told = os.memfd_create("order")
-    os.write(told, json.dumps(order).encode())
-    os.lseek(told, 0, os.SEEK_SET)
-    numbers = (told, listener.fileno(), control.fileno())
-    for number in numbers:
-        os.set_inheritable(number, True)
-    os.execv(sys.executable, [sys.executable, "-m", "serve", "runner", *map(str, numbers)])
+    files = (record, listener.fileno(), control.fileno())
+    for file in files:
+        os.set_inheritable(file, True)
+    os.execv(sys.executable, [sys.executable, "-m", "serve", "runner", *map(str, (number, *files)), *own])
 
 
-def begin(order: int, listener: int, control: int, settings: Settings) -> None:
+def begin(number: int, record: int, listener: int, control: int, settings: Settings, own: Sequence[str]) -> None:
     """What `_afresh` began."""
-    with open(order, "rb") as told:
-        run(json.load(told), socket.socket(fileno=listener), socket.socket(fileno=control), settings)
+    run(number, record, socket.socket(fileno=listener), socket.socket(fileno=control), settings, own)
 
 
 def _load(
-    order: Mapping[str, Any], settings: Settings, afresh: Callable[[Mapping[str, Any]], NoReturn]
+    config: ModelConfig[Any],
+    settings: Settings,
+    own: Sequence[str] | None,
+    afresh: Callable[[Sequence[str]], NoReturn],
 ) -> Predictor | Stepwise:
-    module, _, cls = HANDLERS[order["handler"]].partition(":")
-    model = Model(
-        name=order["name"],
-        directory=Path(order["directory"]),
-        task=order["task"],
-        threads=order["threads"],
-        max_batch=order["max_batch"],
-        options=order["options"],
-        remote_code=order["remote_code"],
-        model_field=order["model_field"],
-        default_accept=order["default_accept"],
-        batch_transform=order["batch_transform"],
-        multi_model=order["multi_model"],
-        inference_output=order["inference_output"],
-        ensemble=order["ensemble"],
-    )
+    module, _, cls = HANDLERS[config.handler].partition(":")
     # For what a model's own code imports: it would take every core of the machine, whatever the container may use.
-    os.environ.setdefault("OMP_NUM_THREADS", str(model.threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     try:
         if settings.multi_model and settings.run_dir:
             # Again, since it may have been swapped for a link since the host looked; archives are in the run directory.
-            real(model.directory, (*settings.model_roots, settings.run_dir))
-        if "own_packages" not in order and (own := own_packages.prepare(order, settings)):
-            afresh({**order, "own_packages": list(map(str, own))})
-        sys.path[:0] = order.get("own_packages", [])
-        return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(model))
+            real(config.directory, (*settings.model_roots, settings.run_dir))
+        if own is None and (packages := own_packages.prepare(config, settings)):
+            afresh(list(map(str, packages)))
+        sys.path[:0] = own or ()
+        return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config))
     except Exception as error:
         if out := exhausted(error):  # also where the handler took it for the files' fault
             log.exception("exhausted while loading")
@@ -118,11 +115,13 @@ def _load(
                 raise
             out.message = f"while loading: {out.message}"
             raise out from error
-        if not model.directory.is_dir():
-            says = f"{model.directory}: the model's directory vanished while it was loading"
+        if not config.directory.is_dir():
+            says = f"{config.directory}: the model's directory vanished while it was loading"
             raise ModelNotFound(says, hint="put it there again, then load it") from error
         if isinstance(error, ServeError):
             raise
+        if missing := not_installed(error):
+            raise missing from error
         log.exception("load failed")
         raise InternalError(f"loading failed: {type(error).__name__}: {error}", hint="see the log") from error
 

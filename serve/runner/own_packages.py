@@ -4,7 +4,6 @@ With SERVE_ALLOW_PIP, missing packages are installed into a directory of this mo
 `code/wheels` or else from an index. Without it, the load fails and the error lists the missing packages.
 """
 
-import ctypes
 import hashlib
 import importlib.util
 import json
@@ -20,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from serve.catalog.model_config import ModelConfig
+from serve.children import die_with_parent
 from serve.errors import InternalError, ModelUnusable
 from serve.http.addresses import socket_name
 from serve.settings import Settings
@@ -83,19 +84,18 @@ def _unmet(line: str, where: Sequence[str]) -> str:
 log = logging.getLogger(__name__)
 
 FILE = "requirements.txt"
-PR_SET_PDEATHSIG = 1
 LISTED = 20
 
 
-def prepare(order: Mapping[str, Any], settings: Settings) -> list[Path]:
+def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
     """The directories to put first in sys.path; missing packages are installed. Raises ModelUnusable, InternalError."""
-    if order["handler"] != "custom":
+    if config.handler != "custom":
         return []
-    code = Path(order["directory"]) / "code"
+    code = config.directory / "code"
     vendored = [code / "lib"] if (code / "lib").is_dir() else []
     if not (code / FILE).is_file():
         return vendored
-    into = settings.packages / f"{socket_name(order['name'])}-{_digest(code)}"
+    into = settings.packages / f"{socket_name(config.name)}-{_digest(code)}"
     present = [*vendored, *([into] if into.is_dir() else [])]
     unmet = missing(code / FILE, [*map(str, present), *sys.path])
     if not unmet:
@@ -108,7 +108,7 @@ def prepare(order: Mapping[str, Any], settings: Settings) -> list[Path]:
             + "put the packages into the archive (pip install --target code/lib -r requirements.txt), or into an image "
             "built on this one, or set SERVE_ALLOW_PIP=true to install them at each load",
         )
-    log.info("installing packages", extra={"model": order["name"], "missing": unmet})
+    log.info("installing packages", extra={"model": config.name, "missing": unmet})
     began = time.monotonic()
     # A tenth of SERVE_LOAD_LIMIT is left for the load itself: the host kills this process at the limit.
     try:
@@ -116,7 +116,7 @@ def prepare(order: Mapping[str, Any], settings: Settings) -> list[Path]:
     except OSError as error:  # out of disk space, for example
         raise InternalError(f"code/{FILE} cannot be installed: {error}", hint="see the log") from error
     seconds = round(time.monotonic() - began, 2)
-    log.info("installed packages", extra={"model": order["name"], "packages": installed, "seconds": seconds})
+    log.info("installed packages", extra={"model": config.name, "packages": installed, "seconds": seconds})
     return [*vendored, into]
 
 
@@ -174,7 +174,6 @@ def _pip(arguments: Sequence[str], code: Path, work: str, until: float, path: Se
         "PIP_ROOT_USER_ACTION": "ignore",
         "PYTHONPATH": os.pathsep.join(map(str, path)),
     }
-    libc = ctypes.CDLL(None)
     child = subprocess.Popen(
         command,
         cwd=code,
@@ -185,7 +184,7 @@ def _pip(arguments: Sequence[str], code: Path, work: str, until: float, path: Se
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 - one thread here
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - one thread here
     )
     try:
         output, _ = child.communicate(timeout=max(0.1, until - time.monotonic()))

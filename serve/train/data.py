@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
 from serve.errors import ServeError
-from serve.formats import libsvm, parquet, recordio, tables
+from serve.formats import libsvm, recordio, tables
+from serve.train import parquet
 from serve.train.job import TrainingFailed
 
 Floats = npt.NDArray[np.float32]
@@ -59,7 +60,7 @@ def read(channels: Mapping[str, Channel], weighted: bool, labels: tuple[float, f
 def _table(file: Path, kind: str, width: int, weighted: bool) -> tuple[Rows, int]:
     """The rows of one file, and the width they have: that asked for, or where it is 0 that of the first row."""
     if kind == PARQUET:
-        matrix = parquet.read_file(file, width, _SAYS)
+        matrix = parquet.read(file, width, _SAYS)
     else:
         with opened(file) as opening:
             body = opening.read()

@@ -13,7 +13,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from serve import errors
-from serve.catalog import catalog
+from serve.catalog import scan
 from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
 from serve.settings import Settings
 from serve.slots import Slot, Slots, State
@@ -35,8 +35,7 @@ def create(settings: Settings, slot: int) -> Flask:
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
     host = HostClient(settings.host_socket)
-    hf_task, program = settings.hf_task, settings.program
-    known = Loaded(settings.sockets) if settings.multi_model else catalog.scan(settings.model_dir, hf_task, program)
+    known = Loaded(settings.sockets) if settings.multi_model else scan.scan(settings.model_dir, settings)
     invocations = Invocations(settings, known, host)
 
     @app.route("/ping", methods=["GET", "HEAD", "POST"])

@@ -19,7 +19,7 @@ def parameters(settings: Settings, catalog: Catalog) -> dict[str, int]:
     """
     given = settings.sources.get("payload_bytes", "default") not in ("default", "SAGEMAKER_BATCH")
     payload = min(TRANSFORM_LIMIT, max(1, settings.payload_bytes // MB)) if given else DEFAULT_PAYLOAD
-    copies = max((entry.spec.copies for entry in catalog.entries.values() if entry.spec), default=1)
+    copies = max((entry.config.copies for entry in catalog.entries.values() if entry.config), default=1)
     processors, _ = machine.cpus()
     return {
         "MaxConcurrentTransforms": max(1, min(max(processors, copies), TRANSFORM_LIMIT // payload)),

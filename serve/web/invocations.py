@@ -37,8 +37,8 @@ OPENAI_HANDLER = "text_generation"
 def openai_models(entries: Iterable[Entry]) -> list[str]:
     """The models that support OpenAI's paths. Archives, whose handler is unknown, count only if there are no others."""
     usable = [entry for entry in entries if not entry.problem]
-    known = [entry.name for entry in usable if entry.spec and entry.spec.handler == OPENAI_HANDLER]
-    return known or [entry.name for entry in usable if not entry.spec]
+    known = [entry.name for entry in usable if entry.config and entry.config.handler == OPENAI_HANDLER]
+    return known or [entry.name for entry in usable if not entry.config]
 
 
 def openai_default(models: Sequence[str], default: str | None) -> str | None:

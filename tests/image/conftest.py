@@ -1,28 +1,44 @@
-"""Real containers of the real image. IMAGE names one that is built already; else it is built here."""
+"""Real containers of the real image. IMAGE names one that is built already, or being built; else it is built here."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.image.containers import Container, Start, docker
+from tests.live.stack import wait_until
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def image() -> str:
-    """The image under test."""
+@pytest.fixture(scope="session", autouse=True)
+def engine() -> None:
+    """A Docker engine; where IMAGE_BUILD is set the image too, which .ci/run builds while the other tests run."""
+    if building := os.environ.get("IMAGE_BUILD"):
+        log, status = Path(building), Path(f"{building}.status")
+        wait_until(status.exists, within=800, every=0.5)
+        if status.read_text() not in ("0\n", "none\n"):
+            pytest.fail("make image has failed:\n" + log.read_text()[-3000:])
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no Docker engine answers")
+
+
+@pytest.fixture(scope="session")
+def image(engine: None) -> str:
+    """The image under test."""
     named = os.environ.get("IMAGE")
     if named:
         return named
     built = "sagemaker-serve:test"
-    docker("build", "--platform", "linux/amd64", "--tag", built, str(ROOT))
+    # One of the processes that run tests side by side builds it, the others then find every layer there.
+    with (Path(tempfile.gettempdir()) / f"image-build-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        docker("build", "--platform", "linux/amd64", "--tag", built, str(ROOT))
     return built
 
 

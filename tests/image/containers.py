@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.patience import PATIENCE
+
 
 def docker(*arguments: str, check: bool = True) -> str:
     """What a docker command says on stdout; with check, its failure is the test's."""
@@ -48,7 +50,7 @@ class Container:
     def run(self, *command: str) -> str:
         return docker("exec", self.id, *command)
 
-    def ask(self, path: str, body: str = "", content_type: str = "", timeout: float = 70) -> Answer:
+    def ask(self, path: str, body: str = "", content_type: str = "", timeout: float = PATIENCE) -> Answer:
         """A GET, or a POST when there is a body. The port is the one the engine found free."""
         port = docker("port", self.id, "8080/tcp").rpartition(":")[2]
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=timeout)
@@ -68,7 +70,7 @@ class Container:
             assert time.monotonic() < end, f"not within {seconds} s: {what}"
             time.sleep(0.1)
 
-    def wait_for_ping(self, seconds: float = 60) -> None:
+    def wait_for_ping(self, seconds: float = PATIENCE) -> None:
         self.wait_until(self._pings, seconds, "GET /ping to be 200")
 
     def _pings(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from serve import __version__
 from tests.image.containers import Answer, Container, Start, docker
 
 # Building may be part of the first test, and a cold torch import takes its time on two cores.
@@ -100,11 +101,13 @@ def test_serve_on_path_is_the_server(container: Start, models: Path) -> None:
 
 
 def test_labels(image: str) -> None:
-    """The platform refuses multi-model endpoints and pipelines without these."""
+    """The platform refuses multi-model endpoints and pipelines without the first two; the others are the package's."""
     labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", image))
 
     needed = {f"com.amazonaws.sagemaker.capabilities.{what}" for what in ("multi-models", "accept-bind-to-port")}
     assert {name for name, value in labels.items() if value == "true"} >= needed
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
 
 
 def test_entry_point_gets_the_signals(image: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.image.containers import Answer, Container, Start, docker
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -32,7 +33,7 @@ def predict_fn(data, model):
 
 def asked(container: Container, method: str, path: str, body: Any = None) -> Answer:
     port = docker("port", container.id, "8080/tcp").rpartition(":")[2]
-    with closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=70)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=PATIENCE)) as connection:
         return over(connection, method, path, body)
 
 
@@ -127,7 +128,7 @@ def test_hundreds_of_models_one_after_another_leave_nothing(container: Start, to
     running.wait_for_ping()
     running.wait_until(lambda: '"imported"' in running.log, 120, "the frameworks")
     port = docker("port", running.id, "8080/tcp").rpartition(":")[2]
-    server = http.client.HTTPConnection("127.0.0.1", int(port), timeout=70)
+    server = http.client.HTTPConnection("127.0.0.1", int(port), timeout=PATIENCE)
     loaded: deque[str] = deque()
     full = 0
 

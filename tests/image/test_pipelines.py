@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.__main__ import main
-from local_test.pipelines.machine import LABEL, Docker, Job
-from local_test.pipelines.running import Running
+from local_test.pipelines.__main__ import main
+from local_test.pipelines.execution import Running
+from local_test.pipelines.jobs import LABEL, Docker, Job
 from tests.image.containers import docker
 from tests.live.stack import wait_until
 
@@ -31,7 +31,7 @@ def test_a_pipeline_is_executed_in_containers(
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     data = tmp_path / "rows.csv"
     data.write_text("".join(f"{number % 7},{number % 7 + 0.5},{number % 3}\n" for number in range(100)))
-    words = ["pipeline", name, "run", "--local", "--runtime", "docker", "--image", image, "--data", str(data)]
+    words = [name, "--runtime", "docker", "--image", image, "--data", str(data)]
 
     code = main([*words, "--param", parameter])
 
@@ -61,7 +61,7 @@ def test_a_stop_ends_a_job_and_its_container_is_gone(image: str, tmp_path: Path,
 
     def stop() -> None:
         if begun:
-            wait_until((tmp_path / "begun").exists, within=60)
+            wait_until((tmp_path / "begun").exists)
         running.stop()
 
     with ThreadPoolExecutor() as threads:

@@ -98,7 +98,7 @@ def test_models_share_a_container_with_a_memory_limit(play: Play, image: str) ->
 
     docker("kill", running.id)
 
-    wait_until(lambda: out.getvalue().count('"event": "ready"') == 2, within=120)
+    wait_until(lambda: out.getvalue().count('"event": "ready"') == 2)
     assert answer(instance, "b") == "b"
     instance.stop()
     assert '"event": "stopped", "subject": "image-test", "detail": "status 0"' in out.getvalue()

@@ -18,6 +18,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.image.containers import docker
+from tests.patience import PATIENCE
 
 SCRIPT = Path(__file__).parents[2] / "build_and_push.sh"
 HOST = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
@@ -89,7 +90,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _wait_for(process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if process.poll() is not None:
             pytest.skip(f"docker-registry does not start here: {log.read_text()[-300:]}")
@@ -113,7 +114,7 @@ def script(tmp_path: Path) -> Path:
 
 def run(script: Path, environ: Mapping[str, str], *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [script, *arguments], env={**environ, **more}, cwd="/", capture_output=True, text=True, timeout=100
+        [script, *arguments], env={**environ, **more}, cwd="/", capture_output=True, text=True, timeout=PATIENCE
     )
 
 
@@ -169,7 +170,7 @@ def test_what_is_missing_is_said(script: Path, environ: dict[str, str], tmp_path
         ({"PATH": without("aws", environ, tmp_path / "2")}, "the AWS CLI is missing: install it"),
         ({"DOCKER_HOST": f"unix://{tmp_path}/none"}, "no Docker engine answers: start it"),
         ({"AWS_REGION": ""}, "no region: set AWS_REGION"),
-        (empty, "AWS knows nobody by these credentials"),
+        (empty, "AWS does not accept the credentials"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}, "or no region eu-west-1"),
     ):
         done = run(script, environ, **more)

@@ -16,6 +16,7 @@ from local_test.platform.emulator import Emulator
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 from tests.live.stack import wait_until
+from tests.patience import PATIENCE
 
 ROLE = "arn:aws:iam::123456789012:role/endpoint"
 BUCKET = "models"
@@ -29,7 +30,7 @@ class Account:
         self.platform = platform
         self._told = told
         # As AWS advises for callers of endpoints; retries would hide what is tested here.
-        once = Config(read_timeout=70, retries={"total_max_attempts": 1})
+        once = Config(read_timeout=PATIENCE, retries={"total_max_attempts": 1})
         self.s3 = platform.client("s3")
         self.sagemaker = platform.client("sagemaker", config=once)
         self.runtime = platform.client("sagemaker-runtime", config=once)
@@ -87,7 +88,7 @@ class Account:
             described = self.describe(name)
             return None if described["EndpointStatus"] in IN_PROGRESS else described
 
-        return wait_until(when, within=60)  # type: ignore[no-any-return]
+        return wait_until(when)  # type: ignore[no-any-return]
 
     def is_at(self, name: str, status: str, phase: str | None = None) -> bool:
         """Whether it has this status, and its coming fleet this VariantStatus."""
@@ -109,7 +110,7 @@ class Account:
     def delete(self, name: str) -> None:
         """Returns when it is gone."""
         self.sagemaker.delete_endpoint(EndpointName=name)
-        wait_until(partial(self._gone, name), within=60)
+        wait_until(partial(self._gone, name))
 
     def _gone(self, name: str) -> bool:
         try:

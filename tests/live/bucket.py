@@ -12,6 +12,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from tests.live.stack import TOYS
+from tests.patience import PATIENCE
 
 
 class Bucket:
@@ -25,7 +26,7 @@ class Bucket:
     def get_object(self, *, Bucket: str, Key: str) -> Any:  # noqa: N803 - boto3's names
         self.reads.append(Key)
         if self.gate:
-            self.gate.wait(30)
+            self.gate.wait(PATIENCE)
         if Key not in self.objects:
             raise ClientError({"Error": {"Code": "NoSuchKey", "Message": "it is not there"}}, "GetObject")
         return {"Body": io.BytesIO(self.objects[Key])}

@@ -1,4 +1,4 @@
-"""A real S3 server for tests, which checks signatures and permissions: SeaweedFS, one process on free ports."""
+"""A real S3 server for tests that checks signatures and permissions: SeaweedFS, one process on free ports."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ PORTS = ("master", "volume", "filer", "s3")
 
 
 class BucketServer:
-    """Buckets `inputs` and `secret` are there once it is built."""
+    """The buckets `inputs` and `secret` exist after construction."""
 
     def __init__(self, work: Path) -> None:
         identities = [
@@ -27,7 +27,7 @@ class BucketServer:
         ]
         (work / "identities.json").write_text(json.dumps({"identities": identities}))
         ports = {name: free_port() for name in (*PORTS, *(f"{each}.port.grpc" for each in PORTS))}
-        # Each bucket takes seven volumes at its first object; without a free one that is an InternalError.
+        # Each bucket takes seven volumes at its first object; without free volumes S3 answers InternalError.
         flags = [f"-{name if '.' in name else f'{name}.port'}={port}" for name, port in ports.items()]
         weed = shutil.which("weed", path=str(Path(sys.executable).parent))
         assert weed
@@ -45,13 +45,13 @@ class BucketServer:
         self.url = f"http://127.0.0.1:{ports['s3']}"
         self.client = self._client()
         try:
-            wait_until(self._has_buckets, within=60, every=0.2)
+            wait_until(self._has_buckets, every=0.2)
         except BaseException:
             self.stop()
             raise
 
     def environ(self, identity: dict[str, str] = READER) -> dict[str, str]:
-        """What makes a server ask here, as this identity."""
+        """The environment that directs a process to this server, with this identity."""
         return {
             "AWS_ENDPOINT_URL_S3": self.url,
             "AWS_REGION": "us-east-1",
@@ -61,7 +61,7 @@ class BucketServer:
         }
 
     def put(self, key: str, body: bytes, bucket: str = "inputs", **more: str) -> bytes:
-        """Store an object; the body of a request that refers to it."""
+        """Store an object; returns the body of a request that refers to it."""
         self.client.put_object(Bucket=bucket, Key=key, Body=body, **more)
         return f"s3://{bucket}/{key}".encode()
 
@@ -88,6 +88,6 @@ class BucketServer:
             for bucket in ("inputs", "secret"):
                 self.client.create_bucket(Bucket=bucket)
                 self.client.put_object(Bucket=bucket, Key="ready", Body=b"")
-        except Exception:  # it is still starting, in whichever way it says so
+        except Exception:  # any error during the start
             return False
         return True

@@ -1,4 +1,4 @@
-"""boto3's clients with faults put between them and the platform: throttled, killed, blind for what was just made."""
+"""boto3's clients with injected faults: throttled, killed, new objects not visible yet."""
 
 import json
 from collections import Counter
@@ -14,11 +14,11 @@ READS = ("Get", "List", "Describe", "Head", "Filter", "Invoke")
 
 
 class Killed(BaseException):
-    """What nobody catches, as nobody catches SIGKILL."""
+    """Like SIGKILL: no code catches it."""
 
 
 class Refusing(Aws):
-    """Refuses the first calls of some operations, as AWS would."""
+    """Refuses the first calls of some operations, as AWS does."""
 
     def __init__(self, region: str | None, refusals: dict[str, list[Fault]]) -> None:
         super().__init__(region)
@@ -55,7 +55,7 @@ class Refusing(Aws):
 
 
 class KilledAfterOneChange(Aws):
-    """The first call that changes something is made; then all is over, at once."""
+    """Makes the first call that changes something, and then raises Killed."""
 
     def client(self, name: str) -> Any:
         fresh = name not in self._clients
@@ -65,13 +65,13 @@ class KilledAfterOneChange(Aws):
         return client
 
     def _end(self, http_response: AWSResponse, model: Any, **_: Any) -> None:
-        # UpdateSchedule sets the same again; whoever were killed after it each time would never come further.
+        # UpdateSchedule changes nothing here; a run killed after it each time would never advance.
         if not model.name.startswith((*READS, "UpdateSchedule")) and http_response.status_code < 300:
             raise Killed(model.name)
 
 
 def refusing(refusals: dict[str, list[Fault]]) -> tuple[Callable[[str | None], Aws], list[Refusing]]:
-    """What `main` makes its clients by, and what it has made."""
+    """A function that creates such clients, and the list of the clients created."""
     made: list[Refusing] = []
 
     def make(region: str | None) -> Aws:
@@ -82,7 +82,7 @@ def refusing(refusals: dict[str, list[Fault]]) -> tuple[Callable[[str | None], A
 
 
 class _Raw:
-    """What urllib3 gives, as far as botocore reads it."""
+    """The part of urllib3's response that botocore reads."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -92,7 +92,7 @@ class _Raw:
 
 
 def _refusal(request: Any, code: str, message: str) -> AWSResponse:
-    """In JSON for those services that are asked in it, else in XML."""
+    """JSON for services with JSON requests, otherwise XML."""
     body, kind = json.dumps({"__type": code, "message": message}), "application/x-amz-json-1.1"
     if "X-Amz-Target" not in request.headers and "/endpoints/" not in request.url:
         body = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"

@@ -36,7 +36,7 @@ def _starter(directories: pytest.TempPathFactory) -> Iterator[Start]:
     for server in mine:
         below = descendants(server.process.pid) if alive(server.process.pid) else set()
         server.stop()
-        wait_until(partial(_all_gone, below), within=10)
+        wait_until(partial(_all_gone, below))
         _running.remove(server)
 
 

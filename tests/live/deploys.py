@@ -1,4 +1,4 @@
-"""`python -m deploy` for tests: an account that has what a spec needs, the command in this process, and specs."""
+"""`python -m deploy` for tests: an account with the image and models of a spec, the command, and specs."""
 
 import json
 import sys
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from deploy.__main__ import main
 from deploy.aws import Aws
+from deploy.cli import run
 from tests.live import account
 from tests.live.account import Account
 from tests.live.stack import toy
 
 Deploy = Callable[..., tuple[int, str]]
+# Starts the rest of the command with SIGINT ignored, as a shell starts its background jobs.
+IGNORING_SIGINT = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
 SPEC = """
 name = "{name}"
 image = "serve:latest"
@@ -43,7 +45,7 @@ def spec(at: Path, name: str, *, models: str = "echo.tar.gz", more: str = "", se
 
 @contextmanager
 def prepared(work: Path, models: Path) -> Iterator[Account]:
-    """With an image in its registry, and one bundle and one prefix of models that answer with what they got."""
+    """An account with an image in its registry, and one bundle and one prefix of models that echo the request."""
     patch = pytest.MonkeyPatch()
     with account.account(work) as made, patch.context() as environment:
         for name, value in made.platform.environment.items():
@@ -60,18 +62,18 @@ def prepared(work: Path, models: Path) -> Iterator[Account]:
         made.put("echo.tar.gz", toy(models, "echo"))
         made.put("many/echo.tar.gz", models / "echo")
         yield made
-        ecr.delete_repository(repositoryName="serve", force=True)  # moto keeps it as long as the process
+        ecr.delete_repository(repositoryName="serve", force=True)  # moto keeps it until the process ends
 
 
 def command(capsys: pytest.CaptureFixture[str]) -> Deploy:
-    """deploy(VERB, ...) -> exit code, and all that was said."""
+    """deploy(VERB, ...) -> exit code and the output of stdout and stderr."""
 
-    def run(*words: object, make: Callable[[str | None], Aws] = Aws) -> tuple[int, str]:
-        code = main([str(word) for word in words], make=make)
+    def deploy(*words: object, make: Callable[[str | None], Aws] = Aws) -> tuple[int, str]:
+        code = run([str(word) for word in words], make)
         said = capsys.readouterr()
         return code, said.out + said.err
 
-    return run
+    return deploy
 
 
 EXPIRING = """
@@ -89,9 +91,9 @@ print(json.dumps({"Version": 1, **keys, "Expiration": soon.isoformat()}))
 
 
 def expiring(at: Path, key: str = "local", secret: str = "local") -> tuple[Path, Path]:
-    """A file with the number of calls for which there are credentials yet, and AWS's configuration that asks for them.
+    """A file with the number of calls that still get credentials, and the AWS configuration that reads it.
 
-    Those of the profile `stale` have expired when they come.
+    The credentials of the profile `stale` are expired from the start.
     """
     (at / "expiring.py").write_text(EXPIRING)
     count, config = at / "count", at / "config"

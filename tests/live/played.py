@@ -104,7 +104,7 @@ def _end(played: list[Played]) -> None:
                 below |= {container.running.pid} | descendants(container.running.pid)
         each.stop()
         print(each.out.getvalue())
-        wait_until(lambda pids=below: not any(map(alive, pids)), within=10)  # type: ignore[misc]
+        wait_until(lambda pids=below: not any(map(alive, pids)))  # type: ignore[misc]
         assert not list(each.work.glob("*"))
 
 

@@ -17,12 +17,13 @@ from typing import Any
 
 from local_test.ports import free_port
 from serve.machine import private_bytes
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"
 
 
-def wait_until(condition: Callable[[], Any], within: float = 20.0, every: float = 0.02) -> Any:
+def wait_until(condition: Callable[[], Any], within: float = PATIENCE, every: float = 0.02) -> Any:
     """The first true value of `condition`; fails when there is none within so many seconds."""
     until = time.monotonic() + within
     while True:
@@ -135,7 +136,7 @@ class Server:
         return [line for line in lines if line["event"] == event]
 
     def wait_ready(self) -> "Server":
-        wait_until(lambda: self.pings() or self.process.poll() is not None, within=60)
+        wait_until(lambda: self.pings() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
         return self
 
@@ -151,7 +152,7 @@ class Server:
         path: str,
         body: bytes | str | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float = 70,
+        timeout: float = PATIENCE,
     ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
@@ -184,7 +185,7 @@ class Server:
         path = str(self.run_dir / "s" / f"{name}.sock")
         return sum(line.endswith(" " + path) for line in Path("/proc/net/unix").read_text().splitlines()) - 1
 
-    def connect(self, timeout: float = 30.0) -> socket.socket:
+    def connect(self, timeout: float = PATIENCE) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def raw(self, data: bytes) -> bytes:
@@ -207,7 +208,7 @@ class Server:
     def on_web_socket(self, path: str) -> int:
         """The status of a GET sent to the web workers themselves, past nginx."""
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(20)
+            sock.settimeout(PATIENCE)
             sock.connect(str(self.run_dir / "web.sock"))
             sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             return int(sock.recv(1 << 16).split()[1])
@@ -234,7 +235,7 @@ class Server:
         """Process ids of all runners."""
         return descendants(self.part("forkserver"))
 
-    def stop(self, number: int = signal.SIGTERM, within: float = 30.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, within: float = PATIENCE) -> int:
         """Signal the launcher and wait for its end; the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -1,4 +1,4 @@
-"""`python -m deploy` against the emulated platform: up, changed, rolled back, down, by boto3 alone."""
+"""`python -m deploy` against the emulator: create, update, roll back, delete."""
 
 import io
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy import endpoint, removal
+from deploy import endpoint
 from deploy.aws import Aws
 from deploy.progress import Progress
-from deploy.spec_file import load
+from deploy.spec import load
 from tests.live import deploys
 from tests.live.account import Account, variant
 from tests.live.clients import Killed, KilledAfterOneChange, refusing
@@ -34,7 +34,7 @@ def deploy(capsys: pytest.CaptureFixture[str]) -> Deploy:
 
 
 def test_up_again_is_unchanged_and_down_leaves_nothing(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """A new setting is an update, after which the old configuration and model are gone."""
+    """A new setting is an update, after which the old configuration and model are deleted."""
     plain = spec(tmp_path, "life")
 
     first = deploy("up", plain)
@@ -56,15 +56,15 @@ def test_up_again_is_unchanged_and_down_leaves_nothing(aws: Account, deploy: Dep
     assert "InService" in shown[1]
     assert down[0] == 0, down
     assert down[1].endswith("nothing of life is left\n")
-    assert removal.leftovers("life", Aws()) == []
+    assert endpoint.leftovers("life", Aws()) == []
     assert deploy("down", "life") == (0, "nothing of life is left\n")
 
 
-def test_every_step_may_be_the_last(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """Killed after each single change, the next run goes on from there, until all is created, updated, deleted."""
+def test_a_run_killed_after_any_step_is_resumed(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """Each run is killed after one change, and the next resumes there, until all is created, updated, deleted."""
 
     def runs(*words: object) -> list[str]:
-        """The call after which each run was killed, until one had nothing left to do."""
+        """The call after which each run was killed, until a run changes nothing."""
         last = []
         while True:
             try:
@@ -92,11 +92,11 @@ def test_every_step_may_be_the_last(aws: Account, deploy: Deploy, tmp_path: Path
     assert ending == ["CreateRole", "PutRolePolicy", "CreateSchedule"]
     roles = ["DeleteRolePolicy", "DeleteRole"] * 2
     assert deleted == ["DeleteEndpoint", "DeleteSchedule", *roles, "DeleteEndpointConfig", "DeleteModel"]
-    assert removal.leftovers("steps", Aws()) == []
+    assert endpoint.leftovers("steps", Aws()) == []
 
 
-def test_a_killed_process_is_taken_up_where_it_was(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """SIGKILL while the endpoint is being created; the next `up` waits for it and finds nothing else to do."""
+def test_a_killed_process_is_resumed(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """SIGKILL while the endpoint is being created: the next `up` waits for it and changes nothing else."""
     file = spec(tmp_path, "killed")
     process = subprocess.Popen([sys.executable, "-m", "deploy", "up", str(file)], cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_until(lambda: aws.exists("killed"))
@@ -111,8 +111,8 @@ def test_a_killed_process_is_taken_up_where_it_was(aws: Account, deploy: Deploy,
     deploy("down", "killed")
 
 
-def test_what_does_not_come_up_is_rolled_back(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """The old one still answers; exit code 1 with the reason and the log's last lines; the good spec is unchanged."""
+def test_a_fleet_that_does_not_start_is_rolled_back(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """The old fleet answers; exit code 1 with the reason and the log's last lines; the old spec is unchanged."""
     assert deploy("up", spec(tmp_path, "back"))[0] == 0
     before = aws.describe("back")["EndpointConfigName"]
     logs, group = aws.platform.client("logs"), "/aws/sagemaker/Endpoints/back"
@@ -134,16 +134,16 @@ def test_what_does_not_come_up_is_rolled_back(aws: Account, deploy: Deploy, tmp_
     assert shown[0] == 0
     assert "AllTraffic/i-1  no such setting" in shown[1]
     assert again[0] == 0
-    assert "updated" not in again[1]  # only what the failed one left is swept
+    assert "updated" not in again[1]  # only the failed update's model and configuration are deleted
     assert deploy("up", good) == (0, "unchanged\n")
     assert aws.describe("back")["EndpointConfigName"] == before
     assert deploy("down", "back")[0] == 0
 
 
-def test_one_that_never_came_up_is_made_anew(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """Failed, which AWS lets nobody update: exit 1 with the reason; the next `up` deletes it first.
+def test_an_endpoint_that_never_started_is_created_again(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """AWS does not allow updates of a Failed endpoint: exit code 1 with the reason; the next `up` deletes it first.
 
-    What is to end it by itself is there all the same: it costs from its beginning on.
+    Its scheduled deletion exists all the same, because the endpoint costs from its creation on.
     """
     failed = deploy("up", spec(tmp_path, "never", settings='env = { SERVE_NO_SUCH_SETTING = "1" }'), "--for", "4h")
     status = deploy("status", "never")
@@ -154,12 +154,12 @@ def test_one_that_never_came_up_is_made_anew(aws: Account, deploy: Deploy, tmp_p
     assert "Failed" in status[1]
     assert "deleted at" in status[1]
     assert again[0] == 0, again
-    assert "had failed" in again[1]
+    assert "endpoint never is Failed (" in again[1]
     assert deploy("down", "never")[0] == 0
 
 
-def test_throttling_and_blindness_for_what_is_new_are_waited_out(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """Each step is refused at first, as AWS does; its user hears only that somebody else's update is in the way."""
+def test_throttling_and_late_visibility_are_retried(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """Each call fails at first, as on AWS; the output mentions only the other process's update."""
     busy = ("ValidationException", 'Cannot update in-progress endpoint "arn:x".')
     unseen = ("ValidationException", "Could not find endpoint configuration")
     make, made = refusing(
@@ -176,9 +176,9 @@ def test_throttling_and_blindness_for_what_is_new_are_waited_out(aws: Account, d
 
     assert code == 0, said
     assert "Rate" not in said
-    assert "somebody else is changing blind now" in said
+    assert "another process is changing endpoint blind: waiting for it" in said
     assert {name: made[0].calls[name] for name in ("CreateModel", "CreateEndpointConfig")} == {
-        "CreateModel": 4,  # the second for the blindness, the others before CreateEndpoint is tried again
+        "CreateModel": 4,  # the second for late visibility, the others before each retry of CreateEndpoint
         "CreateEndpointConfig": 4,
     }
     assert deploy("down", "blind")[0] == 0
@@ -198,10 +198,10 @@ def test_throttling_and_blindness_for_what_is_new_are_waited_out(aws: Account, d
         ("GetRole", ("AccessDenied", "not authorized"), "role = "),
     ],
 )
-def test_a_refusal_is_one_line_and_what_to_do(
+def test_an_error_is_one_line_and_the_next_step(
     aws: Account, deploy: Deploy, tmp_path: Path, operation: str, fault: tuple[str, str], said: str
 ) -> None:
-    """And after it the same command converges: here, by going back to nothing."""
+    """A later command converges: here `down` deletes everything."""
     make, _ = refusing({operation: [fault]})
 
     code, told = deploy("up", spec(tmp_path, "refused"), make=make)
@@ -213,8 +213,8 @@ def test_a_refusal_is_one_line_and_what_to_do(
     assert deploy("down", "refused")[0] == 0
 
 
-def test_two_at_once_do_no_harm(aws: Account, deploy: Deploy, tmp_path: Path, later: Later) -> None:
-    """The same spec twice: one endpoint, both done, and one says that somebody else is at it or finds it unchanged."""
+def test_two_concurrent_runs_create_one_endpoint(aws: Account, deploy: Deploy, tmp_path: Path, later: Later) -> None:
+    """The same spec twice: both succeed, and one of them waits for the other or finds the endpoint unchanged."""
     file = spec(tmp_path, "both")
 
     def run() -> list[str]:
@@ -230,8 +230,8 @@ def test_two_at_once_do_no_harm(aws: Account, deploy: Deploy, tmp_path: Path, la
     assert deploy("down", "both")[0] == 0
 
 
-def test_what_others_made_is_left_alone(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """An endpoint of the same name that has not our tag is neither updated nor deleted."""
+def test_an_endpoint_of_another_owner_is_not_changed(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """An endpoint without the owner's tag is neither updated nor deleted."""
     aws.model("theirs", {"ModelDataUrl": "s3://models/echo.tar.gz"})
     aws.config("theirs", variant("theirs"))
     aws.sagemaker.create_endpoint(EndpointName="theirs", EndpointConfigName="theirs")
@@ -240,8 +240,8 @@ def test_what_others_made_is_left_alone(aws: Account, deploy: Deploy, tmp_path: 
     moved = deploy("traffic", "theirs", "AllTraffic=2")
 
     assert (up[0], down[0], moved[0]) == (1, 1, 1)
-    assert "not made by `python -m deploy`" in moved[1]
-    assert "not made by `python -m deploy`" in up[1]
+    assert "not created by `python -m deploy`" in moved[1]
+    assert "not created by `python -m deploy`" in up[1]
     assert aws.settled("theirs")["EndpointConfigName"] == "theirs"
     aws.delete("theirs")
     assert deploy("down", "theirs")[0] == 0
@@ -260,7 +260,7 @@ instance = "ml.m5.large"
 
 
 def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """Weights change in place; a failing call takes the update back, after every call was made."""
+    """Weights change in place; a failing call rolls the update back, after every call was made."""
     checks = tmp_path / "checks"
     checks.write_text("# MODEL TYPE PAYLOAD\n- text/plain hello\n")
     file = spec(tmp_path, "ab", settings=AB)
@@ -289,8 +289,8 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
     assert moved == (0, "A: 9 -> 0\nB: 1 -> 1\n")
     assert weights == {"A": 0.0, "B": 1.0}
     assert same == (0, "unchanged\n")
-    assert (wrong[0], "no variant C, but: " in wrong[1]) == (1, True)
-    assert (none[0], "nobody would get the traffic" in none[1]) == (1, True)
+    assert (wrong[0], "unknown variant C; known: " in wrong[1]) == (1, True)
+    assert (none[0], "none would receive traffic" in none[1]) == (1, True)
     assert answered[0] == 0
     assert ":hi\n200 from A in" in answered[1]
     assert (streamed[0], ":hi\n200 from B in" in streamed[1]) == (0, True)
@@ -298,15 +298,15 @@ def test_traffic_is_moved_and_smoke_reaches_every_variant(aws: Account, deploy: 
     assert (missing[0], "nothing.txt: No such file" in missing[1]) == (1, True)
     assert failed[0] == 1
     assert "smoke A nobody: the container answered 404" in failed[1]
-    assert f"went back to {before}" in failed[1]
+    assert f"rolled back to {before}" in failed[1]
     assert aws.describe("ab")["EndpointConfigName"] == before
     assert deploy("down", "ab")[0] == 0
 
 
-def test_a_multi_model_endpoint_scales_and_ends_by_itself(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """What was scaled stays so in an update; another instance type starts anew; the schedule is there, and goes.
+def test_a_multi_model_endpoint_scales_and_is_deleted_on_schedule(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """An update keeps scaled counts; another instance type starts at the spec's; `down` deletes the schedule.
 
-    And of what its user needs to be allowed, `roles` prints all.
+    `roles` prints every right that these commands need.
     """
     checks = tmp_path / "checks"
     checks.write_text("echo.tar.gz text/plain @body\n")
@@ -336,23 +336,23 @@ def test_a_multi_model_endpoint_scales_and_ends_by_itself(aws: Account, deploy: 
     }
     assert {action for each in noted for action in each.actions} - actions == {
         "sts:GetCallerIdentity"
-    }  # needs no right
+    }  # needs no permission
     assert json.loads(first[1].splitlines()[0])["changed"] is True
     assert "smoke AllTraffic echo.tar.gz: 200" in first[1]
     assert shown["deleted_at"].endswith("UTC")
     assert (shown["variants"][0]["scaling"], shown["variants"][0]["multi_model"]) == ("1-2", True)
     assert (second[0], kept) == (0, 2)
     assert third[0] == 0, third
-    assert "AllTraffic scales no more\n" in third[1]
+    assert "AllTraffic no longer scales\n" in third[1]
     assert "AllTraffic scales from 1 to 2" in third[1]
     assert anew == 1
     assert "schedule many-delete deleted" in down[1]
     assert "role many-scheduler deleted" in down[1]
-    assert removal.leftovers("many", Aws()) == []
+    assert endpoint.leftovers("many", Aws()) == []
 
 
-def test_an_alarm_takes_the_update_back(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """Half of the traffic on the new fleet for an hour: the alarm of the spec ends it, exit 1."""
+def test_an_alarm_rolls_the_update_back(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """Half of the traffic is on the new fleet for an hour: the spec's alarm ends the update, exit code 1."""
     assert deploy("up", spec(tmp_path, "alarmed"))[0] == 0
     rollout = "[rollout]\ncanary_percent = 50\nbake_seconds = 3600\nalarms = { errors = 1 }\n"
     file = spec(tmp_path, "alarmed", more='env = { SERVE_THREADS = "1" }\n' + rollout)
@@ -376,8 +376,8 @@ def test_an_alarm_takes_the_update_back(aws: Account, deploy: Deploy, tmp_path: 
     assert deploy("down", "alarmed")[0] == 0
 
 
-def test_what_can_be_seen_beforehand_is_said_beforehand(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """Nothing is made for an image that was not pushed, a bucket that is not there or lies elsewhere."""
+def test_a_missing_image_or_bucket_is_an_error_before_any_change(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """Nothing is created for an image that was not pushed, or a bucket that is missing or in another region."""
     far = aws.platform.client("s3")
     far.create_bucket(Bucket="far", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     file = spec(tmp_path, "early")
@@ -394,15 +394,15 @@ def test_what_can_be_seen_beforehand_is_said_beforehand(aws: Account, deploy: De
     assert (unpushed[0], "build_and_push.sh none latest" in unpushed[1]) == (1, True)
     assert (untagged[0], "build_and_push.sh serve v9" in untagged[1]) == (1, True)
     assert (elsewhere[0], "is in eu-west-1, the endpoint in us-east-1" in elsewhere[1]) == (1, True)
-    assert (nowhere[0], "there is no bucket nowhere" in nowhere[1]) == (1, True)
+    assert (nowhere[0], "bucket nowhere not found" in nowhere[1]) == (1, True)
     assert (misspelt[0], "did you mean image" in misspelt[1]) == (2, True)
-    assert removal.leftovers("early", Aws()) == []
+    assert endpoint.leftovers("early", Aws()) == []
 
 
-def test_models_elsewhere_leave_the_old_ones_readable_until_they_are_not_needed(
+def test_old_models_stay_readable_until_an_update_to_other_models_has_ended(
     aws: Account, deploy: Deploy, tmp_path: Path
 ) -> None:
-    """A role that was narrowed too early would break what still answers, and what is rolled back to."""
+    """A role narrowed too early would break the fleet in service, and the one after a rollback."""
 
     def readable() -> list[str]:
         document = aws.platform.client("iam").get_role_policy(RoleName="moved-endpoint", PolicyName="deploy-moved")

@@ -1,4 +1,4 @@
-"""`python -m deploy invoke` of an asynchronous endpoint, and what it says of calls that no endpoint takes."""
+"""`python -m deploy invoke` of an asynchronous endpoint, and its errors for calls that endpoints do not support."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def body(tmp_path: Path) -> Path:
 def test_an_asynchronous_endpoint_is_called_as_any_other(
     aws: Account, deploy: Deploy, tmp_path: Path, body: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The body goes to S3, where the endpoint's role may read it; the answer is awaited there, or the failure."""
+    """The body is uploaded to S3, where the endpoint's role may read it; the response or failure appears there."""
     checks = tmp_path / "checks"
     checks.write_text("- text/plain hello\n")
     file = spec(tmp_path, "queue", settings=QUEUED)
@@ -64,9 +64,9 @@ def test_an_asynchronous_endpoint_is_called_as_any_other(
     assert (again[0], piped[0], ":from stdin" in piped[1]) == (0, 0, True), piped
     assert (there[0], ":already there" in there[1]) == (0, True), there
     assert (failed[0], "the call failed: " in failed[1], "ModelNotFound" in failed[1]) == (1, True, True), failed
-    assert (streamed[0], "is asynchronous, which goes without --stream" in streamed[1]) == (1, True)
+    assert (streamed[0], "is asynchronous, which does not support --stream" in streamed[1]) == (1, True)
     assert (missing[0], "no.txt: No such file" in missing[1]) == (1, True)
-    assert len(inputs) == 3  # smoke's, the file's and standard input's; equal bodies are put once
+    assert len(inputs) == 3  # smoke's, the file's and stdin's; equal bodies are uploaded once
     statements = {each["Sid"]: each["Resource"] for each in roles[0]["PolicyDocument"]["Statement"]}
     assert statements["Inputs"] == ["arn:aws:s3:::models/out/inputs/*"]
     allowed = {action for each in user["PolicyDocument"]["Statement"] for action in _list(each["Action"])}
@@ -83,14 +83,12 @@ def _permission(action: str) -> str:
     return {"s3:HeadObject": "s3:GetObject"}.get(action, action)
 
 
-def test_a_place_that_is_not_there_is_said_before_anything_is_made(
-    aws: Account, deploy: Deploy, tmp_path: Path
-) -> None:
-    """Else the first answer would have nowhere to go."""
+def test_a_missing_bucket_is_an_error_before_any_change(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """Otherwise the first response could not be written."""
     nowhere = deploy("up", spec(tmp_path, "early", settings=QUEUED.replace("models/failed", "nowhere")))
     no_place = deploy("up", spec(tmp_path, "early", settings=QUEUED.replace("s3://models/failed/", "https://x/y")))
 
-    assert (nowhere[0], "no bucket nowhere, which the spec names under async.failures: make it" in nowhere[1]) == (
+    assert (nowhere[0], "async.failures: bucket nowhere not found: create it" in nowhere[1]) == (
         1,
         True,
     )
@@ -98,36 +96,34 @@ def test_a_place_that_is_not_there_is_said_before_anything_is_made(
     assert not aws.exists("early")
 
 
-def test_a_call_that_no_endpoint_takes_is_told_with_the_next_step(
+def test_an_unsupported_call_is_an_error_with_the_next_step(
     aws: Account, deploy: Deploy, tmp_path: Path, body: Path
 ) -> None:
     assert deploy("up", spec(tmp_path, "many", models="many/"))[0] == 0
     for words, said in (
-        (["nobody", body], "there is no endpoint nobody in us-east-1: `python -m deploy up SPEC` makes it"),
-        (["many", body], "name the model: --target-model NAME.tar.gz"),
+        (["nobody", body], "endpoint nobody not found in us-east-1: create it with `python -m deploy up SPEC`"),
+        (["many", body], "give --target-model NAME.tar.gz"),
         (
             ["many", "--target-model", "x.tar.gz", body],
-            "is it there, and may the role read it?",
+            "check that it exists and that the role may read it",
         ),
         (
             ["many", "--target-model", "echo.tar.gz", "--variant", "B", body],
             "deploy status` lists its variants",
         ),
-        (["many", "--target-model", "echo.tar.gz", "--stream", body], "a stream goes without --target-model"),
-        (["many", "s3://models/in/x"], "reads nothing from S3: give a file"),
+        (["many", "--target-model", "echo.tar.gz", "--stream", body], "--stream does not support --target-model"),
+        (["many", "s3://models/in/x"], "does not read bodies from S3: give a file"),
     ):
         code, told = deploy("invoke", *words)
         assert (code, said in told) == (1, True), told
         assert len(told.splitlines()) <= 2
     code, told = deploy("logs", "nobody")
-    assert (code, "Is there such an endpoint? python -m deploy status nobody" in told) == (1, True), told
+    assert (code, "Check the endpoint: python -m deploy status nobody" in told) == (1, True), told
     assert deploy("down", "many")[0] == 0
 
 
-def test_a_model_that_takes_its_time_is_waited_for_aloud(
-    aws: Account, deploy: Deploy, tmp_path: Path, body: Path
-) -> None:
-    """AWS says 429 while it loads."""
+def test_the_wait_for_a_loading_model_is_shown(aws: Account, deploy: Deploy, tmp_path: Path, body: Path) -> None:
+    """AWS answers 429 while the model loads."""
     assert deploy("up", spec(tmp_path, "slow", models="many/"))[0] == 0
     make, _ = refusing({"InvokeEndpoint": [("ModelNotReadyException", "it is being downloaded")] * 2})
 

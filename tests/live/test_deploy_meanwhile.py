@@ -1,4 +1,4 @@
-"""What happens while `python -m deploy` is at work: another one, a Ctrl-C, credentials that expire."""
+"""Events during a run of `python -m deploy`: a concurrent run, a Ctrl-C, credentials that expire."""
 
 import json
 import os
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from deploy import removal
+from deploy import endpoint
 from deploy.aws import Aws
 from tests.live import deploys
 from tests.live.account import Account
 from tests.live.deploys import SCALES, Deploy, spec
 from tests.live.stack import ROOT
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def deploy(capsys: pytest.CaptureFixture[str]) -> Deploy:
 
 def started(*words: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "deploy", *(str(word) for word in words)],
+        [*deploys.IGNORING_SIGINT, sys.executable, "-m", "deploy", *(str(word) for word in words)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -41,30 +42,22 @@ def started(*words: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Whatever started these tests in the background has SIGINT ignored, and children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def readable(aws: Account, name: str) -> set[str]:
-    """What the endpoint's role may read."""
+    """The objects that the endpoint's role may read."""
     iam = aws.platform.client("iam")
     document = iam.get_role_policy(RoleName=f"{name}-endpoint", PolicyName=f"deploy-{name}")["PolicyDocument"]
     reads = [each["Resource"] for each in document["Statement"] if "s3:GetObject" in each["Action"]]
     return {resource for resources in reads for resource in resources}
 
 
-def test_of_two_who_want_different_things_one_gets_it_and_the_other_knows(
+def test_of_two_runs_with_different_specs_one_wins_and_the_other_reports_it(
     aws: Account, deploy: Deploy, tmp_path: Path
 ) -> None:
-    """Two processes, two specs, one endpoint: it is at one of the two, whole, and whoever lost it says so."""
+    """Two processes, two specs, one endpoint: one spec wins, and the other process fails with the reason."""
     (tmp_path / "b").mkdir()
     files = [spec(tmp_path, "pair"), spec(tmp_path / "b", "pair", models="many/")]
     processes = [started("up", file) for file in files]
-    told = [process.communicate(timeout=120)[0] for process in processes]
+    told = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     codes = [process.returncode for process in processes]
     now = aws.describe("pair")
     again = [deploy("up", file, "--plan") for file in files]
@@ -72,18 +65,18 @@ def test_of_two_who_want_different_things_one_gets_it_and_the_other_knows(
 
     assert 0 in codes, told
     for code, said in zip(codes, told, strict=True):
-        assert code == 0 or "somebody else's update came after this one" in said, told
+        assert code == 0 or "another process updated endpoint pair after this one" in said, told
         assert "Traceback" not in said
     assert now["EndpointStatus"] == "InService"
     assert all(code == 0 for code, _ in (*again, *same)), same
     assert readable(aws, "pair") == {"arn:aws:s3:::models/many/*"}
     assert deploy("up", files[1]) == (0, "unchanged\n")
     assert deploy("down", "pair")[0] == 0
-    assert removal.leftovers("pair", Aws()) == []
+    assert endpoint.leftovers("pair", Aws()) == []
 
 
 class Overtaken(Aws):
-    """Sees an endpoint in progress; before it looks again, another `up` has finished, and swept."""
+    """Sees an endpoint in progress; before the next poll another `up` has finished and deleted unused objects."""
 
     def __init__(self, other: Any, seen: list[set[str]], look: Any) -> None:
         super().__init__()
@@ -106,12 +99,10 @@ class Overtaken(Aws):
         self._seen.append(self._look())
 
 
-def test_what_another_swept_meanwhile_is_made_again_before_it_is_needed(
-    aws: Account, deploy: Deploy, tmp_path: Path
-) -> None:
-    """The one that was first narrows the role and deletes configurations when it is done; the second has waited.
+def test_objects_deleted_by_a_concurrent_run_are_created_again(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """The first run narrows the role and deletes configurations at its end; the second run has waited for it.
 
-    Where the first is in service before the second looks, its update is refused once, and then finds all.
+    If the first is in service before the second polls, the second's update is refused once, and then succeeds.
     """
     (tmp_path / "b").mkdir()
     first, second = spec(tmp_path, "over"), spec(tmp_path / "b", "over", models="many/")
@@ -132,8 +123,8 @@ def test_what_another_swept_meanwhile_is_made_again_before_it_is_needed(
     assert deploy("down", "over")[0] == 0
 
 
-def test_a_smoke_that_fails_leaves_all_as_it_was(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """The count that was scaled to, and the limits of scaling, too."""
+def test_a_failed_smoke_call_restores_the_endpoint(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """With the scaled count and the limits of scaling."""
     checks = tmp_path / "checks"
     checks.write_text("nobody text/plain hello\n")
     (tmp_path / "b").mkdir()
@@ -150,46 +141,45 @@ def test_a_smoke_that_fails_leaves_all_as_it_was(aws: Account, deploy: Deploy, t
         "ScalableTargets"
     ]
 
-    assert (code, f"went back to {before}" in said) == (1, True), said
+    assert (code, f"rolled back to {before}" in said) == (1, True), said
     assert (now["EndpointConfigName"], now["ProductionVariants"][0]["CurrentInstanceCount"]) == (before, 2)
     assert target["MaxCapacity"] == 2
     assert deploy("down", "smoke")[0] == 0
 
 
-def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
-    aws: Account, deploy: Deploy, tmp_path: Path, interruptible: None
-) -> None:
+def test_ctrl_c_is_one_line_and_the_same_command_resumes(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
     file = spec(tmp_path, "stopped")
     process = started("up", file)
     assert process.stdout
     next(line for line in process.stdout if "is being created" in line)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
 
     again = deploy("up", file)
 
     assert process.returncode == 1
-    assert said.splitlines()[-1] == "stopped; what AWS has begun goes on: the same command takes it up again"
+    last = "interrupted: changes that AWS has accepted continue; run the same command again to resume"
+    assert said.splitlines()[-1] == last
     assert "Traceback" not in said
     assert (again[0], "created" in again[1]) == (0, False), again
     assert deploy("down", "stopped")[0] == 0
 
 
-def test_ctrl_c_before_it_has_begun_is_one_line_too(tmp_path: Path, interruptible: None) -> None:
+def test_ctrl_c_during_the_imports_is_one_line_too(tmp_path: Path) -> None:
     """boto3 takes most of a second to import."""
     (tmp_path / "boto3.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
 
     process = started("status", "x", PYTHONPATH=str(tmp_path))
 
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said.count("\n")) == (1, 1), said
-    assert said.startswith("stopped")
+    assert said.startswith("interrupted")
 
 
-def test_credentials_that_expire_midway_are_told_and_the_next_one_goes_on(
+def test_credentials_that_expire_midway_are_reported_and_the_next_run_resumes(
     aws: Account, deploy: Deploy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of a single sign-on do: botocore asks for them anew, call by call, until there are no more."""
+    """As with single sign-on: botocore requests new credentials for each call, until none are left."""
     count, config = deploys.expiring(tmp_path)
     file = spec(tmp_path, "expiring")
     with monkeypatch.context() as expiring:
@@ -218,8 +208,8 @@ def test_credentials_that_expire_midway_are_told_and_the_next_one_goes_on(
     assert deploy("down", "expiring")[0] == 0
 
 
-def test_names_may_be_as_long_as_they_are_taken(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
-    """The endpoint's with 54 characters, its variant's with 63; with all that is named after them."""
+def test_the_longest_accepted_names_work(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+    """An endpoint's with 54 characters and a variant's with 63, with every name derived from them."""
     name, variant = "n" * 54, "v" * 63
     file = spec(tmp_path, name, more=SCALES, settings=f'name = "{variant}"')
     up = deploy("up", file, "--for", "4h")
@@ -229,4 +219,4 @@ def test_names_may_be_as_long_as_they_are_taken(aws: Account, deploy: Deploy, tm
     assert same == (0, "unchanged\n")
     assert status["variants"][0]["scaling"] == "1-2"
     assert deploy("down", name)[0] == 0
-    assert removal.leftovers(name, Aws()) == []
+    assert endpoint.leftovers(name, Aws()) == []

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from onnx import TensorProto, helper
 from sklearn.linear_model import LinearRegression
 
 from tests.live.conftest import Start
-from tests.live.stack import ROOT, Server
+from tests.live.stack import ROOT, Server, wait_until
 from tests.pages import Block, blocks
 from tests.unit import tiny_encoders
 
@@ -104,6 +107,55 @@ def test_a_python_example_works(
     monkeypatch.chdir(workspace)
     exec(compile(_on_port(block, server), str(block), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out or "my/models" in block.text
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The emulator's command; what it says to export."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", "--json"]
+    with out.open("w") as stdout:
+        running = subprocess.Popen(command, cwd=ROOT, env=CLEAN, stdout=stdout)
+    try:
+        wait_until(lambda: "\n" in out.read_text() or running.poll() is not None)
+        yield json.loads(out.read_text().splitlines()[0])
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait(30)
+
+
+@pytest.mark.parametrize("block", [each for each in RUN if each.language == "console"], ids=str)
+def test_a_session_with_the_emulator_prints_what_the_page_shows(
+    workspace: Path, emulator: dict[str, str], block: Block
+) -> None:
+    """Hashes, times and dates aside; `...` stands for any lines."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    shown, printed = [], []
+    for step in f"\n{block.text}".split("\n$ ")[1:]:
+        command, *output = step.split("\n")
+        shown.append((command, _pattern(output)))
+        if command.startswith("export "):
+            assert {each.split("=")[0] for each in command.split()[1:]} == set(emulator)
+            command = "true"
+        environ = {**CLEAN, **emulator, "PATH": path}
+        done = subprocess.run(
+            ["bash", "-c", f"{{ {command}; }} 2>&1"],
+            cwd=workspace,
+            env=environ,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=100,
+        )
+        printed.append(done.stdout)
+    for (command, pattern), text in zip(shown, printed, strict=True):
+        assert re.fullmatch(pattern, text), f"{command}\n{text}"
+
+
+def _pattern(lines: list[str]) -> str:
+    pattern = "".join("(.*\n)*" if line == "..." else re.escape(line) + "\n" for line in lines)
+    pattern = re.sub(r"(?<=\\-)[0-9a-f]{8}\b", "[0-9a-f]{8}", pattern)
+    pattern = re.sub(r"\d+\\-\d+\\-\d+\\ \d+:\d+", r"[\\d-]+ [\\d:]+", pattern)
+    return re.sub(r"\d+\\ ms", r"\\d+ ms", pattern)
 
 
 def _on_port(block: Block, server: Server) -> str:

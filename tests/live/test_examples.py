@@ -19,6 +19,7 @@ from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.stack import ROOT, Server
 
+pytestmark = pytest.mark.timeout(300)  # a model is made first, in a process that imports its framework
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 SERVE = re.compile(r"^SERVE_MODEL_DIR=(\S+) (?:SERVE_PRELOAD='\*' )?python -m serve$", re.M)
 
@@ -41,7 +42,7 @@ def _run(script: str, work: Path) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environ = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     command = ["bash", "-euo", "pipefail", "-c", script]
-    done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
     return done.stdout
 

@@ -107,7 +107,7 @@ def test_a_batch_that_fails_runs_its_members_alone(server: Server, tmp_path: Pat
     assert [each["size"] for each in server.events("batch failed, retrying its requests one by one")] == [3]
 
 
-@pytest.mark.parametrize(("model", "body"), [("stuck", {"stuck": True}), ("slow", {"seconds": 60})])
+@pytest.mark.parametrize(("model", "body"), [("stuck", {"stuck": True}), ("slow", {"seconds": 3600})])
 def test_a_request_beyond_the_limit_is_ended(hasty: Server, model: str, body: dict[str, Any]) -> None:
     """The caller hears of limit and setting, before the platform gives up; the process is gone, the next one works."""
     good = {"seconds": 0}
@@ -120,7 +120,7 @@ def test_a_request_beyond_the_limit_is_ended(hasty: Server, model: str, body: di
     assert answer.status == 500
     assert "3 s" in answer.json["message"]
     assert "SAGEMAKER_MODEL_SERVER_TIMEOUT" in answer.json["message"]
-    assert 2 < took < 6  # nginx gives up just before 3 s; the rest is what a busy machine may add
+    assert 2 < took < 60  # nginx gives up just before 3 s, the platform after 60
     wait_until(lambda: not alive(pid))
     assert hasty.invoke(model, good).status == 200
 
@@ -147,7 +147,7 @@ def test_who_waited_behind_a_stuck_text_is_told_so_too(start: Start, models: Pat
     tiny.gpt2(models / "gpt2")
     hasty = start(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=3)
     body = {"inputs": "w1", "parameters": {"max_new_tokens": 2}}
-    wait_until(lambda: hasty.invoke("gpt2", body).status == 200, 90)
+    wait_until(lambda: hasty.invoke("gpt2", body).status == 200)
     runners = hasty.runners()
     for pid in runners:
         os.kill(pid, signal.SIGSTOP)
@@ -162,16 +162,17 @@ def test_who_waited_behind_a_stuck_text_is_told_so_too(start: Start, models: Pat
     assert answer.json["retryable"]
 
 
-def test_what_cannot_be_done_in_time_is_not_begun(hasty: Server, tmp_path: Path, later: Later) -> None:
+def test_what_cannot_be_done_in_time_is_not_begun(start: Start, models: Path, tmp_path: Path, later: Later) -> None:
     """A request that has waited too long in the queue gets 503 with Retry-After, and the model never sees it."""
     gate = tmp_path / "gate"
-    assert hasty.invoke("echo", {}).status == 200
+    toy(models, "tally")
+    hasty = start(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=12)
     first = later(hasty.invoke, "tally", {"id": "first", "gate": str(gate)})
     wait_until(lambda: _seen(hasty) == ["first"])
     began = time.monotonic()
     second = later(hasty.invoke, "tally", {"id": "second"})
-    # A request takes two seconds, as far as the model knows: for `second` less than one is left.
-    wait_until(lambda: time.monotonic() > began + 2)
+    # A request takes seven seconds, as far as the model knows: for `second` less than five are left.
+    wait_until(lambda: time.monotonic() > began + 7)
     gate.touch()
 
     answer = second.result()

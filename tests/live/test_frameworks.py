@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from sklearn.linear_model import LinearRegression
 
+from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.stack import Server, at_once
 
@@ -54,3 +55,28 @@ def test_a_row_of_another_width_names_both(server: Server, name: str) -> None:
     assert refused.status == 400
     assert "2" in refused.json["message"]
     assert "1" in refused.json["message"]
+
+
+def test_a_framework_that_is_not_installed_is_named(start: Start, tmp_path: Path) -> None:
+    """With the extra that installs it; models of other frameworks are served."""
+    for name in ("torch", "onnxruntime", "skops"):
+        lines = f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')"
+        (tmp_path / "without").mkdir(exist_ok=True)
+        (tmp_path / "without" / f"{name}.py").write_text(lines)
+    models = tmp_path / "models"
+    models.mkdir()
+    tiny.gpt2(models / "text")
+    tiny.xgboost_model(models / "trees")
+    for name, file in (("graph", "model.onnx"), ("estimator", "model.skops")):
+        (models / name).mkdir()
+        (models / name / file).write_bytes(b"not read")
+
+    server = start(models, PYTHONPATH=tmp_path / "without")
+
+    missing = {"text": ("torch", "text"), "graph": ("onnxruntime", "onnx"), "estimator": ("skops", "sklearn")}
+    for model, (package, extra) in missing.items():
+        answer = server.invoke(model, {"inputs": "w1"})
+        assert (answer.status, answer.json["message"]) == (424, f"{package} is not installed: this model needs it")
+        assert answer.json["hint"].startswith(f"pip install 'sagemaker-serve[{extra}]'")
+    assert server.invoke("trees", "1,2,3,4", "text/csv").status == 200
+    assert "serve.handlers.generation.handler" in {each["imported"] for each in server.events("import failed")}

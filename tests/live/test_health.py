@@ -38,22 +38,32 @@ def test_ping_is_answered(server: Server, method: str, path: str) -> None:
 
 
 def test_ping_is_quick_while_models_work(server: Server, later: Later) -> None:
-    """Two models that compute without end on every core, and 99 of 100 pings stay far from the platform's 2 s."""
+    """Two models compute without end on every core: 99 of 100 pings stay far from the platform's 2 s.
+
+    What else the machine does meanwhile is in the pings before, too.
+    """
     names = ("spins", "spins-too")
     pids = [server.invoke(name, {}).json["pid"] for name in names]
+    idle = _took_pings(server)
     spinning = [later(server.invoke, name, {"stuck": True}) for name in names]
     wait_until(lambda: all(server.model(name)["inFlight"] for name in names))
+    took = _took_pings(server)
+
+    assert not any(call.done() for call in spinning)
+    assert took < 0.5 + 20 * idle  # on a machine of its own 5 ms and 1 ms
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert [call.result().status for call in spinning] == [500, 500]
+
+
+def _took_pings(server: Server) -> float:
+    """Seconds that 99 of 100 pings take at most."""
     took = []
     for _ in range(200):
         began = time.perf_counter()
         assert server.get("/ping").status == 200
         took.append(time.perf_counter() - began)
-
-    assert not any(call.done() for call in spinning)
-    assert sorted(took)[197] < 0.5  # the platform gives 2 s
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    assert [call.result().status for call in spinning] == [500, 500]
+    return sorted(took)[197]
 
 
 @pytest.mark.parametrize("lane", LANES)

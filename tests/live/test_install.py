@@ -15,6 +15,7 @@ from serve import __version__
 from tests.live import tiny
 from tests.live.stack import ROOT, Server
 
+pytestmark = pytest.mark.timeout(300)  # the first test builds the wheel
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "nginx.conf", "container", "serve", "deploy", "local_test")
 COMMANDS = ("sagemaker-serve", "sagemaker-deploy", "sagemaker-here", "sagemaker-rehearse")
 OUTSIDE = {"PYTHONPATH": ""}  # which could lead Python to the checkout
@@ -26,10 +27,14 @@ def bin_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("install")
     (work / "sources").mkdir()
     # A copy: setuptools leaves build/ and *.egg-info beside the sources.
-    left_out = shutil.ignore_patterns("models", "weights", ".cache", "__pycache__")
+    left_out = {ROOT / "local_test" / name for name in ("models", "weights", ".cache")}
+
+    def ignored(directory: str, names: list[str]) -> set[str]:
+        return {name for name in names if name == "__pycache__" or Path(directory, name) in left_out}
+
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, work / "sources" / name, symlinks=True, ignore=left_out)
+            shutil.copytree(ROOT / name, work / "sources" / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(ROOT / name, work / "sources" / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]

@@ -98,7 +98,7 @@ def test_a_failed_model_is_tried_again_after_its_pause(server: Server, gate: Pat
 
     gate.write_text("")
 
-    wait_until(lambda: server.invoke("mended", {}).status == 200, within=30)
+    wait_until(lambda: server.invoke("mended", {}).status == 200)
     assert server.loaded("mended")["loads"] == 2
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.live.conftest import Later, Start
 from tests.live.platform_side import JSON, invoke, listed, load, unload
 from tests.live.stack import Answer, Server, alive, at_once, descendants, toy, wait_until
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_two_loads_of_one_model_are_one_load_and_a_conflict(
     assert invoke(server, "quick").status == 200
     assert listed(server) == ["quick"]
     gate.touch()
-    loader.join(30)
+    loader.join(PATIENCE)
     assert first[0].status == 200
 
 
@@ -122,7 +123,7 @@ def test_an_unload_waits_for_what_is_in_flight(platform: Callable[..., Server], 
     wait_until(lambda: server.get("/models/slow").json["inFlight"])
 
     gone = server.request("DELETE", "/models/slow")
-    caller.join(30)
+    caller.join(PATIENCE)
 
     assert (gone.status, answers[0].status) == (200, 200)
 
@@ -139,7 +140,7 @@ def test_a_load_can_be_called_off(platform: Callable[..., Server], models: Path,
     assert (invoke(server, "slow").status, server.get("/models/slow").status, listed(server)) == (404, 404, [])
 
     assert server.request("DELETE", "/models/slow").status == 200
-    loader.join(30)
+    loader.join(PATIENCE)
     assert answers[0].status == 503
     assert load(server, "slow", toy(models, "echo")).status == 200
 
@@ -381,7 +382,7 @@ def test_pages_hold_while_models_come_and_go(platform: Callable[..., Server], mo
             assert seen == sorted(set(seen))
     finally:
         stop.set()
-        moving.join(30)
+        moving.join(PATIENCE)
 
 
 def test_more_loads_than_the_forkserver_can_be_told_of_at_once(platform: Callable[..., Server], models: Path) -> None:
@@ -392,7 +393,7 @@ def test_more_loads_than_the_forkserver_can_be_told_of_at_once(platform: Callabl
     count = 110  # with names as long as these 80 orders fill the channel
     os.kill(forkserver, signal.SIGSTOP)
     try:
-        callers = [server.connect(timeout=60) for _ in range(count)]
+        callers = [server.connect() for _ in range(count)]
         for number, caller in enumerate(callers):
             body = json.dumps({"model_name": f"m{number:03}-{'x' * 200}", "url": str(path)})
             head = f"POST /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"

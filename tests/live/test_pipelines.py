@@ -1,4 +1,4 @@
-"""Both pipelines on this machine: real trainings, the function from its zip, the endpoint on the platform emulator."""
+"""Both pipelines on this machine: real trainings, the function from its zip, the endpoint on the emulator."""
 
 import datetime as dt
 import gzip
@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,31 +17,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.__main__ import main
-from deploy.aws import Aws, Failed
-from deploy.pipelines import executions, function, installation, lambda_function, smoke
-from deploy.pipelines.installation import Room
+from deploy.aws import Aws
+from deploy.cli import main
+from deploy.cli import run as run_with
+from deploy.errors import Failed, SpecError
+from deploy.pipelines import executions, installation, lambda_function
+from deploy.pipelines.installation import Home
 from deploy.progress import Progress
-from deploy.settling import described
-from deploy.table import SpecError
-from local_test.pipelines import function as functions
-from local_test.pipelines import local
-from local_test.pipelines.execution import Execution, StepFailed
+from deploy.status import described
+from local_test.pipelines import function, runner
+from local_test.pipelines.__main__ import main as run_locally
+from local_test.pipelines.execution import Execution, Running, StepFailed
 from local_test.pipelines.function import Function
-from local_test.pipelines.here import Here, platform
-from local_test.pipelines.machine import Job, Process
-from local_test.pipelines.running import Running
+from local_test.pipelines.jobs import Job, Process
+from local_test.pipelines.runner import LocalAws, emulated
 from local_test.pipelines.transform import objects
 from local_test.platform.containers.process import ROOT
 from local_test.recipes import abalone
+from tests.live.deploys import IGNORING_SIGINT
 from tests.live.stack import alive, descendants, wait_until
+from tests.patience import PATIENCE
 
 Run = Callable[..., Execution]
-BUCKET = local.BUCKET
+BUCKET = runner.BUCKET
 
 
 def rows(count: int) -> str:
-    """Rings first, which follow from the rest: a sex and seven sizes."""
+    """CSV: the rings, a function of the rest, then a sex and seven sizes."""
     draw = np.random.default_rng(1)
     sex, sizes = draw.integers(1, 4, count), draw.random((count, 7)).round(3)
     whole = np.column_stack([(3 + sex + 20 * sizes[:, 0]).round(), sex, sizes])
@@ -50,24 +51,24 @@ def rows(count: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def here() -> Iterator[Here]:
-    """A platform; and the environment says so, for whoever reads it."""
+def here() -> Iterator[LocalAws]:
+    """An emulator; the environment directs AWS clients to it."""
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("AWS_ENDPOINT_URL", raising=False)
-        with platform("process") as played:
+        with emulated("process") as played:
             for name, value in played.environment.items():
                 environment.setenv(name, value)
             yield played
 
 
 @pytest.fixture
-def run(here: Here) -> Run:
+def run(here: LocalAws) -> Run:
     """run(NAME, PARAMETER=...) -> an execution that has ended."""
 
     def execute(name: str, **given: Any) -> Execution:
         told: list[tuple[str, Any]] = []
-        prepared = local.prepared(here, name, rows(200))
-        return local.execution(here, name, {**prepared, **given}, lambda *step: told.append(step))
+        prepared = runner.prepared(here, name, rows(200))
+        return runner.execution(here, name, {**prepared, **given}, lambda *step: told.append(step))
 
     return execute
 
@@ -77,7 +78,7 @@ def outputs(done: Execution) -> dict[str, str]:
     return dict(done.properties["DeployMME"]["OutputParameters"])
 
 
-def invoked(here: Here, endpoint: str, target: str) -> float:
+def invoked(here: LocalAws, endpoint: str, target: str) -> float:
     answer = here.client("sagemaker-runtime").invoke_endpoint(
         EndpointName=endpoint,
         TargetModel=target,
@@ -88,8 +89,8 @@ def invoked(here: Here, endpoint: str, target: str) -> float:
     return float(answer["Body"].read())
 
 
-def test_two_models_become_one_endpoint_that_later_runs_leave_alone(here: Here, run: Run) -> None:
-    """The same data makes the same keys, so nothing is new; another hyperparameter is a new key beside the old one."""
+def test_two_models_become_one_endpoint_that_later_runs_do_not_change(here: LocalAws, run: Run) -> None:
+    """Equal data makes equal keys, so nothing changes; another hyperparameter adds a key beside the old one."""
     done = run("two-models")
     first = outputs(done)
     name, targets = first["endpoint_name"], json.loads(first["body"])
@@ -115,7 +116,7 @@ def test_two_models_become_one_endpoint_that_later_runs_leave_alone(here: Here, 
     assert all(abs(answer - 14) < 3 for answer in answers.values())  # 3 + 1 + 20 * .5
 
 
-def test_a_tuned_model_is_registered_and_scores_the_test_rows(here: Here, run: Run) -> None:
+def test_a_tuned_model_is_registered_and_scores_the_test_rows(here: LocalAws, run: Run) -> None:
     done = run("tuned-model", MaxJobs=2)
 
     assert done.succeeded, done.steps
@@ -140,25 +141,14 @@ def test_a_tuned_model_is_registered_and_scores_the_test_rows(here: Here, run: R
     assert model["PrimaryContainer"]["ModelDataUrl"] == data
 
 
-def test_a_training_that_fails_stops_the_function_and_the_command_says_why(
-    here: Here, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_failed_training_stops_the_function_and_the_command_prints_the_reason(
+    here: LocalAws, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, picture = tmp_path / "rows.csv", tmp_path / "run.svg"
+    data, picture = tmp_path / "rows.csv", tmp_path / "run.mmd"
     data.write_text(rows(20))
 
-    words = [
-        "pipeline",
-        "two-models",
-        "run",
-        "--local",
-        "--runtime",
-        "process",
-        "--data",
-        str(data),
-        "--svg",
-        str(picture),
-    ]
-    code = main([*words, "--param", "RoundsOne=0", "--param", "EndpointName=never"])
+    words = ["two-models", "--runtime", "process", "--data", str(data), "--picture", str(picture)]
+    code = run_locally([*words, "--param", "RoundsOne=0", "--param", "EndpointName=never"])
 
     said = capsys.readouterr()
     assert code == 1
@@ -174,11 +164,9 @@ def test_a_training_that_fails_stops_the_function_and_the_command_says_why(
 
 
 def test_a_job_is_stopped_at_its_limit(tmp_path: Path) -> None:
-    job = Job(image="any", files=tmp_path, command=["60"], entrypoint=["sleep"], environment={}, limit=0.3)
-    began = time.monotonic()
+    job = Job(image="any", files=tmp_path, command=["3600"], entrypoint=["sleep"], environment={}, limit=0.3)
 
     assert Process(Running()).run(job, tmp_path / "log") is None
-    assert time.monotonic() - began < 20
 
 
 def zipped(code: str) -> bytes:
@@ -197,14 +185,14 @@ def fail(event, context):
 
 def sleep(event, context):
     pathlib.Path("begun").touch()
-    time.sleep(60)
+    time.sleep(3600)
 
 def left(event, context):
     return context.get_remaining_time_in_millis()
 """
 
 
-def called(work: Path, name: str, seconds: int = 20, running: Running | None = None) -> Any:
+def called(work: Path, name: str, seconds: int = 300, running: Running | None = None) -> Any:
     made = Function(
         code=zipped(HANDLERS),
         handler=f"handlers.{name}",
@@ -216,22 +204,20 @@ def called(work: Path, name: str, seconds: int = 20, running: Running | None = N
     return made.call({"what": "bucket"})
 
 
-def test_a_function_that_raises_fails_its_step_in_its_own_words(tmp_path: Path) -> None:
+def test_a_function_that_raises_fails_its_step_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="Lambda: ValueError: no bucket"):
         called(tmp_path, "fail")
 
 
-def test_a_function_that_takes_too_long_is_cut(tmp_path: Path) -> None:
-    began = time.monotonic()
+def test_a_function_is_stopped_at_its_limit(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match=r"Task timed out after 2\.00 seconds"):
         called(tmp_path, "sleep", seconds=2)
-    assert time.monotonic() - began < 30
 
 
-def test_a_step_whose_function_is_cut_fails_and_no_other_is_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(function, "zipped", lambda: zipped(HANDLERS))
-    monkeypatch.setattr(function, "HANDLER", "handlers.sleep")
-    monkeypatch.setattr(function, "SECONDS", 2)
+def test_a_step_whose_function_is_stopped_fails_and_no_other_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "zipped", lambda: zipped(HANDLERS))
+    monkeypatch.setattr(installation, "HANDLER", "handlers.sleep")
+    monkeypatch.setattr(installation, "SECONDS", 2)
 
     steps = run("two-models", RoundsOne=1, RoundsTwo=1).steps
 
@@ -241,12 +227,10 @@ def test_a_step_whose_function_is_cut_fails_and_no_other_is_run(run: Run, monkey
 
 
 @pytest.mark.parametrize("emulated", [False, True])
-def test_a_function_that_runs_is_ended_by_a_stop(
-    tmp_path: Path, emulated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_ends_a_running_function(tmp_path: Path, emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not emulated:
-        monkeypatch.setattr(functions, "is_emulated", lambda: False)
-    elif not functions.is_emulated():
+        monkeypatch.setattr(function, "is_emulated", lambda: False)
+    elif not function.is_emulated():
         pytest.skip("AWS's emulator of Lambda's runtime is not here: make lambda")
     running = Running()
 
@@ -254,25 +238,23 @@ def test_a_function_that_runs_is_ended_by_a_stop(
         wait_until(lambda: list(tmp_path.glob("*/code/begun")))
         running.stop()
 
-    began = time.monotonic()
     with ThreadPoolExecutor() as threads:
         stopped = threads.submit(stop)
         with pytest.raises(StepFailed):
-            called(tmp_path, "sleep", seconds=60, running=running)
+            called(tmp_path, "sleep", seconds=3600, running=running)
         stopped.result()
-    assert time.monotonic() - began < 40
 
 
-def test_an_emulator_that_does_not_start_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "EMULATOR", Path("/bin/false"))
-    with pytest.raises(StepFailed, match="Lambda's emulator has ended"):
+def test_an_emulator_that_exits_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function, "EMULATOR", Path("/bin/false"))
+    with pytest.raises(StepFailed, match="Lambda's emulator has exited"):
         called(tmp_path, "left")
 
 
-@pytest.mark.skipif(not functions.is_emulated(), reason="AWS's emulator of Lambda's runtime is not here: make lambda")
+@pytest.mark.skipif(not function.is_emulated(), reason="AWS's emulator of Lambda's runtime is not here: make lambda")
 def test_a_function_runs_in_awss_own_emulator(tmp_path: Path) -> None:
-    """With a real context, which knows the limit."""
-    assert 0 < called(tmp_path, "left", seconds=20) <= 20_000
+    """With a real context, which has the remaining time."""
+    assert 0 < called(tmp_path, "left", seconds=300) <= 300_000
 
 
 def deploying(artifacts: dict[str, str], prefix: str, endpoint: str, image: str = "localhost/serve") -> dict[str, Any]:
@@ -283,38 +265,38 @@ def deploying(artifacts: dict[str, str], prefix: str, endpoint: str, image: str 
         "prefix": f"s3://{BUCKET}/{prefix}",
         "endpoint": endpoint,
         "image": image,
-        "role": local.ROLE,
+        "role": runner.ROLE,
         "instance_type": "ml.m5.large",
     }
 
 
-def test_the_function_says_what_its_event_lacks_and_what_is_not_in_s3(here: Here, tmp_path: Path) -> None:
+def test_the_function_reports_missing_keys_of_the_event_and_missing_artifacts(here: LocalAws, tmp_path: Path) -> None:
     made = Function(
-        code=function.zipped(),
-        handler=function.HANDLER,
+        code=installation.zipped(),
+        handler=installation.HANDLER,
         environment=here.environment,
-        seconds=20,
+        seconds=300,
         work=tmp_path,
         running=Running(),
     )
-    local.prepared(here, "two-models", rows(10))
+    runner.prepared(here, "two-models", rows(10))
     event = deploying({"one": f"s3://{BUCKET}/nowhere/model.tar.gz"}, "models/", "lacking")
-    with pytest.raises(StepFailed, match=r"artifact one is not at s3://pipelines/nowhere/model\.tar\.gz"):
+    with pytest.raises(StepFailed, match=r"artifact one: s3://pipelines/nowhere/model\.tar\.gz not found"):
         made.call(event)
-    with pytest.raises(StepFailed, match="the event has no artifacts, image"):
+    with pytest.raises(StepFailed, match="missing in the event: artifacts, image"):
         made.call({key: value for key, value in event.items() if key not in ("artifacts", "image")})
     with pytest.raises(StepFailed, match="the event's action must be one of deploy, smoke, not 'smok'"):
         made.call({"action": "smok"})
 
 
-def test_the_function_called_again_at_once_changes_nothing(here: Here) -> None:
-    """Lambda calls a function twice now and then; the endpoint may still be coming."""
-    local.prepared(here, "two-models", rows(10))
+def test_the_function_called_again_at_once_changes_nothing(here: LocalAws) -> None:
+    """Lambda may call a function twice; the endpoint may still be in creation."""
+    runner.prepared(here, "two-models", rows(10))
     s3 = here.client("s3")
     s3.create_bucket(Bucket="elsewhere")
     s3.put_object(Bucket="elsewhere", Key="out/model.tar.gz", Body=b"whatever it is")
     etag = hashlib.md5(b"whatever it is").hexdigest()
-    longer = f"twice/one-{etag[:8]}.tar.gz.part"  # by a listing it looks as if the model were there
+    longer = f"twice/one-{etag[:8]}.tar.gz.part"  # a listing by prefix finds this key too
     s3.put_object(Bucket=BUCKET, Key=longer, Body=b"")
     event = deploying({"one": "s3://elsewhere/out/model.tar.gz"}, "twice/", "twice")
     first, second = (lambda_function.handler(event, None) for _ in range(2))
@@ -328,9 +310,9 @@ def test_the_function_called_again_at_once_changes_nothing(here: Here) -> None:
 
 
 @pytest.fixture(scope="module")
-def artifact(here: Here) -> str:
-    """Of a training: where its model is. The bucket that it is gathered in is there too."""
-    local.prepared(here, "two-models", rows(10))
+def artifact(here: LocalAws) -> str:
+    """The URI of a training's model. The bucket of the endpoint's models exists too."""
+    runner.prepared(here, "two-models", rows(10))
     table = np.loadtxt(io.StringIO(rows(200)), delimiter=",")
     model = abalone.train((table[:, 1:].tolist(), table[:, 0].tolist()), rounds=20, depth=3, eta=0.3)
     s3 = here.client("s3")
@@ -339,17 +321,17 @@ def artifact(here: Here) -> str:
     return "s3://trained/model.tar.gz"
 
 
-def smoking(here: Here, deployed: dict[str, str], **more: str) -> dict[str, str]:
+def smoking(here: LocalAws, deployed: dict[str, str], **more: str) -> dict[str, str]:
     """The event of the step that comes after one that deployed."""
-    data = local.prepared(here, "two-models", rows(10))["TrainData"]
+    data = runner.prepared(here, "two-models", rows(10))["TrainData"]
     said = {"endpoint": deployed["endpoint_name"], "models": deployed["body"]}
     return {"action": "smoke", "rows": data, **said, "config": deployed["config"], "before": deployed["before"], **more}
 
 
-def test_of_two_that_make_the_same_endpoint_at_once_none_fails(
-    here: Here, artifact: str, monkeypatch: pytest.MonkeyPatch
+def test_of_two_functions_that_create_the_same_endpoint_none_fails(
+    here: LocalAws, artifact: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second looks before the first has made it, and is then told that it is there."""
+    """The second looks before the first has created it; then AWS answers that it exists."""
     event = deploying({"one": artifact}, "both/", "both")
     first = lambda_function.handler(event, None)
     looks = iter([None])
@@ -360,7 +342,7 @@ def test_of_two_that_make_the_same_endpoint_at_once_none_fails(
     assert (first["changed"], second["changed"], second["config"]) == ("true", "false", first["config"])
 
 
-def test_a_smoke_that_succeeds_sweeps_what_was_before(here: Here, artifact: str) -> None:
+def test_a_successful_smoke_step_deletes_the_configuration_before(here: LocalAws, artifact: str) -> None:
     events = [deploying({"one": artifact}, "swept/", "swept", image) for image in ("localhost/a", "localhost/b")]
     for event in events:
         deployed = lambda_function.handler(event, None)
@@ -374,8 +356,8 @@ def test_a_smoke_that_succeeds_sweeps_what_was_before(here: Here, artifact: str)
     assert len([each for each in models if each.startswith("swept-")]) == 1
 
 
-def test_a_smoke_that_fails_takes_the_endpoint_back(here: Here, artifact: str) -> None:
-    """What was there answers again."""
+def test_a_failed_smoke_step_rolls_the_endpoint_back(here: LocalAws, artifact: str) -> None:
+    """The model before answers again."""
     first = lambda_function.handler(deploying({"one": artifact}, "back/", "back", "localhost/a"), None)
     lambda_function.handler(smoking(here, first), None)
     second = lambda_function.handler(deploying({"one": artifact}, "back/", "back", "localhost/b"), None)
@@ -389,7 +371,7 @@ def test_a_smoke_that_fails_takes_the_endpoint_back(here: Here, artifact: str) -
         "one, no.tar.gz",
         "two, none.tar.gz",
     ]
-    assert said[-1] == f"endpoint back is going back to {first['config']}"
+    assert said[-1] == f"endpoint back is rolling back to {first['config']}"
     here.client("sagemaker").get_waiter("endpoint_in_service").wait(EndpointName="back", WaiterConfig={"Delay": 1})
     now = here.client("sagemaker").describe_endpoint(EndpointName="back")
     assert now["EndpointConfigName"] == first["config"]
@@ -399,16 +381,19 @@ def test_a_smoke_that_fails_takes_the_endpoint_back(here: Here, artifact: str) -
 @pytest.mark.parametrize(
     ("differs", "said"),
     [
-        ({"before": "stays-gone"}, "one, no.tar.gz: .*\nendpoint stays could not go back to stays-gone: "),
-        ({"before": "none"}, "no earlier configuration to go back to: `python -m deploy down stays` removes it"),
-        ({}, "endpoint stays is as it was, and serves its earlier models"),
-        ({"rows": "s3://trained/nothing/"}, "there is no data at s3://trained/nothing/"),
+        ({"before": "stays-gone"}, "one, no.tar.gz: .*\nendpoint stays: the rollback to stays-gone failed: "),
+        (
+            {"before": "none"},
+            "no earlier configuration to roll back to: `python -m deploy down stays` deletes",
+        ),
+        ({}, "endpoint stays is unchanged and serves its earlier models"),
+        ({"rows": "s3://trained/nothing/"}, "no data at s3://trained/nothing/"),
         ({"config": "stays-00000000"}, "endpoint stays is not at stays-00000000: AWS gives no reason"),
-        ({"endpoint": "nowhere"}, "endpoint nowhere is not at stays-[0-9a-f]*: it is gone"),
+        ({"endpoint": "nowhere"}, "endpoint nowhere is not at stays-[0-9a-f]*: endpoint not found"),
     ],
 )
-def test_a_smoke_that_fails_says_what_became_of_the_endpoint(
-    here: Here, artifact: str, differs: dict[str, str], said: str
+def test_a_failed_smoke_step_reports_the_state_of_the_endpoint(
+    here: LocalAws, artifact: str, differs: dict[str, str], said: str
 ) -> None:
     event = deploying({"one": artifact}, "stays/", "stays")
     lambda_function.handler(smoking(here, lambda_function.handler(event, None)), None)
@@ -419,7 +404,7 @@ def test_a_smoke_that_fails_says_what_became_of_the_endpoint(
 
 
 class Coming(Aws):
-    """AWS, where an endpoint never gets beyond Creating."""
+    """AWS with an endpoint that stays in Creating."""
 
     def client(self, service: str) -> Any:
         return self
@@ -428,28 +413,32 @@ class Coming(Aws):
         return {"EndpointStatus": "Creating"}
 
 
-def test_a_smoke_does_not_wait_until_lambda_cuts_it(here: Here) -> None:
+def test_a_smoke_step_ends_before_lambda_stops_it(here: LocalAws) -> None:
     with pytest.raises(Failed, match=r"endpoint x is still Creating after 0 s, .*retry-pipeline-execution"):
-        smoke.smoked(Coming(), "x", "x-1", "none", targets={}, rows="s3://bucket/rows", seconds=0.1)
+        lambda_function.smoked(Coming(), "x", "x-1", "none", targets={}, rows="s3://bucket/rows", seconds=0.1)
 
 
-def test_a_row_to_ask_with_is_the_first_of_the_data_without_its_label(here: Here) -> None:
+def test_the_smoke_row_is_the_first_of_the_data_without_its_label(here: LocalAws) -> None:
     s3 = here.client("s3")
     s3.create_bucket(Bucket="asked")
-    s3.put_object(Bucket="asked", Key="plain/0", Body=b"")  # a directory, to some
+    s3.put_object(Bucket="asked", Key="plain/0", Body=b"")  # some tools store a directory like this
     s3.put_object(Bucket="asked", Key="plain/1.csv", Body=b"15,1,2.5\r\n16,3,4\r\n")
     s3.put_object(Bucket="asked", Key="packed/1.csv.gz", Body=gzip.compress(b"15,1,2.5\n16,3,4\n"))
     s3.put_object(Bucket="asked", Key="other/1.libsvm", Body=b"15 0:1 1:2.5\n")
 
-    assert smoke.first_row(here, "s3://asked/plain/") == smoke.first_row(here, "s3://asked/packed/") == b"1,2.5"
-    with pytest.raises(Failed, match="there is no data at s3://asked/none/"):
-        smoke.first_row(here, "s3://asked/none/")
+    assert (
+        lambda_function.first_row(here, "s3://asked/plain/")
+        == lambda_function.first_row(here, "s3://asked/packed/")
+        == b"1,2.5"
+    )
+    with pytest.raises(Failed, match="no data at s3://asked/none/"):
+        lambda_function.first_row(here, "s3://asked/none/")
     with pytest.raises(Failed, match=r"s3://asked/other/1\.libsvm does not begin with a row of CSV, the label first"):
-        smoke.first_row(here, "s3://asked/other/")
+        lambda_function.first_row(here, "s3://asked/other/")
 
 
-def test_scores_keep_their_place_below_the_prefix(here: Here) -> None:
-    """Else of two files of one name one would be lost."""
+def test_scores_keep_their_place_below_the_prefix(here: LocalAws) -> None:
+    """Otherwise one of two files of the same name would be lost."""
     s3 = here.client("s3")
     s3.create_bucket(Bucket="placed")
     for key in ("in/rows.csv", "in/more/rows.csv", "in/more/"):
@@ -458,26 +447,39 @@ def test_scores_keep_their_place_below_the_prefix(here: Here) -> None:
         assert [below for _, _, below in objects(s3, uri)] == ["more/rows.csv", "rows.csv"]
 
 
-def test_two_runs_at_once_have_each_its_own_data(here: Here) -> None:
-    first, second = (local.prepared(here, "two-models", rows(count))["TrainData"] for count in (10, 11))
+def test_concurrent_runs_have_separate_data(here: LocalAws) -> None:
+    first, second = (runner.prepared(here, "two-models", rows(count))["TrainData"] for count in (10, 11))
     assert first != second
-    assert local.prepared(here, "two-models", rows(10))["TrainData"] == first
+    assert runner.prepared(here, "two-models", rows(10))["TrainData"] == first
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "--local", "--param", "RoundOne=3"], "no parameter is called 'RoundOne'; did you mean RoundsOne?"),
-        (["run", "--local", "--param", "RoundsOne=many"], "parameter RoundsOne: 'many' is no Integer"),
-        (["run", "--bucket", "b", "--param", "Image=i"], "give TrainData: --param TrainData=..."),
-        (["run", "--local", "--svg", "nowhere/run.svg"], "--svg nowhere/run.svg: there is no directory nowhere"),
-        (["run"], "give Image, TrainData: --param Image=..."),
+        (["--param", "RoundOne=3"], "unknown parameter 'RoundOne'; did you mean RoundsOne?"),
+        (["--param", "RoundsOne=many"], "parameter RoundsOne: 'many' is not of type Integer"),
+        (["--picture", "nowhere/run.md"], "--picture nowhere/run.md: directory nowhere not found"),
     ],
 )
-def test_a_command_that_cannot_be_meant_begins_nothing(
-    here: Here, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_local_command_starts_nothing(
+    here: LocalAws, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["pipeline", "two-models", *words]) == 2
+    assert run_locally(["two-models", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.strip()) == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bucket", "b", "--param", "Image=i"], "missing parameters: TrainData: give --param TrainData=..."),
+        ([], "missing parameters: Image, TrainData: give --param Image=..."),
+    ],
+)
+def test_an_invalid_command_starts_nothing(
+    here: LocalAws, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pipeline", "two-models", "run", *words]) == 2
     out, err = capsys.readouterr()
     assert (out, err.strip()) == ("", said)
 
@@ -491,16 +493,16 @@ def test_a_command_that_cannot_be_meant_begins_nothing(
         ("tuned-model", "MaxJobs=1", "Score     Transform      Executing", signal.SIGINT),
     ],
 )
-def test_a_run_that_is_stopped_leaves_nothing_behind(
+def test_a_stopped_run_leaves_nothing_behind(
     tmp_path: Path, name: str, parameter: str, seen: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it was: no process, no file. A training that would take hours ends at once."""
+    """No process and no file, at any step. SIGINT works although it is ignored here, as in a shell's background job."""
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     data, room = tmp_path / "rows.csv", tmp_path / "tmp"
     data.write_text(rows(100))
     room.mkdir()
     monkeypatch.setenv("TMPDIR", str(room))
-    command = [sys.executable, "-u", "-m", "deploy", "pipeline", name, "run", "--local", "--runtime", "process"]
+    command = [*IGNORING_SIGINT, sys.executable, "-u", "-m", "local_test.pipelines", name, "--runtime", "process"]
     with subprocess.Popen(
         [*command, "--data", str(data), "--param", parameter],
         cwd=ROOT,
@@ -514,18 +516,18 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(
             wait_until(lambda: list(room.glob("pipeline-*/jobs/*/ml/model")))
         below = descendants(run.pid)
         run.send_signal(number)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=PATIENCE)
 
-    wait_until(lambda: not any(map(alive, below)), within=10)
+    wait_until(lambda: not any(map(alive, below)))
     assert list(room.iterdir()) == []
     if "1000000" in parameter:
         assert run.returncode == 1
         assert "TrainOne   Training       Stopped" in out
-        assert err.strip() == "two-models was stopped, and its jobs with it"
+        assert err.strip() == "two-models was stopped, with all its jobs"
 
 
 class Told(Aws):
-    """AWS, where an execution is at one stage after the other: the status, and what is listed of its steps."""
+    """AWS with an execution that goes through these stages: its status and the list of its steps."""
 
     def __init__(self, *stages: tuple[str, list[dict[str, Any]]]) -> None:
         super().__init__()
@@ -552,17 +554,17 @@ class ToldSageMaker:
         return self
 
     def paginate(self, **_: str) -> Iterator[dict[str, Any]]:
-        """A page a step, then on to the next stage."""
+        """One page for each step, then the next stage."""
         steps = self._stages[0][1]
         yield from ({"PipelineExecutionSteps": [step]} for step in steps)
         if len(self._stages) > 1:
             del self._stages[0]
 
 
-def test_an_execution_is_followed_step_by_step_to_its_end(here: Here) -> None:
-    """Each change is a line; a failure says which step and why."""
-    local.prepared(here, "two-models", rows(10))
-    installation.upsert(Aws(), "two-models", Room(bucket=BUCKET), Progress(io.StringIO()))
+def test_an_execution_is_followed_step_by_step_to_its_end(here: LocalAws) -> None:
+    """Each change is a line; a failure has the step and the reason."""
+    runner.prepared(here, "two-models", rows(10))
+    installation.upsert(Aws(), "two-models", Home(bucket=BUCKET), Progress(io.StringIO()))
     given = {"Image": "localhost/serve", "TrainData": "s3://bucket/data"}
     execution = executions.start(Aws(), "two-models", given, Progress(io.StringIO()))
     begun = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -584,23 +586,23 @@ def test_an_execution_is_followed_step_by_step_to_its_end(here: Here) -> None:
     assert str(failed.value) == "Failed: A step has failed\n  TrainTwo: ClientError: no data"
 
 
-def test_what_an_execution_has_come_to_is_listed_and_drawn(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_state_of_an_execution_is_listed_and_drawn(
+    here: LocalAws, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By `steps`, by `show` and after `follow`: of the last execution, and of one that is named."""
-    local.prepared(here, "two-models", rows(10))
-    installation.upsert(Aws(), "two-models", Room(bucket=BUCKET), Progress(io.StringIO()))
+    """By `steps`, by `show` and after `follow`, for the last execution and for a given one."""
+    runner.prepared(here, "two-models", rows(10))
+    installation.upsert(Aws(), "two-models", Home(bucket=BUCKET), Progress(io.StringIO()))
     given = {"Image": "localhost/serve", "TrainData": "s3://bucket/data"}
     execution = executions.start(Aws(), "two-models", given, Progress(io.StringIO()))
     begun = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     one = {"StepName": "TrainOne", "StepStatus": "Succeeded", "StartTime": begun}
     one["EndTime"] = begun + dt.timedelta(seconds=61)
     lost = {**one, "StepName": "TrainTwo", "StepStatus": "Failed", "FailureReason": "ClientError: no <data>"}
-    monkeypatch.setattr("deploy.pipeline.Aws", lambda _: Told(("Failed", [one, lost])))
-    picture = tmp_path / "run.svg"
+    aws = Told(("Failed", [one, lost]))
+    picture = tmp_path / "run.mmd"
 
     def said(*words: str) -> tuple[int, list[str], str]:
-        code = main(["pipeline", "two-models", *words])
+        code = run_with(["pipeline", "two-models", *words], lambda _: aws)
         out, err = capsys.readouterr()
         return code, out.splitlines(), err
 
@@ -614,7 +616,7 @@ def test_what_an_execution_has_come_to_is_listed_and_drawn(
         ],
         "",
     )
-    assert said("show", "--execution", "last", "--svg", str(picture)) == (
+    assert said("show", "--execution", "last", "--picture", str(picture)) == (
         0,
         [
             "two-models",
@@ -629,33 +631,33 @@ def test_what_an_execution_has_come_to_is_listed_and_drawn(
     )
     drawn = picture.read_text()
     assert "Training, Failed, 61 s" in drawn
-    assert "no &lt;data&gt;" in drawn
+    assert "no #60;data#62;" in drawn
     picture.unlink()
-    code, _, err = said("follow", "--svg", str(picture))
+    code, _, err = said("follow", "--picture", str(picture))
     assert (code, err) == (1, "Failed: A step has failed\n  TrainTwo: ClientError: no <data>\n")
     assert picture.read_text() == drawn
 
     answered = {"OutputParameters": [{"Name": "statusCode", "Value": "200"}, {"Name": "one", "Value": "one-0.tar.gz"}]}
     smoked = {**one, "StepName": "Smoke", "Metadata": {"Lambda": answered}}
-    monkeypatch.setattr("deploy.pipeline.Aws", lambda _: Told(("Succeeded", [smoked])))
+    aws = Told(("Succeeded", [smoked]))
     code, out, _ = said("follow")
     assert (code, out[-1]) == (0, "Smoke: one = one-0.tar.gz")
 
 
-def test_upsert_makes_all_that_a_pipeline_needs_once(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second one changes nothing; where only the function's code is another, only that is."""
-    local.prepared(here, "two-models", rows(10))
-    aws = Aws("eu-central-1")  # where no other test makes one
+def test_upsert_creates_everything_that_a_pipeline_needs_once(here: LocalAws, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second upsert changes nothing; if only the function's code differs, only the code is updated."""
+    runner.prepared(here, "two-models", rows(10))
+    aws = Aws("eu-central-1")  # no other test uses this region
 
     def upsert(name: str) -> list[str]:
         progress = Progress(io.StringIO())
-        installation.upsert(aws, name, Room(bucket=BUCKET), progress)
+        installation.upsert(aws, name, Home(bucket=BUCKET), progress)
         return progress.changes
 
     first, again = upsert("two-models"), upsert("two-models")
-    code = function.zipped()
+    code = installation.zipped()
     with monkeypatch.context() as changed:
-        changed.setattr(function, "zipped", lambda: code + b" ")
+        changed.setattr(installation, "zipped", lambda: code + b" ")
         newer = upsert("two-models")
     tuned = upsert("tuned-model")
 
@@ -677,8 +679,8 @@ def test_upsert_makes_all_that_a_pipeline_needs_once(here: Here, monkeypatch: py
     )
 
 
-def test_roles_are_printed_for_who_may_make_them(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing in them is for all of an account's buckets, roles or functions."""
+def test_roles_are_printed_for_an_administrator(here: LocalAws, capsys: pytest.CaptureFixture[str]) -> None:
+    """No statement covers all of an account's buckets, roles or functions."""
     assert main(["pipeline", "two-models", "roles", "--bucket", "mine"]) == 0
     jobs, functions, user = json.loads(capsys.readouterr().out)
     assert [jobs["RoleName"], functions["RoleName"]] == ["two-models-pipeline", "two-models-function"]
@@ -687,13 +689,13 @@ def test_roles_are_printed_for_who_may_make_them(here: Here, capsys: pytest.Capt
             wide = [each for each in ("s3", "iam", "lambda") if f"{each}:" in json.dumps(statement["Action"])]
             assert not wide or "*" not in json.dumps(statement["Resource"]).replace("arn:aws:s3:::mine/*", "")
     assert main(["pipeline", "two-models", "roles"]) == 2
-    assert "give --bucket" in capsys.readouterr().err
+    assert "--bucket is missing" in capsys.readouterr().err
 
 
-def test_a_start_is_known_again_by_its_definition_and_parameters(here: Here) -> None:
-    local.prepared(here, "two-models", rows(10))
+def test_a_repeated_start_has_the_same_token(here: LocalAws) -> None:
+    runner.prepared(here, "two-models", rows(10))
     aws, progress = Aws(), Progress(io.StringIO())
-    installation.upsert(aws, "two-models", Room(bucket=BUCKET), progress)
+    installation.upsert(aws, "two-models", Home(bucket=BUCKET), progress)
     tokens: list[str] = []
     aws.client("sagemaker").meta.events.register(
         "provide-client-params.sagemaker.StartPipelineExecution",
@@ -707,9 +709,9 @@ def test_a_start_is_known_again_by_its_definition_and_parameters(here: Here) -> 
     assert tokens[0] == tokens[1]
     assert len(set(tokens)) == 3
     assert executions.latest(aws, "two-models").startswith(arn.rpartition("/")[0])
-    with pytest.raises(SpecError, match="give TrainData: --param TrainData="):
+    with pytest.raises(SpecError, match="missing parameters: TrainData: give --param TrainData="):
         executions.start(aws, "two-models", {"Image": "x"}, progress)
-    with pytest.raises(Failed, match="there is no pipeline other"):
+    with pytest.raises(Failed, match="pipeline other not found"):
         executions.start(aws, "other", {}, progress)
-    with pytest.raises(Failed, match="there is no pipeline other"):
+    with pytest.raises(Failed, match="pipeline other not found"):
         executions.latest(aws, "other")

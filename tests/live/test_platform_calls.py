@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError, EventStreamError
 
 from tests.live.account import BUCKET, Account, account, refusal, variant
 from tests.live.stack import toy, wait_until
+from tests.patience import PATIENCE
 
 TEXT = {"ContentType": "text/plain"}
 MIB = 1 << 20
@@ -211,7 +212,7 @@ def test_openais_path_leads_to_the_container(aws: Account) -> None:
             f"{aws.platform.url}/endpoints/{name}/openai/v1/chat/completions",
             json={"model": "", "messages": [{"role": "user", "content": "hello"}]},
             headers={"Authorization": "Bearer c29tZWJvZHk="},
-            timeout=60,
+            timeout=PATIENCE,
         )
         for name in ("stream", "nowhere")
     ]

@@ -13,6 +13,7 @@ import pytest
 from local_test import multi_model_example
 from tests.live import tiny
 from tests.live.stack import ROOT, alive, descendants, wait_until
+from tests.patience import PATIENCE
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
 
@@ -65,7 +66,7 @@ def test_the_example_runs_against_the_command(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["abalone-1.tar.gz", "abalone-2.tar.gz", "abalone-1.tar.gz"]
     assert lines[0] == lines[2]
-    assert command.process.wait(30) == 0
+    assert command.process.wait(PATIENCE) == 0
     events = [line.split()[:2] for line in command.said.splitlines()]
     assert ["load", "abalone-1.tar.gz"] in events
     assert ["load", "abalone-2.tar.gz"] in events
@@ -84,13 +85,13 @@ def test_ctrl_c_ends_what_still_runs(command: Command, monkeypatch: pytest.Monke
     variant = {"VariantName": "V", "ModelName": "m", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
     sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
     sagemaker.create_endpoint(EndpointName="e", EndpointConfigName="c")
-    wait_until(lambda: sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService", within=60)
+    wait_until(lambda: sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService")
     below = descendants(command.process.pid)
     assert below
 
     command.process.send_signal(signal.SIGINT)
 
-    assert command.process.wait(30) == 0
+    assert command.process.wait(PATIENCE) == 0
     wait_until(lambda: not any(map(alive, below)))
     assert "stopped" in command.said
 
@@ -102,7 +103,7 @@ def test_json_is_json(tmp_path: Path) -> None:
 
     command.process.send_signal(signal.SIGTERM)
 
-    assert command.process.wait(30) == 0
+    assert command.process.wait(PATIENCE) == 0
     lines = [json.loads(line) for line in command.said.splitlines()]
     assert lines[0]["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     assert lines[-1]["event"] == "summary"

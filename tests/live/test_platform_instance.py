@@ -22,6 +22,7 @@ from tests.live.bucket import Bucket
 from tests.live.conftest import Later
 from tests.live.played import Play, Played, hungry, mme, player, single
 from tests.live.stack import alive, at_once, descendants, wait_until
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +102,10 @@ def test_a_model_in_use_is_never_unloaded(instance: Played, bucket: Bucket, late
     wait_until(lambda: "c" in instance.targets)
     gates["b"].touch()
 
-    assert waiting.result(30)["name"] == "c"
+    assert waiting.result(PATIENCE)["name"] == "c"
     assert [each["subject"] for each in instance.said("unload")] == ["b"]
     gates["a"].touch()
-    assert (busy["a"].result(30)["name"], busy["b"].result(30)["name"]) == ("a", "b")
+    assert (busy["a"].result(PATIENCE)["name"], busy["b"].result(PATIENCE)["name"]) == ("a", "b")
 
 
 def test_what_never_fits_is_told_with_the_containers_own_words(instance: Played, bucket: Bucket) -> None:
@@ -134,7 +135,7 @@ def test_callers_of_one_model_share_a_load_and_other_models_load_beside_it(
     assert instance.answer("quick")["name"] == "quick"
     gate.touch()
 
-    assert len({each.result(30)["pid"] for each in eight}) == 1
+    assert len({each.result(PATIENCE)["pid"] for each in eight}) == 1
     assert bucket.reads.count("models/slow") == 1
     assert [each["subject"] for each in instance.said("load")] == ["quick", "slow"]
 
@@ -269,7 +270,7 @@ def test_a_call_while_the_container_is_away_is_told_to_come_again(play: Play, bu
     bucket.gate.set()
 
     with pytest.raises(ServiceUnavailable, match="stopped or replaced"):
-        waiting.result(20)
+        waiting.result(PATIENCE)
     with pytest.raises(ServiceUnavailable, match="being replaced"):
         instance.call("one")
 

@@ -24,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     below = descendants(server.process.pid)
     yield server
     server.stop()
-    wait_until(lambda: not any(map(alive, below)), within=5)
+    wait_until(lambda: not any(map(alive, below)))
 
 
 def test_gpt2_goes_on_with_a_story_in_english(server: Server) -> None:

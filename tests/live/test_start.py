@@ -11,6 +11,7 @@ import pytest
 
 from tests.live.conftest import Start
 from tests.live.stack import ROOT, Server, alive, descendants, toy, wait_until
+from tests.patience import PATIENCE
 
 NOBODY = 65534
 
@@ -33,7 +34,7 @@ def test_a_bad_setting_stops_the_start(start: Start, models: Path, setting: str,
     toy(models, "echo")
     server = start(models, ready=False, **{setting: value})
 
-    assert server.process.wait(30) == 2
+    assert server.process.wait(PATIENCE) == 2
     assert says in server.log
     assert "Traceback" not in server.log
 
@@ -46,7 +47,7 @@ def test_a_port_that_is_taken_is_named(start: Start, models: Path) -> None:
         port = other.getsockname()[1]
         server = start(models, ready=False, SAGEMAKER_BIND_TO_PORT=port)
 
-        assert server.process.wait(30) == 2
+        assert server.process.wait(PATIENCE) == 2
     assert f"port {port}" in server.log
     assert "SAGEMAKER_BIND_TO_PORT" in server.log
 
@@ -59,13 +60,13 @@ def test_what_a_killed_server_left_is_in_nobodys_way(start: Start, models: Path)
     killed = start(models)
     assert killed.invoke("packed", "hello", "text/plain").status == 200
     second = start(models, ready=False, SERVE_RUN_DIR=killed.run_dir)
-    assert second.process.wait(30) == 2
+    assert second.process.wait(PATIENCE) == 2
     assert "another server runs there" in second.log
     assert killed.invoke("echo", "hello", "text/plain").status == 200
     below = descendants(killed.process.pid)
 
     killed.process.kill()
-    killed.process.wait(30)
+    killed.process.wait(PATIENCE)
     wait_until(lambda: not any(map(alive, below)))
     (killed.run_dir / "body" / "0000000001").write_bytes(b"of a request that was under way")
     with tarfile.open(models / "packed.tar.gz", "w:gz") as tar:
@@ -118,7 +119,7 @@ def test_the_forkserver_has_one_thread(start: Start, models: Path) -> None:
     # Of an archive nobody knows what it will need.
     (models / "packed.tar.gz").write_bytes(b"")
     server = start(models)
-    (imported,) = wait_until(lambda: server.events("imported"), within=90)
+    (imported,) = wait_until(lambda: server.events("imported"))
 
     assert {"serve.handlers.generation.handler", "serve.handlers.xgboost.handler"} <= set(imported["modules"])
     forkserver = server.part("forkserver")

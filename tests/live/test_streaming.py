@@ -11,6 +11,7 @@ import pytest
 
 from tests.live.conftest import Start
 from tests.live.stack import Server, toy, wait_until
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 @contextmanager
 def _stream(server: Server, body: dict[str, Any], request_id: str = "stream") -> Iterator[http.client.HTTPResponse]:
     """A streamed answer whose head has come."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     headers = {"Content-Type": "application/json", "TargetModel": "stream", "X-Request-Id": request_id}
     connection.request("POST", "/invocations", json.dumps(body), headers)
     try:

@@ -17,6 +17,7 @@ import xgboost
 from serve.train.job import LONGEST
 from tests.live.conftest import Start
 from tests.live.stack import ROOT, wait_until
+from tests.patience import PATIENCE
 
 # docs.aws.amazon.com/sagemaker/latest/dg/xgboost-tuning.html, and as Studio's jobs define it.
 PATTERNS = (
@@ -69,7 +70,7 @@ class Job:
         return (self.root / "output" / "failure").read_text()
 
     def ended(self) -> int:
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_early_stopping_keeps_the_best_rounds(train: Train) -> None:
 def test_sigterm_leaves_the_model_so_far(train: Train) -> None:
     """A spot interruption or StopTrainingJob: the rounds that were done are a model, and that is no failure."""
     job = train({"num_round": "1000000"}, {"train/a.csv": csv(animals(200, 1))})
-    wait_until(lambda: "[20]" in job.log, within=60)
+    wait_until(lambda: "[20]" in job.log)
 
     job.process.send_signal(signal.SIGTERM)
 
@@ -184,7 +185,7 @@ def test_sigterm_leaves_the_model_so_far(train: Train) -> None:
 def test_sigterm_may_leave_no_model(train: Train) -> None:
     """`save_model_on_termination` false, as AWS's container has it: nothing is written, and the job says so."""
     job = train({"num_round": "1000000", "save_model_on_termination": "false"}, {"train/a.csv": csv(animals(200, 1))})
-    wait_until(lambda: "[20]" in job.log, within=60)
+    wait_until(lambda: "[20]" in job.log)
 
     job.process.send_signal(signal.SIGTERM)
 
@@ -196,7 +197,7 @@ def test_sigterm_may_leave_no_model(train: Train) -> None:
 def test_a_training_that_is_killed_says_why(train: Train) -> None:
     """The kernel's way to make room: who trained is gone, and the reason is written all the same."""
     job = train({"num_round": "1000000"}, {"train/a.csv": csv(animals(200, 1))})
-    wait_until(lambda: "[0]" in job.log, within=60)
+    wait_until(lambda: "[0]" in job.log)
     (child,) = map(int, Path(f"/proc/{job.process.pid}/task/{job.process.pid}/children").read_text().split())
 
     os.kill(child, signal.SIGKILL)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.catalog.catalog import describe
+from serve.catalog.scan import describe
 from serve.errors import ModelUnusable
 
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}

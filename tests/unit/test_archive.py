@@ -9,7 +9,6 @@ import signal
 import stat
 import tarfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from serve.catalog import archive
 from serve.catalog.archive import disk, unpack
 from serve.errors import DoesNotFit, ModelUnusable
+from tests.unit.processor_time import processor_time_below
 
 LIMIT = 10_000_000
 
@@ -199,10 +199,9 @@ def test_a_gzip_bomb_stops_early(path: Path) -> None:
     info, _ = member("bomb")
     info.size = 1 << 40
     path.write_bytes(gzip.compress(info.tobuf() + b"\0" * 1_000_000))
-    begun = time.perf_counter()
 
-    assert "bomb: with it more than" in refusal(path)
-    assert time.perf_counter() - begun < 1
+    with processor_time_below(1):
+        assert "bomb: with it more than" in refusal(path)
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -214,10 +213,9 @@ def test_a_bomb_in_a_header_stops_early(path: Path, kind: bytes) -> None:
         file.write(info.tobuf())
         for _ in range(200):
             file.write(b"\0" * 1_000_000)
-    begun = time.perf_counter()
 
-    assert "a header between its members is too long" in refusal(path)
-    assert time.perf_counter() - begun < 1
+    with processor_time_below(1):
+        assert "a header between its members is too long" in refusal(path)
 
 
 def test_a_bomb_behind_the_end_stops_at_the_limit(path: Path) -> None:

@@ -80,3 +80,24 @@ def test_each_setting_is_printed_with_its_source() -> None:
 
 def test_nginx_conf_is_printed() -> None:
     assert "listen 9123 " in printed("conf")
+
+
+MODULES = (
+    "serve",
+    "deploy",
+    "bench",
+    "docs.reference",
+    "local_test.make_models",
+    "local_test.platform",
+    "local_test.rehearse",
+)
+SCRIPTS = ("build_and_push.sh", "local_test/predict.sh", "local_test/serve_local.sh")
+
+
+@pytest.mark.parametrize("command", [*MODULES, *SCRIPTS])
+def test_each_command_of_the_repository_has_help(command: str) -> None:
+    """On standard output, with exit status 0."""
+    words = [str(ROOT / command)] if command in SCRIPTS else [sys.executable, "-m", command]
+    done = subprocess.run([*words, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ") or Path(command).name in done.stdout

@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeRegressor
 from serve.convert import command as convert
 from serve.convert import sandbox
 from serve.handlers.arrays import sklearn
-from serve.handlers.base import Model
+from tests.unit.configs import config_of
 from tests.unit.warm_child import WarmChildren
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def run(children: WarmChildren, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     def converted(*arguments: object) -> subprocess.CompletedProcess[str]:
         with monkeypatch.context() as patch:
             patch.setattr("serve.convert.command.subprocess.run", children.run)
-            status = convert.run([*map(str, arguments)])
+            status = convert.run(*(Path(str(each)) for each in arguments))
         return subprocess.CompletedProcess(["convert"], status, *capfd.readouterr())
 
     return converted
@@ -127,7 +127,7 @@ def test_a_pickled_estimator_becomes_one_that_is_only_data(tmp_path: Path) -> No
     done = command(tmp_path / "model.joblib", tmp_path / "model.skops")
     assert (done.returncode, done.stderr) == (0, "")
     assert "bytes, Pipeline; read behind: limits, no new privileges" in done.stdout
-    served = sklearn.load(Model(name="m", directory=tmp_path))
+    served = sklearn.load(config_of("sklearn", name="m", directory=tmp_path))
     assert np.array_equal(served.predict(ROWS), model.predict(ROWS))
 
 
@@ -144,7 +144,9 @@ def test_an_estimator_of_older_libraries_is_read_if_it_can_be(tmp_path: Path, ru
 
     assert done.returncode == 0, done.stderr
     assert "Pipeline, made with scikit-learn 1.2.0: compare its predictions" in done.stdout
-    assert np.array_equal(sklearn.load(Model(name="m", directory=tmp_path)).predict(ROWS), model.predict(ROWS))
+    assert np.array_equal(
+        sklearn.load(config_of("sklearn", name="m", directory=tmp_path)).predict(ROWS), model.predict(ROWS)
+    )
     refused = run(tmp_path / "gone.pkl", tmp_path / "gone.skops")
     assert f"cannot be read by scikit-learn {__version__}: ModuleNotFoundError" in refused.stderr
     assert "with scikit-learn==1.2.0 in code/requirements.txt" in refused.stderr

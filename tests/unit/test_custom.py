@@ -22,9 +22,10 @@ from serve.errors import (
     QueueFull,
     ServeError,
 )
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.custom import advice
 from serve.handlers.custom.handler import Custom
+from tests.unit.configs import config_of
 
 TOYS = Path(__file__).parents[1] / "toys"
 
@@ -43,7 +44,7 @@ def served(tmp_path: Path) -> Callable[..., Custom]:
     def serve(code: str, **settings: Any) -> Custom:
         (tmp_path / "code").mkdir(exist_ok=True)
         (tmp_path / "code" / "inference.py").write_text(dedent(code))
-        return Custom(Model(name="mine", directory=tmp_path, **settings))
+        return Custom(config_of(Custom, name="mine", directory=tmp_path, **settings))
 
     return serve
 
@@ -60,7 +61,7 @@ def stream(reply: Any) -> list[bytes]:
 
 
 def toy(name: str, **options: Any) -> Custom:
-    return Custom(Model(name=name, directory=TOYS / name, options=options))
+    return Custom(config_of(Custom, name=name, directory=TOYS / name, options=options))
 
 
 def json(text: str) -> Reply:
@@ -432,7 +433,10 @@ def test_frameworks_that_an_image_may_have_are_told_with_how_it_gets_them(
     monkeypatch.setattr(advice, "find_spec", lambda _: None)
     with pytest.raises(ModelUnusable) as refused:
         served("raise ModuleNotFoundError('No module named joblib', name='joblib')")
-    assert refused.value.hint.endswith('or into the image: docker build --build-arg EXTRAS="sklearn"')
+    assert refused.value.hint.endswith(
+        "; or for all models: pip install 'sagemaker-serve[sklearn]', "
+        'or build the image with --build-arg EXTRAS="sklearn"'
+    )
 
 
 def test_packages_for_another_python_are_named(served: Callable[..., Custom], tmp_path: Path) -> None:
@@ -472,10 +476,10 @@ def test_code_may_have_another_name_and_modules_beside_it(tmp_path: Path) -> Non
     (tmp_path / "code" / "entry.py").write_text(
         "import beside_it, in_its_lib\ndef predict_fn(data, model): return beside_it.A + in_its_lib.B"
     )
-    handler = Custom(Model(name="mine", directory=tmp_path, options={"program": "entry.py"}))
+    handler = Custom(config_of(Custom, name="mine", directory=tmp_path, options={"program": "entry.py"}))
     assert outcome(handler) == json("3")
     with pytest.raises(ModelUnusable, match=r"^there is no code/inference.py$"):
-        Custom(Model(name="mine", directory=tmp_path))
+        Custom(config_of(Custom, name="mine", directory=tmp_path))
 
 
 def test_the_toys_do_what_their_names_say(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
-"""Packing: equal files are equal bytes, and what no endpoint could use is refused before it is uploaded."""
+"""Packing: equal files make equal bytes, and a directory that no endpoint could serve is refused before the upload."""
 
-import argparse
 import gzip
 import hashlib
 import io
@@ -20,13 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import contents, pack
-from deploy.contents import Refused
-from serve.catalog import archive, catalog
+from deploy.cli import main
+from deploy.errors import Failed
+from deploy.models import archives
+from serve.catalog import archive
+from serve.catalog.scan import scan
 
 BOOSTER = b'{"learner": {}}'
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="._- "), min_size=1, max_size=60).filter(
-    lambda name: name not in (".", "..", "model.ubj", *contents.LEFT_OUT) and not name.startswith("._")
+    lambda name: name not in (".", "..", "model.ubj", *archives.LEFT_OUT) and not name.startswith("._")
 )
 # Directories have other names than files, so that no path is both; and no file's name says that it is a model.
 PATHS = st.builds(
@@ -47,7 +48,7 @@ def tree(directory: Path, files: dict[str, bytes]) -> Path:
 
 def packed(directory: Path, name: str = "m") -> bytes:
     with tempfile.TemporaryDirectory() as out:
-        return pack.pack(contents.of_directory(directory, name).files, Path(out, "m.tar.gz")).path.read_bytes()
+        return archives.pack(archives.of_directory(directory, name).files, Path(out, "m.tar.gz")).path.read_bytes()
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def model(tmp_path: Path) -> Path:
 
 @given(TREES, st.integers())
 def test_equal_files_are_equal_bytes(files: dict[str, bytes], seed: int) -> None:
-    """Whatever the order in which they were made, their times, permissions, the umask and what lies about."""
+    """Independent of the order of their creation, times, permissions, the umask and unrelated files."""
     files["model.ubj"] = BOOSTER
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as work:
@@ -93,7 +94,7 @@ def test_one_byte_more_is_another_archive(model: Path) -> None:
     assert len({first, second, packed(model)}) == 3
 
 
-def test_an_archive_says_nothing_of_who_made_it_and_when(model: Path) -> None:
+def test_an_archive_contains_no_owner_and_no_time(model: Path) -> None:
     data = packed(model)
     assert data[3:8] == bytes(5)  # gzip's flags (a name would be one) and time
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -101,8 +102,8 @@ def test_an_archive_says_nothing_of_who_made_it_and_when(model: Path) -> None:
     assert said == {(0, 0, 0, "", "", 0o644)}
 
 
-def test_the_hash_is_of_what_was_written(model: Path, tmp_path: Path) -> None:
-    done = pack.pack(contents.of_directory(model, "m").files, tmp_path / "m.tar.gz")
+def test_the_hash_is_of_the_bytes_written(model: Path, tmp_path: Path) -> None:
+    done = archives.pack(archives.of_directory(model, "m").files, tmp_path / "m.tar.gz")
     data = done.path.read_bytes()
     assert (done.sha256, done.size) == (hashlib.sha256(data).hexdigest(), len(data))
     assert gzip.decompress(data)
@@ -114,27 +115,27 @@ def test_a_large_model_is_not_held_in_memory(tmp_path: Path) -> None:
     with (directory / "large").open("wb") as file:
         file.truncate(256 << 20)
     code = (
-        "import resource, sys; from pathlib import Path; from deploy import contents, pack\n"
+        "import resource, sys; from pathlib import Path; from deploy.models import archives\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)\n"
-        "pack.pack(contents.of_directory(Path(sys.argv[1]), 'm').files, Path(sys.argv[2]))"
+        "archives.pack(archives.of_directory(Path(sys.argv[1]), 'm').files, Path(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-c", code, directory, tmp_path / "m.tar.gz"], check=True)
     assert (tmp_path / "m.tar.gz").stat().st_size < 1 << 23
 
 
 def odd(directory: Path, kind: str) -> str:
-    """Put something into a model that cannot be packed; what is to be said of it."""
+    """Put something into a model that cannot be packed; the expected error."""
     path = directory / "notes" / "odd"
     if kind == "link":
         path.symlink_to("/etc/passwd")
-        return "notes/odd: a link, to /etc/passwd"
+        return "notes/odd: a symbolic link to /etc/passwd is not supported"
     if kind == "link inside":
         path.symlink_to("../model.ubj")
-        return "notes/odd: a link, to ../model.ubj; pack a copy in which files are files"
+        return "notes/odd: a symbolic link to ../model.ubj is not supported; pack a copy: cp -rL DIR COPY"
     if kind == "link to a directory":
         path.symlink_to("..")
-        return "notes/odd: a link, to .."
+        return "notes/odd: a symbolic link to .. is"
     if kind == "pipe":
         os.mkfifo(path)
         return "notes/odd: a named pipe"
@@ -149,14 +150,14 @@ def odd(directory: Path, kind: str) -> str:
         return "notes/odd: a socket"
     if kind == "line break":
         path.with_name("a\nb").touch()
-        return "'notes/a\\nb': a name with characters"
+        return "'notes/a\\nb': the name contains characters"
     if kind == "no UTF-8":
         Path(os.fsdecode(os.fsencode(path) + b"\xff")).touch()
-        return "'notes/odd\\udcff': a name with characters"
+        return "'notes/odd\\udcff': the name contains characters"
     deep = directory.joinpath(*["d" * 200] * 5)
     deep.mkdir(parents=True)
     (deep / "f").touch()
-    return "a path of 1006 bytes; 900 are the most"
+    return "the path has 1006 bytes; the limit is 900"
 
 
 KINDS = ("link", "link inside", "link to a directory", "pipe", "socket", "line break", "no UTF-8", "long")
@@ -165,8 +166,8 @@ KINDS = ("link", "link inside", "link to a directory", "pipe", "socket", "line b
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_plain_files_with_plain_names_are_packed(model: Path, kind: str) -> None:
     said = odd(model, kind)
-    with pytest.raises(Refused) as refused:
-        contents.of_directory(model, "m")
+    with pytest.raises(Failed) as refused:
+        archives.of_directory(model, "m")
     assert said in str(refused.value)
 
 
@@ -185,21 +186,21 @@ PICKLE = pickle.dumps([1])
         ({"config.json": CONFIG, "pytorch_model.bin": b"PK"}, "pytorch_model.bin: a pickle runs code"),
         (
             {"config.json": CONFIG, "pytorch_model.bin": b"PK", "model.toml": b"[options]\nallow_pickle = true"},
-            "pytorch_model.bin: a pickle runs code",  # no handler of transformers' models would
+            "model.toml: no option of text_generation named 'allow_pickle'; known: dtype, quantize",
         ),
         ({"a/model.ubj": BOOSTER, "b/model.pkl": PICKLE, "c/x": b""}, "b: model.pkl: a pickle"),
         ({"a/model.ubj": BOOSTER, "b/model.pkl": PICKLE, "c/x": b""}, "c: no handler recognises it: found x"),
         ({"a/model.ubj": BOOSTER, "b.tar.gz": b"junk"}, "b.tar.gz: not a whole tar.gz"),
-        ({}, "no file is in it"),
+        ({}, "the directory contains no file"),
         ({".hidden": b""}, "found nothing"),
     ],
 )
-def test_what_no_endpoint_could_load_is_refused(files: dict[str, bytes], says: str, tmp_path: Path) -> None:
-    """In the container's own words."""
+def test_a_directory_that_no_endpoint_could_load_is_refused(files: dict[str, bytes], says: str, tmp_path: Path) -> None:
+    """With the container's own error."""
     directory = tree(tmp_path / "m", files)
     directory.mkdir(exist_ok=True)
-    with pytest.raises(Refused) as refused:
-        contents.of_directory(directory, "m")
+    with pytest.raises(Failed) as refused:
+        archives.of_directory(directory, "m")
     assert says in str(refused.value)
 
 
@@ -211,75 +212,73 @@ def test_what_no_endpoint_could_load_is_refused(files: dict[str, bytes], says: s
         {"model.pkl": PICKLE, "code/inference.py": b"def model_fn(model_dir): ..."},
     ],
 )
-def test_a_pickle_that_its_owner_asks_for_is_packed(files: dict[str, bytes], tmp_path: Path) -> None:
-    assert len(contents.of_directory(tree(tmp_path / "m", files), "m").files) == len(files)
+def test_a_pickle_that_model_toml_allows_is_packed(files: dict[str, bytes], tmp_path: Path) -> None:
+    assert len(archives.of_directory(tree(tmp_path / "m", files), "m").files) == len(files)
 
 
 def test_a_directory_of_models_is_a_bundle(model: Path, tmp_path: Path) -> None:
-    """Directories and archives; what the container makes of it unpacked is what was said."""
+    """Of directories and archives; the container finds the same models in the unpacked bundle."""
     bundle = tree(tmp_path / "all", {"a/model.ubj": BOOSTER, "README.md": b"#"})
     (bundle / "b.tar.gz").write_bytes(packed(model))
-    found = contents.of_directory(bundle, "all")
+    found = archives.of_directory(bundle, "all")
     assert (found.bundle, found.kinds) == (True, "a (xgboost), b (xgboost)")
 
     into = archive.unpack(_written(str(tmp_path), packed(bundle, "all")), tmp_path / "into", limit_bytes=1 << 30)
-    assert list(catalog.scan(into).entries) == ["a", "b"]
-    assert not contents.of_directory(model, "m").bundle
+    assert list(scan(into).entries) == ["a", "b"]
+    assert not archives.of_directory(model, "m").bundle
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", ".", "é", "x" * 65])
-def test_a_name_is_one_that_any_client_can_say(name: str, model: Path) -> None:
-    with pytest.raises(Refused, match="cannot be called"):
-        contents.of_directory(model, name)
+def test_a_name_is_valid_for_every_client(name: str, model: Path) -> None:
+    with pytest.raises(Failed, match="invalid model name"):
+        archives.of_directory(model, name)
 
 
 @pytest.mark.parametrize("size", [3, 30])
 def test_a_file_that_changes_while_it_is_packed_is_refused(size: int, model: Path, tmp_path: Path) -> None:
-    """Nothing is left of what was begun."""
-    files = contents.of_directory(model, "m").files
+    """No partial archive remains."""
+    files = archives.of_directory(model, "m").files
     (model / "model.ubj").write_bytes(b"x" * size)
     (tmp_path / "out").mkdir()
-    with pytest.raises(Refused, match=r"it became (longer|shorter) while"):
-        pack.pack(files, tmp_path / "out" / "m.tar.gz")
+    with pytest.raises(Failed, match=r"the file became (longer|shorter) during packing"):
+        archives.pack(files, tmp_path / "out" / "m.tar.gz")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_link_that_takes_a_files_place_is_not_followed(model: Path, tmp_path: Path) -> None:
-    files = contents.of_directory(model, "m").files
+def test_a_link_that_replaces_a_file_is_not_followed(model: Path, tmp_path: Path) -> None:
+    files = archives.of_directory(model, "m").files
     (model / "model.ubj").unlink()
     (model / "model.ubj").symlink_to("/etc/passwd")
-    with pytest.raises(Refused, match=r"^model\.ubj: "):
-        pack.pack(files, tmp_path / "m.tar.gz")
+    with pytest.raises(Failed, match=r"^model\.ubj: "):
+        archives.pack(files, tmp_path / "m.tar.gz")
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    pack.add_arguments(parser)
-    return pack.run(parser.parse_args([str(each) for each in arguments]))
+    return main(["pack", *(str(each) for each in arguments)])
 
 
 def test_the_command_prints_the_path_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it found goes to standard error; a second time makes the same file again."""
+    """The contents go to stderr; a second run makes an identical file."""
     out = tmp_path / "new" / "out"
     assert command(model, "abalone", "--out", out) == 0
     said = capsys.readouterr()
     first = (out / "abalone.tar.gz").read_bytes()
     assert said.out == f"{out}/abalone.tar.gz\n"
-    assert said.err.startswith("abalone: xgboost; 2 files, 20.0B -> ")
+    assert said.err.startswith("abalone: xgboost; 2 files, 20 B -> ")
     (model / "__pycache__").mkdir()
     assert command(model, "abalone", "--out", out) == 0
     assert "left out: __pycache__" in capsys.readouterr().err
     assert (out / "abalone.tar.gz").read_bytes() == first
 
 
-def test_the_command_says_what_is_wrong(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On standard error, and exits 1."""
+def test_the_command_explains_an_error(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, with exit code 1."""
     shutil.copytree(model, tmp_path / "bad name")
     (tmp_path / "file").touch()
     for arguments, says in (
-        ((tmp_path / "nowhere",), "nowhere: there is no such directory"),
-        ((tmp_path / "bad name",), "cannot be called 'bad name'"),
-        ((model, "--out", model / "notes"), "would lie in what is packed"),
+        ((tmp_path / "nowhere",), "nowhere: directory not found"),
+        ((tmp_path / "bad name",), "invalid model name 'bad name'"),
+        ((model, "--out", model / "notes"), "would be inside the packed directory"),
         ((model, "--out", tmp_path / "file"), "file: File exists"),
     ):
         assert command(*arguments) == 1

@@ -1,4 +1,4 @@
-"""A spec is read strictly, becomes the very requests AWS gets, and its names change exactly when its content does."""
+"""A spec is read strictly, becomes the requests that AWS gets, and names change exactly when the content does."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from deploy import images, policies, service
-from deploy.__main__ import main
-from deploy.requests import Desired, desired, update
-from deploy.spec import Spec
-from deploy.spec_file import load
-from deploy.table import SpecError
+from deploy import aws, roles, spec
+from deploy.cli import main
+from deploy.errors import SpecError
+from deploy.plan import Desired, desired, update_request
+from deploy.spec import Spec, load
 
 ROLE = "arn:aws:iam::123456789012:role/many"
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/many@sha256:" + "0" * 64
@@ -97,10 +96,10 @@ def test_a_bundle_is_one_container_of_many_models(tmp_path: Path, models: str, c
         ('[aws.MultiModelConfig]\nModelCacheSetting = "Disabled"', True, True),
     ],
 )
-def test_names_change_with_what_they_name_and_with_nothing_else(
+def test_names_change_with_their_content_and_with_nothing_else(
     tmp_path: Path, change: str, model_changes: bool, config_changes: bool
 ) -> None:
-    """So that a second run is unchanged, and a rollout option alone moves no traffic."""
+    """A second run is unchanged, and a rollout option alone moves no traffic."""
     before, after = made(tmp_path, PLAIN), made(tmp_path, PLAIN + change)
     assert (set(before.models) != set(after.models)) == model_changes
     assert (before.config["EndpointConfigName"] != after.config["EndpointConfigName"]) == config_changes
@@ -128,34 +127,34 @@ def test_a_rollout_names_its_alarms(tmp_path: Path) -> None:
         (PLAIN + "cuont = 2", "did you mean count"),
         ("nam = 1" + PLAIN, "did you mean name"),
         (PLAIN.replace('name = "many"', ""), "name is missing"),
-        (PLAIN + "count = true", "count must be a whole number, not True"),
-        (PLAIN + "env = { A = 1 }", "env.A must be a string"),
+        (PLAIN + "count = true", r"variant\[0\]\.count: expected `int`, got `bool`"),
+        (PLAIN + "env = { A = 1 }", r"variant\[0\]\.env\.A: expected `str`, got `int`"),
         (PLAIN.replace('many"', "m" * 55 + '"', 1), "1 to 54"),
         (PLAIN.replace("s3://bucket/models/", "https://x"), "s3://bucket/key"),
         (PLAIN.replace("s3://bucket/models/", "s3://bucket/models"), "end in /"),
         (PLAIN.replace("instance", "weight = 1 #"), "instance is missing"),
-        (PLAIN + 'name = "A"\n[[variant]]\nname = "A"\ninstance = "ml.m5.large"', "two variants"),
+        (PLAIN + 'name = "A"\n[[variant]]\nname = "A"\ninstance = "ml.m5.large"', "two variants have the name 'A'"),
         (PLAIN + '[async]\noutput = "s3://bucket/out/"', "TargetModel"),
         (PLAIN.replace("m5.large", "t2.medium") + "[scaling]\nmax = 2\ninvocations_per_instance = 9", "cannot scale"),
-        (PLAIN + "[serverless]", "serverless: instance"),
+        (PLAIN + "[serverless]", "serverless: instance is not supported"),
         (PLAIN + "[rollout]\ncanary_percent = 10\nrolling_percent = 20", "exclude"),
         (PLAIN + "[rollout]\nrolling_percent = 60", "5 to 50"),
         (PLAIN + "[rollout]\ncanary_percent = 60", "1 to 50"),
-        (PLAIN + "weight = 0", "no variant has a weight"),
+        (PLAIN + "weight = 0", "no variant has a weight over 0"),
         (PLAIN + "[scaling]\nmax = 2\ninvocations_per_instance = 0", "more than 0"),
         ('role = "a b"' + PLAIN, "1 to 64"),
-        (LIGHT + "provisioned = 9", "over concurrency, which is 5"),
+        (LIGHT + "provisioned = 9", "over concurrency 5"),
         (LIGHT + "memory_mb = 1500", "1024, 2048"),
         (PLAIN.replace("models/", "all.tar.gz") + '[async]\noutput = "https://bucket/out"', "async.output 'https"),
         (PLAIN + '[aws.DataCaptureConfig]\nDestinationS3Uri = "https://x"', "aws.DataCaptureConfig.DestinationS3Uri"),
-        (LIGHT + '[async]\noutput = "s3://bucket/out/"', "take out"),
-        (LIGHT + "[rollout]\nrolling_percent = 20", "no rolling updates"),
-        (LIGHT + "[aws]\nEnableNetworkIsolation = true", "no EnableNetworkIsolation"),
-        (LIGHT.replace("all.tar.gz", "all/"), "serverless: models"),
-        ("name = [", "not TOML"),
+        (LIGHT + '[async]\noutput = "s3://bucket/out/"', "remove these tables"),
+        (LIGHT + "[rollout]\nrolling_percent = 20", "rolling_percent is not supported"),
+        (LIGHT + "[aws]\nEnableNetworkIsolation = true", "does not support EnableNetworkIsolation"),
+        (LIGHT.replace("all.tar.gz", "all/"), "serverless: models is not supported"),
+        ("name = [", "not valid TOML"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_spec_is_refused_by_its_key(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(SpecError, match=said) as refused:
         spec_of(tmp_path, text)
     assert "endpoint.toml" in str(refused.value)
@@ -165,7 +164,7 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, text: str, said
     ("change", "said"),
     [
         ("[aws]\nVpcConfg = {}", "did you mean VpcConfig"),
-        ('[aws]\nExecutionRoleArn = "x"', "set by a key of the spec"),
+        ('[aws]\nExecutionRoleArn = "x"', "set by another key of the spec"),
         ("aws = { VolumeSize = 3 }", "did you mean VolumeSizeInGB"),
         ("aws = { VolumeSizeInGB = 9999 }", "over the limit of 512"),
         ('[aws.MultiModelConfig]\nModelCacheSetting = "Off"', "Enabled, Disabled"),
@@ -173,7 +172,7 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, text: str, said
         ("[aws.VpcConfig]\nSubnets = [1]", "Subnets"),
     ],
 )
-def test_what_aws_would_refuse_is_refused_without_asking_it(tmp_path: Path, change: str, said: str) -> None:
+def test_a_request_that_aws_would_reject_is_refused_without_a_call(tmp_path: Path, change: str, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         made(tmp_path, PLAIN + change)
 
@@ -184,28 +183,30 @@ def test_an_instance_type_that_does_not_exist_names_the_nearest(tmp_path: Path) 
 
 
 def test_a_name_of_54_characters_makes_names_of_63(tmp_path: Path) -> None:
-    """The longest that is taken; a schedule and the roles made for it stay below 64, which is IAM's limit."""
+    """The longest accepted name; the names of the schedule and the roles stay within 64, IAM's limit."""
     wanted = made(tmp_path, PLAIN.replace("many", "m" * 54, 1))
     assert {len(name) for name in [*wanted.models, wanted.config["EndpointConfigName"]]} == {63}
 
 
-def test_an_update_keeps_what_was_scaled_and_takes_the_specs_weights(tmp_path: Path) -> None:
-    """Data capture is always the spec's; a weight is where the spec has changed it."""
+def test_an_update_keeps_scaled_counts_and_takes_changed_weights(tmp_path: Path) -> None:
+    """Data capture always comes from the spec; a weight only if the spec has changed it."""
     two = PLAIN + 'name = "A"\nweight = 9\n[[variant]]\nname = "B"\ninstance = "ml.m5.large"\n'
     before, other = made(tmp_path, two), made(tmp_path, two.replace("weight = 9", "weight = 8"))
     capture = [{"VariantPropertyType": "DataCaptureConfig"}]
 
-    same = update(before.endpoint, before.config, before.config, scales=True)
-    moved = update(other.endpoint, before.config, other.config, scales=True)
+    same = update_request(before.endpoint, before.config, before.config, scales=True)
+    moved = update_request(other.endpoint, before.config, other.config, scales=True)
 
-    assert "RetainAllVariantProperties" not in update(before.endpoint, before.config, before.config, scales=False)
+    assert "RetainAllVariantProperties" not in update_request(
+        before.endpoint, before.config, before.config, scales=False
+    )
     assert "Tags" not in same
     assert (same["RetainAllVariantProperties"], same["ExcludeRetainedVariantProperties"]) == (True, capture)
     assert moved["ExcludeRetainedVariantProperties"] == [*capture, {"VariantPropertyType": "DesiredWeight"}]
-    service.check("UpdateEndpoint", moved)
+    aws.check_request("UpdateEndpoint", moved)
 
 
-def test_serverless_and_async_say_their_own(tmp_path: Path) -> None:
+def test_serverless_and_async_have_their_own_fields(tmp_path: Path) -> None:
     light = made(tmp_path, LIGHT + "memory_mb = 4096\nprovisioned = 2").config["ProductionVariants"][0]
     queued = PLAIN.replace("models/", "all.tar.gz") + '[async]\noutput = "s3://bucket/out/"\nconcurrency = 4'
     assert light["ServerlessConfig"] == {"MemorySizeInMB": 4096, "MaxConcurrency": 5, "ProvisionedConcurrency": 2}
@@ -216,14 +217,12 @@ def test_serverless_and_async_say_their_own(tmp_path: Path) -> None:
     }
 
 
-def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) -> None:
-    """Statements about what the spec has not are left out; only the two that cannot be narrower have a star."""
+def test_the_role_has_the_rights_that_the_spec_needs_and_no_others(tmp_path: Path) -> None:
+    """Statements without resources are left out; only the two that cannot be narrower have a star."""
     more = '[async]\noutput = "s3://out/x"\ninputs = "s3://calls"\n'
     more += '[aws.VpcConfig]\nSubnets = ["s"]\nSecurityGroupIds = ["g"]'
-    plain = policies.of_endpoint(spec_of(tmp_path, PLAIN), "123456789012", "eu-west-1")
-    rich = policies.of_endpoint(
-        spec_of(tmp_path, PLAIN.replace("models/", "all.tar.gz") + more), "1" * 12, "cn-north-1"
-    )
+    plain = roles.of_endpoint(spec_of(tmp_path, PLAIN), "123456789012", "eu-west-1")
+    rich = roles.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", "all.tar.gz") + more), "1" * 12, "cn-north-1")
     said = {each["Sid"]: each["Resource"] for each in plain.policy["Statement"]}
 
     assert plain.name == "many-endpoint"
@@ -240,17 +239,17 @@ def test_the_role_may_do_what_the_spec_needs_and_nothing_else(tmp_path: Path) ->
     assert richer["Network"] == ["*"]
 
 
-def test_a_widened_role_has_each_statement_once_whatever_was_tried_before(tmp_path: Path) -> None:
-    """There, elsewhere, and back again: AWS refuses a policy in which a Sid stands twice."""
+def test_a_widened_role_has_each_statement_once_after_any_history(tmp_path: Path) -> None:
+    """From one prefix to another and back: AWS refuses a policy with a duplicate Sid."""
     one, two = (
-        policies.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", prefix)), "1" * 12, "eu-west-1").policy
+        roles.of_endpoint(spec_of(tmp_path, PLAIN.replace("models/", prefix)), "1" * 12, "eu-west-1").policy
         for prefix in ("models/", "others/")
     )
 
-    away = policies.widest(two, one)
-    back = policies.widest(one, away)
+    away = roles.widest(two, one)
+    back = roles.widest(one, away)
 
-    assert policies.widest(two, away) == away
+    assert roles.widest(two, away) == away
     sids = [each["Sid"] for each in back["Statement"]]
     assert len(sids) == len(set(sids))
     read = [each["Resource"][0] for each in back["Statement"] if each["Action"] == "s3:GetObject"]
@@ -267,7 +266,7 @@ def test_a_widened_role_has_each_statement_once_whatever_was_tried_before(tmp_pa
     ],
 )
 def test_an_image_is_host_repository_tag_and_digest(image: str, parts: tuple[str, ...]) -> None:
-    assert images.parts(image) == parts
+    assert spec.image_parts(image) == parts
 
 
 def test_the_plan_needs_no_credentials_and_is_json(
@@ -288,8 +287,8 @@ def test_the_plan_needs_no_credentials_and_is_json(
     ]
 
 
-def test_what_aws_would_refuse_is_said_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By one line on stderr and exit code 2, as what is no spec at all."""
+def test_a_request_that_aws_would_reject_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr and exit code 2, as for a spec that is not valid TOML."""
     path = tmp_path / "endpoint.toml"
     path.write_text(PLAIN + "aws = { VolumeSizeInGB = 9999 }")
 

@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
@@ -18,17 +19,16 @@ from typing import Any
 import botocore.session
 import pytest
 
-from deploy.command_line import OTHERS
+from deploy.cli import VERBS
 from deploy.spec import Spec
-from deploy.verbs import VERBS
 from docs import reference
-from serve.__main__ import VERBS as SERVE_VERBS
-from serve.catalog.model_toml import ModelToml
+from serve.catalog.model_config import ModelToml
 from serve.settings import Settings
 from tests.pages import CODE, OTHER, PAGES, ROOT, Block, blocks, languages
 
 NOT_RUN = [block for block in blocks() if block.not_run]
 SETTINGS = {name for each in fields(Settings) for name, _ in each.metadata.get("sources", ())}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Programs of others, whose words are not checked.
 OTHERS_PROGRAMS = {"mkdir", "cp", "cat", "echo", ".", "cd", "sudo"}
 VARIABLES = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "STORM_CALLS"}
@@ -63,7 +63,22 @@ def test_the_tables_of_deploy_are_its_verbs_and_the_spec() -> None:
     rows = [line.split("|")[1] for line in page("deploy.md").splitlines() if line.startswith("| ")]
     shown = set(re.findall(r"`\[*(\w+)", "".join(rows)))
     keys = {each.metadata.get("key", each.name) for each in fields(Spec)}
-    assert shown | {"pipeline"} == {*VERBS, *OTHERS, *keys}  # pipelines have a page of their own
+    assert shown | {"pipeline"} == {*VERBS, *keys}  # pipelines have a page of their own
+
+
+def test_the_log_events_are_those_of_the_code() -> None:
+    """Each event of the code has a place on the page, and each on the page is one of the code."""
+    written = {
+        str(call.args[0].value)
+        for path in (ROOT / "serve").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)
+        if re.fullmatch(r"log\.(info|warning|error|exception)", ast.unparse(call.func))
+    }
+    tables = page("operating/log.md").split("\n## Models\n")[1].split("\n## Questions\n")[0]
+    rows = [line.split("|")[1] for line in tables.splitlines() if line.startswith("| `")]
+    named = {name.removesuffix(" ...") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert {each.split(": /execution")[0] + ":" * ("/execution" in each) for each in written} == named
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -83,10 +98,25 @@ def test_links_of_the_readme_lead_somewhere() -> None:
         assert (ROOT / path).exists() if path else anchor in headings, target
 
 
+def test_files_that_the_documentation_names_exist() -> None:
+    """Paths below the folders of the code; a page that names a moved file misleads its reader."""
+    named = {
+        (page.name, path)
+        for page in PAGES
+        for path in re.findall(
+            r"`((?:serve|deploy|local_test|bench|tests|container|docs|examples)/[\w./-]+)`", page.read_text()
+        )
+    }
+    assert named
+    assert not [each for each in named if not (ROOT / each[1]).exists() and "local_test/models" not in each[1]]
+
+
 def test_every_fence_is_of_a_language_that_is_tested_or_data() -> None:
     """A `bash` block would escape the tests of commands."""
     assert languages() <= {*CODE, *OTHER}
-    assert not [str(block) for block in blocks() if block.language == "console" and not block.not_run]
+    assert not [
+        str(block) for block in blocks() if block.language == "console" and not (block.not_run or block.emulator)
+    ]
 
 
 @pytest.mark.parametrize("block", [each for each in NOT_RUN if each.language != "python"], ids=str)
@@ -167,6 +197,12 @@ def _check(words: list[str]) -> None:
         else:
             assert rest[0] == "-m"
             _check_options(rest[1], rest[2:])
+    elif program == "pip":
+        assert rest[0] == "install"
+        asked = re.findall(r"\.(?:\[([\w,]+)\])?", rest[1])
+        assert set(",".join(filter(None, asked)).split(",")) - {""} <= set(PROJECT["optional-dependencies"])
+    elif program in PROJECT["scripts"]:
+        _check_options(PROJECT["scripts"][program].split(":")[0].removesuffix(".__main__"), rest)
     elif program == "docker":
         _check_docker(rest)
     elif program.endswith(".sh"):
@@ -211,10 +247,7 @@ def _check_options(module: str, words: list[str]) -> None:
     if not words:
         assert importlib.util.find_spec(module), module
         return
-    if module == "serve":
-        assert words[0] in SERVE_VERBS
-        return
-    verb = [word for word in words[:1] if module == "deploy" and not word.startswith("-")]
+    verb = [word for word in words[:1] if module in ("deploy", "serve") and not word.startswith("-")]
     shown = _help(module, *verb)
     for word in words:
         if word.startswith("--"):
@@ -244,3 +277,23 @@ def _service(name: str) -> Any:
 @cache
 def _operations(name: str) -> dict[str, str]:
     return {botocore.xform_name(each): each for each in _service(name).operation_names}
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("models/text-classification.md", "text_classification"),
+        ("models/token-classification.md", "token_classification"),
+        ("models/question-answering.md", "question_answering"),
+        ("models/fill-mask.md", "fill_mask"),
+        ("models/zero-shot-classification.md", "zero_shot"),
+        ("models/feature-extraction.md", "feature_extraction"),
+    ],
+)
+def test_the_parameters_of_a_task_are_on_its_page(name: str, module: str) -> None:
+    """Each row names parameters of the task, and each parameter has a row."""
+    parameters = importlib.import_module(f"serve.handlers.encoders.{module}").Parameters
+    table = page(name).split("| parameter |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    common = {"batch_size", "num_workers"}  # of every task, without effect
+    assert set(parameters.__struct_fields__) - common == named

@@ -15,7 +15,7 @@ import transformers
 from transformers.pipelines.document_question_answering import select_starts_ends
 
 from serve.errors import BadRequest, InternalError, NotAcceptable, ServeError, TooLate, UnsupportedMediaType
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.encoders.fill_mask import FillMask
 from serve.handlers.encoders.question_answering import QuestionAnswering
@@ -24,6 +24,7 @@ from serve.handlers.encoders.text_classification import TextClassification
 from serve.handlers.encoders.token_classification import TokenClassification
 from serve.handlers.encoders.zero_shot import ZeroShotClassification
 from tests.unit import tiny_encoders as tiny
+from tests.unit.configs import config_of
 
 ONE, TWO, LONG = "ba be bobe dako.", "This is lo", "ba " * 500
 MASKED = "ba [MASK] bobe"
@@ -49,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Task
     for name, (handler, make) in TASKS.items():
         directory = make(tmp_path_factory.mktemp(name))
         task = name if name in ("feature-extraction", "zero-shot-classification") else None
-        every[name] = directory, handler(Model(name=name, directory=directory, task=task))
+        every[name] = directory, handler(config_of(handler, name=name, directory=directory, task=task))
     return every
 
 
@@ -183,7 +184,7 @@ def test_the_kind_of_problem_chooses_the_function(tmp_path: Path, config: dict[s
     labels = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}} if "num_labels" in config else {}
     directory = tiny.classifier(tmp_path, **{key: config[key] for key in config if key != "num_labels"}, **labels)
     pipeline = transformers.pipeline("text-classification", model=str(directory), tokenizer=str(directory))
-    handler = TextClassification(Model(name="x", directory=directory))
+    handler = TextClassification(config_of(TextClassification, name="x", directory=directory))
     assert same(ask(handler, ONE, {"top_k": None}), pipeline(ONE, top_k=None))
 
 
@@ -549,7 +550,7 @@ def test_a_late_request_does_not_hold_up_the_others(
 
 def test_numbers_that_json_has_no_word_for_are_an_error(tmp_path: Path) -> None:
     """500, and never null or NaN in an answer."""
-    handler = TextClassification(Model(name="x", directory=tiny.classifier(tmp_path)))
+    handler = TextClassification(config_of(TextClassification, name="x", directory=tiny.classifier(tmp_path)))
     handler.encoder.network.classifier.bias[0] = float("nan")
     (failed,) = handler.predict([handler.decode(request({"inputs": ONE}))])
     assert isinstance(failed, InternalError)

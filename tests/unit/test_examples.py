@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft201909Validator
 
+from deploy import cli
 from serve import settings
 
 ROOT = Path(__file__).parents[2]
@@ -124,3 +126,18 @@ def test_the_compose_file_fits_the_server() -> None:
     assert service["healthcheck"]["start_period"] == f"{chosen.load_limit:g}s"
     assert int(service["stop_grace_period"].removesuffix("s")) >= chosen.drain_limit + 5
     assert (EXAMPLES / "docker-compose" / service["build"]["context"] / "Dockerfile").is_file()
+
+
+def test_the_endpoint_of_an_example_is_a_valid_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a multi-model endpoint."""
+    assert cli.main(["up", "--plan", str(EXAMPLES / "several-on-one-endpoint" / "endpoint.toml")]) == 0
+    planned = {name: request for each in json.loads(capsys.readouterr().out) for name, request in each.items()}
+    assert planned["CreateModel"]["PrimaryContainer"]["Mode"] == "MultiModel"
+    assert planned["CreateEndpoint"]["EndpointName"] == "cities"
+
+
+def test_the_commands_of_an_example_are_those_of_deploy() -> None:
+    """Verbs and options."""
+    page = (EXAMPLES / "several-on-one-endpoint" / "README.md").read_text()
+    commands = re.findall(r"^sagemaker-deploy (.*)$", page, re.M)
+    assert {cli.parser().parse_args(shlex.split(each)).verb for each in commands} == {"put", "up", "invoke", "down"}

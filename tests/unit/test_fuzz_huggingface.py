@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.errors import ServeError, TooLate
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.generation import openai, parameters
 from serve.handlers.seq2seq import request as summarization_request
 from serve.handlers.seq2seq.handler import Summarization
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 from tests.live import tiny
+from tests.unit.configs import config_of
 from tests.unit.test_encoders import TASKS
-from tests.unit.test_text_generation_toys import Asked, handler_of, save_toy
+from tests.unit.test_generation_toys import Asked, handler_of, save_toy
 
 NUMBERS = [0, 1, 2, 3, 64, 1024, 2**31 - 1, 2**63, 10**30, -1, 0.0, 0.5, 1.0, 1.5, 1e-300, 1e308, -0.5]
 TEXTS = ["", "ab", "ba be", "[MASK] ba", "w1 w2", "\0", "é", "ba " * 200, "first", "simple", "sigmoid", "ba,da", "{} x"]
@@ -53,11 +54,11 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tiny.bart(bart := tmp_path_factory.mktemp("bart"))
     made: dict[str, Any] = {
         "generation": handler_of(toy, max_batch=4),
-        "summarization": Summarization(Model(name="bart", directory=bart)),
+        "summarization": Summarization(config_of(Summarization, name="bart", directory=bart)),
     }
     for name, (handler, make) in TASKS.items():
         task = name if name in ("feature-extraction", "zero-shot-classification") else None
-        made[name] = handler(Model(name=name, directory=make(tmp_path_factory.mktemp(name)), task=task))
+        made[name] = handler(config_of(handler, name=name, directory=make(tmp_path_factory.mktemp(name)), task=task))
     return made
 
 

@@ -53,3 +53,18 @@ def test_the_pinned_version_is_in_the_range_of_the_package(requirement: str) -> 
 def test_the_licence_is_the_one_that_the_package_names() -> None:
     assert PROJECT["project"]["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_each_path_in_the_page_exists(page: str) -> None:
+    """Those in code, in commands and in links."""
+    text = (ROOT / page).read_text()
+    places = r"(?:serve|deploy|local_test|tests|docs|container|examples|\.ci)/[\w./-]*\w"
+    named = {path for path in re.findall(rf"(?<![\w/.-]){places}", text) if "NAME" not in path}
+    assert named
+    assert {path for path in named | set(re.findall(r"\]\(([\w./-]+)\)", text)) if not (ROOT / path).exists()} == set()
+
+
+def test_each_make_target_in_the_page_exists() -> None:
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert named <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))

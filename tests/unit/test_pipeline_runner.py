@@ -1,4 +1,4 @@
-"""Pipelines on this machine, what is pure of it: order, draws from a seed, lines sent as SageMaker sends them."""
+"""Pipelines on this machine, the pure parts: order, draws from a seed, lines batched as SageMaker does."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from deploy.pipelines.picture import Shown
-from deploy.pipelines.tuned_model import METRIC
-from deploy.table import SpecError
-from local_test.pipelines.execution import Execution, Properties, Step, StepFailed
-from local_test.pipelines.here import with_host
-from local_test.pipelines.jobs import Jobs, metrics, pack
-from local_test.pipelines.machine import Process
-from local_test.pipelines.running import Running
-from local_test.pipelines.transform import assembled, batches, check_played
+from deploy.errors import SpecError
+from deploy.pipelines.definitions import METRIC
+from deploy.pipelines.executions import StepState
+from local_test.pipelines.execution import Execution, Properties, Running, Step, StepFailed
+from local_test.pipelines.jobs import Jobs, Process, metrics, pack
+from local_test.pipelines.runner import with_host
+from local_test.pipelines.transform import assembled, batches, check_supported
 from local_test.pipelines.tuning import drawn
+from tests.patience import PATIENCE
 
 FUNCTION = "arn:aws:lambda:us-east-1:123456789012:function:none"
 Work = Callable[[Step], Properties]
@@ -37,9 +36,9 @@ def executed(work: Work, **needs: list[str]) -> Execution:
     return done
 
 
-def test_steps_that_need_nothing_of_one_another_run_at_once() -> None:
-    """Each waits for the other, so one after the other would never end."""
-    both = threading.Barrier(2, timeout=20)
+def test_independent_steps_run_at_the_same_time() -> None:
+    """Each waits for the other: run in turn, they would never end."""
+    both = threading.Barrier(2, timeout=PATIENCE)
 
     def meet(step: Step) -> Properties:
         if step.name in ("A", "B"):
@@ -49,7 +48,7 @@ def test_steps_that_need_nothing_of_one_another_run_at_once() -> None:
     assert executed(meet, C=["A", "B"], A=[], B=[]).succeeded
 
 
-def test_a_step_that_fails_stops_what_depends_on_it_and_nothing_else() -> None:
+def test_a_failed_step_stops_its_dependents_and_no_other_step() -> None:
     def work(step: Step) -> Properties:
         if step.name == "A":
             raise StepFailed("no rows")
@@ -67,14 +66,14 @@ def test_a_step_that_fails_stops_what_depends_on_it_and_nothing_else() -> None:
     assert not done.succeeded
 
 
-def test_a_fault_of_the_runner_is_the_failure_of_its_step() -> None:
+def test_a_fault_of_the_runner_fails_its_step() -> None:
     def work(step: Step) -> Properties:
         raise KeyError("x")
 
     assert executed(work, A=[]).steps["A"].reason == "KeyError: 'x'"
 
 
-def test_what_a_step_came_to_is_in_the_arguments_of_the_next() -> None:
+def test_the_result_of_a_step_is_in_the_arguments_of_the_next() -> None:
     def step(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         outputs = [{"OutputName": "uri", "OutputType": "String"}]
         return {
@@ -102,7 +101,7 @@ def test_what_a_step_came_to_is_in_the_arguments_of_the_next() -> None:
     }
     told: list[tuple[str, str]] = []
 
-    def tell(name: str, shown: Shown) -> None:
+    def tell(name: str, shown: StepState) -> None:
         told.append((name, shown.status))
 
     done = Execution(made, {"Home": "s3://h"}, "test", tell)
@@ -112,7 +111,7 @@ def test_what_a_step_came_to_is_in_the_arguments_of_the_next() -> None:
     assert told == [("One", "Executing"), ("One", "Succeeded"), ("Two", "Executing"), ("Two", "Succeeded")]
 
 
-def test_a_junk_definition_runs_nothing() -> None:
+def test_an_invalid_definition_runs_no_step() -> None:
     ran: list[str] = []
 
     def work(step: Step) -> Properties:
@@ -147,7 +146,7 @@ def test_draws_are_within_their_ranges_and_the_same_for_a_seed() -> None:
     assert draws != [drawn(RANGES, 2, number) for number in range(300)]
 
 
-def test_lines_are_sent_by_as_many_as_go_into_a_payload() -> None:
+def test_a_payload_has_as_many_lines_as_fit() -> None:
     body = b"aaaa\nbb\ncc\ndddd"
     assert list(batches(body, "None", "MultiRecord", 8)) == [body]
     assert list(batches(body, "Line", "SingleRecord", 8)) == [b"aaaa\n", b"bb\n", b"cc\n", b"dddd"]
@@ -164,29 +163,36 @@ def test_a_carriage_return_within_a_field_ends_no_record() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"SplitType": "RecordIO"}, "SplitType RecordIO is not played here, only None and Line: run this step on AWS"),
-        ({"SplitType": "TFRecord"}, "SplitType TFRecord is not played here"),
-        ({"DataSource": {"S3DataSource": {"S3DataType": "ManifestFile"}}}, "S3DataType ManifestFile is not played"),
+        (
+            {"SplitType": "RecordIO"},
+            "SplitType RecordIO is not supported on this machine, only None and Line: run",
+        ),
+        ({"SplitType": "TFRecord"}, "SplitType TFRecord is not supported"),
+        ({"DataSource": {"S3DataSource": {"S3DataType": "ManifestFile"}}}, "S3DataType ManifestFile is not supported"),
     ],
 )
-def test_a_transform_that_is_not_played_is_refused(wrong: dict[str, Any], said: str) -> None:
+def test_an_unsupported_transform_is_refused(wrong: dict[str, Any], said: str) -> None:
     plain = {"SplitType": "Line", "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix"}}}
-    check_played({"TransformInput": plain})
+    check_supported({"TransformInput": plain})
     with pytest.raises(StepFailed, match=said):
-        check_played({"TransformInput": {**plain, **wrong}})
-    with pytest.raises(StepFailed, match="DataProcessing is not played here"):
-        check_played({"TransformInput": plain, "DataProcessing": {"JoinSource": "Input"}})
+        check_supported({"TransformInput": {**plain, **wrong}})
+    with pytest.raises(StepFailed, match="DataProcessing is not supported"):
+        check_supported({"TransformInput": plain, "DataProcessing": {"JoinSource": "Input"}})
 
 
 @pytest.mark.parametrize(
     ("kind", "mode", "said"),
     [
-        ("ManifestFile", "File", "S3DataType ManifestFile of s3://b/in is not played here, only S3Prefix"),
-        ("S3Prefix", "Pipe", "TrainingInputMode Pipe is not played here: take File or FastFile"),
+        (
+            "ManifestFile",
+            "File",
+            "S3DataType ManifestFile of s3://b/in is not supported on this machine, only",
+        ),
+        ("S3Prefix", "Pipe", "TrainingInputMode Pipe is not supported on this machine: use File or FastFile"),
     ],
 )
-def test_a_training_that_is_not_played_is_refused(tmp_path: Path, kind: str, mode: str, said: str) -> None:
-    """And does not train on a manifest as if it were the data."""
+def test_an_unsupported_training_is_refused(tmp_path: Path, kind: str, mode: str, said: str) -> None:
+    """A manifest is not used as if it were the data."""
     source = {"S3Uri": "s3://b/in", "S3DataType": kind}
     asked = {
         "AlgorithmSpecification": {"TrainingImage": "any", "TrainingInputMode": mode},
@@ -196,7 +202,7 @@ def test_a_training_that_is_not_played_is_refused(tmp_path: Path, kind: str, mod
         Jobs(None, Process(Running()), tmp_path).training("job", asked)
 
 
-def test_what_runs_is_ended_by_a_stop_and_so_is_what_comes_after_it() -> None:
+def test_a_stop_ends_running_work_and_work_that_starts_after_it() -> None:
     ended: list[str] = []
     running = Running()
     with running.held(lambda: ended.append("over")):
@@ -209,15 +215,15 @@ def test_what_runs_is_ended_by_a_stop_and_so_is_what_comes_after_it() -> None:
 
 
 def test_ctrl_c_stops_the_steps_that_run() -> None:
-    """It comes to the thread that waits for them; here what is told of a step that cannot run stands for it."""
+    """KeyboardInterrupt is raised in the thread that waits; here the report of a step that cannot run raises it."""
     stopped = threading.Event()
 
     def work(step: Step) -> Properties:
         if step.name == "Runs":
-            assert stopped.wait(20)
+            assert stopped.wait(PATIENCE)
         raise StepFailed("no rows, or killed")
 
-    def tell(name: str, shown: Shown) -> None:
+    def tell(name: str, shown: StepState) -> None:
         if shown.status == "NotRun":
             raise KeyboardInterrupt
 
@@ -228,20 +234,20 @@ def test_ctrl_c_stops_the_steps_that_run() -> None:
     assert (done.steps["Runs"].status, done.steps["Runs"].reason) == ("Stopped", "")
 
 
-def test_an_image_has_a_name_that_nobody_looks_for_in_ecr() -> None:
-    """Each its own: two runs at once with two images do not get each other's."""
+def test_an_image_has_a_name_that_is_not_looked_up_in_ecr() -> None:
+    """Each image has its own: concurrent runs with two images do not mix them up."""
     assert with_host("sagemaker-serve") == "localhost/sagemaker-serve"
     assert with_host("mine:v1") == "localhost/mine:v1"
     assert with_host("localhost/mine:v1") == "localhost/mine:v1"
 
 
-def test_answers_are_assembled_as_sagemaker_does_it() -> None:
-    """A newline follows each answer; after one that ended in a newline that is an empty line."""
+def test_responses_are_assembled_as_sagemaker_does() -> None:
+    """A newline follows each response; after a response that ends in a newline this is an empty line."""
     assert assembled([b"1\n2", b"3\n"], "Line") == b"1\n2\n3\n\n"
     assert assembled([b"1\n", b"3"], "None") == b"1\n3"
 
 
-def test_the_last_value_of_a_metric_counts(tmp_path: Path) -> None:
+def test_the_last_value_of_a_metric_is_used(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
         "[0]#011train-rmse:9.1#011validation-rmse:9.5\nnoise\n[1]#011train-rmse:8.1#011validation-rmse:8.25\n"
@@ -250,7 +256,7 @@ def test_the_last_value_of_a_metric_counts(tmp_path: Path) -> None:
     assert metrics(log, [{"Name": "x", "Regex": "x:(.*)"}]) == {}
 
 
-def test_the_same_files_are_the_same_archive(tmp_path: Path) -> None:
+def test_equal_files_make_an_equal_archive(tmp_path: Path) -> None:
     for number in (1, 2):
         directory = tmp_path / str(number)
         directory.mkdir()

@@ -25,6 +25,7 @@ from local_test.platform.fleet.plans import Config, Plan
 from local_test.platform.fleet.variants import BUSY, Variant, pick
 from local_test.platform.runtime import invoke_endpoint
 from tests.live.stack import wait_until
+from tests.patience import PATIENCE
 
 Alarms = Callable[[Sequence[str]], Sequence[str]]
 SPEC = ContainerSpec(image="serve")
@@ -50,7 +51,7 @@ class Machine:
         self.calls.append(call)
         if call.stream:
             return Reply(status=200, headers={}, body=iter([b"a", b"b"]))
-        assert self.gate.wait(10)
+        assert self.gate.wait(PATIENCE)
         return Reply(status=200, headers=self.headers, body=b"%d" % self.number)
 
     def stop(self) -> None:
@@ -215,7 +216,7 @@ def test_an_instance_is_not_stopped_with_a_call_in_its_hands() -> None:
     stopping.join(0.1)
     in_time = machines.all[0].stopped
     rest = list(stream)
-    stopping.join(5)
+    stopping.join(PATIENCE)
 
     assert not in_time
     assert rest == [b"b"]

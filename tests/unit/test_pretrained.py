@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve.errors import ModelUnusable
-from tests.unit.test_text_generation_toys import handler_of, save_toy
+from tests.unit.test_generation_toys import handler_of, save_toy
 
 
 def remove(directory: Path, name: str) -> None:

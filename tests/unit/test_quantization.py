@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import ModelUnusable
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import pretrained
@@ -16,8 +16,9 @@ from serve.handlers.huggingface.quantization import HEADS, Int8Linear
 from serve.handlers.seq2seq.handler import Summarization
 from tests.live import tiny
 from tests.unit import tiny_encoders
+from tests.unit.configs import config_of
 from tests.unit.test_encoders import ask as encode
-from tests.unit.test_text_generation_toys import ask as generate
+from tests.unit.test_generation_toys import ask as generate
 
 
 @pytest.mark.parametrize(("inside", "outside"), [(64, 128), (128, 64), (48, 16), (33, 17)])
@@ -62,7 +63,7 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
     directory = tiny_encoders.classifier(tmp_path)
     options = {"quantize": "int8", "dtype": "bfloat16"}
     network, _ = pretrained.load(
-        Model(name="x", directory=directory, options=options), AutoModelForSequenceClassification
+        config_of("text_classification", directory, options), AutoModelForSequenceClassification
     )
     left = [part for part in network.modules() if isinstance(part, torch.nn.Linear)]
     assert [part.out_features < HEADS for part in left] == [True]
@@ -74,8 +75,8 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
 def test_vectors_are_near_those_of_whole_weights(tmp_path: Path, options: dict[str, Any]) -> None:
     """The same direction, in one request or in several."""
     directory = tiny_encoders.sentences(tmp_path)
-    whole = FeatureExtraction(Model(name="x", directory=directory))
-    small = FeatureExtraction(Model(name="x", directory=directory, options=options))
+    whole = FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory))
+    small = FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory, options=options))
     texts = ["ba be bobe dako.", "This is lo", "ba " * 10]
     for text, together in zip(texts, encode(small, texts), strict=True):
         alone, wanted = (torch.tensor(encode(each, text)) for each in (small, whole))
@@ -88,10 +89,10 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
     tiny.gpt2(tmp_path / "gpt2")
     tiny.bart(tmp_path / "bart")
     options = {"quantize": "int8"}
-    writer = TextGeneration(Model(name="x", directory=tmp_path / "gpt2", options=options))
+    writer = TextGeneration(config_of(TextGeneration, name="x", directory=tmp_path / "gpt2", options=options))
     (written,) = generate(writer, {"inputs": "w1 w2", "parameters": {"max_new_tokens": 5}})
     assert len(written["generated_text"].split()) > 2
-    summarizer = Summarization(Model(name="x", directory=tmp_path / "bart", options=options))
+    summarizer = Summarization(config_of(Summarization, name="x", directory=tmp_path / "bart", options=options))
     (reply,) = summarizer.predict([summarizer.decode(Request(body=b"w1 w2", content_type="text/plain"))])
     assert isinstance(reply, Reply)
     for handler, layers in ((writer._model, 4 + 1), (summarizer._network, 6 + 10 + 1)):
@@ -100,8 +101,5 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
 
 def test_another_way_of_quantising_is_refused(tmp_path: Path) -> None:
     """424, naming what there is."""
-    directory = tiny_encoders.classifier(tmp_path)
-    with pytest.raises(ModelUnusable, match=r"options\.quantize is 'int4'"):
-        pretrained.load(
-            Model(name="x", directory=directory, options={"quantize": "int4"}), AutoModelForSequenceClassification
-        )
+    with pytest.raises(ModelUnusable, match=r"options\.quantize: unsupported value 'int4'; use one of: int8$"):
+        config_of("text_classification", tmp_path, {"quantize": "int4"})

@@ -18,10 +18,11 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from serve.catalog.catalog import describe
+from serve.catalog.scan import describe
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, UnsupportedMediaType
 from serve.handlers.arrays.sklearn import ScikitLearn
-from serve.handlers.base import Model, Request
+from serve.handlers.base import Request
+from tests.unit.configs import config_of
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 ROWS = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
@@ -39,7 +40,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def handler(directory: Path, **options: Any) -> ScikitLearn:
-    return ScikitLearn(Model(name="m", directory=directory, options=options))
+    return ScikitLearn(config_of(ScikitLearn, name="m", directory=directory, options=options))
 
 
 def item(model: ScikitLearn, body: bytes, content_type: str = JSON, accept: str = "") -> Any:
@@ -144,7 +145,7 @@ def test_text_is_a_column(tmp_path: Path) -> None:
 def test_threads_are_those_of_the_model(tmp_path: Path) -> None:
     """Whatever the estimator was trained with."""
     skops.io.dump(RandomForestClassifier(2, n_jobs=-1).fit(ROWS, [0, 1, 0, 1]), tmp_path / "model.skops")
-    model = ScikitLearn(Model(name="m", directory=tmp_path, threads=3))
+    model = ScikitLearn(config_of(ScikitLearn, name="m", directory=tmp_path, threads=3))
     assert model._predict.__self__.n_jobs == 3
 
 
@@ -159,7 +160,7 @@ def test_a_type_that_is_not_trusted_is_named(tmp_path: Path) -> None:
     served = handler(tmp_path, trusted=[name])
     (answer,) = answers(served, item(served, b"[[3, 1]]"))
     assert float(answer.strip(b"[]")) == pytest.approx(3.0)
-    with pytest.raises(ModelUnusable, match=r"options.trusted: needs a list"):
+    with pytest.raises(ModelUnusable, match=r"options.trusted: Expected `array`, got `str`"):
         handler(tmp_path, trusted="all")
 
 

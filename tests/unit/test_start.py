@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve import banner, launcher, nginx, settings
-from serve.catalog import catalog
+from serve.catalog.scan import scan
 from serve.log import JsonLines
 from serve.slots import Slots, State
 
@@ -21,7 +21,7 @@ def model(models: Path, name: str, card: str = "") -> None:
 
 def conf(models: Path, **changes: object) -> str:
     chosen = replace(settings.read({}), run_dir=Path("/run/x"), **changes)  # type: ignore[arg-type]
-    return nginx.rendered(chosen, catalog.scan(models))
+    return nginx.rendered(chosen, scan(models))
 
 
 def test_nginx_conf_has_no_name_left_unfilled(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_banner_tells_each_choice_with_its_source(tmp_path: Path) -> None:
     model(tmp_path, "good")
     model(tmp_path, "bad", "colour = 1")
     chosen = settings.read({"SAGEMAKER_BIND_TO_PORT": "9000", "SERVE_MODEL_DIR": str(tmp_path)})
-    text = banner.text(chosen, catalog.scan(tmp_path))
+    text = banner.text(chosen, scan(tmp_path))
     assert "9000" in text
     assert "(SAGEMAKER_BIND_TO_PORT)" in text
     assert "cannot be served: model.toml: no key named 'colour'" in text
@@ -79,7 +79,7 @@ def test_the_commands_to_paste_name_the_model(tmp_path: Path) -> None:
     body = "content_type = 'application/json'\nbody = '''{\"inputs\": \"it's\"}'''"
     model(tmp_path, "a", f"[example]\n{body}")
     model(tmp_path, "b", f"[example]\n{body}")
-    text = banner.curls(settings.read({}), catalog.scan(tmp_path))
+    text = banner.curls(settings.read({}), scan(tmp_path))
     assert text.count("curl ") == 1
     assert '"model_type": "a"' in text
 
@@ -121,7 +121,7 @@ def test_a_log_line_is_one_json_object(caplog: pytest.LogCaptureFixture) -> None
 def test_a_run_directory_too_long_for_sockets_is_told_by_its_setting(tmp_path: Path) -> None:
     """By the longest of the models' own names; where they come later, by the shortest that serves any."""
     model(tmp_path, "a-name-that-is-plain-but-not-short")
-    found = catalog.scan(tmp_path)
+    found = scan(tmp_path)
     chosen = replace(settings.read({}), run_dir=Path("/" + "x" * 70))
     with pytest.raises(
         settings.BadSetting, match=r"^SERVE_RUN_DIR: /x+: .* would have 113 bytes, of 107 .* 6 bytes sh"
@@ -131,3 +131,12 @@ def test_a_run_directory_too_long_for_sockets_is_told_by_its_setting(tmp_path: P
     launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 64)), found)
     with pytest.raises(settings.BadSetting, match="112 bytes"):
         launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 86), multi_model=True), found)
+
+
+def test_input_from_s3_needs_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start is refused, and not the first request that has a reference."""
+    launcher._refuse_missing_boto3(settings.read({"SERVE_S3_INPUTS": "s3://bucket/in"}))
+    monkeypatch.setattr(launcher, "find_spec", lambda _: None)
+    launcher._refuse_missing_boto3(settings.read({}))
+    with pytest.raises(settings.BadSetting, match=r"^SERVE_S3_INPUTS: boto3 is not installed: pip install '.*\[s3\]'$"):
+        launcher._refuse_missing_boto3(settings.read({"SERVE_S3_INPUTS": "s3://bucket/in"}))

@@ -281,7 +281,7 @@ def test_without_a_configuration_the_directories_are_the_channels(root: Path) ->
         ({"train/a": "1 qid:1 0:2\n1 0:2\n"}, "libsvm", "train/a: some rows have a qid:"),
         ({"train/a": "1\n0\n"}, "libsvm", "no row has a feature"),
         ({"train/a": "1 0:1e39\n"}, "libsvm", "train/a: row 1 has a value that is infinite"),
-        ({"train/a": "PAR1"}, "parquet", "train/a: it is not Parquet that can be read"),
+        ({"train/a": "PAR1"}, "parquet", "train/a: invalid Parquet"),
         ({"train/a": framed(message(tensor([1, 2])))}, "application/x-recordio-protobuf", "record 1 has no label"),
         ({"train/a": framed(LABEL)}, "application/x-recordio-protobuf", "record 1 has no features"),
         ({"validation/a": "1,2\n"}, "csv", "there is no channel 'train'"),

@@ -14,9 +14,10 @@ import pytest
 import xgboost
 
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, UnsupportedMediaType
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import file_formats
 from serve.handlers.xgboost.handler import XGBoost
+from tests.unit.configs import config_of
 
 WIDTH = 5
 CLASSES = 3
@@ -89,7 +90,7 @@ def logistic() -> xgboost.Booster:
 def served(tmp_path: Path) -> Callable[..., XGBoost]:
     def serve(booster: xgboost.Booster, **settings: Any) -> XGBoost:
         booster.save_model(tmp_path / "model.ubj")
-        return XGBoost(Model(name="trees", directory=tmp_path, **settings))
+        return XGBoost(config_of(XGBoost, name="trees", directory=tmp_path, **settings))
 
     return serve
 
@@ -245,6 +246,13 @@ def test_the_default_accept_of_the_server_is_honoured_where_it_can_be(
         (b"a,b,c,d,e\n1,2,3,4,5\n", "text/csv", "", BadRequest, "row 1, column 1: 'a' is not a number"),
         (b"1,2,3,4,5", "text/csv", "image/png", NotAcceptable, "Accept 'image/png' names none of the formats"),
         (b"\x00", "image/png", "", UnsupportedMediaType, "Content-Type 'image/png' is not read by this model"),
+        (
+            b"PAR1",
+            "application/x-parquet",
+            "",
+            UnsupportedMediaType,
+            "Content-Type 'application/x-parquet' is not read by this model",
+        ),
     ],
 )
 def test_a_bad_request_is_refused_with_its_reason(
@@ -270,7 +278,10 @@ def test_each_usual_name_of_a_model_file_loads(tmp_path: Path, logistic: xgboost
         (tmp_path / other).write_text("{}")
     (tmp_path / "code").mkdir()
     wanted = logistic.predict(xgboost.DMatrix(ROWS[:1]))[0]
-    assert ask(XGBoost(Model(name="trees", directory=tmp_path)), csv(ROWS[:1])).body == str(wanted).encode() + b"\n"
+    assert (
+        ask(XGBoost(config_of(XGBoost, name="trees", directory=tmp_path)), csv(ROWS[:1])).body
+        == str(wanted).encode() + b"\n"
+    )
 
 
 def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, logistic: xgboost.Booster) -> None:
@@ -285,7 +296,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, logistic: xgboost.
             path = tmp_path / name
             path.write_bytes(pickle.dumps(Trap(), protocol))
             with pytest.raises(ModelUnusable, match=rf"^{name} is a pickle") as refused:
-                XGBoost(Model(name="trees", directory=tmp_path))
+                XGBoost(config_of(XGBoost, name="trees", directory=tmp_path))
             assert f"python -m serve convert {name} model.ubj" in refused.value.hint
             path.unlink()
     assert not (tmp_path / "sprung").exists()
@@ -309,7 +320,7 @@ def test_a_file_that_is_no_whole_model_is_named(tmp_path: Path, logistic: xgboos
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(ModelUnusable, match=rf"^{name} is not (a whole|an) XGBoost model"):
-            XGBoost(Model(name="trees", directory=tmp_path))
+            XGBoost(config_of(XGBoost, name="trees", directory=tmp_path))
         path.unlink()
 
 
@@ -328,7 +339,7 @@ def test_a_binary_model_cut_anywhere_is_told_before_the_library_reads_it(logisti
 def test_a_directory_without_a_model_is_told_the_names_looked_for(tmp_path: Path) -> None:
     """What to save, and as what."""
     with pytest.raises(ModelUnusable, match=r"^there is no model.ubj, model.json or xgboost-model$"):
-        XGBoost(Model(name="trees", directory=tmp_path))
+        XGBoost(config_of(XGBoost, name="trees", directory=tmp_path))
 
 
 def test_importing_the_handlers_starts_no_thread() -> None:

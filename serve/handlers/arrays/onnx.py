@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, onnx_files
 from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.failures import exhausted
 from serve.formats.values import CSV
 from serve.handlers.arrays import tensors
+from serve.handlers.arrays.options import OnnxOptions
 from serve.handlers.arrays.tensors import Input, Item
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 
 TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -31,17 +33,13 @@ TYPES: dict[str, np.dtype[Any]] = {
 class Onnx:
     records = (CSV,)
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[OnnxOptions]) -> None:
         # It would report each load to its maker, and start a thread for that, since 1.29 (microsoft/onnxruntime#27379).
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        try:
-            import onnxruntime  # not above: an image may not have it
-        except ImportError:
-            raise ModelUnusable(
-                "ONNX Runtime is not in this image", hint='build it in: docker build --build-arg EXTRAS="onnx"'
-            ) from None
+        import onnxruntime  # not above: it may not be installed
+
         self._model = model
-        path = chosen(onnx_files(model.directory), "model.onnx", model.options.get("file"))
+        path = chosen(onnx_files(model.directory), "model.onnx", model.options.file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = max(1, model.threads)
         options.inter_op_num_threads = 1
@@ -60,7 +58,7 @@ class Onnx:
             raise ModelUnusable(f"{path.name}: ONNX Runtime cannot load it: {str(error)[:400]}") from error
         self._inputs = [_input(each, path.name) for each in self._session.get_inputs()]
         self._outputs = [each.name for each in self._session.get_outputs()]
-        self._batches = model.options.get("batch") is not False and stackable(
+        self._batches = model.options.batch and stackable(
             [each.shape for each in self._session.get_inputs()],
             # A sequence of maps, as scikit-learn's classifiers have, has an entry a row and no shape.
             [each.shape for each in self._session.get_outputs() if each.type.startswith("tensor")],

@@ -1,8 +1,4 @@
-"""scikit-learn models: `*.skops`, whose types are checked before one is made; pickles only where model.toml says so.
-
-Options: `method` (predict, predict_proba...), `trusted` (names of types that a skops file may bring beside those of
-scikit-learn, numpy and scipy), `allow_pickle` (load *.joblib or *.pkl, which run whatever code they hold).
-"""
+"""scikit-learn models: `*.skops`, whose types are checked before one is made; pickles only where model.toml says so."""
 
 import logging
 import re
@@ -15,10 +11,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, sklearn_files, sklearn_pickles
 from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError, UnsupportedMediaType
 from serve.formats import values
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.arrays.options import ScikitLearnOptions
+from serve.handlers.base import Reply, Request
 from serve.handlers.custom.user_code import described
 from serve.http import media
 
@@ -39,11 +37,11 @@ class Item:
 class ScikitLearn:
     records = (values.CSV,)
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[ScikitLearnOptions]) -> None:
         self._model = model
         estimator = load(model)
-        method = model.options.get("method", "predict")
-        if method not in METHODS or not hasattr(estimator, method):
+        method = model.options.method
+        if not hasattr(estimator, method):
             can = ", ".join(each for each in METHODS if hasattr(estimator, each)) or "none of what is served"
             raise ModelUnusable(f"model.toml: options.method: {method!r}; {type(estimator).__name__} has {can}")
         self._predict = getattr(estimator, method)
@@ -126,17 +124,13 @@ class ScikitLearn:
         ]
 
 
-def load(model: Model) -> Any:
-    """The estimator. Raises ModelUnusable, naming untrusted types, or how an image gets scikit-learn."""
-    try:
-        import skops.io
-    except ImportError:
-        raise ModelUnusable(
-            "scikit-learn is not in this image", hint='build it in: docker build --build-arg EXTRAS="sklearn"'
-        ) from None
+def load(model: ModelConfig[ScikitLearnOptions]) -> Any:
+    """The estimator. Raises ModelUnusable, naming untrusted types."""
+    import skops.io  # not above: it may not be installed
+
     files = sklearn_files(model.directory)
-    named = model.options.get("file")
-    if not files and model.options.get("allow_pickle") is True:
+    named = model.options.file
+    if not files and model.options.allow_pickle:
         return _unpickled(chosen(sklearn_pickles(model.directory), "model.joblib", named))
     pickles = sklearn_pickles(model.directory)
     if not files and pickles:
@@ -147,9 +141,7 @@ def load(model: Model) -> Any:
             "or, where you trust it, say allow_pickle = true under [options] in its model.toml",
         )
     path = chosen(files, "model.skops", named)
-    allowed = model.options.get("trusted", [])
-    if not isinstance(allowed, list) or not all(isinstance(each, str) for each in allowed):
-        raise ModelUnusable("model.toml: options.trusted: needs a list of the names of types")
+    allowed = model.options.trusted
     try:
         unknown = set(skops.io.get_untrusted_types(file=path)) - set(allowed)
         known = [name for name in unknown if KNOWN.fullmatch(name)]

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, NotAcceptable, UnsupportedMediaType
 from serve.formats import values
 from serve.formats.values import Array
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.http import media
 
 READS = (values.JSON, values.CSV, values.NPY, values.NPZ)
@@ -43,7 +44,7 @@ class Item:
         return tuple((name, each.dtype.str, each.shape[1:]) for name, each in self.arrays.items())
 
 
-def accepted(request: Request, model: Model) -> str:
+def accepted(request: Request, model: ModelConfig[Any]) -> str:
     default = model.default_accept if model.default_accept in values.WRITES else values.JSON
     return media.choose(request.accept, values.WRITES, default)
 

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, torch_programs
 from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.failures import exhausted
 from serve.formats.values import CSV
 from serve.handlers.arrays import tensors, torch_archive
+from serve.handlers.arrays.options import TorchOptions
 from serve.handlers.arrays.tensors import Input, Item
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +28,11 @@ log = logging.getLogger(__name__)
 class TorchProgram:
     records = (CSV,)
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[TorchOptions]) -> None:
         torch.set_num_threads(max(1, model.threads))
         self._model = model
         files = torch_programs(model.directory)
-        path = chosen(files, "model.pt2", model.options.get("file"))
+        path = chosen(files, "model.pt2", model.options.file)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         load = _exported if path.suffix == ".pt2" else _scripted
         try:
@@ -66,7 +68,7 @@ class TorchProgram:
 Loaded = tuple[Callable[..., Any], list[Input], bool]
 
 
-def _exported(path: str, model: Model, device: torch.device) -> Loaded:
+def _exported(path: str, model: ModelConfig[TorchOptions], device: torch.device) -> Loaded:
     torch_archive.check(model.directory / path)
     program = torch.export.load(path)
     nodes = {node.name: node.meta.get("val") for node in program.graph.nodes}
@@ -81,28 +83,23 @@ def _exported(path: str, model: Model, device: torch.device) -> Loaded:
         str(each.shape[0]) if isinstance(each, torch.Tensor) and each.ndim and _open(each.shape[0]) is None else ""
         for each in (*(nodes[each.name] for each in inputs), *outputs)
     }
-    batches = model.options.get("batch") is not False and len(firsts) == 1 and "" not in firsts
+    batches = model.options.batch is not False and len(firsts) == 1 and "" not in firsts
     module = program.module().to(device)
     return module, inputs, batches
 
 
-def _scripted(path: str, model: Model, device: torch.device) -> Loaded:
+def _scripted(path: str, model: ModelConfig[TorchOptions], device: torch.device) -> Loaded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such
         module = torch.jit.load(path, map_location=device).eval()
-    named = str(model.options.get("dtype", "float32"))
-    try:
-        dtype = np.dtype(named)
-        torch.from_numpy(np.empty(0, dtype))
-    except TypeError:
-        raise ModelUnusable(f"model.toml: options.dtype: {named!r} is no type of a tensor") from None
+    dtype = np.dtype(model.options.dtype)
     arguments = module.forward.schema.arguments[1:]
     taken = [each for each in arguments if not each.has_default_value()]
     for each in taken:
         if str(each.type) != "Tensor":
             raise ModelUnusable(f"input {each.name!r} is a {each.type}: only programs of tensors are served")
     inputs = [Input(name=each.name, dtype=dtype, shape=None) for each in taken]
-    return module, inputs, model.options.get("batch") is True
+    return module, inputs, model.options.batch is True
 
 
 def _open(size: Any) -> int | None:

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 
+from serve.failures import EXTRAS, how_to_install
+
 TOOLKITS = Path(__file__).parent / "stand_ins"  # what stands in for the toolkits' own modules
 TOOLKIT_MODULES = frozenset(each.name for each in TOOLKITS.iterdir() if each.name.isidentifier())
-EXTRAS = {"sklearn": "sklearn", "joblib": "sklearn", "skops": "sklearn", "onnxruntime": "onnx"}  # of the image's build
 PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 PLACES = "code/lib (pip install --target code/lib ...) or code/requirements.txt"
 
@@ -34,8 +35,8 @@ def _of_module(module: str) -> str:
         return f"{module} is a stand-in here, with what serving needs: import no more, or put {package} into code/lib"
     if spec:
         return f"the {module} here is version {_version(package)}; put the one that is wanted into {PLACES}"
-    built = f', or into the image: docker build --build-arg EXTRAS="{EXTRAS[module]}"' if module in EXTRAS else ""
-    return f"put {package} into {PLACES}{built}"
+    for_all = f"; or for all models: {how_to_install(module)}" if module in EXTRAS else ""
+    return f"put {package} into {PLACES}{for_all}"
 
 
 def _version(package: str) -> str:

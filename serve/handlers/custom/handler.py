@@ -24,10 +24,12 @@ from typing import Any
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError
 from serve.formats import values
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.custom import defaults, results, user_code
+from serve.handlers.custom.options import CustomOptions
 from serve.handlers.custom.user_code import Context, described
 from serve.http import media
 
@@ -42,10 +44,10 @@ class Item:
 
 
 class Custom:
-    def __init__(self, model: Model) -> None:
-        program = model.directory / "code" / str(model.options.get("program", "inference.py"))
+    def __init__(self, model: ModelConfig[CustomOptions]) -> None:
+        program = model.directory / "code" / (model.options.program or "inference.py")
         self._program = program.name
-        self._model_name, self._directory, self._options = model.name, str(model.directory), model.options
+        self._model_name, self._directory, self._options = model.name, str(model.directory), model.options.table()
         self._default_accept = model.default_accept or values.JSON
         _log_what_is_printed()
         functions = user_code.functions(program, model.name)
@@ -58,7 +60,7 @@ class Custom:
         if torch := sys.modules.get("torch"):  # it would take every core of the machine
             torch.set_num_threads(max(1, model.threads))
         self._model = user_code.load(model, program, functions)
-        self._toolkit = defaults.of(self._model, model.options.get("toolkit"))
+        self._toolkit = defaults.of(self._model, model.options.toolkit)
         if not (self._predict or self._transform or self._batch):
             self._model = defaults.ready(self._model)
         # Functions of its own may want other columns than the model.

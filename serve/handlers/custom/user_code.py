@@ -12,11 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelUnusable, ServeError
 from serve.failures import exhausted
-from serve.handlers.base import Model
 from serve.handlers.custom import defaults
 from serve.handlers.custom.advice import TOOLKITS, way_out
+from serve.handlers.custom.options import CustomOptions
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ Functions = Mapping[str, Callable[..., Any]]
 PREDICT = frozenset({"predict_fn", "predict_batch_fn", "transform_fn"})
 
 
-def load(model: Model, program: Path, functions: Functions) -> Any:
+def load(model: ModelConfig[CustomOptions], program: Path, functions: Functions) -> Any:
     """The model, with the hooks around model_fn called. Raises ModelUnusable, naming the function."""
     _call("pre_model_fn", model, program, functions)
     found = (
@@ -34,10 +35,10 @@ def load(model: Model, program: Path, functions: Functions) -> Any:
     return found
 
 
-def _call(name: str, model: Model, program: Path, functions: Functions, *more: Any) -> Any:
+def _call(name: str, model: ModelConfig[CustomOptions], program: Path, functions: Functions, *more: Any) -> Any:
     if name not in functions:
         return None
-    context = Context(model_name=model.name, model_dir=str(model.directory), options=model.options)
+    context = Context(model_name=model.name, model_dir=str(model.directory), options=model.options.table())
     try:
         return functions[name](context, str(model.directory), *more)
     except ServeError:
@@ -52,7 +53,7 @@ def _call(name: str, model: Model, program: Path, functions: Functions, *more: A
         ) from error
 
 
-def _default(model: Model, program: Path, functions: Functions) -> Any:
+def _default(model: ModelConfig[CustomOptions], program: Path, functions: Functions) -> Any:
     try:
         return defaults.load(model.directory, model.task)
     except MemoryError:

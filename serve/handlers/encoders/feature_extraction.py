@@ -7,13 +7,14 @@ import msgspec
 import torch
 from transformers import AutoModel
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest
-from serve.handlers.base import Model
 from serve.handlers.encoders import pooling, task
 from serve.handlers.encoders.fill_mask import Tokenizing
 from serve.handlers.encoders.forward import Row
 from serve.handlers.encoders.text_classification import Truncation
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 
 class Parameters(task.Parameters, frozen=True, kw_only=True):
@@ -33,7 +34,7 @@ class FeatureExtraction(task.Task):
     offers = (bodies.JSON, bodies.NPY)
     unused = ("pooler.",)  # BERT's own, for the task it was trained on; ours are the hidden states below it
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._pooling = None
         if model.task != pooling.FEATURES:
             self._pooling = pooling.read(model.directory)

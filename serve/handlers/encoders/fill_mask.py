@@ -9,12 +9,13 @@ from msgspec import Meta
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, ModelUnusable
-from serve.handlers.base import Model
 from serve.handlers.encoders import task
 from serve.handlers.encoders.forward import Row
 from serve.handlers.encoders.text_classification import Length, Truncation
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 MOST_MASKS = 64  # in one text: for each the pass makes a vocabulary of numbers
 MOST_PROPOSALS = 1 << 16  # of one request; each is two texts for the tokenizer to put together, 0.1 ms
@@ -36,7 +37,7 @@ class FillMask(task.Task):
     auto_class = AutoModelForMaskedLM
     kind = Parameters
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         super().__init__(model)
         self._mask = self.tokenizer.mask_token_id
         if self._mask is None:

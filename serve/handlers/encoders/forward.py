@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
-from serve.handlers.base import Model
 from serve.handlers.huggingface import pretrained
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 MOST_TOKENS = 16_384  # in one pass, padding with them: 32 rows of 512; activations grow with it
 SLACK = 64  # tokens of padding that cost less than a pass of their own
@@ -45,7 +46,7 @@ Take = Callable[[Any, int, slice, Row], Sequence[Tensor]]
 class Encoder:
     """`limit`: the most tokens the model reads, also what its tokenizer truncates to."""
 
-    def __init__(self, model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions], auto_class: Any, unused: tuple[str, ...] = ()) -> None:
         self.network, self.tokenizer = pretrained.load(model, auto_class, unused)
         self.config = self.network.config
         self.limit = min(self._positions(), self.tokenizer.model_max_length)

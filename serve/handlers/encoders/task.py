@@ -13,10 +13,12 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.forward import Encoder, Row
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 Truncation = bool | str
 MOST_WINDOWS = 4096  # of one request: a text of a megabyte has 1,000, of 384 tokens each; what they hold is 200 MB
@@ -50,7 +52,7 @@ class Task(abc.ABC):
     offers: ClassVar[tuple[str, ...]] = (bodies.JSON, bodies.CSV)
     unused: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that may be missing
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._model = model
         self.encoder = Encoder(model, self.auto_class, self.unused)
         self.tokenizer, self.config = self.encoder.tokenizer, self.encoder.config

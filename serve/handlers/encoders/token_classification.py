@@ -12,11 +12,12 @@ from msgspec import Meta
 from transformers import AutoModelForTokenClassification
 from transformers.pipelines.token_classification import TokenClassificationPipeline
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest
-from serve.handlers.base import Model
 from serve.handlers.encoders import task
 from serve.handlers.encoders.forward import Row
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 # True of the model, not of the request: said once for each would fill the log.
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
@@ -39,7 +40,7 @@ class TokenClassification(task.Task):
     auto_class = AutoModelForTokenClassification
     kind = Parameters
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         super().__init__(model)
         self._pipeline = TokenClassificationPipeline(model=self.encoder.network, tokenizer=self.tokenizer)
 

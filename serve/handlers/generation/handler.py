@@ -5,10 +5,12 @@ import time
 import torch
 from transformers import AutoModelForCausalLM
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
-from serve.handlers.base import Job, Model, Request
+from serve.handlers.base import Job, Request
 from serve.handlers.generation import decoder, transformers_generate, weights
 from serve.handlers.generation.decoder import Decoder, Prefill
+from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.request import Decoding, Item
 from serve.handlers.generation.sampling import choose, likelihoods, likely
 from serve.handlers.generation.sequence import Joined, Row, Turns
@@ -21,17 +23,13 @@ PREFILL = 256
 
 
 class TextGeneration:
-    """Continuous batching: newcomers are prefilled apart, then their rows join the batch; ended rows leave it.
-
-    `options`: `dtype` (float32, bfloat16, float16, auto: as stored) and `pack` (false leaves float32 weights mapped
-    from their file: no private memory, but a step from 4 rows on takes half as long again).
-    """
+    """Continuous batching: newcomers are prefilled apart, then their rows join the batch; ended rows leave it."""
 
     paths = (INVOCATIONS, *OPENAI)
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
         self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)
-        if model.options.get("pack", True) and weights.packable(self._model):
+        if model.options.pack and weights.packable(self._model):
             weights.pack(self._model)
         weights.fuse_activations(self._model)
         self._decoding = Decoding(model, self._tokenizer, self._model, decoder.position_limit(self._model))

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
-from serve.handlers.base import Model, Request
+from serve.handlers.base import Request
 from serve.handlers.generation import output
 from serve.handlers.generation.openai import OpenAI
 from serve.handlers.generation.output import Prompt
@@ -54,7 +55,7 @@ class Decoding:
     """Turns requests into items for one model."""
 
     def __init__(
-        self, model: Model, tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel, limit: int | None
+        self, model: ModelConfig[Any], tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel, limit: int | None
     ) -> None:
         defaults, words = network.generation_config, network.config.get_text_config(decoder=True).vocab_size
         self._max_batch, self._default_accept = model.max_batch, model.default_accept

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.http import media
 
 JSON, CSV, TEXT, NPY = "application/json", "text/csv", "text/plain", "application/x-npy"
@@ -30,7 +31,7 @@ P = TypeVar("P", bound=msgspec.Struct)
 csv.field_size_limit(1 << 27)  # the default refuses cells over 128 kB; a body's size is limited before it comes here
 
 
-def accepted(request: Request, model: Model, offers: tuple[str, ...]) -> str:
+def accepted(request: Request, model: ModelConfig[Any], offers: tuple[str, ...]) -> str:
     """The media type of the reply."""
     return media.choose(request.accept, offers, model.default_accept if model.default_accept in offers else JSON)
 

@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import StoppingCriteria
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.handlers.base import Model
 from serve.handlers.huggingface import quantization
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 
 class Deadlines(StoppingCriteria):
@@ -116,7 +117,7 @@ def first_line(error: BaseException) -> str:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[Any, Any]:
+def load(model: ModelConfig[HuggingFaceOptions], auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[Any, Any]:
     """The model, in eval mode on the GPU if there is one, and its tokenizer.
 
     `auto_class`: AutoModelForCausalLM... `unused`: beginnings of the names of weights that may be missing, for nothing
@@ -126,7 +127,7 @@ def load(model: Model, auto_class: Any, unused: tuple[str, ...] = ()) -> tuple[A
     of the weights: on a processor float32, however they are stored, unless it says otherwise. `quantize = "int8"`
     holds those of linear layers in 8 bits.
     """
-    dtype, quantized, trusted = _dtype(model), _quantize(model), _trusted(model)
+    dtype, quantized, trusted = _dtype(model), model.options.quantize is not None, _trusted(model)
     check(model.directory, trusted)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
@@ -175,27 +176,14 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _dtype(model: Model) -> Any:
-    name = model.options.get("dtype", "auto" if torch.cuda.is_available() else "float32")
-    if name != "auto" and name not in DTYPES:
-        raise ModelUnusable(
-            f"model.toml: options.dtype is {name!r}", hint="it must be auto or one of: " + ", ".join(DTYPES)
-        )
+def _dtype(model: ModelConfig[HuggingFaceOptions]) -> Any:
+    name = model.options.dtype or ("auto" if torch.cuda.is_available() else "float32")
     return DTYPES.get(name, name)
 
 
-def _quantize(model: Model) -> bool:
-    how = model.options.get("quantize")
-    if how not in (None, "int8"):
-        raise ModelUnusable(f"model.toml: options.quantize is {how!r}", hint='it must be "int8", or left out')
-    return how is not None
-
-
-def _trusted(model: Model) -> bool:
+def _trusted(model: ModelConfig[HuggingFaceOptions]) -> bool:
     """Whether the model's own Python code may run: its owner says so in model.toml, and the operator in a setting."""
-    asked = model.options.get(TRUST, False)
-    if not isinstance(asked, bool):
-        raise ModelUnusable(f"model.toml: options.{TRUST} is {asked!r}", hint="it must be true or false")
+    asked = model.options.trust_remote_code
     if asked and not model.remote_code:
         raise ModelUnusable(
             f"model.toml wants the model's own code run (options.{TRUST}), and the operator has not allowed it",

@@ -13,9 +13,11 @@ from itertools import zip_longest
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteriaList
 
+from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
-from serve.handlers.base import Model, Reply, Request
+from serve.handlers.base import Reply, Request
 from serve.handlers.huggingface import bodies, pretrained
+from serve.handlers.huggingface.options import HuggingFaceOptions
 from serve.handlers.huggingface.pretrained import Deadlines
 from serve.handlers.seq2seq import request as languages
 from serve.handlers.seq2seq.request import Parameters, arguments, parse
@@ -42,7 +44,7 @@ class Item:
 
 
 class Summarization:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._network, self._tokenizer = pretrained.load(model, AutoModelForSeq2SeqLM)
         self._model = model
         self._max_batch = max(1, model.max_batch)

@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from serve.errors import ModelUnusable, ServeError, UnsupportedMediaType
-from serve.formats import instances, libsvm, parquet, recordio, tables
-from serve.handlers.base import Model, Reply, Request
+from serve.catalog.model_config import ModelConfig
+from serve.errors import ServeError, UnsupportedMediaType
+from serve.formats import instances, libsvm, recordio, tables
+from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import model_files, output
+from serve.handlers.xgboost.options import XGBoostOptions
 from serve.handlers.xgboost.output import CSV, JSON, JSONLINES, RECORDIO, WRITES, Selection
 from serve.handlers.xgboost.predictor import Scores
 from serve.http import media
 
-_NPY, _PARQUET = "application/x-npy", "application/x-parquet"
+_NPY = "application/x-npy"
 _LIBSVM = ("text/libsvm", "text/x-libsvm", "libsvm")
-_READS = (CSV, "text/libsvm", RECORDIO, _PARQUET, JSON, JSONLINES, _NPY)
+_READS = (CSV, "text/libsvm", RECORDIO, JSON, JSONLINES, _NPY)
 _AWS_READS = (CSV, RECORDIO, *_LIBSVM)
 _LABEL_SIZE = re.compile(r'label_size\s*=\s*"?(\w+)')
 
@@ -32,7 +34,7 @@ class Item:
 class XGBoost:
     records = (CSV,)  # and not libsvm: whether its indices count from 0 or 1, only all its lines tell
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelConfig[XGBoostOptions]) -> None:
         self._scores = model_files.load(model)
         self._width = self._scores.width
         self._model_field = model.model_field
@@ -40,9 +42,9 @@ class XGBoost:
         self._default = model.default_accept if model.default_accept in WRITES else default
         self._writers = output.writers(model.multi_model, model.batch_transform)
         # AWS's container asks a multi-model endpoint's environment for nothing; a model.toml is the model's own.
-        asked = model.options.get("inference_output", "" if model.multi_model else model.inference_output)
-        if not isinstance(asked, str):
-            raise ModelUnusable(f"model.toml: options.inference_output: needs names with commas, not {asked!r}")
+        asked = model.options.inference_output
+        if asked is None:
+            asked = "" if model.multi_model else model.inference_output
         if asked:
             selection = Selection(asked, self._scores.objective, self._scores.classes)
             self._writers = selection.writers(model.batch_transform)
@@ -70,8 +72,6 @@ class XGBoost:
             return Item(instances.lines(tables.text(request), self._width, self._model_field), media_type)
         if kind == RECORDIO:
             return Item(recordio.read(body, self._width), media_type)
-        if kind == _PARQUET:
-            return Item(parquet.read(body, self._width), media_type)
         raise UnsupportedMediaType(
             f"Content-Type {kind[:100]!r} is not read by this model", hint="send one of: " + ", ".join(_READS)
         )

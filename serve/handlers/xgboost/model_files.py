@@ -5,11 +5,12 @@ from pathlib import Path
 
 import xgboost
 
+from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import pickled, xgboost_files
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.handlers.base import Model
 from serve.handlers.xgboost import file_formats
 from serve.handlers.xgboost import pickles as pickled_boosters
+from serve.handlers.xgboost.options import XGBoostOptions
 from serve.handlers.xgboost.predictor import Ensemble, Scorer
 
 log = logging.getLogger(__name__)
@@ -17,13 +18,10 @@ log = logging.getLogger(__name__)
 _SAVE = 'save it with booster.save_model("model.ubj")'
 
 
-def load(model: Model) -> Scorer | Ensemble:
+def load(model: ModelConfig[XGBoostOptions]) -> Scorer | Ensemble:
     """All model files of the directory as one model. Raises ModelUnusable, naming the file, or DoesNotFit."""
-    together = model.options.get("ensemble", model.ensemble)
-    pickles = model.options.get("allow_pickle", False)
-    for name, value in (("ensemble", together), ("allow_pickle", pickles)):
-        if not isinstance(value, bool):
-            raise ModelUnusable(f"model.toml: options.{name}: needs true or false, not {value!r}")
+    together = model.ensemble if model.options.ensemble is None else model.options.ensemble
+    pickles = model.options.allow_pickle
     named = [each for each in (model.directory / "model.json",) if each.is_file()]  # though it looks like none
     paths = xgboost_files(model.directory) or pickled(model.directory) or named
     if not paths:

@@ -1,0 +1,409 @@
+"""The command line of deploy: parses the arguments, runs a verb, and maps errors to exit codes.
+
+At module level only light modules are imported. boto3 takes most of a second to import, and a Ctrl-C during that time
+must already be handled.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.errors import Failed, SpecError
+from deploy.pipelines.definitions import PIPELINES
+from deploy.progress import Progress
+
+if TYPE_CHECKING:
+    from deploy.aws import Aws
+    from deploy.spec import Spec
+
+DONE, FAILED, INVALID = 0, 1, 2
+EXIT_CODES = "exit codes: 0 done or unchanged, 1 failed or rolled back, 2 invalid spec or command"
+Connect = Callable[[str | None], "Aws"]  # region -> clients
+
+PIPELINE_ACTIONS = {
+    "upsert": "create or update it in AWS: roles, function, script, model group, definition",
+    "start": "start an execution; equal definition and parameters are the same execution, unless --again",
+    "follow": "print each change of the last execution, or of --execution, until it ends",
+    "steps": "print the state of each step",
+    "roles": "print the two roles that upsert creates, and the rights that its user needs, as JSON",
+    "show": "print the steps as a tree; --picture writes a Mermaid diagram; --execution adds the states",
+    "run": "upsert, start and follow",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. The entry point of the console script."""
+    return run(sys.argv[1:] if argv is None else argv)
+
+
+def run(argv: Sequence[str], connect: Connect | None = None) -> int:
+    """Run one command with these clients of AWS; the exit code. Raises SystemExit for an invalid command line."""
+
+    def verb() -> int:
+        given = parser().parse_args(argv)
+        return VERBS[given.verb](given, connect or _connect)
+
+    return guarded(verb, "interrupted: changes that AWS has accepted continue; run the same command again to resume")
+
+
+def guarded(action: Callable[[], int], interrupted: str, signals: Sequence[signal.Signals] = ()) -> int:
+    """The action's exit code, or that of its error, whose message goes to stderr.
+
+    SIGINT and `signals` interrupt the action, whatever the parent process has set for them: a shell starts its
+    background jobs with SIGINT ignored.
+    """
+    try:
+        with _interruptible(signal.SIGINT, *signals):
+            return _explained(action)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return FAILED
+
+
+@contextmanager
+def _interruptible(*signals: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: a handler that was not set from Python
+                signal.signal(number, handler)
+
+
+def _explained(action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except SpecError as error:
+        return _refused(str(error), INVALID)
+    except Failed as error:
+        return _refused(str(error), FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout at exit
+        return FAILED
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in ("boto3", "botocore"):
+            raise
+        return _refused("boto3 is not installed: pip install 'sagemaker-serve[deploy]'", INVALID)
+    except Exception as error:
+        from deploy import aws
+
+        explained = aws.explained_any(error)
+        if explained is None:
+            raise
+        return _refused(explained, FAILED)
+
+
+def _refused(why: str, code: int) -> int:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}{why}{plain}", file=sys.stderr)
+    return code
+
+
+def _connect(region: str | None) -> "Aws":
+    from deploy.aws import Aws
+
+    return Aws(region)
+
+
+# The parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    whole = argparse.ArgumentParser(
+        prog="python -m deploy",
+        description="Creates, updates and deletes a SageMaker endpoint from one spec file.",
+        epilog=EXIT_CODES,
+    )
+    verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--region", help="default: the spec's, then AWS_DEFAULT_REGION")
+    common.add_argument("--json", action="store_true", help="print the result as JSON on stdout, the rest on stderr")
+
+    def verb(name: str, does: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=does, description=does, parents=parents, epilog=EXIT_CODES)
+
+    at = verb("up", "create or update the endpoint of a spec; an endpoint that is up to date is `unchanged`", common)
+    at.add_argument("spec", type=Path, help="endpoint.toml")
+    at.add_argument("--plan", action="store_true", help="print the requests as JSON, send none; needs no credentials")
+    at.add_argument("--no-wait", action="store_true", help="return as soon as AWS has accepted the change")
+    at.add_argument("--smoke", type=Path, metavar="FILE", help="calls that must succeed, else roll back")
+    at.add_argument("--for", dest="keep", type=_duration, metavar="4h", help="delete the endpoint after 90m, 4h, 2d")
+    verb("down", "delete everything that was created for an endpoint", common).add_argument("name", help="the endpoint")
+    verb("status", "print the state of an endpoint", common).add_argument("name", help="the endpoint")
+    at = verb("traffic", "change the weights of the variants, without a new configuration", common)
+    at.add_argument("name", help="the endpoint")
+    at.add_argument("weights", nargs="+", type=_weight, metavar="VARIANT=WEIGHT")
+    _add_invoke_arguments(verb("invoke", "call the endpoint once", common))
+    at = verb("logs", "print the containers' log from CloudWatch", common)
+    at.add_argument("name", help="the endpoint")
+    at.add_argument("--since", type=float, default=60, metavar="MINUTES", help="(%(default)s)")
+    at.add_argument("--filter", default="", help="CloudWatch's filter pattern, for example ERROR")
+    at.add_argument("--follow", "-f", action="store_true", help="print new lines until Ctrl-C")
+    verb("roles", "print the roles that a spec needs, as JSON for an administrator", common).add_argument(
+        "spec", type=Path, help="endpoint.toml"
+    )
+    at = verb("pack", "pack a directory of models into a reproducible archive")
+    at.add_argument("directory", metavar="DIR", type=Path)
+    at.add_argument("name", metavar="NAME", nargs="?", help="the model's name; default: the directory's")
+    at.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="where NAME.tar.gz goes; default: here")
+    at = verb("put", "upload models to S3, under keys that contain their hash")
+    at.add_argument("files", metavar="FILE", nargs="+", type=Path, help="archives, or directories to pack first")
+    at.add_argument("to", metavar="S3URI", help="s3://bucket/prefix/")
+    at.add_argument("--uncompressed", action="store_true", help="upload a directory file by file: for a bundle")
+    at.add_argument("--region", help="of the bucket and the endpoint; default: boto3's")
+    at = verb("models", "list the models below a prefix in S3, or remove some")
+    at.add_argument("at", metavar="S3URI", help="s3://bucket/prefix/")
+    at.add_argument("--remove", metavar="NAME", nargs="+", default=[], help="NAME.tar.gz, or NAME/ of a bundle")
+    at.add_argument("--region", help="of the bucket; default: boto3's")
+    at.add_argument("--json", action="store_true", help="a list of objects")
+    _add_pipeline_arguments(verb("pipeline", "train, register and deploy by SageMaker Pipelines"))
+    return whole
+
+
+def _add_invoke_arguments(at: argparse.ArgumentParser) -> None:
+    at.add_argument("name", help="the endpoint")
+    at.add_argument("file", help="the body; - is stdin; for an asynchronous endpoint also s3://BUCKET/KEY")
+    at.add_argument("--target-model", metavar="MODEL", help="multi-model endpoints: the model's key below the prefix")
+    at.add_argument("--variant", help="the variant that answers, regardless of the weights")
+    at.add_argument("--type", help="Content-Type; default: from the file's suffix")
+    at.add_argument("--accept", help="the format of the response")
+    at.add_argument(
+        "--attributes", help="X-Amzn-SageMaker-Custom-Attributes: `model_type=NAME` selects a model of a bundle"
+    )
+    at.add_argument("--stream", action="store_true", help="print the response as it arrives")
+
+
+def _add_pipeline_arguments(at: argparse.ArgumentParser) -> None:
+    at.formatter_class = argparse.RawDescriptionHelpFormatter
+    actions = "\n".join(f"  {action:<7} {does}" for action, does in PIPELINE_ACTIONS.items())
+    at.epilog = f"actions:\n{actions}\n\n{EXIT_CODES}\n\nOn this machine: python -m local_test.pipelines NAME"
+    at.add_argument("name", choices=list(PIPELINES))
+    at.add_argument("action", choices=list(PIPELINE_ACTIONS), help="see below")
+    add_parameter_argument(at)
+    at.add_argument("--bucket", help="upsert, run, roles: the bucket of all its data, artifacts and models")
+    at.add_argument("--role", help="upsert: ARN of a role for the jobs and the endpoint; default: create one")
+    at.add_argument("--function-role", help="upsert: ARN of a role for the function; default: create one")
+    at.add_argument("--again", action="store_true", help="start: a new execution although nothing has changed")
+    at.add_argument("--execution", help="follow, steps, show: an execution's ARN, or `last`")
+    add_picture_argument(at)
+    at.add_argument("--region", help="default: AWS_DEFAULT_REGION")
+    at.add_argument("--local", action=_Local, nargs=0, help=argparse.SUPPRESS)
+
+
+def add_parameter_argument(at: argparse.ArgumentParser) -> None:
+    at.add_argument("--param", action="append", default=[], type=_parameter, metavar="NAME=VALUE")
+
+
+def add_picture_argument(at: argparse.ArgumentParser) -> None:
+    at.add_argument(
+        "--picture", type=Path, metavar="FILE", help="write a Mermaid diagram, coloured by state; FILE.md: fenced"
+    )
+
+
+class _Local(argparse.Action):
+    """--local of earlier versions: an error that names the command for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        name = getattr(namespace, "name", None) or "NAME"
+        parser.error(f"--local is not supported; run it on this machine with: python -m local_test.pipelines {name}")
+
+
+def _weight(text: str) -> tuple[str, float]:
+    variant, equals, weight = text.partition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = -1
+    if not variant or not equals or not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not VARIANT=WEIGHT, for example A=9")
+    return variant, number
+
+
+def _duration(text: str) -> timedelta:
+    found = re.fullmatch(r"([1-9]\d*)([mhd])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90m, 4h or 2d")
+    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[found[2]]: int(found[1])})
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+# The verbs
+
+
+def _up(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import endpoint, invoke, schedule, spec
+
+    wanted = spec.load(given.spec)
+    if given.plan:
+        with _naming(given.spec):
+            return _plan(wanted, given.region)
+    progress = _progress(given)
+    aws = connect(given.region or wanted.region)
+    checks = invoke.load_checks(given.smoke) if given.smoke else []
+    smoke = (lambda: invoke.run_checks(aws, wanted, checks, progress)) if checks else None
+    # The schedule is set at the beginning: from then on the endpoint costs, even if this process is killed.
+    begun = (lambda: schedule.ensure(aws, wanted.name, given.keep, progress)) if given.keep else None
+    with _naming(given.spec):
+        outcome = endpoint.up(wanted, aws, progress, wait=not given.no_wait, begun=begun, smoke=smoke)
+    if given.json:
+        fields = ("endpoint", "config", "changed", "changes", "waiting")
+        print(json.dumps({field: getattr(outcome, field) for field in fields}))
+    elif outcome.waiting:
+        print(f"not waiting: python -m deploy status {wanted.name}")
+    elif not outcome.changed:
+        print("unchanged")
+    else:
+        target = " --target-model MODEL.tar.gz" if wanted.multi_model(wanted.variants[0]) else ""
+        print(f"in service. Try: python -m deploy invoke {wanted.name}{target} FILE")
+        if not given.keep:
+            print(f"billed until:    python -m deploy down {wanted.name}")
+    return DONE
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error that AWS's service model finds names the spec file too."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def _plan(spec: "Spec", region: str | None) -> int:
+    from deploy import plan
+
+    wanted = plan.offline(spec, region or spec.region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+    requests = [
+        *({"CreateModel": each} for each in wanted.models.values()),
+        {"CreateEndpointConfig": wanted.config},
+        {"CreateEndpoint": wanted.endpoint},
+        *({operation: request} for _, operation, request in plan.requests_beside(spec)),
+    ]
+    print(json.dumps(requests, indent=2))
+    if plan.UNKNOWN_ACCOUNT in json.dumps(requests):
+        print(
+            f"Account {plan.UNKNOWN_ACCOUNT} and image tags are placeholders: only AWS knows account and digests. "
+            "The hashes in the names depend on them.",
+            file=sys.stderr,
+        )
+    return DONE
+
+
+def _down(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import endpoint
+
+    progress = _progress(given)
+    endpoint.down(given.name, connect(given.region), progress)
+    if given.json:
+        print(json.dumps({"endpoint": given.name, "changes": progress.changes, "left": []}))
+    else:
+        print(f"nothing of {given.name} is left")
+    return DONE
+
+
+def _status(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import status
+
+    report = status.report(connect(given.region), given.name)
+    print(json.dumps(report) if given.json else status.text(report))
+    return DONE
+
+
+def _traffic(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import endpoint
+
+    progress, weights = _progress(given), dict(given.weights)
+    endpoint.move(given.name, weights, connect(given.region), progress)
+    if given.json:
+        print(json.dumps({"endpoint": given.name, "weights": weights, "changed": bool(progress.changes)}))
+    elif not progress.changes:
+        print("unchanged")
+    return DONE
+
+
+def _invoke(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import invoke
+
+    return invoke.run(connect(given.region), given)
+
+
+def _logs(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import status
+
+    return status.show_log(
+        connect(given.region), given.name, since=given.since, pattern=given.filter, follow=given.follow
+    )
+
+
+def _roles(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import plan, roles, spec
+
+    wanted = spec.load(given.spec)
+    aws = connect(given.region or wanted.region)
+    with _naming(given.spec):
+        plan.offline(wanted, aws.region)
+    print(json.dumps([each.document for each in roles.of_all(wanted, aws.account, aws.region)], indent=2))
+    return DONE
+
+
+def _pack(given: argparse.Namespace, _: Connect) -> int:
+    from deploy.models import archives
+
+    return archives.run(given)
+
+
+def _put(given: argparse.Namespace, _: Connect) -> int:
+    from deploy.models import store
+
+    return store.put(given)
+
+
+def _models(given: argparse.Namespace, _: Connect) -> int:
+    from deploy.models import store
+
+    return store.models(given)
+
+
+def _pipeline(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy.pipelines import command
+
+    return command.run(given, connect)
+
+
+def _progress(given: argparse.Namespace) -> Progress:
+    return Progress(sys.stderr if given.json else sys.stdout)
+
+
+VERBS: dict[str, Callable[[argparse.Namespace, Connect], int]] = {
+    "up": _up,
+    "down": _down,
+    "status": _status,
+    "traffic": _traffic,
+    "invoke": _invoke,
+    "logs": _logs,
+    "roles": _roles,
+    "pack": _pack,
+    "put": _put,
+    "models": _models,
+    "pipeline": _pipeline,
+}

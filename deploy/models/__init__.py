@@ -1,0 +1,1 @@
+"""Models on the way to S3: checked, packed, uploaded, listed, removed."""

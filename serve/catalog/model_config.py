@@ -1,0 +1,211 @@
+"""What a model was asked to be: `model.toml`, checked key by key, and the one record that every process passes on.
+
+`ModelToml` has the keys that an owner may write. `ModelConfig` adds what recognition found and the settings that a
+handler needs. The host makes it, the catalog file and the channel to the runner carry it, and the handler gets it.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
+
+import msgspec
+
+from serve.catalog.kinds import HANDLERS, options_of
+from serve.errors import ModelUnusable
+from serve.settings import Settings
+
+FILE = "model.toml"
+LONGEST = 1 << 20
+# In [options] of a model with its own code: how alike an unknown key and one of ours may be (of 1).
+MISSPELT = 0.85
+
+Options_co = TypeVar("Options_co", covariant=True)
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that the model is known to answer."""
+
+    content_type: str
+    body: str
+
+
+class ModelToml(msgspec.Struct, Generic[Options_co], frozen=True, kw_only=True):
+    """The keys of model.toml. A new key is one line here."""
+
+    name: str | None = None
+    handler: str | None = None
+    task: str | None = None
+    aliases: tuple[str, ...] = ()
+    copies: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    pin: bool = False
+    preload: bool = False
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    options: Options_co
+    example: Example | None = None
+
+
+class ModelConfig(ModelToml[Options_co], Generic[Options_co], frozen=True, kw_only=True):
+    """One model: the keys of its model.toml, what recognition found, and the settings that a handler needs."""
+
+    name: str
+    handler: str  # a key of serve.catalog.kinds.HANDLERS
+    threads: int = 1  # of the framework's own pool, in each process
+    max_batch: int = 32  # requests (for generation, sequences) in one batch
+
+    # Found.
+    directory: Path
+    model_type: str | None = None  # Hugging Face's, from config.json: gpt2, bart...
+    bytes: int = 0  # estimated memory of one copy
+
+    # Copied from the setting of the same name. A new one is one line here.
+    remote_code: bool = False
+    model_field: str = "model_type"
+    default_accept: str = ""
+    batch_transform: bool = False
+    multi_model: bool = False
+    inference_output: str = ""
+    ensemble: bool = True
+
+    def names(self) -> list[str]:
+        """The names by which a request may call the model."""
+        return [self.name, f"{self.name}.tar.gz", *self.aliases, *([self.model_type] if self.model_type else [])]
+
+
+_FROM_SETTINGS = [
+    each.name
+    for each in fields(Settings)
+    if each.name in ModelConfig.__struct_fields__ and each.name not in ModelToml.__struct_fields__
+]
+
+
+def configured(
+    said: ModelToml[Any], settings: Settings, *, name: str, handler: str, directory: Path, **found: Any
+) -> ModelConfig[Any]:
+    """The record of a model: `said` in its model.toml, `found` in its files, and the settings where neither decides."""
+    values = msgspec.structs.asdict(said) | {each: getattr(settings, each) for each in _FROM_SETTINGS}
+    values["threads"] = said.threads or settings.threads or 1
+    values["max_batch"] = said.max_batch or settings.max_batch
+    return ModelConfig(**values | {"name": name, "handler": handler, "directory": directory} | found)
+
+
+# Reading model.toml.
+
+
+def read(directory: Path) -> ModelToml[dict[str, Any]]:
+    """The model.toml of `directory`, or its defaults where there is none. Raises ModelUnusable, naming the key."""
+    path = directory / FILE
+    if not path.is_file():
+        return ModelToml(options={})
+    if path.stat().st_size > LONGEST:
+        raise ModelUnusable(f"{FILE}: longer than {LONGEST >> 20} MB")
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as bad:
+        raise ModelUnusable(f"{FILE}: not valid TOML: {bad}") from None
+    return parse(table)
+
+
+def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
+    """A parsed model.toml, whose options are not checked yet. Raises ModelUnusable, naming the key."""
+    _refuse_unknown(table, ModelToml.__struct_fields__, "key")
+    if isinstance(table.get("example"), dict):
+        _refuse_unknown(table["example"], Example.__struct_fields__, "key of [example]")
+    said: ModelToml[dict[str, Any]] = _converted({"options": {}, **table}, ModelToml[dict[str, Any]])
+    if said.handler is not None:
+        _refuse_unknown([said.handler], HANDLERS, "handler")
+    for key, names in (("name", [said.name] if said.name is not None else []), ("aliases", said.aliases)):
+        for name in names:
+            if not name.strip() or "/" in name or not name.isprintable():
+                raise ModelUnusable(f"{FILE}: {key}: {name!r} is empty, or has a / or a control character")
+    return said
+
+
+def checked_options(handler: str, table: dict[str, Any]) -> Any:
+    """The `[options]` of a model as its handler's struct. Raises ModelUnusable, naming the option."""
+    kind = options_of(handler)
+    names = [each for each in kind.__struct_fields__ if each != "others"]
+    known = {name: value for name, value in table.items() if name in names}
+    others = {name: value for name, value in table.items() if name not in names}
+    if "others" in kind.__struct_fields__:  # for the model's own code
+        _refuse_unknown(_misspelt(others, [name for name in names if name not in known]), names, "option")
+        known["others"] = _portable(others)
+    else:
+        _refuse_unknown(others, names, f"option of {handler}")
+    return _converted(known, kind, "options.")
+
+
+def _portable(table: dict[str, Any]) -> Any:
+    """Values that can travel between processes: dates and times as text."""
+    try:
+        msgspec.msgpack.encode(table)
+    except OverflowError:
+        raise ModelUnusable(f"{FILE}: options: an integer does not fit 64 bits") from None
+    return msgspec.to_builtins(table)
+
+
+def _misspelt(given: Iterable[str], names: list[str]) -> list[str]:
+    return [name for name in given if difflib.get_close_matches(name.lower(), names, n=1, cutoff=MISSPELT)]
+
+
+def _converted(table: dict[str, Any], kind: Any, inside: str = "") -> Any:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as bad:
+        says, _, where = str(bad).partition(" - at `$.")
+        where = where.rstrip("`")
+        if says.startswith("Invalid enum value"):
+            known = next(each.type for each in msgspec.structs.fields(kind) if each.name == where)
+            says = f"unsupported value {table[where]!r}; use one of: {', '.join(_choices(known))}"
+        raise ModelUnusable(f"{FILE}: {inside}{where}: {says}" if where else f"{FILE}: {says}") from None
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of the Literal in an annotation."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for part in get_args(annotation) for value in _choices(part)]
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+            advice = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise ModelUnusable(f"{FILE}: no {what} named {name!r}; {advice}")
+
+
+# From process to process. msgpack, because JSON has neither bytes (of paths that are not UTF-8) nor infinity.
+
+
+class _Head(msgspec.Struct):
+    handler: str
+
+
+def encoded(config: ModelConfig[Any]) -> bytes:
+    """A model's record as bytes."""
+    return msgspec.msgpack.encode(config, enc_hook=to_bytes)
+
+
+def decoded(raw: bytes) -> ModelConfig[Any]:
+    """The record that `encoded` wrote, its options in their handler's struct."""
+    handler = msgspec.msgpack.decode(raw, type=_Head).handler
+    kind: Any = ModelConfig
+    config: ModelConfig[Any] = msgspec.msgpack.decode(raw, type=kind[options_of(handler)], dec_hook=from_bytes)
+    return config
+
+
+def to_bytes(path: Any) -> bytes:
+    """For msgspec's `enc_hook`: a path as the file system has it."""
+    if isinstance(path, Path):
+        return os.fsencode(path)
+    raise NotImplementedError(type(path))
+
+
+def from_bytes(kind: type, raw: Any) -> Path:
+    """For msgspec's `dec_hook`."""
+    return Path(os.fsdecode(raw))

@@ -1,0 +1,134 @@
+"""What lies in the model directory: each model's record, or the reason why it cannot be served."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from serve.catalog import estimate, model_config, recognition
+from serve.catalog.catalog import ARCHIVES, Catalog, Entry, by_name, cut, stem
+from serve.catalog.model_config import ModelConfig
+from serve.errors import BadRequest, ModelUnusable
+from serve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ONLY = "model"  # the name of a model that is the model directory itself and does not say another
+DEFAULTS = Settings()
+
+
+def scan(model_dir: Path, settings: Settings = DEFAULTS) -> Catalog:
+    """The models in a directory, which may be absent or empty. Raises OSError when it cannot be read."""
+    if not model_dir.exists():
+        return Catalog([])
+    if recognition.marked(model_dir, settings.program):
+        return Catalog([_root(model_dir, settings)])
+    # Later ones win: a directory over the archive it was unpacked from.
+    found = {}
+    for path in sorted(recognition.visible(model_dir), key=lambda each: each.is_dir()):
+        broken = path.is_symlink() and not path.exists()
+        if (path.is_dir() and path.name != recognition.CODE) or broken or _is_archive(path):
+            name = path.name if path.is_dir() else stem(path.name)
+            if not _sayable(name):
+                log.warning("skipped a name with control characters", extra={"path": ascii(str(path))})
+                continue
+            found[name] = _entry(name, path, model_dir, settings)
+    if not found and recognition.visible(model_dir):
+        return Catalog([_root(model_dir, settings)])
+    return Catalog(_without_clashes(found.values()))
+
+
+def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> ModelConfig[Any]:
+    """The record of the model in a directory. Raises ModelUnusable, naming the file at fault and the cause."""
+    try:
+        inner = recognition.top(directory)
+        said = model_config.read(inner)
+        found = recognition.recognise(inner, said, settings.hf_task, settings.program)
+        options = model_config.checked_options(
+            found.handler, said.options | ({"program": found.program} if found.program else {})
+        )
+        dtype, quantize = getattr(options, "dtype", None), getattr(options, "quantize", None)
+        needs = estimate.memory_bytes(inner, found.handler, dtype, quantized=quantize is not None)
+    except ModelUnusable as error:
+        error.model = name
+        raise
+    except OSError as error:
+        at = recognition.shown(Path(error.filename or directory).name)
+        raise ModelUnusable(f"{at}: {error.strerror}", model=name) from error
+    # The file system names a model; the name in its model.toml is an alias.
+    also = (said.name,) if said.name not in (None, name) else ()
+    return model_config.configured(
+        said,
+        settings,
+        name=name,
+        handler=found.handler,
+        directory=inner,
+        task=found.task,
+        model_type=found.model_type,
+        aliases=tuple(dict.fromkeys((*also, *said.aliases))),
+        options=options,
+        bytes=needs,
+    )
+
+
+def _root(model_dir: Path, settings: Settings) -> Entry:
+    try:
+        name = model_config.read(model_dir).name or ONLY
+    except (ModelUnusable, OSError):
+        name = ONLY  # `describe` reports what is wrong with model.toml
+    return _entry(name, model_dir, model_dir, settings)
+
+
+def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
+    archive = _is_archive(path)
+    config, problem = None, None
+    if not path.exists():
+        problem = f"{recognition.shown(path.name)}: a link to nothing"
+    elif path != model_dir and path.is_symlink() and not path.resolve().is_relative_to(model_dir.resolve()):
+        problem = f"{recognition.shown(path.name)}: a link that leaves the model directory"
+    elif not archive:
+        try:
+            config = describe(name, path, settings)
+        except ModelUnusable as error:
+            problem = error.message
+    return Entry(name=name, path=path, archive=archive, config=config, problem=problem)
+
+
+def _without_clashes(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries, by name; one that claims an alias another has claimed before gets a problem that names the other."""
+    owners: dict[str, str] = {}
+    settled = []
+    for entry in by_name(entries):
+        aliases = entry.config.aliases if entry.config else ()
+        taken = next((alias for alias in aliases if alias in owners), None)
+        if taken is not None:
+            problem = f"model.toml: aliases: {taken!r} is taken by the model {owners[taken]!r}"
+            entry = replace(entry, config=None, problem=problem)
+        else:
+            owners |= dict.fromkeys(aliases, entry.name)
+        settled.append(entry)
+    return settled
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.endswith(ARCHIVES) and path.is_file()
+
+
+def _sayable(name: str) -> bool:
+    """No control characters, and writable as UTF-8 (a name of other bytes cannot be asked for)."""
+    return not any(ord(char) < 32 or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000 for char in name)
+
+
+def real(url: Path, roots: Sequence[Path]) -> Path:
+    """Where a url leads, links followed. Raises BadRequest for what is no path, or leads out of the roots."""
+    try:
+        path = url.resolve()
+        inside = url.is_absolute() and any(path.is_relative_to(root.resolve()) for root in roots)
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, a surrogate, a loop of links
+        raise BadRequest(f"url {cut(str(url))!r} is not a path: {error}") from error
+    if not inside:
+        allowed = " or ".join(str(root) for root in roots)
+        raise BadRequest(f"url {cut(str(url))!r} is not under {allowed}", hint="SERVE_MODEL_ROOTS names the roots")
+    return path

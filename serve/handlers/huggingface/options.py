@@ -1,0 +1,25 @@
+"""The options of every handler of Hugging Face models."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+
+class HuggingFaceOptions(Struct, frozen=True, kw_only=True):
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"] | None,
+        Meta(
+            description="precision of the weights; `auto`: as stored",
+            extra={"default": "`float32` on a CPU, `auto` on a GPU"},
+        ),
+    ] = None
+    quantize: Annotated[
+        Literal["int8"] | None, Meta(description='`"int8"`: weights of linear layers in 8 bits, on CPUs')
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="`true`: Python code in the model's directory may run; `HF_TRUST_REMOTE_CODE=true` is required"
+            " too"
+        ),
+    ] = False

@@ -1,0 +1,38 @@
+"""The model that a body names, and the names of models' sockets."""
+
+import pytest
+
+from serve.errors import BadRequest
+from serve.http.addresses import peek, socket_name
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"model_type": "gpt2", "inputs": "x"}', "gpt2"),
+        (b'{"inputs": {"model_type": "nested"}}', None),
+        (b'{"inputs": "\\"model_type\\": \\"quoted\\"", "model_type": "bart"}', "bart"),
+        (b'{"model_type": null}', None),
+        (b"[[1, 2]]", None),
+        (b"3", None),
+    ],
+)
+def test_the_field_is_found_at_the_top_and_only_there(body: bytes, name: str | None) -> None:
+    """Wherever it stands, whatever else there is."""
+    assert peek("model_type")(body) == name
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"a": NaN}', b'{"model_type": 3}', b'{"a":' * 10_000, b"", b"{} x"])
+def test_what_is_not_json_is_a_bad_request(body: bytes) -> None:
+    """With the position, and without an exception of the parser's."""
+    with pytest.raises(BadRequest):
+        peek("model_type")(body)
+
+
+def test_socket_names_are_short_and_apart() -> None:
+    """A path to a socket has 107 bytes; no name can pass for the id of another."""
+    assert socket_name("abalone-1") == "abalone-1.sock"
+    names = ["x" * 65, "x" * 300, "a b", "ä", ".hidden", "~" + "0" * 16, "-a"]
+    short = {socket_name(name) for name in names}
+    assert len(short) == len(names)
+    assert all(len(each) <= 70 and each.startswith("~") for each in short)

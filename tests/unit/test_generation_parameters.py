@@ -1,0 +1,364 @@
+"""Parameters of transformers' `generate`: each does what it does there; what cannot be done is refused with why."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, MinPLogitsWarper, WatermarkingConfig, pipeline
+
+from serve.errors import BadRequest
+from serve.handlers.generation.handler import TextGeneration
+from serve.handlers.generation.parameters import MOST_SEQUENCES, REFUSED, Parameters
+from serve.handlers.generation.sampling import Choice, choose
+from tests.unit.test_generation_toys import END, Asked, ask, finish, handler_of, reference, save_toy
+
+PROMPTS = ["the cat sat", "a", "on the mat on the mat on", "what is it that the", "zzz zzz"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def handler(directory: Path) -> TextGeneration:
+    return handler_of(directory, max_batch=8)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Any:
+    return reference(directory)
+
+
+def wanted(handler: TextGeneration, model: Any, text: str, **arguments: Any) -> str:
+    tokenizer = handler._tokenizer
+    inputs = tokenizer(text, return_tensors="pt")
+    (row,) = model.generate(**inputs, **({"pad_token_id": END, "max_new_tokens": 24, "do_sample": False} | arguments))
+    return str(tokenizer.decode(row[inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def body(text: Any, **parameters: Any) -> dict[str, Any]:
+    return {"inputs": text, "parameters": {"max_new_tokens": 24, "return_full_text": False} | parameters}
+
+
+def plain(handler: TextGeneration, text: str) -> list[int]:
+    """Tokens of the greedy text, to choose from what would be made."""
+    made = ask(handler, body(text))[0]["generated_text"]
+    return list(handler._tokenizer(made)["input_ids"])
+
+
+IN_THE_BATCH: list[dict[str, Any]] = [
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
+    {"min_length": 20},
+    {"pad_token_id": 5},
+]
+LEFT: list[dict[str, Any]] = [
+    {"encoder_repetition_penalty": 1.5},
+    {"encoder_no_repeat_ngram_size": 2},
+    {"forced_bos_token_id": 7},
+    {"forced_eos_token_id": END},
+    {"forced_eos_token_id": [END, 9]},
+    {"exponential_decay_length_penalty": [3, 1.6]},
+    {"begin_suppress_tokens": [1, 2, 3]},
+    {"guidance_scale": 1.5},
+    {"remove_invalid_values": True},
+    {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
+    {"num_beams": 3, "early_stopping": "never", "renormalize_logits": True},
+    {"num_beams": 2, "no_repeat_ngram_size": 2},
+    {"num_beams": 2, "bad_words_ids": [[4], [5, 6]], "suppress_tokens": [7, 8], "eos_token_id": [9, END]},
+]
+
+
+@pytest.mark.parametrize("parameters", IN_THE_BATCH + LEFT, ids=str)
+def test_a_parameter_does_what_it_does_to_generate(
+    handler: TextGeneration, model: Any, parameters: dict[str, Any]
+) -> None:
+    """For each of several prompts at once, beside a caller who asks for nothing of the kind."""
+    neighbour = Asked(handler, body("somebody else"))
+    together = Asked(handler, body(PROMPTS, **parameters))
+    handler.join(neighbour)
+    handler.join(together)
+    finish(handler, together, neighbour)
+
+    for text, (entry,) in zip(PROMPTS, together.answer, strict=True):
+        assert entry["generated_text"] == wanted(handler, model, text, **parameters)
+    assert neighbour.answer[0]["generated_text"] == wanted(handler, model, "somebody else")
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_tokens_that_would_have_come_are_kept_away(handler: TextGeneration, model: Any, beams: int) -> None:
+    """Words of one token and of several, and single tokens; an end token chosen by the request ends the text."""
+    for text in PROMPTS:
+        made = plain(handler, text)
+        for parameters in (
+            {"suppress_tokens": made[:2]},
+            {"bad_words_ids": [made[1:2], made[3:5], made[5:8]]},
+            {"bad_words_ids": [made[:2], [END]]},
+            {"eos_token_id": made[6]},
+            {"eos_token_id": [made[9], made[7]], "min_new_tokens": 3},
+        ):
+            answer = ask(handler, body(text, num_beams=beams, **parameters))[0]["generated_text"]
+            # The end token is no text here; `generate` shows one that its tokenizer does not call special.
+            end = parameters.get("eos_token_id")
+            told = wanted(handler, model, text, num_beams=beams, **parameters)
+            if end is None:
+                assert answer == told
+            else:
+                assert told.startswith(answer)
+                assert len(told) - len(answer) <= 1
+
+
+def test_a_stop_string_is_kept_under_the_librarys_name(handler: TextGeneration, model: Any) -> None:
+    for text in PROMPTS:
+        whole = ask(handler, body(text))[0]["generated_text"]
+        stop = next(whole[i : i + 2] for i in range(3, 20) if whole[i : i + 2] not in text + whole[: i + 1])
+        told = wanted(handler, model, text, stop_strings=[stop], tokenizer=handler._tokenizer)
+        for name in ("stop_strings", "stop_sequence"):
+            assert ask(handler, body(text, **{name: stop}))[0]["generated_text"] == told
+        assert ask(handler, body(text, stop=stop))[0]["generated_text"] == told[: told.index(stop)]
+        assert ask(handler, body(text, stop_sequences=[stop]))[0]["generated_text"] == told[: told.index(stop)]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"typical_p": 0.4}, {"top_h": 0.5}, {"epsilon_cutoff": 0.05}, {"eta_cutoff": 0.1}, {"min_p": 0.2, "num_beams": 2}],
+    ids=str,
+)
+def test_a_way_to_sample_that_is_left_to_generate_draws_as_it(
+    handler: TextGeneration, model: Any, parameters: dict[str, Any]
+) -> None:
+    asked = {"do_sample": True, "top_k": 0} | parameters
+    torch.manual_seed(3)
+    told = wanted(handler, model, "the cat", **asked)
+
+    assert ask(handler, body("the cat", seed=3, **asked))[0]["generated_text"] == told
+
+
+def test_min_p_leaves_what_the_librarys_leaves(handler: TextGeneration) -> None:
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1)) * 2
+    left = torch.softmax(MinPLogitsWarper(0.1)(None, logits.clone()), -1)[0]
+    for settings in ({"top_k": 0}, {"top_k": 200}):
+        rows = [
+            Choice(temperature=1.0, top_p=1.0, penalty=1.0, min_p=0.1, dice=random.Random(i), **settings)  # type: ignore[arg-type]
+            for i in range(8000)
+        ]
+        shares = torch.bincount(torch.tensor(choose(logits.expand(8000, -1).clone(), rows)), minlength=300) / 8000
+        assert not shares[left == 0].any()
+        assert (shares - left).abs().max() < 0.03
+
+
+def test_a_watermark_and_a_bias_are_the_librarys(handler: TextGeneration, model: Any) -> None:
+    marks = {"greenlist_ratio": 0.4, "bias": 9.0, "hashing_key": 77}
+    told = wanted(handler, model, "the cat", watermarking_config=WatermarkingConfig(**marks))
+    assert ask(handler, body("the cat", watermarking_config=marks))[0]["generated_text"] == told
+    told = wanted(handler, model, "the cat", watermarking_config=WatermarkingConfig())
+    assert ask(handler, body("the cat", watermark=True))[0]["generated_text"] == told
+    made = plain(handler, "the cat")
+    told = wanted(handler, model, "the cat", sequence_bias={(made[1],): -30.0, (made[0], 9): 40.0})
+    bias = [[[made[1]], -30], [[made[0], 9], 40]]
+    assert ask(handler, body("the cat", sequence_bias=bias))[0]["generated_text"] == told
+
+
+def test_the_pipelines_own_parameters(handler: TextGeneration, directory: Path) -> None:
+    """A prefix is read and not shown, and a prompt too long can be cut from its left."""
+    library = pipeline("text-generation", model=str(directory))
+    asked = {"max_new_tokens": 20, "do_sample": False}
+    for name, text in (("prefix", "the cat"), ("handle_long_generation", "abcdefgh " * 40)):
+        value = "once upon " if name == "prefix" else "hole"
+        library.tokenizer.model_max_length = 160
+        (told,) = library(text, return_full_text=False, **asked, **{name: value})
+        assert ask(handler, body(text, **asked, **{name: value})) == [{"generated_text": told["generated_text"]}]
+    full = ask(handler, body("the cat", prefix="once ", return_full_text=True))[0]["generated_text"]
+    assert full.startswith("the cat")
+    assert ask(handler, body("xyz the cat", truncate=4)) == ask(handler, body(" cat"))
+
+
+def test_its_own_time_ends_a_text(handler: TextGeneration) -> None:
+    for parameters in ({}, {"num_beams": 2}):
+        (entry,) = ask(handler, body("the", max_time=1e-6, max_new_tokens=100, min_new_tokens=100, **parameters))
+        assert len(entry["generated_text"].encode()) <= 4
+        assert "finish_reason" not in entry
+
+
+def test_every_field_of_the_librarys_config_is_known() -> None:
+    """Done, ignored, or refused with a reason: none is a stranger."""
+    ours = set(Parameters.__struct_fields__)
+    its_own = {"transformers_version"}  # of the file it is kept in
+
+    assert {name for name in vars(GenerationConfig()) if not name.startswith("_")} - ours == its_own
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_refused_with_the_reason(handler: TextGeneration, name: str) -> None:
+    nothing, why = REFUSED[name]
+    other = False if True in nothing and 0 not in nothing else 2
+    with pytest.raises(BadRequest, match=rf"parameters\.{name} is not supported: ") as refused:
+        Asked(handler, body("a", **{name: other}))
+    assert why in refused.value.message
+    Asked(handler, body("a", **{name: nothing[0]}))
+
+
+def test_habits_of_other_clients_change_nothing(handler: TextGeneration) -> None:
+    habits = {
+        "details": True,
+        "decoder_input_details": True,
+        "top_n_tokens": 3,
+        "best_of": 1,
+        "watermark": False,
+        "return_text": True,
+        "return_tensors": False,
+        "clean_up_tokenization_spaces": True,
+        "use_cache": True,
+        "num_beam_groups": 1,
+        "diversity_penalty": 0.0,
+        "typical_p": 1.0,
+        "length_penalty": 1.0,
+    }
+    job = Asked(handler, body("the cat", **habits))
+    assert not job.item.left
+    handler.join(job)
+    finish(handler, job)
+    assert job.answer == ask(handler, body("the cat"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "allowed"),
+    [
+        ("eos_token_id", [-1, "x", [], [1, "a"], 1.5], "number of a token"),
+        ("bad_words_ids", [[], [[]], [1], [[-1]], "no"], "lists of numbers"),
+        ("suppress_tokens", [[], 1, ["a"]], "numbers of tokens"),
+        ("min_p", [-0.1, 1.1, "x"], "from 0 to 1"),
+        ("typical_p", [0, 1.1], "above 0, up to 1"),
+        ("epsilon_cutoff", [-1, 1], "from 0, below 1"),
+        ("no_repeat_ngram_size", [-1, 1.5], "whole number"),
+        ("early_stopping", ["always", 3], "never"),
+        ("exponential_decay_length_penalty", [[1], 1.1, [1.5, 2]], "a pair"),
+        ("sequence_bias", [[], {}, [[1, 2]]], "pairs"),
+        ("watermarking_config", [{"bias": "x"}, {"colour": 1}, True], "greenlist_ratio"),
+        ("max_time", [0, -1, "x"], "seconds"),
+        ("guidance_scale", ["x"], "number"),
+        ("prefix", [1], "string"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(
+    handler: TextGeneration, name: str, values: list[Any], allowed: str
+) -> None:
+    for value in values:
+        with pytest.raises(BadRequest, match=rf"^parameters\.{name}.* must be .*{allowed}"):
+            Asked(handler, body("a", **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"eos_token_id": 258}, "eos_token_id has token 258: the model knows tokens 0 to 257"),
+        ({"bad_words_ids": [[1], [3, 999]]}, "bad_words_ids has token 999"),
+        ({"sequence_bias": [[[700], 5.0]]}, "sequence_bias has token 700"),
+        ({"min_length": 80}, "min_length is 80: it must be at most 25"),
+        ({"stop": "a", "stop_strings": "b"}, "stop_strings is beside stop"),
+        ({"num_beams": 2, "frequency_penalty": 1}, "num_beams does not go with"),
+        ({"typicalp": 1}, "parameters.typicalp; did you mean typical_p"),
+    ],
+)
+def test_what_the_model_cannot_do_is_said(handler: TextGeneration, parameters: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        Asked(handler, body("a", **parameters))
+
+
+def test_what_is_left_to_generate_is_not_streamed(handler: TextGeneration) -> None:
+    with pytest.raises(BadRequest, match=r"parameters\.guidance_scale"):
+        Asked(handler, body("a", guidance_scale=2) | {"stream": True})
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("max_batch", [1, 2, 8])
+def test_more_prompts_than_rows_are_done_in_order_and_keep_nobody_out(
+    directory: Path, handler: TextGeneration, max_batch: int, beams: int
+) -> None:
+    if beams > max_batch:
+        return
+    small = handler_of(directory, max_batch=max_batch)
+    dice = random.Random(4)
+    texts = ["".join(dice.choice("abcdef ghi") for _ in range(dice.randint(1, 20))) for _ in range(30)]
+    asked = {"max_new_tokens": 6, "num_beams": beams}
+    alone = [ask(handler, body(text, **asked)) for text in texts]
+    large = Asked(small, body(texts, **asked))
+    small.join(large)
+    small.step()
+    passed = 0
+    while not large.done:
+        assert small.room() > 0, "others may still come"
+        other = Asked(small, body("me too", max_new_tokens=3))
+        small.join(other)
+        finish(small, other)
+        passed += not large.done
+
+    assert passed > 1
+    assert large.answer == alone
+    assert small.room() == max_batch
+
+
+def test_what_may_not_be_said_is_held_for_those_at_work_only(directory: Path) -> None:
+    """It is ten times a prompt's size, and a thousand prompts may wait, or be done and wait for the others."""
+    handler = handler_of(directory, max_batch=4)
+    parameters = {"max_new_tokens": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2}
+    job = Asked(handler, {"inputs": PROMPTS * 4, "parameters": parameters})
+    handler.join(job)
+    (joined,) = handler._turns.joined
+
+    most = 0
+    while not job.done:
+        handler.step()
+        most = max(most, sum(row._bans is not None or row.choice.seen is not None for row in joined.rows))
+
+    assert 1 <= most <= 4
+
+
+def test_large_requests_are_not_taken_without_end(directory: Path) -> None:
+    handler = handler_of(directory, max_batch=4)
+    jobs = []
+    while handler.room():
+        jobs.append(Asked(handler, body(["a", "b"] * 5, max_new_tokens=3)))
+        handler.join(jobs[-1])
+
+    assert 2 <= len(jobs) <= 5
+    finish(handler, *jobs)
+    assert {json.dumps(job.answer) for job in jobs} == {json.dumps(jobs[0].answer)}
+
+
+def test_a_large_request_that_hangs_up_leaves_nothing(directory: Path) -> None:
+    handler = handler_of(directory, max_batch=4)
+    job = Asked(handler, body(["a"] * 20))
+    handler.join(job)
+    handler.step()
+    handler.leave(job)
+
+    assert handler.room() == 4
+    assert ask(handler, body("the cat"))
+
+
+def test_there_is_an_end_to_what_one_request_may_ask(handler: TextGeneration) -> None:
+    with pytest.raises(BadRequest, match=f"{MOST_SEQUENCES + 1} prompts"):
+        Asked(handler, body(["a"] * (MOST_SEQUENCES + 1)))
+    with pytest.raises(BadRequest, match=f"make {2 * MOST_SEQUENCES} sequences"):
+        Asked(handler, body(["a"] * MOST_SEQUENCES, num_beams=2))
+
+
+def test_a_request_has_begun_when_its_prompt_is_read_and_not_before(directory: Path) -> None:
+    handler = handler_of(directory, max_batch=1)
+    jobs = [Asked(handler, body(text, max_new_tokens=4, num_beams=1)) for text in ("a", "b")]
+    for job in jobs:
+        handler.join(job)
+    assert [job.begun for job in jobs] == [False, False]
+    handler.step()
+    assert [job.begun for job in jobs] == [True, False]
+    finish(handler, *jobs)
+    searched = Asked(handler, body("a", num_beams=1, guidance_scale=2))
+    handler.join(searched)
+    finish(handler, searched)
+    assert searched.begun

@@ -1,0 +1,202 @@
+"""A runner's jobs: which of them run together, why one never fails for another, and what the host is told of them."""
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.catalog.model_config import ModelConfig
+from serve.errors import BadRequest, InternalError, ServeError, TooLate
+from serve.handlers.base import Reply, Request
+from serve.http.wire import Connection
+from serve.runner.jobs import Answers, Batches, ConnectionJob
+from serve.slots import Slots
+
+
+class Doubler:
+    """Answers twice the number; a negative one fails whatever batch it is in; even and odd do not mix."""
+
+    def __init__(self, model: ModelConfig[Any] | None = None) -> None:
+        self.batches: list[list[int]] = []
+
+    def decode(self, request: Request) -> int:
+        return int(request.body)
+
+    def compatible(self, item: int) -> int:
+        return item % 2
+
+    def predict(self, items: Sequence[int]) -> Sequence[Reply | ServeError]:
+        self.batches.append(list(items))
+        if min(items) < 0:
+            raise ZeroDivisionError("negative")
+        return [Reply(body=b"%d" % (2 * item), content_type="text/plain") for item in items]
+
+
+@dataclass(eq=False)
+class FakeJob:
+    """The runner's Job without its connection."""
+
+    item: int
+    request: Request = field(default_factory=lambda: Request(body=b"", content_type=""))
+    arrived: float = field(default_factory=time.monotonic)
+    begun_monotonic: float = 0.0
+    answers: list[Any] = field(default_factory=list)
+
+    def begin(self, now: float) -> None:
+        self.begun_monotonic = now
+
+    def reply(self, reply: Reply) -> None:
+        self.answers.append(reply.body)
+
+    def fail(self, error: ServeError) -> None:
+        self.answers.append(type(error))
+
+
+def run(predictor: Any, jobs: Sequence[FakeJob], max_batch: int = 8) -> Batches:
+    batches = Batches(predictor, max_batch)
+    for job in jobs:
+        batches.join(job)  # type: ignore[arg-type]
+    while batches.room() < max_batch:
+        batches.step()
+    return batches
+
+
+def test_what_is_compatible_runs_together_in_order_of_arrival() -> None:
+    """The oldest chooses the batch; the others keep their turn."""
+    doubler, jobs = Doubler(), [FakeJob(item) for item in (2, 3, 4, 5, 6)]
+
+    run(doubler, jobs)
+
+    assert doubler.batches == [[2, 4, 6], [3, 5]]
+    assert [job.answers for job in jobs] == [[b"4"], [b"6"], [b"8"], [b"10"], [b"12"]]
+
+
+def test_a_batch_has_a_size() -> None:
+    """More than max_batch wait for the next turn."""
+    doubler = Doubler()
+    batches = Batches(doubler, 2)
+    for item in (2, 4):
+        batches.join(FakeJob(item))  # type: ignore[arg-type]
+    assert batches.room() == 0
+    batches.step()
+    assert doubler.batches == [[2, 4]]
+
+
+def test_who_fails_a_batch_fails_alone() -> None:
+    """The members run again one by one: neighbours are answered as if nothing had been."""
+    jobs = [FakeJob(2), FakeJob(-4), FakeJob(6)]
+
+    run(Doubler(), jobs)
+
+    assert [job.answers for job in jobs] == [[b"4"], [InternalError], [b"12"]]
+
+
+def test_a_handlers_own_error_reaches_its_caller() -> None:
+    """A ServeError among the outcomes is an answer like any other."""
+
+    class Picky(Doubler):
+        def predict(self, items: Sequence[int]) -> Sequence[Reply | ServeError]:
+            return [BadRequest("no") for _ in items]
+
+    job = FakeJob(2)
+    run(Picky(), [job])
+    assert job.answers == [BadRequest]
+
+
+def test_what_nobody_waits_for_is_not_begun() -> None:
+    """A deadline that has passed in the queue costs no work, and the next batch is not smaller for it."""
+    doubler, now = Doubler(), time.monotonic()
+    late = FakeJob(2, Request(body=b"", content_type="", deadline=now - 1), arrived=now - 60)
+    good = FakeJob(4)
+
+    run(doubler, [late, good])
+
+    assert late.answers == [TooLate]
+    assert doubler.batches == [[4]]
+
+
+@pytest.mark.parametrize(("waited", "expected"), [(5.0, [TooLate]), (0.0, [b"4"])])
+def test_who_cannot_be_done_in_time_is_refused_unless_just_come(
+    waited: float, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that takes 0.1 s, and 0.01 s left: refused after a wait; but a fresh one is tried, or one slow batch
+    would turn away all that follow."""
+
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    class Slow(Doubler):
+        def predict(self, items: Sequence[int]) -> Sequence[Reply | ServeError]:
+            nonlocal now
+            now += 0.1
+            return super().predict(items)
+
+    batches = Batches(Slow(), 8)
+    batches.join(FakeJob(0, arrived=now))  # type: ignore[arg-type]
+    batches.step()
+    job = FakeJob(2, Request(body=b"", content_type="", deadline=now + 0.01), arrived=now - waited)
+    batches.join(job)  # type: ignore[arg-type]
+    batches.step()
+    assert job.answers == expected
+
+
+def test_who_left_is_forgotten() -> None:
+    """And leaving twice, or after the answer, is nothing."""
+    doubler, stays, leaves = Doubler(), FakeJob(2), FakeJob(4)
+    batches = Batches(doubler, 8)
+    batches.join(stays)  # type: ignore[arg-type]
+    batches.join(leaves)  # type: ignore[arg-type]
+    batches.leave(leaves)  # type: ignore[arg-type]
+    batches.leave(leaves)  # type: ignore[arg-type]
+    batches.step()
+    assert doubler.batches == [[2]]
+    assert leaves.answers == []
+
+
+class Counted(dict[int, Any]):
+    """Jobs by file descriptor, and how often all of them were looked at."""
+
+    looked = 0
+
+    def values(self) -> Any:
+        self.looked += 1
+        return super().values()
+
+
+class NoPoll:
+    def forget(self, fd: int) -> None:
+        pass
+
+
+def test_a_batch_is_not_looked_through_for_each_of_its_members(tmp_path: Path) -> None:
+    """The newest arrival at work is told, whatever order they begin in, and again when the newest has left."""
+    slot = Slots(tmp_path / "slots", create=True).slot(70)
+    answers = Answers("m", NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
+    answers._joined = joined = Counted()
+    now = time.monotonic()
+    peers, jobs = [], []
+    for age in range(50):
+        ours, theirs = socket.socketpair()
+        peers.append(theirs)
+        jobs.append(ConnectionJob(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
+        joined[ours.fileno()] = jobs[-1]
+
+    def told() -> float:
+        """Seconds since the arrival that the host is told of."""
+        return round(time.time() - slot.get("begun_arrival_epoch_ms") / 1e3 - (time.monotonic() - now))
+
+    for job in jobs[:-1]:
+        job.begin(now)
+    assert (joined.looked, told()) == (0, 0)
+    for job in jobs[:10]:
+        answers.end(job, b"x", 200)
+    jobs[-1].begin(now)
+    assert (joined.looked, told()) == (1, 10)
+
+    for job, peer in zip(jobs, peers, strict=True):
+        job.connection.close()
+        peer.close()
