@@ -188,7 +188,7 @@ class Forkserver:
         }
         if not alone:
             # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
-            # libgomp does by default, a short spin ("active" would spin for ever): docs/decisions/0007-threads.md.
+            # libgomp does by default, a short spin ("active" would never stop spinning): docs/decisions/0007-threads.md.
             environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(
@@ -202,9 +202,9 @@ class Forkserver:
     def fork(self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket) -> None:
         """Order a runner. Raises EOFError when the forkserver has exited, as do the other methods.
 
-        The channel holds some 170 orders, which the forkserver does not read during an import. Further orders wait here.
-        If the host blocked instead, it would answer no requests; and once its unread reports fill the other direction of
-        the channel, both processes would block each other.
+        The channel holds some 170 orders, which the forkserver does not read during an import. Further orders wait
+        here. If the host blocked instead, it would answer no requests; and once its unread reports fill the other
+        direction of the channel, both processes would block each other.
         """
         order = Order(runner.number, config.name, config.handler)
         self._unsent.append((msgspec.json.encode(order), _in_memory(config), listener.dup(), runner.hand_over()))
