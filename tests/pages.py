@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCS]
+NOT_RUN = {"CONTRIBUTING.md": "sets up and tests the repository itself"}  # all blocks of a page
 CODE = ("sh", "console", "python")
 OTHER = ("json", "text", "toml", "")  # data and output: nothing to run
 
@@ -59,7 +61,7 @@ def _of(page: Path) -> Iterator[Block]:
             line=number + 2,
             language=fence[2],
             text="\n".join(line.removeprefix(fence[1]) for line in lines[number + 1 : end]),
-            not_run=not_run[1] if not_run else "",
+            not_run=not_run[1] if not_run else NOT_RUN.get(page.name, ""),
             fails=int(fails[1]) if fails else 0,
             emulator=before == "<!-- emulator -->",
         )

@@ -1,4 +1,4 @@
-"""python -m local_test.platform: SageMaker on this machine, until Ctrl-C."""
+"""Command line of the emulator: `python -m local_test.platform`, installed as `sagemaker-here`."""
 
 import argparse
 import json
@@ -6,69 +6,82 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from local_test.platform.emulator import Emulator
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 
-USE = """\
-A SageMaker platform on this machine: S3, Model, EndpointConfig, Endpoint and InvokeEndpoint, by unmodified boto3.
-Containers are run by Docker where an engine answers; otherwise this repository's server plays every image."""
+DESCRIPTION = """\
+SageMaker on this machine, for unmodified boto3: S3, Model, EndpointConfig, Endpoint and InvokeEndpoint.
+A Docker engine runs the containers. Without one, this repository's server runs in place of every image."""
+COMMAND = "sagemaker-here"  # the console script
 PORT = 4566
-SIZES = {"k": 1 / 1024, "m": 1, "g": 1024}
+MEGABYTES = {"k": 1 / 1024, "m": 1, "g": 1024}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    given = parse(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the emulator until SIGINT or SIGTERM, then prints a summary. Returns 1 if the port cannot be used."""
+    arguments = parse(argv)
     stop = threading.Event()
+    # Set explicitly: a process that a shell starts in the background inherits SIGINT as ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    events = Events(sys.stdout, as_json=given.json)
+    events = Events(sys.stdout, as_json=arguments.json)
     with tempfile.TemporaryDirectory(prefix="platform-") as work:
-        options = Options(work=Path(work), port=given.port, runtime=given.runtime, memory_mb=given.memory)
+        options = Options(work=Path(work), port=arguments.port, runtime=arguments.runtime, memory_mb=arguments.memory)
         try:
-            platform = Emulator(options, events, seed=given.seed)
-        except (OSError, SystemExit) as why:  # werkzeug's way to say that the port is taken is sys.exit
-            print(f"cannot listen on port {given.port} ({why}): choose another with --port", file=sys.stderr)
+            emulator = Emulator(options, events, seed=arguments.seed)
+        except (OSError, SystemExit) as error:  # werkzeug calls sys.exit when the port is in use
+            print(f"cannot listen on port {arguments.port} ({error}): choose another with --port", file=sys.stderr)
             return 1
-        with platform:
-            print(json.dumps(platform.environment) if given.json else banner(platform), flush=True)
+        with emulator:
+            print(json.dumps(emulator.environment) if arguments.json else banner(emulator), flush=True)
             stop.wait()
-            if not given.json:
+            if not arguments.json:
                 print("stopping all endpoints", flush=True)
-    events.say_summary()
+    events.print_summary()
     return 0
 
 
-def banner(platform: Emulator) -> str:
-    exports = "\n".join(f"export {name}={value}" for name, value in platform.environment.items())
+def banner(emulator: Emulator) -> str:
+    """The first lines of the output: the variables to export, and commands to try."""
+    exports = "\n".join(f"export {name}={value}" for name, value in emulator.environment.items())
     return (
-        f"SageMaker, played at {platform.url}. In another shell:\n\n{exports}\n\n"
+        f"SageMaker emulator at {emulator.url}. In another shell:\n\n{exports}\n\n"
         f"{sys.executable} -m local_test.multi_model_example   # or any boto3 script, unmodified\n"
         "aws sagemaker list-endpoints\n\n"
-        f"Images are run by {platform.runs_by}. What the platform does, as it does it (Ctrl-C ends it):"
+        f"Images are run by {emulator.runs_by}. Events (Ctrl-C stops the emulator):"
     )
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse exits with status 2 for one that is not valid."""
     parser = argparse.ArgumentParser(
-        prog="python -m local_test.platform", description=USE, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=COMMAND if Path(sys.argv[0]).name == COMMAND else "python -m local_test.platform",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=PORT, help="of the endpoint URL; 0: one that is free (%(default)s)")
-    parser.add_argument("--runtime", choices=("docker", "process", "auto"), default="auto")
-    parser.add_argument("--memory", type=megabytes, default="2g", help="that each container may use (%(default)s)")
-    parser.add_argument("--seed", type=int, help="of the choice between variants, to have the same again")
-    parser.add_argument("--json", action="store_true", help="events as JSON, a line each")
-    return parser.parse_args(arguments)
+    parser.add_argument("--port", type=int, default=PORT, help="port of the endpoint URL; 0: a free port (%(default)s)")
+    parser.add_argument(
+        "--runtime",
+        choices=("docker", "process", "auto"),
+        default="auto",
+        help="what runs an image; auto: docker if an engine answers, else process (%(default)s)",
+    )
+    parser.add_argument("--memory", type=megabytes, default="2g", help="memory limit of each container (%(default)s)")
+    parser.add_argument("--seed", type=int, help="seed of the random choice between variants, for repeatable runs")
+    parser.add_argument("--json", action="store_true", help="print events as JSON Lines")
+    return parser.parse_args(argv)
 
 
 def megabytes(text: str) -> int:
-    """`2g`, `512m`: as docker run has it; a bare number is MB."""
+    """A memory size in MB, written as for docker run: `2g`, `512m`; a bare number is MB."""
     number, unit = (text[:-1], text[-1].lower()) if text and text[-1].isalpha() else (text, "m")
-    if unit not in SIZES or not number.replace(".", "", 1).isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2g or 512m")
-    return int(float(number) * SIZES[unit])
+    if unit not in MEGABYTES or not number.replace(".", "", 1).isdigit():
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: use a form such as 2g or 512m")
+    return int(float(number) * MEGABYTES[unit])
 
 
 if __name__ == "__main__":

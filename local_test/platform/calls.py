@@ -1,38 +1,38 @@
-"""One InvokeEndpoint between its caller and an instance, and the errors that the platform answers instead.
+"""One InvokeEndpoint call, its reply, and the errors that the platform itself returns.
 
-Codes and shapes: docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html
+Error codes and shapes: docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-MESSAGE = 2048  # characters of a container's error that its caller is shown
+MESSAGE = 2048  # characters of a container's error that the caller receives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a caller wants of a container."""
+    """A request for a container."""
 
     body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)  # those that the platform passes on, and no others
+    headers: Mapping[str, str] = field(default_factory=dict)  # only the headers that the platform forwards
     target_model: str | None = None
-    target_container: str | None = None  # a container's hostname, where the endpoint is invoked directly
+    target_container: str | None = None  # a container's hostname, for an endpoint with direct invocation
     stream: bool = False
-    path: str = "/invocations"  # where a container has but its own model
-    limit: float  # seconds the container has
+    path: str = "/invocations"  # in a container with a single model
+    limit: float  # seconds for the container to answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A container's 2xx. A streamed body is chunks as they come; an iteration that raises is a broken stream."""
+    """A 2xx response. A streamed body is an iterator of chunks, which raises ModelStreamError if the stream breaks."""
 
     status: int
-    headers: Mapping[str, str]  # by lower-case name
+    headers: Mapping[str, str]  # names in lower case
     body: bytes | Iterator[bytes]
 
 
 class PlatformError(Exception):
-    """An error of the platform's own; the name of its class is AWS's code for it."""
+    """An error that the platform returns. The class name is AWS's error code."""
 
     status = 500
 
@@ -42,11 +42,13 @@ class PlatformError(Exception):
 
 
 class ValidationError(PlatformError):
+    """The request is not valid."""
+
     status = 400
 
 
 class ModelError(PlatformError):
-    """The container answered 4xx or 5xx, or broke off (status 0, or 500 in the caller's eyes)."""
+    """The container answered 4xx or 5xx. The original status is 0 if the container did not answer completely."""
 
     status = 424
 
@@ -58,7 +60,7 @@ class ModelError(PlatformError):
 
 
 class ModelStreamError(PlatformError):
-    """A stream that began and did not end; `error_code` is ModelInvocationTimeExceeded or StreamBroken."""
+    """A stream started and did not complete; `error_code` is ModelInvocationTimeExceeded or StreamBroken."""
 
     status = 400
 
@@ -68,12 +70,18 @@ class ModelStreamError(PlatformError):
 
 
 class ModelNotReadyException(PlatformError):
+    """The model is still being downloaded or loaded."""
+
     status = 429
 
 
 class InternalFailure(PlatformError):
+    """The platform failed."""
+
     status = 500
 
 
 class ServiceUnavailable(PlatformError):
+    """No container can take the call now."""
+
     status = 503

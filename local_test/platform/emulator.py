@@ -1,4 +1,4 @@
-"""The platform as one object: a server that boto3 talks to, and the endpoints that live behind it."""
+"""The emulator as one object: an HTTP server for boto3, and the endpoints behind it."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ from local_test.platform.containers.model_data import parts
 from local_test.platform.control import moto_app
 from local_test.platform.control.sagemaker_api import Key
 from local_test.platform.events import Events
-from local_test.platform.fleet.endpoint import Endpoint, Surroundings, not_found
+from local_test.platform.fleet.endpoint import Endpoint, EndpointContext, not_found
 from local_test.platform.fleet.instance import Instance
 from local_test.platform.fleet.plans import Config, Plan
 from local_test.platform.options import Options
@@ -30,31 +30,31 @@ from local_test.platform.runtime.async_inference import Queue
 from local_test.platform.server import Caller, Server
 
 REGION = "us-east-1"
-KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}  # any do: signatures are not checked
+CREDENTIALS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}  # any will do: no signature is verified
 
 
 class Emulator:
-    """Built means that it answers at `url`. As a `with` block: at its end all its endpoints have been stopped.
+    """Answers at `url` from construction until `close`, which the end of a `with` block calls.
 
-    Endpoints are known by account and region, as everything of moto's is; models, endpoint configs and endpoints made
-    here go with the platform, what lies in S3 stays as long as the process.
+    Endpoints are kept by account and region, like all of moto's resources. `close` removes the models, endpoint configs
+    and endpoints of this emulator; S3 objects stay in moto for the life of the process.
     """
 
     def __init__(self, options: Options, events: Events, *, seed: int | None = None) -> None:
         moto_app.check()
-        self.changing = threading.Lock()  # the control plane changes one thing at a time
+        self.changing = threading.Lock()  # serialises the control plane
         self._options = options
         self._events = events
         self._runtime = runtimes.runtime(options, events)
-        self._choice = random.Random(seed)
+        self._random = random.Random(seed)
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the three fields below
         self._endpoints: dict[Key, Endpoint] = {}
         self._queues: dict[Key, tuple[str, Queue]] = {}
-        self._made: list[tuple[MutableMapping[str, Any], str]] = []
+        self._records: list[tuple[MutableMapping[str, Any], str]] = []
         self._server = Server(options.port, lambda service: moto_app.backend_app(service, self), self._invoke)
         self.url = self._server.url
-        # As many connections as there may be downloads; artifacts are fetched as any caller of S3 would.
+        # One connection for each possible download. Model data is read through the S3 API, as any client reads it.
         self._s3 = self.client("s3", config=ClientConfig(max_pool_connections=64))
 
     def __enter__(self) -> Self:
@@ -65,51 +65,51 @@ class Emulator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes any AWS client talk to this platform."""
+        """The environment variables that make an AWS client use this emulator."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            **{name.upper(): value for name, value in KEYS.items()},
+            **{name.upper(): value for name, value in CREDENTIALS.items()},
             "AWS_DEFAULT_REGION": REGION,
         }
 
     @property
     def runs_by(self) -> str:
-        """What is in an image's place."""
+        """The runtime of images, in words for the banner."""
         docker = isinstance(self._runtime, DockerRuntime)
         return "Docker" if docker else "`python -m serve`, whatever their names"
 
     def client(self, service: str, **options: Any) -> Any:
-        """boto3's, as with `environment` set."""
-        session = boto3.session.Session(**KEYS, region_name=REGION)
+        """A boto3 client of this emulator."""
+        session = boto3.session.Session(**CREDENTIALS, region_name=REGION)
         return session.client(service, endpoint_url=self.url, **options)
 
     def close(self) -> None:
-        """Stops all endpoints, at once; then nothing answers at `url`."""
+        """Stops all endpoints at once, without waiting for their calls, then the server."""
         with self._lock:
-            endpoints, queues, made = list(self._endpoints.values()), list(self._queues.values()), self._made
-            self._endpoints, self._queues, self._made = {}, {}, []
+            endpoints, queues, records = list(self._endpoints.values()), list(self._queues.values()), self._records
+            self._endpoints, self._queues, self._records = {}, {}, []
         for _, queue in queues:
             queue.close()
         if endpoints:
             with ThreadPoolExecutor(len(endpoints)) as threads:
                 list(threads.map(Endpoint.close, endpoints))
-        for where, name in made:
-            where.pop(name, None)
+        for collection, name in records:
+            collection.pop(name, None)
         self._server.close()
 
-    # For the control plane (definitions.Owner)
+    # The protocol ControlledEmulator, for the control plane
 
-    def begin(self, key: Key, config: Config, deployment: Mapping[str, Any] | None) -> None:
+    def create_endpoint(self, key: Key, config: Config, deployment: Mapping[str, Any] | None) -> None:
         account, region, name = key
-        around = Surroundings(
+        context = EndpointContext(
             account=account,
-            make=partial(self._instance, key),
+            create_instance=partial(self._instance, key),
             alarmed=partial(moto_app.alarmed, account, region),
             events=self._events,
-            patience=self._options.invoke_limit,
-            choice=self._choice,
+            drain_limit=self._options.invoke_limit,
+            random=self._random,
         )
-        endpoint = Endpoint(name, config, around, deployment)
+        endpoint = Endpoint(name, config, context, deployment)
         with self._lock:
             self._endpoints[key] = endpoint
 
@@ -117,16 +117,16 @@ class Emulator:
         with self._lock:
             return self._endpoints.get(key)
 
-    def forget(self, key: Key) -> None:
+    def forget_endpoint(self, key: Key) -> None:
         with self._lock:
             self._endpoints.pop(key, None)
-            gone = self._queues.pop(key, None)
-        if gone:
-            gone[1].close()
+            removed = self._queues.pop(key, None)
+        if removed:
+            removed[1].close()
 
-    def made(self, where: MutableMapping[str, Any], name: str) -> None:
+    def register(self, collection: MutableMapping[str, Any], name: str) -> None:
         with self._lock:
-            self._made.append((where, name))
+            self._records.append((collection, name))
 
     def has_data(self, uri: str) -> bool:
         bucket, prefix = parts(uri)
@@ -137,7 +137,7 @@ class Emulator:
         keys = [each["Key"] for each in found.get("Contents", ())]
         return bool(keys) and (prefix.endswith("/") or not prefix or keys[0].startswith(prefix))
 
-    # For callers
+    # Invocations
 
     def _invoke(self, request: Request, name: str, kind: str, caller: Caller) -> Response:
         found = self._find(caller, name)
@@ -149,12 +149,13 @@ class Emulator:
     def _find(self, caller: Caller, name: str) -> tuple[Key, Endpoint] | None:
         with self._lock:
             for (account, region, each), endpoint in self._endpoints.items():
-                # A bearer token that is not AWS's says nothing of the region.
+                # A bearer token that AWS did not issue has no region: any region matches.
                 if (account, each) == (caller.account, name) and caller.region in ("", region):
                     return (account, region, each), endpoint
         return None
 
     def _queue(self, key: Key, endpoint: Endpoint) -> Queue:
+        """The queue of an asynchronous endpoint; a new endpoint config gets a new queue."""
         config = endpoint.config
         with self._lock:
             name, queue = self._queues.get(key, ("", None))
@@ -167,7 +168,7 @@ class Emulator:
                 sum(plan.count for plan in config.variants),
                 lambda call: _reply(endpoint, call),
                 self._s3,
-                lambda subject, detail: self._events.say("async", subject, detail),
+                lambda subject, detail: self._events.emit("async", subject, detail),
             )
             self._queues[key] = (config.name, queue)
             return queue

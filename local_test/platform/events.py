@@ -1,4 +1,4 @@
-"""What the platform does, told as it does it: a line for people or for machines, and at the end what it came to."""
+"""Log of the platform's actions, one line each, for people or as JSON Lines, with a summary of all calls at the end."""
 
 import json
 import threading
@@ -9,26 +9,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
-ACTION, SUBJECT = 9, 32  # columns of a line
+ACTION, SUBJECT = 9, 32  # widths of columns
 RED, GREEN, YELLOW, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 COLOURS = {
     **dict.fromkeys(("load", "ready", "hit"), GREEN),
-    **dict.fromkeys(("507", "unload", "lost", "slow", "strange", "process"), YELLOW),
-    **dict.fromkeys(("error", "unhealthy", "red", "replace", "killed"), RED),
+    **dict.fromkeys(("507", "unload", "lost", "slow", "unknown", "process"), YELLOW),
+    **dict.fromkeys(("error", "failed", "bad-ping", "replace", "killed"), RED),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What came of all calls; times in ms, None where there were none to measure."""
+    """Totals of all calls. Times are in ms, and None if there are no measurements."""
 
     calls: int
     loads: int
     hits: int
-    hit_rate: float | None  # of the calls to a multi-model endpoint that were answered
-    unloads: int  # to make room
-    full: int  # times a container said 507 to a load
-    errors: dict[str, int] = field(default_factory=dict)  # by status, or by the error's name
+    hit_rate: float | None  # share of the answered calls of multi-model endpoints
+    unloads: int  # to free memory
+    full: int  # loads that the container refused with 507
+    errors: dict[str, int] = field(default_factory=dict)  # error name, with the original status -> count
     cold_p50: float | None = None
     cold_p99: float | None = None
     warm_p50: float | None = None
@@ -39,7 +39,7 @@ class Summary:
         errors = ", ".join(f"{count} x {name}" for name, count in sorted(self.errors.items())) or "none"
         lines = [
             f"calls    {self.calls}, errors: {errors}",
-            f"models   {self.loads} loads, {self.hits} hits{rate}, {self.full} x 507, {self.unloads} unloaded for room",
+            f"models   {self.loads} loads, {self.hits} hits{rate}, {self.full} x 507, {self.unloads} unloaded",
         ]
         for name, middle, worst in (
             ("cold", self.cold_p50, self.cold_p99),
@@ -51,23 +51,23 @@ class Summary:
 
 
 class Events:
-    """Takes what happens from any thread, and writes it to `out` at once."""
+    """Thread-safe. Each event is written to `out` immediately."""
 
     def __init__(self, out: TextIO, *, as_json: bool = False) -> None:
         self._out = out
         self._as_json = as_json
         self._coloured = not as_json and out.isatty()
-        self._lock = threading.Lock()  # guards all below, and that lines do not mix
+        self._lock = threading.Lock()  # guards the fields below, and keeps lines apart
         self._actions: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._cold, self._warm, self._hits = array("d"), array("d"), 0
 
-    def say(self, action: str, subject: str, detail: str = "", *, seconds: float | None = None, **more: Any) -> None:
-        """One line: what is done, to what, what came of it and how long it took; `more` is for machines."""
+    def emit(self, action: str, subject: str, detail: str = "", *, seconds: float | None = None, **more: Any) -> None:
+        """Writes one event: the action, its subject, the result and the duration. `more` appears in JSON only."""
         if self._as_json:
-            said = {"time": round(time.time(), 3), "event": action, "subject": subject, "detail": detail}
+            event = {"time": round(time.time(), 3), "event": action, "subject": subject, "detail": detail}
             took = {} if seconds is None else {"ms": round(seconds * 1000, 1)}
-            text = json.dumps({**{key: value for key, value in said.items() if value != ""}, **took, **more})
+            text = json.dumps({**{key: value for key, value in event.items() if value != ""}, **took, **more})
         else:
             text = line(action, subject, detail, seconds, coloured=self._coloured)
         with self._lock:
@@ -75,29 +75,30 @@ class Events:
             try:
                 print(text, file=self._out, flush=True)
             except (OSError, ValueError):
-                pass  # nobody reads any more: the platform goes on
+                pass  # the output is closed; the platform keeps running
 
-    def answered(self, seconds: float, *, cold: bool | None = None) -> None:
-        """A call that was answered; `cold` says whether its model had to be loaded, None where there is but one."""
+    def call_answered(self, seconds: float, *, cold: bool | None = None) -> None:
+        """Counts an answered call. `cold`: whether its model had to be loaded; None for a container with one model."""
         with self._lock:
             (self._cold if cold else self._warm).append(seconds * 1000)
             self._hits += cold is False
 
-    def failed(self, what: str) -> None:
-        """A call that ended in an error: its status, or its name."""
+    def call_failed(self, error: str) -> None:
+        """Counts a call that ended in an error, by the error's name."""
         with self._lock:
-            self._errors[what] += 1
+            self._errors[error] += 1
 
     @property
     def summary(self) -> Summary:
+        """The totals so far."""
         with self._lock:
             cold, warm = sorted(self._cold), sorted(self._warm)
-            met = self._hits + len(cold)
+            answered = self._hits + len(cold)  # by multi-model endpoints
             return Summary(
                 calls=len(cold) + len(warm) + self._errors.total(),
                 loads=self._actions["load"],
                 hits=self._hits,
-                hit_rate=self._hits / met if met else None,
+                hit_rate=self._hits / answered if answered else None,
                 unloads=self._actions["unload"],
                 full=self._actions["507"],
                 errors=dict(self._errors),
@@ -107,8 +108,8 @@ class Events:
                 warm_p99=quantile(warm, 0.99),
             )
 
-    def say_summary(self) -> None:
-        """The summary as the last line, or lines."""
+    def print_summary(self) -> None:
+        """Writes the summary as the last line or lines."""
         summary = self.summary
         text = json.dumps({"event": "summary", **asdict(summary)}) if self._as_json else str(summary)
         with self._lock:
@@ -116,7 +117,7 @@ class Events:
 
 
 def line(action: str, subject: str, detail: str, seconds: float | None, *, coloured: bool = False) -> str:
-    """`load     abalone-1.tar.gz    41 ms`: aligned, so that many can be read at a glance."""
+    """One event in aligned columns: `load     abalone-1.tar.gz    41 ms`."""
     took = "" if seconds is None else f"{_ms(seconds * 1000):>9}"
     shown = f"{action:<{ACTION}}"
     if coloured and action in COLOURS:
@@ -125,7 +126,7 @@ def line(action: str, subject: str, detail: str, seconds: float | None, *, colou
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The value that this share of an ordered list does not exceed."""
+    """The value at this share of an ordered list, None for an empty list."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
 
 

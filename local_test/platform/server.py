@@ -1,4 +1,4 @@
-"""The one address that boto3 is given: invocations are ours, all else is moto's."""
+"""HTTP server behind the one URL that boto3 uses: InvokeEndpoint goes to the emulator, every other request to moto."""
 
 import base64
 import binascii
@@ -21,14 +21,14 @@ Invoke = Callable[[Request, str, str, "Caller"], Response]  # request, endpoint,
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who signed a request. Signatures are not checked."""
+    """Account and region of a request's signature. The signature itself is not verified."""
 
     account: str
     region: str
 
 
 class Server:
-    """Listens on loopback from the moment it is built until `close`."""
+    """Listens on loopback from construction until `close`."""
 
     def __init__(self, port: int, create_app: Callable[[Any], Any], invoke: Invoke) -> None:
         self._moto = DomainDispatcherApplication(create_app)
@@ -44,17 +44,17 @@ class Server:
         self._server.server_close()
 
     def _application(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        ours = invoke_endpoint.PATH.match(environ["PATH_INFO"])
+        matched = invoke_endpoint.PATH.match(environ["PATH_INFO"])
         service, caller = signed_by(environ)
-        if ours and environ["REQUEST_METHOD"] == "POST" and service in ("sagemaker", ""):
-            response = self._invoke(Request(environ), ours[1], ours[2], caller)
+        if matched and environ["REQUEST_METHOD"] == "POST" and service in ("sagemaker", ""):
+            response = self._invoke(Request(environ), matched[1], matched[2], caller)
             return response(environ, start_response)
-        answer: Iterable[bytes] = self._moto(environ, start_response)
-        return answer
+        from_moto: Iterable[bytes] = self._moto(environ, start_response)
+        return from_moto
 
 
 class _Handler(MotoRequestHandler):
-    """HTTP/1.1, so that streams are chunked; and no line for each request, of which the events tell better."""
+    """HTTP/1.1, so that streams are chunked. Without an access log: the events show more."""
 
     protocol_version = "HTTP/1.1"
 
@@ -64,7 +64,7 @@ class _Handler(MotoRequestHandler):
 
 
 def signed_by(environ: dict[str, Any]) -> tuple[str, Caller]:
-    """Service and caller, by the signature's scope: KEY/date/region/service/aws4_request; "" where there is none."""
+    """Service and caller from the signature's scope KEY/date/region/service/aws4_request; service "" without one."""
     header = environ.get("HTTP_AUTHORIZATION", "")
     if header.startswith("Bearer "):
         scope = _bearer_scope(header.removeprefix("Bearer "))
@@ -79,7 +79,7 @@ def signed_by(environ: dict[str, Any]) -> tuple[str, Caller]:
 
 
 def _bearer_scope(token: str) -> str:
-    """Of a bearer token, which is a presigned URL in base64; others name nobody."""
+    """The scope in AWS's bearer token, which is a presigned URL in base64; "" for any other token."""
     try:
         text = base64.b64decode(token.removeprefix("sagemaker-api-key-"), validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):

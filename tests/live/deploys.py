@@ -15,8 +15,6 @@ from tests.live.account import Account
 from tests.live.stack import toy
 
 Deploy = Callable[..., tuple[int, str]]
-# Starts the rest of the command with SIGINT ignored, as a shell starts its background jobs.
-IGNORING_SIGINT = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
 SPEC = """
 name = "{name}"
 image = "serve:latest"

@@ -1,4 +1,4 @@
-"""What the platform does on a multi-model endpoint, in as many words."""
+"""SageMaker's requests to a multi-model container."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An instance of the platform over our real server, with all that tests want to see of it."""
+"""An instance of the emulator with this repository's server, and what tests observe of it."""
 
 import io
 import json
@@ -24,7 +24,7 @@ PREFIX = ModelData("s3://bucket/models/", prefix=True)
 
 
 class Played(Instance):
-    """An instance, with what it said and what tests want to know of it."""
+    """An instance, with its events and files."""
 
     out: io.StringIO
     work: Path
@@ -35,11 +35,12 @@ class Played(Instance):
         return self.invoke(Call(body=raw, headers=headers, target_model=target, limit=limit, **more))
 
     def answer(self, target: str | None = None, body: Any = None, **more: Any) -> Any:
-        said = self.call(target, body, **more).body
-        assert isinstance(said, bytes)
-        return json.loads(said)
+        reply = self.call(target, body, **more).body
+        assert isinstance(reply, bytes)
+        return json.loads(reply)
 
-    def said(self, event: str) -> list[dict[str, Any]]:
+    def events_of(self, event: str) -> list[dict[str, Any]]:
+        """The events with this action."""
         lines = [json.loads(line) for line in self.out.getvalue().splitlines()]
         return [each for each in lines if each["event"] == event]
 
@@ -50,25 +51,25 @@ class Played(Instance):
         return running
 
     def behind(self, method: str, path: str, body: bytes | None = None) -> int:
-        """The status of something that is done behind the platform's back."""
+        """The status of a request to the container that the emulator does not know of."""
         client = Client("test", self.process.port, Events(io.StringIO()), payload_bytes=1 << 20, log_stream="")
         try:
-            return client.ask(method, path, body, limit=20).status
+            return client.request(method, path, body, limit=20).status
         finally:
             client.close()
 
     def forget_all(self) -> None:
-        """Nothing is loaded, and nothing was said."""
+        """Unloads all models and drops all events."""
         for target in self.targets:
             self.behind("DELETE", f"/models/{opaque_id(target)}")
-        self.containers[0].look()
+        self.containers[0].check()
         assert not self.targets
         self.out.seek(0)
         self.out.truncate()
 
     @property
     def on_disk(self) -> set[str]:
-        """Ids of models whose files are there."""
+        """Ids of the models with files on disk."""
         return {each.name for each in (self.work / self.name / "models").iterdir()}
 
 

@@ -21,6 +21,8 @@ from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"
+# Starts the rest of the command with SIGINT ignored, as a shell starts its background jobs.
+IGNORING_SIGINT = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
 
 
 def wait_until(condition: Callable[[], Any], within: float = PATIENCE, every: float = 0.02) -> Any:

@@ -16,7 +16,7 @@ from deploy.aws import Aws
 from tests.live import deploys
 from tests.live.account import Account
 from tests.live.deploys import SCALES, Deploy, spec
-from tests.live.stack import ROOT
+from tests.live.stack import IGNORING_SIGINT, ROOT
 from tests.patience import PATIENCE
 
 
@@ -33,7 +33,7 @@ def deploy(capsys: pytest.CaptureFixture[str]) -> Deploy:
 
 def started(*words: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*deploys.IGNORING_SIGINT, sys.executable, "-m", "deploy", *(str(word) for word in words)],
+        [*IGNORING_SIGINT, sys.executable, "-m", "deploy", *(str(word) for word in words)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,

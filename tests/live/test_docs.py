@@ -22,6 +22,7 @@ from sklearn.linear_model import LinearRegression
 from tests.live.conftest import Start
 from tests.live.stack import ROOT, Server, wait_until
 from tests.pages import Block, blocks
+from tests.patience import PATIENCE
 from tests.unit import tiny_encoders
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
@@ -121,7 +122,7 @@ def emulator(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield json.loads(out.read_text().splitlines()[0])
     finally:
         running.send_signal(signal.SIGINT)
-        running.wait(30)
+        running.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("block", [each for each in RUN if each.language == "console"], ids=str)

@@ -134,14 +134,14 @@ def test_a_card_with_an_unknown_key_makes_a_model_unusable(server: Server) -> No
 def test_a_load_beyond_its_limit_is_killed_and_says_so(start: Start, models: Path, later: Later) -> None:
     """SERVE_LOAD_LIMIT ends it: the caller hears of the setting, the process is gone."""
     toy(models, "slowload")
-    server = start(models, SERVE_LOAD_LIMIT=1)
+    server = start(models, SERVE_LOAD_LIMIT=2)
     call = later(server.invoke, "slowload", {})
     runner = wait_until(server.runners)
 
     answer = call.result()
 
     assert answer.status == 500
-    assert "longer than 1 s" in answer.json["message"]
+    assert "longer than 2 s" in answer.json["message"]
     assert "SERVE_LOAD_LIMIT" in answer.json["message"]
     wait_until(lambda: not any(map(alive, runner)))
 

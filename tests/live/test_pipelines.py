@@ -34,8 +34,7 @@ from local_test.pipelines.runner import LocalAws, emulated
 from local_test.pipelines.transform import objects
 from local_test.platform.containers.process import ROOT
 from local_test.recipes import abalone
-from tests.live.deploys import IGNORING_SIGINT
-from tests.live.stack import alive, descendants, wait_until
+from tests.live.stack import IGNORING_SIGINT, alive, descendants, wait_until
 from tests.patience import PATIENCE
 
 Run = Callable[..., Execution]

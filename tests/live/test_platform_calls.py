@@ -1,4 +1,4 @@
-"""Ways to call an endpoint on the emulated platform: streams, async, pipelines, named containers, large bodies."""
+"""Calls of an endpoint on the emulator: streams, async, pipelines, named containers, large bodies."""
 
 import json
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """With an endpoint `stream` and the models echo and mirror (bodies reversed)."""
-    with account(tmp_path_factory.mktemp("w"), stream_limit=4.0) as made:
+    """An account with an endpoint `stream` and the models echo and mirror (which reverses bodies)."""
+    with account(tmp_path_factory.mktemp("w"), stream_limit=8.0) as made:
         models = tmp_path_factory.mktemp("m")
         reverse = {"model.toml": "[options]\nreverse = true\n"}
         made.put("echo.tar.gz", toy(models, "echo"))
         made.put("mirror.tar.gz", toy(models, "echo", "mirror", reverse))
         made.put("slow.tar.gz", toy(models, "slow"))
         made.endpoint("stream", {"ModelDataUrl": made.put("stream.tar.gz", toy(models, "stream"))})
-        made.invoke("stream", {"chunks": 1})  # its model's load is not to count
+        made.invoke("stream", {"chunks": 1})  # loads the model before any time limit matters
         yield made
 
 
@@ -37,7 +37,7 @@ def data(name: str) -> dict[str, str]:
 
 
 def stream(aws: Account, body: dict[str, Any]) -> Iterator[bytes]:
-    """The payload parts as botocore gives them."""
+    """The payload parts, as botocore yields them."""
     answer = aws.runtime.invoke_endpoint_with_response_stream(
         EndpointName="stream", Body=json.dumps(body), ContentType="application/json", Accept="text/plain"
     )
@@ -51,8 +51,8 @@ def stream(aws: Account, body: dict[str, Any]) -> Iterator[bytes]:
     return parts()
 
 
-def test_a_stream_comes_in_parts_as_the_model_makes_them(aws: Account, tmp_path: Path) -> None:
-    """The first part is there while the model waits before the second."""
+def test_a_stream_arrives_in_parts_as_the_model_yields_them(aws: Account, tmp_path: Path) -> None:
+    """The first part arrives while the model waits before the second."""
     gate = tmp_path / "gate"
     parts = stream(aws, {"chunks": 3, "gate": str(gate)})
 
@@ -65,7 +65,7 @@ def test_a_stream_comes_in_parts_as_the_model_makes_them(aws: Account, tmp_path:
 
 
 def test_a_stream_that_breaks_is_an_error_in_the_stream(aws: Account) -> None:
-    """What came before is there; then ModelStreamError."""
+    """The caller gets the parts before it, then ModelStreamError."""
     parts = stream(aws, {"chunks": 3, "fail_after": 1})
 
     first = next(parts)
@@ -77,8 +77,8 @@ def test_a_stream_that_breaks_is_an_error_in_the_stream(aws: Account) -> None:
     assert "broke" in caught.value.response["Error"]["Message"]
 
 
-def test_a_stream_that_takes_too_long_is_cut(aws: Account, tmp_path: Path) -> None:
-    """After the limit, in the middle of a model's pause."""
+def test_a_stream_that_times_out_is_an_error_in_the_stream(aws: Account, tmp_path: Path) -> None:
+    """At the time limit, while the model pauses."""
     gate = tmp_path / "gate"
     parts = stream(aws, {"chunks": 2, "gate": str(gate)})
     first = next(parts)
@@ -93,7 +93,7 @@ def test_a_stream_that_takes_too_long_is_cut(aws: Account, tmp_path: Path) -> No
 
 
 def test_an_error_before_the_stream_is_an_ordinary_one(aws: Account) -> None:
-    """ModelError with the container's status, not a stream."""
+    """ModelError with the container's status."""
     with pytest.raises(ClientError) as caught:
         list(stream(aws, {"chunks": "many"}))
 
@@ -101,8 +101,8 @@ def test_an_error_before_the_stream_is_an_ordinary_one(aws: Account) -> None:
     assert caught.value.response["OriginalStatusCode"] >= 400
 
 
-def test_an_asynchronous_call_goes_from_s3_to_s3(aws: Account) -> None:
-    """Accepted at once; the output where it was told, or the failure where that goes; no other way in."""
+def test_an_asynchronous_call_reads_from_s3_and_writes_to_s3(aws: Account) -> None:
+    """It is accepted immediately. Output and failure go to their S3 paths. The endpoint takes no synchronous call."""
     output = {"S3OutputPath": f"s3://{BUCKET}/out", "S3FailurePath": f"s3://{BUCKET}/failed/"}
     aws.model("later", data("slow"))
     aws.config("later", variant("later"), AsyncInferenceConfig={"OutputConfig": output})
@@ -116,7 +116,7 @@ def test_an_asynchronous_call_goes_from_s3_to_s3(aws: Account) -> None:
             EndpointName="later", InputLocation=f"s3://{BUCKET}/in/{key}", ContentType="application/json", **options
         )
 
-    def there(location: str) -> bytes | None:
+    def content(location: str) -> bytes | None:
         bucket, _, key = location.removeprefix("s3://").partition("/")
         try:
             return aws.s3.get_object(Bucket=bucket, Key=key)["Body"].read()  # type: ignore[no-any-return]
@@ -129,8 +129,8 @@ def test_an_asynchronous_call_goes_from_s3_to_s3(aws: Account) -> None:
         call("long", InvocationTimeoutSeconds=1),
         call("no"),
     )
-    answer = wait_until(lambda: there(good["OutputLocation"]))
-    failures = [wait_until(lambda: there(each["FailureLocation"])).decode() for each in (bad, long, lost)]  # noqa: B023
+    answer = wait_until(lambda: content(good["OutputLocation"]))
+    failures = [wait_until(lambda: content(each["FailureLocation"])).decode() for each in (bad, long, lost)]  # noqa: B023
     direct = refusal(lambda: aws.invoke("later"))
     other = refusal(
         lambda: aws.runtime.invoke_endpoint_async(EndpointName="stream", InputLocation=f"s3://{BUCKET}/in/x")
@@ -148,8 +148,8 @@ def test_an_asynchronous_call_goes_from_s3_to_s3(aws: Account) -> None:
     assert "use InvokeEndpointAsync" in direct[1]
 
 
-def test_containers_in_a_row_are_a_pipeline(aws: Account) -> None:
-    """The first one's answer is the second one's request; a name of one is refused."""
+def test_several_containers_are_a_pipeline(aws: Account) -> None:
+    """The first container's reply is the second one's request. A call that names a container is refused."""
     aws.endpoint("row", data("echo"), data("mirror"))
 
     answer = aws.invoke("row", b"ab", **TEXT)
@@ -158,16 +158,16 @@ def test_containers_in_a_row_are_a_pipeline(aws: Account) -> None:
 
     outer, _, inner = answer.partition(b":")
     assert outer.isdigit()
-    assert inner[::-1].endswith(b":ab")  # echo's own pid and the body, turned round by mirror
+    assert inner[::-1].endswith(b":ab")  # echo's pid and the body, reversed by mirror
     assert named[0] == "ValidationError"
 
 
-def test_containers_side_by_side_are_called_by_name(aws: Account) -> None:
-    """InferenceExecutionConfig Direct: TargetContainerHostname chooses, and must."""
+def test_containers_of_a_direct_endpoint_are_called_by_name(aws: Account) -> None:
+    """InferenceExecutionConfig Direct: every call must have a TargetContainerHostname."""
     containers = [{**data(name), "ContainerHostname": name} for name in ("echo", "mirror")]
     aws.endpoint("direct", *containers, InferenceExecutionConfig={"Mode": "Direct"})
 
-    said = [
+    bodies = [
         aws.invoke("direct", b"ab", TargetContainerHostname=each, **TEXT).partition(b":")[2]
         for each in ("echo", "mirror")
     ]
@@ -177,14 +177,14 @@ def test_containers_side_by_side_are_called_by_name(aws: Account) -> None:
     )
     aws.delete("direct")
 
-    assert said == [b"ab", b"ba"]
+    assert bodies == [b"ab", b"ba"]
     assert unnamed == wrong
     assert unnamed[0] == "ValidationError"
     assert "must be one of echo, mirror" in unnamed[1]
 
 
-def test_25_mb_pass_and_a_byte_more_does_not(aws: Account) -> None:
-    """The limit is the platform's, and its words are AWS's; a serverless endpoint's is 4 MB."""
+def test_a_body_has_at_most_25_mb(aws: Account) -> None:
+    """Of a serverless endpoint 4 MB. The error is in AWS's words."""
     serverless = {"MemorySizeInMB": 2048, "MaxConcurrency": 5}
     aws.config("small", {"VariantName": "S", "ModelName": "stream", "ServerlessConfig": serverless})
     described = aws.create("small", "small")
@@ -192,22 +192,22 @@ def test_25_mb_pass_and_a_byte_more_does_not(aws: Account) -> None:
     def body(size: int) -> bytes:
         return b'{"chunks": 1}'.ljust(size)
 
-    most = aws.invoke("stream", body(25 * MIB))
-    more = refusal(lambda: aws.invoke("stream", body(25 * MIB + 1)))
-    less = aws.invoke("small", body(4 * MIB))
-    over = refusal(lambda: aws.invoke("small", body(4 * MIB + 1)))
+    largest = aws.invoke("stream", body(25 * MIB))
+    too_large = refusal(lambda: aws.invoke("stream", body(25 * MIB + 1)))
+    largest_serverless = aws.invoke("small", body(4 * MIB))
+    too_large_serverless = refusal(lambda: aws.invoke("small", body(4 * MIB + 1)))
     aws.delete("small")
 
     assert described["ProductionVariants"][0]["CurrentServerlessConfig"] == serverless
-    assert most == less == b"chunk 0\n"
-    assert more[0] == over[0] == "ValidationError"
-    assert more[1].endswith("Member must have length less than or equal to 26214400")
-    assert over[1].endswith("Member must have length less than or equal to 4194304")
+    assert largest == largest_serverless == b"chunk 0\n"
+    assert too_large[0] == too_large_serverless[0] == "ValidationError"
+    assert too_large[1].endswith("Member must have length less than or equal to 26214400")
+    assert too_large_serverless[1].endswith("Member must have length less than or equal to 4194304")
 
 
-def test_openais_path_leads_to_the_container(aws: Account) -> None:
-    """/endpoints/NAME/openai/v1/chat/completions with a bearer token: the container's own answer, good or not."""
-    said = [
+def test_openais_path_reaches_the_container(aws: Account) -> None:
+    """/endpoints/NAME/openai/v1/chat/completions with a bearer token returns the container's answer or error."""
+    responses = [
         requests.post(
             f"{aws.platform.url}/endpoints/{name}/openai/v1/chat/completions",
             json={"model": "", "messages": [{"role": "user", "content": "hello"}]},
@@ -217,22 +217,22 @@ def test_openais_path_leads_to_the_container(aws: Account) -> None:
         for name in ("stream", "nowhere")
     ]
 
-    # The endpoint's one model is no language model: its refusal came from /v1/chat/completions.
-    assert [each.status_code for each in said] == [424, 400]
-    assert said[0].json()["OriginalStatusCode"] == 404
-    assert "does not support the path /v1/chat/completions" in said[0].json()["OriginalMessage"]
-    assert said[1].json()["Message"] == "Endpoint nowhere of account 123456789012 not found."
+    # The endpoint's only model is no language model: the error came from /v1/chat/completions.
+    assert [each.status_code for each in responses] == [424, 400]
+    assert responses[0].json()["OriginalStatusCode"] == 404
+    assert "does not support the path /v1/chat/completions" in responses[0].json()["OriginalMessage"]
+    assert responses[1].json()["Message"] == "Endpoint nowhere of account 123456789012 not found."
 
 
-def test_selectors_that_do_not_fit_are_refused(aws: Account) -> None:
-    """A TargetModel where there are no models to choose from; attributes that are too long."""
-    said = [
+def test_invalid_headers_are_refused(aws: Account) -> None:
+    """A TargetModel for an endpoint with one model; attributes that are too long."""
+    errors = [
         refusal(lambda: aws.invoke("stream", TargetModel="a.tar.gz")),
         refusal(lambda: aws.invoke("stream", CustomAttributes="a" * 1025)),
     ]
 
-    assert said[0] == (
+    assert errors[0] == (
         "ValidationError",
         "Endpoint stream is not a multi-model endpoint and does not support target model header.",
     )
-    assert "at 'customAttributes' failed to satisfy constraint" in said[1][1]
+    assert "at 'customAttributes' failed to satisfy constraint" in errors[1][1]

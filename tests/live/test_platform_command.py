@@ -1,56 +1,69 @@
-"""`python -m local_test.platform` as a person uses it, and the example of the README against it."""
+"""The command `python -m local_test.platform`, and the README's example against it."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from local_test import multi_model_example
+from local_test.platform.__main__ import main, parse
 from tests.live import tiny
-from tests.live.stack import ROOT, alive, descendants, wait_until
+from tests.live.stack import IGNORING_SIGINT, ROOT, alive, descendants, wait_until
 from tests.patience import PATIENCE
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SERVE_", "SAGEMAKER_"))}
 
 
 class Command:
-    """The running command; what it prints is in a file."""
+    """The running command, with its output in a file."""
 
-    def __init__(self, out: Path, *arguments: str) -> None:
+    def __init__(self, out: Path, *arguments: str, wrapper: Sequence[str] = ()) -> None:
         self._out = out
         with out.open("w") as stdout:
-            command = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", *arguments]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=CLEAN, stdout=stdout, stderr=stdout)
+            emulator = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", *arguments]
+            self.process = subprocess.Popen([*wrapper, *emulator], cwd=ROOT, env=CLEAN, stdout=stdout, stderr=stdout)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._out.read_text()
 
     def exported(self) -> dict[str, str]:
-        """What it tells its user to export."""
-        wait_until(lambda: "as it does it" in self.said or self.process.poll() is not None)
-        exports = [line.removeprefix("export ") for line in self.said.splitlines() if line.startswith("export ")]
+        """The variables that the command prints to be exported."""
+        wait_until(lambda: "Ctrl-C stops" in self.output or self.process.poll() is not None)
+        exports = [line.removeprefix("export ") for line in self.output.splitlines() if line.startswith("export ")]
         return dict(line.split("=", 1) for line in exports)
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Command]:
-    running = Command(tmp_path / "out")
-    yield running
-    if running.process.poll() is None:
-        running.process.kill()
-        running.process.wait()
+def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """run(arguments...) starts the command. It is killed after the test if it still runs."""
+    commands: list[Command] = []
+
+    def start(*arguments: str, wrapper: Sequence[str] = ()) -> Command:
+        commands.append(Command(tmp_path / "out", *arguments, wrapper=wrapper))
+        return commands[-1]
+
+    yield start
+    for each in commands:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+@pytest.fixture
+def command(run: Callable[..., Command]) -> Command:
+    return run()
 
 
 def test_the_example_runs_against_the_command(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With nothing but what the command prints in its environment: two models answer, and Ctrl-C tells the story."""
+    """Its environment has the printed variables only. Two models answer, and SIGINT prints the summary."""
     exported = command.exported()
     assert set(exported) == {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"}
     for name, value in exported.items():
@@ -67,14 +80,14 @@ def test_the_example_runs_against_the_command(
     assert [line.split()[0] for line in lines] == ["abalone-1.tar.gz", "abalone-2.tar.gz", "abalone-1.tar.gz"]
     assert lines[0] == lines[2]
     assert command.process.wait(PATIENCE) == 0
-    events = [line.split()[:2] for line in command.said.splitlines()]
+    events = [line.split()[:2] for line in command.output.splitlines()]
     assert ["load", "abalone-1.tar.gz"] in events
     assert ["load", "abalone-2.tar.gz"] in events
-    assert "calls    3, errors: none" in command.said
+    assert "calls    3, errors: none" in command.output
 
 
-def test_ctrl_c_ends_what_still_runs(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endpoint that nobody deleted is stopped in order; nothing of it is left."""
+def test_sigint_stops_running_endpoints(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that was not deleted is stopped in order. None of its processes survives."""
     for name, value in command.exported().items():
         monkeypatch.setenv(name, value)
     import boto3
@@ -93,26 +106,26 @@ def test_ctrl_c_ends_what_still_runs(command: Command, monkeypatch: pytest.Monke
 
     assert command.process.wait(PATIENCE) == 0
     wait_until(lambda: not any(map(alive, below)))
-    assert "stopped" in command.said
+    assert "stopped" in command.output
 
 
-def test_json_is_json(tmp_path: Path) -> None:
-    """Each line, the summary included, for a machine to read."""
-    command = Command(tmp_path / "out", "--json")
-    wait_until(lambda: command.said)
+def test_with_json_every_line_is_json(run: Callable[..., Command]) -> None:
+    """Including the summary."""
+    command = run("--json")
+    wait_until(lambda: command.output)
 
     command.process.send_signal(signal.SIGTERM)
 
     assert command.process.wait(PATIENCE) == 0
-    lines = [json.loads(line) for line in command.said.splitlines()]
+    lines = [json.loads(line) for line in command.output.splitlines()]
     assert lines[0]["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     assert lines[-1]["event"] == "summary"
 
 
-def test_a_port_that_is_taken_is_an_error_in_one_line(command: Command) -> None:
+def test_a_port_in_use_is_an_error_in_one_line(command: Command) -> None:
     port = command.exported()["AWS_ENDPOINT_URL"].rpartition(":")[2]
 
-    again = subprocess.run(
+    second = subprocess.run(
         [sys.executable, "-m", "local_test.platform", "--port", port],
         cwd=ROOT,
         env=CLEAN,
@@ -120,14 +133,33 @@ def test_a_port_that_is_taken_is_an_error_in_one_line(command: Command) -> None:
         text=True,
     )
 
-    assert again.returncode == 1
-    assert "choose another with --port" in again.stderr
-    assert "Traceback" not in again.stderr
+    assert second.returncode == 1
+    assert "choose another with --port" in second.stderr
+    assert "Traceback" not in second.stderr
 
 
-def test_a_size_is_a_size() -> None:
-    from local_test.platform.__main__ import parse
-
+def test_a_size_has_a_unit() -> None:
     assert [parse(["--memory", text]).memory for text in ("2g", "512m", "700")] == [2048, 512, 700]
     with pytest.raises(SystemExit):
         parse(["--memory", "big"])
+
+
+def test_help_goes_to_stdout_with_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["--help"])
+
+    output = capsys.readouterr()
+    assert exited.value.code == 0
+    assert output.out.startswith("usage: ")
+    assert output.err == ""
+
+
+def test_sigint_stops_a_command_that_inherited_it_as_ignored(run: Callable[..., Command]) -> None:
+    """A shell without job control starts background processes with SIGINT ignored."""
+    command = run(wrapper=IGNORING_SIGINT)
+    command.exported()
+
+    command.process.send_signal(signal.SIGINT)
+
+    assert command.process.wait(PATIENCE) == 0
+    assert "calls    0, errors: none" in command.output

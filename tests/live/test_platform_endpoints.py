@@ -1,4 +1,4 @@
-"""Endpoints of one model on the emulated platform, through boto3 alone."""
+"""Endpoints with one model on the emulator, through boto3 only."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,32 +21,32 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
 
 @pytest.fixture(scope="module")
 def echo(aws: Account, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a model that answers with its process id and the body."""
+    """The URI of a model that answers with its process id and the body."""
     return aws.put("echo.tar.gz", toy(tmp_path_factory.mktemp("m"), "echo"))
 
 
 def test_an_endpoint_is_created_invoked_and_deleted(aws: Account, echo: str) -> None:
-    """Creating, then InService with what its config says; after delete neither it nor its process is there."""
+    """Creating, then InService as its config describes. After deletion the endpoint and its process are gone."""
     aws.model("whole", {"ModelDataUrl": echo})
     aws.config("whole", variant("whole"))
     aws.sagemaker.create_endpoint(EndpointName="whole", EndpointConfigName="whole", Tags=[{"Key": "k", "Value": "v"}])
     assert aws.describe("whole")["EndpointStatus"] == "Creating"
     in_progress = refusal(lambda: aws.sagemaker.delete_endpoint(EndpointName="whole"))
-    not_yet = refusal(lambda: aws.invoke("whole"))
+    too_early = refusal(lambda: aws.invoke("whole"))
 
     described = aws.settled("whole")
     answer = aws.runtime.invoke_endpoint(EndpointName="whole", Body=b"hello", CustomAttributes="trace=1", **TEXT)
-    pid, _, said = answer["Body"].read().partition(b":")
+    pid, _, body = answer["Body"].read().partition(b":")
     listed = aws.sagemaker.list_endpoints(StatusEquals="InService")["Endpoints"]
     aws.delete("whole")
 
     arn = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/whole"
     assert in_progress == ("ValidationException", f'Cannot update in-progress endpoint "{arn}".')
-    assert not_yet == ("ValidationError", "Endpoint whole of account 123456789012 not found.")
+    assert too_early == ("ValidationError", "Endpoint whole of account 123456789012 not found.")
     (shown,) = described["ProductionVariants"]
     assert described["EndpointStatus"] == "InService"
     assert (shown["VariantName"], shown["CurrentWeight"], shown["CurrentInstanceCount"]) == ("AllTraffic", 1.0, 1)
-    assert (said, answer["ContentType"], answer["InvokedProductionVariant"]) == (b"hello", "text/plain", "AllTraffic")
+    assert (body, answer["ContentType"], answer["InvokedProductionVariant"]) == (b"hello", "text/plain", "AllTraffic")
     assert answer["CustomAttributes"] == "trace=1"
     assert "whole" in [each["EndpointName"] for each in listed]
     assert not alive(int(pid))
@@ -56,8 +56,8 @@ def test_an_endpoint_is_created_invoked_and_deleted(aws: Account, echo: str) -> 
     )
 
 
-def test_one_container_serves_what_the_body_names(aws: Account, tmp_path: Path) -> None:
-    """Two models in one archive: the model-type field picks; with no field and no only model it is a ModelError."""
+def test_a_container_with_two_models_reads_the_models_name_from_the_body(aws: Account, tmp_path: Path) -> None:
+    """Two models in one archive: the field model_type chooses one. Without the field the call is a ModelError."""
     toy(tmp_path, "echo", "plain")
     toy(tmp_path, "echo", "mirror", files={"model.toml": "[options]\nreverse = true\n"})
     aws.endpoint("bundle", {"ModelDataUrl": aws.put("bundle.tar.gz", tmp_path / "plain", tmp_path / "mirror")})
@@ -77,8 +77,8 @@ def test_one_container_serves_what_the_body_names(aws: Account, tmp_path: Path) 
     assert error["LogStreamArn"].endswith("/aws/sagemaker/Endpoints/bundle")
 
 
-def test_plain_files_below_a_prefix_are_the_model_directory(aws: Account, tmp_path: Path) -> None:
-    """ModelDataSource with S3Prefix and no compression: the tree as it lies in S3."""
+def test_plain_files_below_a_prefix_become_the_model_directory(aws: Account, tmp_path: Path) -> None:
+    """ModelDataSource with S3Prefix and no compression: the same tree as in S3."""
     directory = toy(tmp_path, "echo")
     for path in directory.rglob("*"):
         if path.is_file():
@@ -91,8 +91,8 @@ def test_plain_files_below_a_prefix_are_the_model_directory(aws: Account, tmp_pa
     aws.delete("tree")
 
 
-def test_what_cannot_come_up_fails_and_says_why(aws: Account, echo: str) -> None:
-    """A container that ends at its start: Failed with AWS's sentence; then it can only be deleted."""
+def test_a_container_that_exits_fails_its_endpoint(aws: Account, echo: str) -> None:
+    """The FailureReason has AWS's sentence and the cause. A failed endpoint can only be deleted."""
     aws.model("broken", {"ModelDataUrl": echo, "Environment": {"SERVE_NO_SUCH_SETTING": "1"}})
     aws.config("broken", variant("broken"))
 
@@ -107,7 +107,7 @@ def test_what_cannot_come_up_fails_and_says_why(aws: Account, echo: str) -> None
 
 
 def test_variants_share_calls_by_weight(aws: Account, echo: str) -> None:
-    """9 to 1, give or take; TargetVariant overrules; weights and counts change in place; weight 0 is not called."""
+    """About 9 to 1. TargetVariant overrides it. Weights and counts change in place. Weight 0 gets no call."""
     aws.model("ab", {"ModelDataUrl": echo})
     aws.config("ab", *(variant("ab", name, InitialVariantWeight=weight) for name, weight in (("A", 9), ("B", 1))))
     assert aws.create("ab", "ab")["EndpointStatus"] == "InService"
@@ -129,7 +129,7 @@ def test_variants_share_calls_by_weight(aws: Account, echo: str) -> None:
     described = aws.settled("ab")
 
     assert set(shares) == {"A", "B"}
-    assert 160 < shares["A"] < 198  # of 200; the seed is fixed
+    assert 160 < shares["A"] < 198  # of 200 calls; the seed is fixed
     assert unknown == ("ValidationError", "Variant D not found in endpoint ab.")
     shown = {
         each["VariantName"]: (each["CurrentWeight"], each["CurrentInstanceCount"])
@@ -138,36 +138,36 @@ def test_variants_share_calls_by_weight(aws: Account, echo: str) -> None:
     assert shown == {"A": (0, 1), "B": (1, 2)}
     assert {called() for _ in range(20)} == {"B"}
     assert called(TargetVariant="A") == "A"
-    turns = [aws.pid("ab") for _ in range(4)]
-    assert turns[:2] == turns[2:]  # B's two instances, in turn
-    assert len(set(turns)) == 2
-    assert set(at_once(8, lambda _: aws.pid("ab"))) == set(turns)
+    pids = [aws.pid("ab") for _ in range(4)]
+    assert pids[:2] == pids[2:]  # B's two instances, round robin
+    assert len(set(pids)) == 2
+    assert set(at_once(8, lambda _: aws.pid("ab"))) == set(pids)
     aws.delete("ab")
 
 
-def test_a_shadow_gets_copies_and_answers_nobody(aws: Account, tmp_path: Path) -> None:
-    """Each call reaches both, once; the caller hears of the production variant only."""
-    seen = tmp_path / "seen"
+def test_a_shadow_gets_a_copy_of_each_call(aws: Account, tmp_path: Path) -> None:
+    """Each call reaches both variants once. The caller gets the production variant's answer only."""
+    progress = tmp_path / "progress"
     aws.model("front", {"ModelDataUrl": aws.put("front.tar.gz", toy(tmp_path, "echo"))})
     aws.model("back", {"ModelDataUrl": aws.put("back.tar.gz", toy(tmp_path, "stream"))})
     aws.config("shadowed", variant("front"), ShadowProductionVariants=[variant("back", "Shadow")])
     described = aws.create("shadowed", "shadowed")
 
-    answer = aws.invoke("shadowed", {"chunks": 1, "progress": str(seen)})
-    aws.delete("shadowed")  # waits for what is in flight
+    answer = aws.invoke("shadowed", {"chunks": 1, "progress": str(progress)})
+    aws.delete("shadowed")  # waits for calls in flight
 
     assert described["ShadowProductionVariants"][0]["VariantName"] == "Shadow"
     assert answer.endswith(b"}")
-    assert seen.read_text() == "0\nclosed\n"
+    assert progress.read_text() == "0\nclosed\n"
 
 
-def test_names_are_taken_once(aws: Account, echo: str) -> None:
-    """AWS's words, so that whoever looks for them finds them."""
+def test_names_are_unique(aws: Account, echo: str) -> None:
+    """The errors are in AWS's words."""
     aws.model("once", {"ModelDataUrl": echo})
     aws.config("once", variant("once"))
     aws.sagemaker.create_endpoint(EndpointName="once", EndpointConfigName="once")
 
-    again = [
+    errors = [
         refusal(lambda: aws.model("once", {"ModelDataUrl": echo})),
         refusal(lambda: aws.config("once", variant("once"))),
         refusal(lambda: aws.create("once", "once")),
@@ -176,18 +176,18 @@ def test_names_are_taken_once(aws: Account, echo: str) -> None:
     aws.delete("once")
 
     arn = "arn:aws:sagemaker:us-east-1:123456789012:"
-    assert again == [
+    assert errors == [
         ("ValidationException", f'Cannot create already existing model "{arn}model/once".'),
         ("ValidationException", f'Cannot create already existing endpoint configuration "{arn}endpoint-config/once".'),
         ("ValidationException", f'Cannot create already existing endpoint "{arn}endpoint/once".'),
     ]
 
 
-def test_what_is_not_there_is_named(aws: Account, echo: str) -> None:
+def test_errors_name_the_missing_resource(aws: Account, echo: str) -> None:
     """A model, an endpoint config, an endpoint, model data."""
     aws.model("there", {"ModelDataUrl": echo})
 
-    said = [
+    errors = [
         refusal(lambda: aws.config("c", variant("nowhere")))[1],
         refusal(lambda: aws.create("e", "nowhere"))[1],
         refusal(lambda: aws.sagemaker.update_endpoint(EndpointName="e", EndpointConfigName="nowhere"))[1],
@@ -197,7 +197,7 @@ def test_what_is_not_there_is_named(aws: Account, echo: str) -> None:
     ]
 
     arn = "arn:aws:sagemaker:us-east-1:123456789012:"
-    assert said == [
+    assert errors == [
         f'Could not find model "{arn}model/nowhere".',
         f'Could not find endpoint configuration "{arn}endpoint-config/nowhere".',
         f'Could not find endpoint "{arn}endpoint/e".',
@@ -208,14 +208,14 @@ def test_what_is_not_there_is_named(aws: Account, echo: str) -> None:
 
 
 def test_requests_that_aws_refuses_are_refused(aws: Account, echo: str) -> None:
-    """Models and endpoint configs that could never be served, each with the reason."""
+    """Invalid models and endpoint configs, each with the reason."""
     aws.model("sound", {"ModelDataUrl": echo})
     aws.model("mme", multi_model("mme"))
     source = {"S3DataSource": {"S3Uri": f"s3://{BUCKET}/tree/", "S3DataType": "S3Prefix", "CompressionType": "None"}}
     serverless = {"MemorySizeInMB": 2048, "MaxConcurrency": 1}
     no_instance = {"VariantName": "V", "ModelName": "mme", "ServerlessConfig": serverless}
 
-    said = [
+    errors = [
         refusal(lambda: aws.model("x", {"Mode": "MultiModel", "ModelDataUrl": echo}))[1],
         refusal(lambda: aws.model("x", {"Mode": "MultiModel", "ModelDataSource": source}))[1],
         refusal(lambda: aws.model("x", {"ModelDataUrl": echo, "ModelDataSource": source}))[1],
@@ -227,8 +227,8 @@ def test_requests_that_aws_refuses_are_refused(aws: Account, echo: str) -> None:
         refusal(lambda: aws.sagemaker.create_inference_component(InferenceComponentName="x", EndpointName="e"))[1],
     ]
 
-    for message, words in zip(
-        said,
+    for message, text in zip(
+        errors,
         [
             "must end with '/'",
             "ModelDataSource is not supported for a container with Mode MultiModel",
@@ -238,10 +238,10 @@ def test_requests_that_aws_refuses_are_refused(aws: Account, echo: str) -> None:
             "Value 'ml.m9.tiny' at 'productionVariants.1.member.instanceType' failed to satisfy constraint",
             "VariantName must be unique",
             "does not support multi-model",
-            "CreateInferenceComponent is not played",
+            "CreateInferenceComponent is not supported",
         ],
         strict=True,
     ):
-        assert words in message
+        assert text in message
     models = aws.sagemaker.list_models()["Models"]
     assert "x" not in [each["ModelName"] for each in models]

@@ -1,4 +1,4 @@
-"""One instance as the platform runs it, over our real server as a process: loads, unloads, cuts, replacements."""
+"""One instance of the emulator with this repository's server as a process: loads, unloads, timeouts, replacements."""
 
 import json
 import os
@@ -32,13 +32,13 @@ def shared_bucket() -> Bucket:
 
 @pytest.fixture
 def bucket(shared_bucket: Bucket) -> Bucket:
-    shared_bucket.__init__()  # type: ignore[misc]  # empty, for whoever has it already
+    shared_bucket.__init__()  # type: ignore[misc]  # emptied in place: the shared instance refers to it
     return shared_bucket
 
 
 @pytest.fixture
 def play(tmp_path: Path, bucket: Bucket) -> Iterator[Play]:
-    """play(spec...) -> an instance that is up. Nothing may be left of it in the end: no process and no file."""
+    """play(spec...) returns a started instance. After the test no process and no file of it may exist."""
     with player(tmp_path, bucket) as run:
         yield run
 
@@ -56,13 +56,13 @@ def shared(shared_play: Play) -> Played:
 
 @pytest.fixture
 def instance(shared: Played, bucket: Bucket) -> Iterator[Played]:
-    """A multi-model instance with room for two models of 60 MB; it looks at its container only when it is told to."""
+    """A multi-model instance with memory for two models of 60 MB, and without periodic checks of its container."""
     yield shared
     shared.forget_all()
 
 
 def test_a_cold_call_loads_and_the_next_is_a_hit(instance: Played, bucket: Bucket) -> None:
-    """Under an id that tells nothing of the name; a path in the name is part of the name."""
+    """The container gets an opaque id. A path in the target is part of the name."""
     hungry(bucket, "one.tar.gz", "team/one.tar.gz")
 
     first = instance.answer("one.tar.gz")
@@ -73,24 +73,24 @@ def test_a_cold_call_loads_and_the_next_is_a_hit(instance: Played, bucket: Bucke
     assert bucket.reads == ["models/one.tar.gz", "models/team/one.tar.gz"]
     assert instance.on_disk == {opaque_id("one.tar.gz"), opaque_id("team/one.tar.gz")}
     assert instance.targets == {"one.tar.gz", "team/one.tar.gz"}
-    assert len(instance.said("load")) == 2
+    assert len(instance.events_of("load")) == 2
 
 
-def test_what_was_used_least_recently_makes_room(instance: Played, bucket: Bucket) -> None:
-    """507, one DELETE, and the same load fits; what went is off the disk too, and comes back when it is asked for."""
+def test_the_least_recently_used_model_is_unloaded(instance: Played, bucket: Bucket) -> None:
+    """507, one DELETE, and the same load fits. The unloaded model is off the disk, and its next call loads it again."""
     hungry(bucket, "a", "b", "c", mb=60)
 
     for name in ("a", "b", "a", "c", "a"):
         assert instance.answer(name)["name"] == name
 
-    assert [each["subject"] for each in instance.said("unload")] == ["b"]
-    assert [(each["subject"], each["detail"]) for each in instance.said("507")] == [("c", "-> unload b -> retry")]
+    assert [each["subject"] for each in instance.events_of("unload")] == ["b"]
+    assert [(each["subject"], each["detail"]) for each in instance.events_of("507")] == [("c", "-> unload b -> retry")]
     assert instance.on_disk == {opaque_id("a"), opaque_id("c")}
     assert instance.answer("b")["name"] == "b"
 
 
 def test_a_model_in_use_is_never_unloaded(instance: Played, bucket: Bucket, later: Later, tmp_path: Path) -> None:
-    """The load waits until one of those in use falls idle."""
+    """The load waits until one of the models in use becomes idle."""
     hungry(bucket, "a", "b", "c", mb=60)
     instance.answer("a")
     instance.answer("b")
@@ -103,13 +103,13 @@ def test_a_model_in_use_is_never_unloaded(instance: Played, bucket: Bucket, late
     gates["b"].touch()
 
     assert waiting.result(PATIENCE)["name"] == "c"
-    assert [each["subject"] for each in instance.said("unload")] == ["b"]
+    assert [each["subject"] for each in instance.events_of("unload")] == ["b"]
     gates["a"].touch()
     assert (busy["a"].result(PATIENCE)["name"], busy["b"].result(PATIENCE)["name"]) == ("a", "b")
 
 
-def test_what_never_fits_is_told_with_the_containers_own_words(instance: Played, bucket: Bucket) -> None:
-    """When nothing is left to unload: 424, and the original status is 507."""
+def test_a_model_that_never_fits_is_an_error_with_the_containers_text(instance: Played, bucket: Bucket) -> None:
+    """When no model is left to unload: 424, with the original status 507."""
     hungry(bucket, "small")
     hungry(bucket, "huge", mb=300)
     instance.answer("small")
@@ -122,10 +122,10 @@ def test_what_never_fits_is_told_with_the_containers_own_words(instance: Played,
     assert instance.answer("small")["name"] == "small"
 
 
-def test_callers_of_one_model_share_a_load_and_other_models_load_beside_it(
+def test_calls_of_one_model_share_a_load_and_other_models_load_in_parallel(
     instance: Played, bucket: Bucket, later: Later, tmp_path: Path
 ) -> None:
-    """Eight callers, one load; another model is loaded and answers before that load ends."""
+    """Eight calls, one load. Another model is loaded and answers before that load ends."""
     gate = tmp_path / "gate"
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(gate)})
     hungry(bucket, "quick")
@@ -137,11 +137,11 @@ def test_callers_of_one_model_share_a_load_and_other_models_load_beside_it(
 
     assert len({each.result(PATIENCE)["pid"] for each in eight}) == 1
     assert bucket.reads.count("models/slow") == 1
-    assert [each["subject"] for each in instance.said("load")] == ["quick", "slow"]
+    assert [each["subject"] for each in instance.events_of("load")] == ["quick", "slow"]
 
 
-def test_a_slow_load_goes_on_after_its_caller_gave_up(instance: Played, bucket: Bucket, tmp_path: Path) -> None:
-    """429 while it lasts, 200 once it is done, and it was begun once."""
+def test_a_slow_load_continues_after_its_call_timed_out(instance: Played, bucket: Bucket, tmp_path: Path) -> None:
+    """429 during the load, 200 after it. The model is loaded once."""
     gate = tmp_path / "gate"
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(gate)})
 
@@ -149,14 +149,14 @@ def test_a_slow_load_goes_on_after_its_caller_gave_up(instance: Played, bucket: 
         with pytest.raises(ModelNotReadyException, match="slow is not ready"):
             instance.call("slow", limit=0.3)
     gate.touch()
-    wait_until(lambda: instance.said("load"))
+    wait_until(lambda: instance.events_of("load"))
 
     assert instance.answer("slow")["pid"]
     assert bucket.reads == ["models/slow"]
 
 
-def test_a_load_that_takes_too_long_leaves_nothing(play: Play, bucket: Bucket, tmp_path: Path) -> None:
-    """It is called off: neither files, nor half a model in the container."""
+def test_a_load_that_times_out_is_cancelled(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+    """No file and no model in the container remains."""
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(tmp_path / "never")})
     instance = play(mme(), load_limit=0.5)
 
@@ -167,8 +167,8 @@ def test_a_load_that_takes_too_long_leaves_nothing(play: Play, bucket: Bucket, t
     assert instance.behind("GET", f"/models/{opaque_id('slow')}") == 404
 
 
-def test_models_that_are_not_there_or_not_whole_or_do_not_load(instance: Played, bucket: Bucket) -> None:
-    """400 in the platform's words, 424 in the model's own; nothing stays on disk."""
+def test_missing_and_invalid_models_are_errors(instance: Played, bucket: Bucket) -> None:
+    """400 in SageMaker's words for the data, 424 with the model's own text. No file stays on disk."""
     bucket.objects["models/junk"] = b"not an archive"
     bucket.put_toy("models/bad", "badload")
 
@@ -184,38 +184,38 @@ def test_models_that_are_not_there_or_not_whole_or_do_not_load(instance: Played,
     assert instance.on_disk == set()
 
 
-def test_what_the_container_loses_is_loaded_again(instance: Played, bucket: Bucket) -> None:
-    """By a call that meets a 404, or by a look at GET /models that no longer has it."""
+def test_a_model_that_the_container_lost_is_loaded_again(instance: Played, bucket: Bucket) -> None:
+    """After a call that gets 404, or a check whose GET /models does not list the model."""
     hungry(bucket, "one")
     first = instance.answer("one")
 
     assert instance.behind("DELETE", f"/models/{opaque_id('one')}") == 200
     second = instance.answer("one")
     assert instance.behind("DELETE", f"/models/{opaque_id('one')}") == 200
-    instance.containers[0].look()
+    instance.containers[0].check()
 
-    assert [each["detail"] for each in instance.said("lost")] == ["404 on invoke", "no longer in GET /models"]
+    assert [each["detail"] for each in instance.events_of("lost")] == ["404 on invoke", "missing in GET /models"]
     assert instance.targets == frozenset()
     assert len({first["pid"], second["pid"], instance.answer("one")["pid"]}) == 3
 
 
-def test_what_others_loaded_is_the_first_to_go(instance: Played, bucket: Bucket) -> None:
-    """A model in GET /models that the platform did not load holds memory all the same."""
+def test_a_model_that_another_client_loaded_is_unloaded_first(instance: Played, bucket: Bucket) -> None:
+    """A model in GET /models that the emulator did not load also uses memory."""
     hungry(bucket, "a", "b", mb=60)
     instance.answer("a")
     path = instance.work / instance.name / "models" / opaque_id("a") / "model"
     body = json.dumps({"model_name": "stranger", "url": str(path)}).encode()
 
     assert instance.behind("POST", "/models", body) == 200
-    instance.containers[0].look()
-    assert [each["subject"] for each in instance.said("strange")] == ["stranger"]
+    instance.containers[0].check()
+    assert [each["subject"] for each in instance.events_of("unknown")] == ["stranger"]
 
     assert instance.answer("b")["name"] == "b"
-    assert [each["subject"] for each in instance.said("unload")] == ["stranger"]
+    assert [each["subject"] for each in instance.events_of("unload")] == ["stranger"]
 
 
-def test_without_caching_a_model_goes_after_each_call(play: Play, bucket: Bucket) -> None:
-    """ModelCacheSetting Disabled: out of memory and off the disk."""
+def test_without_caching_a_model_is_unloaded_after_each_call(play: Play, bucket: Bucket) -> None:
+    """ModelCacheSetting Disabled: the model is out of memory and off the disk."""
     hungry(bucket, "one")
     instance = play(mme(caching=False))
 
@@ -226,40 +226,40 @@ def test_without_caching_a_model_goes_after_each_call(play: Play, bucket: Bucket
 
 
 def test_a_container_that_was_killed_is_replaced(play: Play, bucket: Bucket) -> None:
-    """Calls meanwhile are told to come again; afterwards models are loaded anew."""
+    """Afterwards models are loaded again."""
     hungry(bucket, "one")
     instance = play(mme())
     before, pid = instance.answer("one"), instance.process.pid
 
     os.kill(pid, signal.SIGKILL)
 
-    wait_until(lambda: len(instance.said("ready")) == 2)
-    assert instance.said("replace")[0]["detail"] == "it exited with status -9"
+    wait_until(lambda: len(instance.events_of("ready")) == 2)
+    assert instance.events_of("replace")[0]["detail"] == "the container exited with status -9"
     assert instance.process.pid != pid
     assert instance.answer("one")["pid"] != before["pid"]
 
 
-def test_a_container_that_stays_red_is_replaced(play: Play, bucket: Bucket) -> None:
-    """It lives, but answers no ping: three in a row are enough, and its SIGTERM does not help either."""
+def test_a_container_that_stays_unhealthy_is_replaced(play: Play, bucket: Bucket) -> None:
+    """It runs, but answers no ping. After three pings it gets SIGTERM, then SIGKILL."""
     hungry(bucket, "one")
-    instance = play(mme(), ping_limit=1.0, stop_limit=0.2)
+    instance = play(mme(), ping_limit=2.0, stop_limit=0.2)
     stopped = instance.process.pid
     frozen = {stopped} | descendants(stopped)
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
 
-    wait_until(lambda: instance.said("killed"))
+    wait_until(lambda: instance.events_of("killed"))
     for pid in filter(alive, frozen):
-        os.kill(pid, signal.SIGCONT)  # SIGTERM, which nginx gets in its launcher's stead, waits for that
+        os.kill(pid, signal.SIGCONT)  # nginx, to which the launcher's death sends SIGTERM, handles it only then
 
-    wait_until(lambda: len(instance.said("ready")) == 2)
-    assert [each["detail"] for each in instance.said("red")][-3:] == ["GET /ping: no answer within 1 s"] * 3
+    wait_until(lambda: len(instance.events_of("ready")) == 2)
+    assert [each["detail"] for each in instance.events_of("bad-ping")][-3:] == ["GET /ping: no answer within 2 s"] * 3
     assert instance.answer("one")["name"] == "one"
     wait_until(lambda: not any(map(alive, frozen)))
 
 
-def test_a_call_while_the_container_is_away_is_told_to_come_again(play: Play, bucket: Bucket, later: Later) -> None:
-    """503 after it was taken away, and for those whose model was about to be loaded."""
+def test_a_call_while_the_container_is_stopped_is_503(play: Play, bucket: Bucket, later: Later) -> None:
+    """Also a call whose model is being loaded at the stop."""
     hungry(bucket, "one")
     instance = play(mme())
     bucket.gate = threading.Event()
@@ -275,8 +275,8 @@ def test_a_call_while_the_container_is_away_is_told_to_come_again(play: Play, bu
         instance.call("one")
 
 
-def test_containers_in_a_row_hand_on_body_and_content_type(play: Play, bucket: Bucket) -> None:
-    """Of two, each on a port of its own; the last one's answer is the caller's."""
+def test_a_pipeline_forwards_body_and_content_type(play: Play, bucket: Bucket) -> None:
+    """Two containers, each on its own port. The caller gets the last one's answer."""
     instance = play(single(bucket, "echo"), single(bucket, "echo", {"model.toml": "[options]\nreverse = true\n"}))
 
     reply = instance.call(body=b"a,b", headers={"Content-Type": "text/csv"})
@@ -290,25 +290,25 @@ def test_containers_in_a_row_hand_on_body_and_content_type(play: Play, bucket: B
 
 
 def test_a_container_is_called_by_its_hostname(play: Play, bucket: Bucket) -> None:
-    """Invoked directly, each call says which; a wrong name, or none, is the caller's mistake."""
+    """With direct invocation each call names a container. A wrong or missing name is a ValidationError."""
     instance = play(single(bucket, "echo", hostname="first"), single(bucket, "tally", hostname="second"), direct=True)
 
     assert instance.call(body=b"x", target_container="first").body.endswith(b":x")  # type: ignore[union-attr]
     assert instance.answer(body={"id": 7}, target_container="second")["id"] == 7
-    with pytest.raises(ValidationError, match=r"no container third; there are first, second"):
+    with pytest.raises(ValidationError, match=r"Container third not found; the containers are first, second"):
         instance.call(target_container="third")
     with pytest.raises(ValidationError, match="TargetContainerHostname"):
         instance.call()
 
 
-def test_a_lone_container_must_not_be_named(play: Play, bucket: Bucket) -> None:
-    """As the platform has it."""
+def test_a_call_of_a_single_container_must_not_name_it(play: Play, bucket: Bucket) -> None:
+    """SageMaker refuses it too."""
     with pytest.raises(ValidationError, match="not invoked directly"):
         play(single(bucket, "echo")).call(target_container="any")
 
 
-def test_errors_of_a_container_are_told_by_name(play: Play, bucket: Bucket) -> None:
-    """424 with its own status and words, of which 2,048 characters reach the caller."""
+def test_errors_of_a_container_are_model_errors(play: Play, bucket: Bucket) -> None:
+    """424 with the container's status and the first 2,048 characters of its text."""
     instance = play(single(bucket, "crash"))
 
     with pytest.raises(ModelError, match=r'Received client error \(400\) from primary with message "\{') as bad:
@@ -322,29 +322,29 @@ def test_errors_of_a_container_are_told_by_name(play: Play, bucket: Bucket) -> N
 
 
 def test_a_body_over_the_limit_never_reaches_the_container(play: Play, bucket: Bucket) -> None:
-    """25 MB pass, both ways; 26 are refused."""
+    """25 MB pass in both directions, 26 MB are refused."""
     instance = play(single(bucket, "echo"))
 
-    whole = instance.call(body=b"x" * ((25 << 20) - 64), headers={"Content-Type": "text/plain"})
+    reply = instance.call(body=b"x" * ((25 << 20) - 64), headers={"Content-Type": "text/plain"})
     with pytest.raises(ValidationError, match="HTTP content length exceeded 26214400 bytes"):
         instance.call(body=b"x" * (26 << 20))
 
-    assert isinstance(whole.body, bytes)
-    assert len(whole.body) > (25 << 20) - 64
+    assert isinstance(reply.body, bytes)
+    assert len(reply.body) > (25 << 20) - 64
 
 
-def test_a_stuck_container_is_cut(play: Play, bucket: Bucket) -> None:
-    """In the words that callers of a real endpoint get, and with the status 0."""
+def test_a_stuck_container_times_out(play: Play, bucket: Bucket) -> None:
+    """With the text that callers of a SageMaker endpoint get, and status 0."""
     instance = play(single(bucket, "stuck", environment={"SAGEMAKER_MODEL_SERVER_TIMEOUT": "1"}))
 
-    with pytest.raises(ModelError, match=r"server error \(0\) from primary .*Your invocation timed out") as cut:
+    with pytest.raises(ModelError, match=r"server error \(0\) from primary .*Your invocation timed out") as raised:
         instance.call(body={"stuck": True}, limit=0.3)
 
-    assert cut.value.original_status == 0
+    assert raised.value.original_status == 0
 
 
-def test_a_stream_comes_as_it_is_made(play: Play, bucket: Bucket, tmp_path: Path) -> None:
-    """The first part is there before the second is begun; one that breaks off says so."""
+def test_a_stream_arrives_as_the_model_yields_it(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+    """The first part arrives before the model starts the second. A broken stream is an error."""
     instance = play(single(bucket, "stream"))
     gate = tmp_path / "gate"
 
@@ -357,24 +357,26 @@ def test_a_stream_comes_as_it_is_made(play: Play, bucket: Bucket, tmp_path: Path
 
     assert first == b"chunk 0\n"
     assert rest == [b"chunk 1\n"]
-    with pytest.raises(ModelStreamError) as told:
+    with pytest.raises(ModelStreamError) as raised:
         list(broken.body)
-    assert told.value.error_code == "StreamBroken"
+    assert raised.value.error_code == "StreamBroken"
 
 
-def test_a_container_that_ends_at_once_fails_the_start(play: Play, bucket: Bucket) -> None:
-    """With SageMaker's sentence, the status and the end of its log; nothing is left."""
+def test_a_container_that_exits_fails_the_start(play: Play, bucket: Bucket) -> None:
+    """With SageMaker's sentence, the exit status and the end of the log. No process and no file remains."""
     instance = play(single(bucket, "echo", environment={"SERVE_NONSENSE": "1"}), up=False)
 
-    with pytest.raises(Unhealthy, match="primary container for production variant AllTraffic did not pass") as told:
+    with pytest.raises(Unhealthy, match="primary container for production variant AllTraffic did not pass") as raised:
         instance.start()
 
-    assert "it exited with status" in str(told.value)
-    assert "SERVE_NONSENSE" in str(told.value)
+    assert "the container exited with status" in str(raised.value)
+    assert "SERVE_NONSENSE" in str(raised.value)
 
 
-def test_a_container_that_is_not_well_in_time_fails_the_start(play: Play, bucket: Bucket, tmp_path: Path) -> None:
-    """Here one that must load a model first, and does not; its window is its own."""
+def test_a_container_that_is_unhealthy_at_the_startup_limit_fails_the_start(
+    play: Play, bucket: Bucket, tmp_path: Path
+) -> None:
+    """It preloads a model that never loads. The spec has its own startup limit."""
     spec = single(
         bucket,
         "slowload",
@@ -388,17 +390,17 @@ def test_a_container_that_is_not_well_in_time_fails_the_start(play: Play, bucket
         instance.start()
 
 
-def test_the_end_is_a_sigterm_and_files_are_gone(play: Play, bucket: Bucket) -> None:
-    """The server leaves by itself, with status 0."""
+def test_a_stop_is_a_sigterm(play: Play, bucket: Bucket) -> None:
+    """The server exits with status 0, and the instance's files are removed."""
     instance = play(mme())
 
     instance.stop()
 
-    assert [each["detail"] for each in instance.said("stopped")] == ["status 0"]
+    assert [each["detail"] for each in instance.events_of("stopped")] == ["status 0"]
 
 
-def test_many_callers_of_many_models_get_their_own_models_answer(instance: Played, bucket: Bucket) -> None:
-    """Six models, room for two, eight callers at once."""
+def test_every_concurrent_call_gets_its_own_models_answer(instance: Played, bucket: Bucket) -> None:
+    """Six models, memory for two, eight callers at once."""
     names = [f"m{number}" for number in range(6)]
     hungry(bucket, *names, mb=60)
 

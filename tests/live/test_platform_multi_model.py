@@ -1,4 +1,4 @@
-"""A multi-model endpoint on the emulated platform, through boto3 alone: what comes and goes, what callers are told."""
+"""A multi-model endpoint on the emulator, through boto3 only: loads, unloads and errors."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CSV = {"ContentType": "text/csv", "Accept": "text/csv"}
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """With an endpoint `many` that has room for two of the models big-*, which fill 120 MB each."""
+    """An account with an endpoint `many`, whose memory fits two of the models big-* of 120 MB each."""
     with account(tmp_path_factory.mktemp("w")) as made:
         models = tmp_path_factory.mktemp("m")
         tiny.xgboost_model(models / "trees")
@@ -30,7 +30,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
 
 
 def parent(pid: int) -> int:
-    """The process that this one was forked from: its server's."""
+    """The parent process: the forkserver of a server."""
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
@@ -39,7 +39,7 @@ def loads(aws: Account) -> list[str]:
 
 
 def test_models_of_different_kinds_answer_by_name(aws: Account) -> None:
-    """Each is loaded once, when it is first asked for, and then is there."""
+    """Each is loaded once, by its first call."""
     first = aws.invoke("many", b"1,2,3,4\n", TargetModel="trees.tar.gz", **CSV)
     again = aws.invoke("many", b"1,2,3,4\n", TargetModel="trees.tar.gz", **CSV)
     echo = aws.invoke("many", b"hello", TargetModel="deeper/echo.tar.gz", ContentType="text/plain")
@@ -50,8 +50,8 @@ def test_models_of_different_kinds_answer_by_name(aws: Account) -> None:
     assert [loads(aws).count(each) for each in ("trees.tar.gz", "deeper/echo.tar.gz")] == [1, 1]
 
 
-def test_the_least_recently_used_model_makes_room(aws: Account) -> None:
-    """The third of two that fit: 507, an unload, a load; whoever was unloaded comes back when asked."""
+def test_the_least_recently_used_model_is_unloaded(aws: Account) -> None:
+    """A third model where two fit: 507, an unload, a load. The unloaded model is loaded again by its next call."""
 
     def pid(name: str) -> int:
         return int(json.loads(aws.invoke("many", TargetModel=f"big-{name}.tar.gz"))["pid"])
@@ -68,7 +68,7 @@ def test_the_least_recently_used_model_makes_room(aws: Account) -> None:
 
 
 def test_a_call_without_a_model_is_refused(aws: Account) -> None:
-    """As is a stream: InvokeEndpointWithResponseStream has no TargetModel."""
+    """A stream too: InvokeEndpointWithResponseStream has no TargetModel."""
 
     def streamed() -> None:
         aws.runtime.invoke_endpoint_with_response_stream(EndpointName="many", Body=b"{}")
@@ -79,7 +79,7 @@ def test_a_call_without_a_model_is_refused(aws: Account) -> None:
         assert "missing a target model header" in message
 
 
-def test_a_model_that_is_not_in_s3_is_named(aws: Account) -> None:
+def test_the_error_names_a_model_that_is_missing_in_s3(aws: Account) -> None:
     code, message = refusal(lambda: aws.invoke("many", TargetModel="nowhere.tar.gz"))
 
     assert code == "ValidationError"
@@ -87,7 +87,7 @@ def test_a_model_that_is_not_in_s3_is_named(aws: Account) -> None:
 
 
 def test_an_error_of_the_model_is_a_model_error(aws: Account) -> None:
-    """424 with the container's status and words; the model stays."""
+    """424 with the container's status and text. The model stays loaded."""
     aws.invoke("many", b"1,2,3,4\n", TargetModel="trees.tar.gz", **CSV)
     before = loads(aws).count("trees.tar.gz")
 
@@ -103,10 +103,10 @@ def test_an_error_of_the_model_is_a_model_error(aws: Account) -> None:
     assert loads(aws).count("trees.tar.gz") == before
 
 
-def test_a_slow_load_is_429_and_goes_on(tmp_path: Path) -> None:
-    """ModelNotReadyException after the time a call has; once that load is done, the next call is answered by it."""
+def test_a_slow_load_is_429_and_continues(tmp_path: Path) -> None:
+    """ModelNotReadyException at the call's time limit. After the load, the next call is answered."""
     gate = tmp_path / "gate"
-    with account(tmp_path / "w", invoke_limit=1.5) as aws:
+    with account(tmp_path / "w", invoke_limit=4.0) as aws:
         aws.put("slow/slow.tar.gz", toy(tmp_path, "slowload", files={"gate.txt": str(gate)}))
         aws.endpoint("slow", multi_model("slow"))
 
@@ -121,11 +121,11 @@ def test_a_slow_load_is_429_and_goes_on(tmp_path: Path) -> None:
         assert loads(aws) == ["slow.tar.gz"]
 
 
-def test_models_are_spread_over_instances_and_stay_where_they_are(tmp_path: Path) -> None:
-    """Two models on two instances: each is loaded on one of them, and found there by all who call."""
+def test_models_are_spread_over_instances_and_keep_theirs(tmp_path: Path) -> None:
+    """Two models on two instances: each is loaded on one of them, which gets all its calls."""
     with account(tmp_path / "w") as aws:
         echo = toy(tmp_path, "echo")
-        names = ["m0.tar.gz", "m2.tar.gz"]  # whose homes are different ones
+        names = ["m0.tar.gz", "m2.tar.gz"]  # on different instances
         for name in names:
             aws.put(f"spread/{name}", echo)
         aws.endpoint("spread", multi_model("spread"), count=2)

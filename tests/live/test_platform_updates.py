@@ -1,4 +1,4 @@
-"""Updates of endpoints on the emulated platform: what callers see meanwhile, and how they are taken back."""
+"""Updates of endpoints on the emulator: calls meanwhile, rollbacks, scaling, and the emulator's end."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ BROKEN = {"Environment": {"SERVE_NO_SUCH_SETTING": "1"}}
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """With the configs `plain`, `mirror` (bodies reversed) and one that does not come up: `broken`."""
+    """An account with the configs `plain`, `mirror` (reverses bodies) and `broken` (fails to start)."""
     with account(tmp_path_factory.mktemp("w")) as made:
         models = tmp_path_factory.mktemp("m")
         plain = made.put("plain.tar.gz", toy(models, "echo"))
@@ -32,13 +32,13 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
 
 @pytest.fixture(scope="module")
 def endpoint(aws: Account) -> str:
-    """One endpoint for all tests here, of the config `plain` or `mirror`, as the last one left it."""
+    """One endpoint for all tests of this module. Its config is `plain` or `mirror`, as the previous test left it."""
     assert aws.create("changing", "plain")["EndpointStatus"] == "InService"
     return "changing"
 
 
 def configs(aws: Account, endpoint: str) -> tuple[str, str]:
-    """The config it has, and the other one."""
+    """The endpoint's config, and the other one."""
     now = aws.describe(endpoint)["EndpointConfigName"]
     return now, "mirror" if now == "plain" else "plain"
 
@@ -47,8 +47,8 @@ def is_mirrored(aws: Account, endpoint: str) -> bool:
     return aws.invoke(endpoint, b"ab", **TEXT).endswith(b":ba")
 
 
-def test_callers_see_no_error_while_the_fleet_is_swapped(aws: Account, endpoint: str, later: Later) -> None:
-    """Four who never stop calling, while the new fleet comes and the old one goes: every answer is an answer."""
+def test_no_call_fails_during_an_update(aws: Account, endpoint: str, later: Later) -> None:
+    """Four callers call continuously while the new fleet replaces the old one: every call is answered."""
     over = threading.Event()
     old = aws.pid(endpoint)
     before, other = configs(aws, endpoint)
@@ -74,8 +74,8 @@ def test_callers_see_no_error_while_the_fleet_is_swapped(aws: Account, endpoint:
     assert is_mirrored(aws, endpoint) == (other == "mirror")
 
 
-def test_a_fleet_that_does_not_come_up_is_taken_back(aws: Account, endpoint: str) -> None:
-    """InService on the config before, with the reason; the old process never stopped."""
+def test_a_fleet_that_fails_to_start_is_rolled_back(aws: Account, endpoint: str) -> None:
+    """The endpoint is InService with the old config and the reason. The old process keeps running."""
     pid = aws.pid(endpoint)
     before, _ = configs(aws, endpoint)
 
@@ -90,7 +90,7 @@ def test_a_fleet_that_does_not_come_up_is_taken_back(aws: Account, endpoint: str
 
 
 def test_an_alarm_during_the_bake_rolls_back(aws: Account, endpoint: str) -> None:
-    """Half of the traffic on the new fleet, an hour to bake: the alarm ends it at once, on the old config."""
+    """Half of the calls go to the new fleet for an hour: the alarm ends that immediately, with the old config."""
     before, other = configs(aws, endpoint)
     aws.cloudwatch.put_metric_alarm(
         AlarmName="errors",
@@ -123,15 +123,15 @@ def test_an_alarm_during_the_bake_rolls_back(aws: Account, endpoint: str) -> Non
     assert {is_mirrored(aws, endpoint) for _ in range(10)} == {before == "mirror"}
 
 
-def test_counts_survive_an_update_that_asks_for_it(aws: Account, endpoint: str) -> None:
-    """RetainAllVariantProperties: what was scaled stays so. And a linear update arrives step by step."""
+def test_an_update_can_retain_instance_counts(aws: Account, endpoint: str) -> None:
+    """RetainAllVariantProperties keeps the scaled count. A linear update shifts traffic in steps."""
     _, other = configs(aws, endpoint)
     scale = [{"VariantName": "AllTraffic", "DesiredInstanceCount": 2}]
     aws.sagemaker.update_endpoint_weights_and_capacities(EndpointName=endpoint, DesiredWeightsAndCapacities=scale)
     assert aws.settled(endpoint)["ProductionVariants"][0]["CurrentInstanceCount"] == 2
     linear = {"Type": "LINEAR", "WaitIntervalInSeconds": 0, "LinearStepSize": {"Type": "CAPACITY_PERCENT", "Value": 40}}
     deployment = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": linear, "TerminationWaitInSeconds": 0}}
-    told = len(aws.events("traffic"))
+    before = len(aws.events("traffic"))
 
     aws.sagemaker.update_endpoint(
         EndpointName=endpoint,
@@ -144,12 +144,12 @@ def test_counts_survive_an_update_that_asks_for_it(aws: Account, endpoint: str) 
     assert described["EndpointConfigName"] == other
     assert described["ProductionVariants"][0]["CurrentInstanceCount"] == 2
     assert described["LastDeploymentConfig"] == deployment
-    steps = [each["detail"].partition(" ")[0] for each in aws.events("traffic")[told:]]
+    steps = [each["detail"].partition(" ")[0] for each in aws.events("traffic")[before:]]
     assert steps == ["40%", "80%", "100%"]
 
 
-def test_the_end_of_the_platform_is_the_end_of_all(tmp_path: Path) -> None:
-    """In whatever an endpoint is at: in service, and in the middle of an update."""
+def test_closing_the_emulator_stops_all_endpoints(tmp_path: Path) -> None:
+    """One in service, and one in the middle of an update."""
     models = tmp_path / "m"
     gate = {"gate.txt": str(tmp_path / "never")}
     with account(tmp_path / "w") as aws:

@@ -76,7 +76,7 @@ def test_a_slow_object_holds_up_nobody(later: Later, start: Start, models: Path)
             models,
             SERVE_S3_INPUTS="s3://b",
             SERVE_PRELOAD="echo",
-            SAGEMAKER_MODEL_SERVER_TIMEOUT=3,
+            SAGEMAKER_MODEL_SERVER_TIMEOUT=5,
             AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{silent.getsockname()[1]}",
             AWS_ACCESS_KEY_ID="a",
             AWS_SECRET_ACCESS_KEY="b",

@@ -1,7 +1,10 @@
 """The rehearsal finds each fault, and only it: a container that keeps the contract but for one point, by URL."""
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +19,8 @@ from local_test.rehearse.verdict import Verdict
 from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.faulty import Faulty
+from tests.live.stack import IGNORING_SIGINT, ROOT
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.timeout(600)  # the rehearsals of all faults are one fixture
 
@@ -211,6 +216,18 @@ def test_the_command_tells_what_was_found(capsys: pytest.CaptureFixture[str], tm
     assert said.startswith("FAIL  reply-content-type")
     assert all(f"      {word}" in said for word in ("wants", "breaks", "do", "source  https://docs.aws.amazon.com/"))
     assert [(each["name"], each["outcome"]) for each in told["checks"]] == [("reply-content-type", "FAIL")]
+
+
+def test_ctrl_c_ends_a_rehearsal() -> None:
+    """While a container does not answer. SIGINT works although it is ignored, as in a shell's background job."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [*IGNORING_SIGINT, sys.executable, "-m", "local_test.rehearse", address]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as rehearsal:
+            silent.accept()[0].close()
+            rehearsal.send_signal(signal.SIGINT)
+            assert rehearsal.wait(PATIENCE) == 130
 
 
 @pytest.mark.parametrize(

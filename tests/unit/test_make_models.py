@@ -146,7 +146,7 @@ def test_a_package_with_another_hash_is_refused_and_removed(tmp_path: Path) -> N
 
     assert str(refused.value) == (
         f"{package.filename} has sha256 {hashlib.sha256(b'something else').hexdigest()}, not {package.sha256}; "
-        "it was removed, run again to fetch it anew"
+        "it was removed, run again to download it"
     )
     assert list(tmp_path.iterdir()) == []
 

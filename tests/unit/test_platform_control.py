@@ -1,4 +1,4 @@
-"""The emulated control plane's decisions, without a container: who gets a call, how an update goes, what is refused."""
+"""The emulator's decisions, without a container: routing of calls, steps of an update, refused requests."""
 
 import io
 import random
@@ -20,7 +20,7 @@ from local_test.platform.events import Events
 from local_test.platform.fleet import plans
 from local_test.platform.fleet.container import Unhealthy
 from local_test.platform.fleet.deployment import Alarmed, Deployment, Step, deployment, shift
-from local_test.platform.fleet.endpoint import Endpoint, Surroundings
+from local_test.platform.fleet.endpoint import Endpoint, EndpointContext
 from local_test.platform.fleet.plans import Config, Plan
 from local_test.platform.fleet.variants import BUSY, Variant, pick
 from local_test.platform.runtime import invoke_endpoint
@@ -34,7 +34,7 @@ MME = ContainerSpec(image="serve", multi_model=True, model=ModelData("s3://b/m/"
 
 @dataclass
 class Machine:
-    """An instance that counts; `gate` holds its answers up, `bad` keeps it from starting."""
+    """An instance that records its calls. `gate` delays its answers; one that is `bad` fails to start."""
 
     number: int
     bad: bool = False
@@ -59,35 +59,35 @@ class Machine:
 
 
 class Machines:
-    """A variant of them, and all that it ever made."""
+    """A variant of fake machines, and all machines that it created."""
 
     def __init__(self, spec: ContainerSpec = SPEC, *, count: int = 2, bad: tuple[int, ...] = ()) -> None:
         self.all: list[Machine] = []
         self._bad = bad
-        self.variant = Variant(Plan(name="V", specs=(spec,)), self._make, patience=5)
+        self.variant = Variant(Plan(name="V", specs=(spec,)), self._create, drain_limit=60)
         self.variant.resize(count)
 
-    def _make(self, plan: Plan) -> Machine:
+    def _create(self, plan: Plan) -> Machine:
         made = Machine(len(self.all), len(self.all) in self._bad)
         made.gate.set()
         self.all.append(made)
         return made
 
     def call(self, model: str | None = None, session: str | None = None, **options: Any) -> int:
-        """The number of the machine that answers."""
+        """The number of the machine that answered."""
         reply = self.variant.invoke(Call(body=b"", target_model=model, limit=1, **options), session)
         assert isinstance(reply.body, bytes)
         return int(reply.body)
 
 
-def test_calls_one_after_another_take_turns() -> None:
+def test_sequential_calls_go_round_robin() -> None:
     machines = Machines(count=3)
 
     assert [machines.call() for _ in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_call_goes_to_the_least_busy() -> None:
-    """One that holds a call is passed over until it has answered."""
+    """A machine with a call in flight gets no other call until it has answered."""
     machines = Machines()
     machines.all[0].gate.clear()
     held = threading.Thread(target=machines.call)
@@ -106,21 +106,28 @@ CONFIG = Config(name="c", variants=(Plan(name="V", specs=(SPEC,)),))
 
 
 def in_service(made: list[Machine], alarmed: Alarms = lambda _: []) -> Endpoint:
-    """An endpoint of such machines, which are in `made`."""
+    """An endpoint of fake machines, which are collected in `made`."""
 
-    def make(plan: Plan) -> Machine:
+    def create(plan: Plan) -> Machine:
         made.append(Machine(len(made)))
         return made[-1]
 
-    events, choice = Events(io.StringIO()), random.Random(1)
-    around = Surroundings(account="1", make=make, alarmed=alarmed, events=events, patience=60, choice=choice)
-    endpoint = Endpoint("e", CONFIG, around)
+    events = Events(io.StringIO())
+    context = EndpointContext(
+        account="1",
+        create_instance=create,
+        alarmed=alarmed,
+        events=events,
+        drain_limit=60,
+        random=random.Random(1),
+    )
+    endpoint = Endpoint("e", CONFIG, context)
     wait_until(lambda: endpoint.status == "InService")
     return endpoint
 
 
 def test_an_endpoint_that_failed_in_an_update_is_deleted_with_both_fleets(capsys: pytest.CaptureFixture[str]) -> None:
-    """Here for an error that is the emulator's own: nothing of the new fleet may stay."""
+    """After an internal error of the emulator, deletion also stops the new fleet."""
 
     def alarmed(names: Sequence[str]) -> Sequence[str]:
         raise LookupError(names)
@@ -131,14 +138,14 @@ def test_an_endpoint_that_failed_in_an_update_is_deleted_with_both_fleets(capsys
     endpoint.update(CONFIG, {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}]}}, {})
     wait_until(lambda: endpoint.status == "Failed")
     endpoint.delete()
-    wait_until(lambda: endpoint.gone)
+    wait_until(lambda: endpoint.deleted)
 
     assert [each.stopped for each in made] == [True, True]
     assert "LookupError" in capsys.readouterr().err
 
 
-def test_the_end_of_the_platform_waits_for_no_call() -> None:
-    """Ctrl-C in the middle of one: the container gets its SIGTERM, and may answer it still."""
+def test_closing_the_emulator_does_not_wait_for_calls() -> None:
+    """On Ctrl-C the container gets SIGTERM while it answers a call, and may still answer it."""
     made: list[Machine] = []
     endpoint = in_service(made)
     held = threading.Thread(target=endpoint.invoke, args=(Call(body=b"", limit=60), None, None))
@@ -153,8 +160,8 @@ def test_the_end_of_the_platform_waits_for_no_call() -> None:
     held.join()
 
 
-def test_a_model_has_a_home_and_models_are_spread() -> None:
-    """The same model, the same instance; with more instances most models stay where they were."""
+def test_a_model_stays_on_its_instance_and_models_are_spread() -> None:
+    """With an additional instance most models keep theirs."""
     machines = Machines(MME, count=3)
     models = [f"m{number}.tar.gz" for number in range(60)]
     homes = {model: machines.call(model) for model in models}
@@ -170,8 +177,8 @@ def test_a_model_has_a_home_and_models_are_spread() -> None:
     assert {more[model] for model in moved} == {3}
 
 
-def test_a_busy_models_calls_spill_to_its_next_instance() -> None:
-    """BUSY calls stay at home; the next goes elsewhere."""
+def test_calls_of_a_busy_model_overflow_to_its_next_instance() -> None:
+    """BUSY calls go to the model's first instance, the next call to another one."""
     machines = Machines(MME)
     home = machines.call("m")
     machines.all[home].gate.clear()
@@ -204,8 +211,8 @@ def test_a_session_stays_on_its_instance_until_it_is_closed() -> None:
     assert {machines.call(session="s1") for _ in range(2)} == {0, 1}
 
 
-def test_an_instance_is_not_stopped_with_a_call_in_its_hands() -> None:
-    """Neither with one that waits for its answer, nor with a stream that is being read."""
+def test_an_instance_is_not_stopped_with_a_call_in_flight() -> None:
+    """A stream is in flight until it is read."""
     machines = Machines(count=1)
     stream = machines.variant.invoke(Call(body=b"", stream=True, limit=1), None).body
     assert not isinstance(stream, bytes)
@@ -214,17 +221,17 @@ def test_an_instance_is_not_stopped_with_a_call_in_its_hands() -> None:
     stopping = threading.Thread(target=machines.variant.stop)
     stopping.start()
     stopping.join(0.1)
-    in_time = machines.all[0].stopped
+    early = machines.all[0].stopped
     rest = list(stream)
     stopping.join(PATIENCE)
 
-    assert not in_time
+    assert not early
     assert rest == [b"b"]
     assert machines.all[0].stopped
 
 
-def test_of_instances_that_are_added_all_stay_or_none() -> None:
-    """One that does not come up takes those that came with it along; those that were there stay."""
+def test_added_instances_stay_all_or_none() -> None:
+    """If one fails to start, all instances of the same resize are stopped; the older ones stay."""
     machines = Machines(count=1, bad=(2,))
 
     with pytest.raises(Unhealthy, match="machine 2"):
@@ -277,13 +284,13 @@ def capacity(value: int, kind: str = "CAPACITY_PERCENT") -> dict[str, Any]:
         ),
     ],
 )
-def test_a_deployment_is_steps(config: dict[str, Any] | None, shares: list[float]) -> None:
-    """Of a fleet of four instances."""
+def test_a_deployment_config_becomes_steps(config: dict[str, Any] | None, shares: list[float]) -> None:
+    """For a fleet of four instances."""
     assert [round(step.share, 6) for step in deployment(config, 4).steps] == shares
 
 
-def test_an_alarm_ends_a_deployment_at_the_step_where_it_is() -> None:
-    """The later step is never taken; without alarms to look at the same goes through."""
+def test_an_alarm_ends_a_deployment_at_its_current_step() -> None:
+    """The later step is not taken. Without alarms the same deployment completes."""
     taken: list[float] = []
     steps = (Step(0.1, 10), Step(1.0, 10))
 
@@ -305,7 +312,7 @@ S3_PREFIX = {"S3DataSource": {"S3Uri": "s3://b/tree", "S3DataType": "S3Prefix", 
 
 
 @pytest.mark.parametrize(
-    ("model", "why"),
+    ("model", "message"),
     [
         ({}, "either PrimaryContainer or Containers"),
         (container(ModelDataUrl="b/m.tar.gz"), "must be an S3 URI"),
@@ -318,13 +325,13 @@ S3_PREFIX = {"S3DataSource": {"S3Uri": "s3://b/tree", "S3DataType": "S3Prefix", 
         ({"Containers": [{"Image": "i", "Mode": "MultiModel", "ModelDataUrl": "s3://b/m/"}] * 2}, "Only one container"),
     ],
 )
-def test_a_model_that_cannot_be_served_is_refused(model: dict[str, Any], why: str) -> None:
-    with pytest.raises(ValidationError, match=why):
+def test_an_invalid_model_is_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         validation.check_model(model)
 
 
 def test_a_config_becomes_plans() -> None:
-    """Every field that a container or its variant has a say in."""
+    """Every field of a container and its variant."""
     model = container(
         Mode="MultiModel",
         ModelDataUrl="s3://b/m/",
@@ -352,16 +359,16 @@ def test_a_config_becomes_plans() -> None:
     )
 
 
-def test_frames_are_aws_event_streams() -> None:
-    """As botocore's own parser reads them: a part a chunk, and the error's code where it looks for it."""
+def test_frames_are_an_aws_event_stream() -> None:
+    """botocore's parser reads one part for each chunk, and the error with its code."""
 
     def chunks() -> Iterator[bytes]:
         yield b"one"
         yield b"two \xff"
-        raise ModelStreamError("it took too long", "ModelInvocationTimeExceeded")
+        raise ModelStreamError("timed out", "ModelInvocationTimeExceeded")
 
     buffer = EventStreamBuffer()
-    for frame in invoke_endpoint.response(Reply(status=200, headers={}, body=chunks()), "V").response:
+    for frame in invoke_endpoint.event_stream(Reply(status=200, headers={}, body=chunks()), "V").response:
         assert isinstance(frame, bytes)
         buffer.add_data(frame)
     one, two, end = (message.to_response_dict() for message in buffer)
@@ -369,16 +376,16 @@ def test_frames_are_aws_event_streams() -> None:
     assert (one["body"], two["body"]) == (b"one", b"two \xff")
     assert one["headers"][":event-type"] == "PayloadPart"
     assert end["headers"][":exception-type"] == "ModelStreamError"
-    assert end["body"] == b'{"Message": "it took too long", "ErrorCode": "ModelInvocationTimeExceeded"}'
+    assert end["body"] == b'{"Message": "timed out", "ErrorCode": "ModelInvocationTimeExceeded"}'
 
 
-def test_another_moto_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its version, or a point that is not where it was."""
+def test_an_unsupported_moto_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the version, or the internal name that is missing."""
     moto_app.check()
 
-    monkeypatch.setattr(moto_app, "POINTS", {SageMakerResponse: ("create_model", "no_such_point")})
-    with pytest.raises(RuntimeError, match="SageMakerResponse has no no_such_point"):
+    monkeypatch.setattr(moto_app, "INTERNALS", {SageMakerResponse: ("create_model", "no_such_name")})
+    with pytest.raises(RuntimeError, match="SageMakerResponse has no no_such_name"):
         moto_app.check()
     monkeypatch.setattr(moto_app, "VERSION", "9.9.9")
-    with pytest.raises(RuntimeError, match=r"stands on 9\.9\.9.*make platform"):
+    with pytest.raises(RuntimeError, match=r"needs 9\.9\.9.*make platform"):
         moto_app.check()

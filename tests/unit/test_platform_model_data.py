@@ -1,4 +1,4 @@
-"""Model data of every kind, from what S3 answers to files on disk."""
+"""Model data of every form: from S3 to files on disk."""
 
 import io
 import tarfile
@@ -53,7 +53,7 @@ def tree(directory: Path) -> list[str]:
 def test_each_kind_of_model_data_becomes_a_directory(
     data: ModelData, files: list[str], bucket: Bucket, tmp_path: Path
 ) -> None:
-    """An archive's content, an object under its own name, a prefix as the tree below it; readable by anyone."""
+    """An archive's content, an object under its own name, a prefix as the tree below it; readable by any user."""
     fetch(bucket, data, tmp_path / "x" / "model")
     assert tree(tmp_path) == [f"x/model/{name}" for name in files]
     assert all(each.stat().st_mode & 0o444 == 0o444 for each in (tmp_path / "x").rglob("*") if each.is_file())
@@ -61,7 +61,7 @@ def test_each_kind_of_model_data_becomes_a_directory(
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (ModelData("s3://b/nothing"), 'Failed to download model data from URL: "s3://b/nothing"'),
         (ModelData("s3://b/nothing/", prefix=True, packed=False), "Failed to download model data"),
@@ -72,30 +72,32 @@ def test_each_kind_of_model_data_becomes_a_directory(
         (ModelData("s3://"), r"must be s3://bucket/key"),
     ],
 )
-def test_what_cannot_be_had_is_the_callers_mistake(data: ModelData, says: str, bucket: Bucket, tmp_path: Path) -> None:
-    """In the platform's words; nothing is left on disk."""
-    with pytest.raises(ValidationError, match=says):
+def test_missing_or_invalid_data_is_a_validation_error(
+    data: ModelData, message: str, bucket: Bucket, tmp_path: Path
+) -> None:
+    """In SageMaker's words; no file stays on disk."""
+    with pytest.raises(ValidationError, match=message):
         fetch(bucket, data, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_archive_that_leads_out_of_its_directory_is_refused(bucket: Bucket, tmp_path: Path) -> None:
-    """Before anything is written."""
+def test_an_archive_with_a_path_out_of_its_directory_is_refused(bucket: Bucket, tmp_path: Path) -> None:
+    """Before any file is written."""
     bucket.objects["evil"] = packed(**{"../../x": b"1"})
     with pytest.raises(ValidationError, match=r"a path with \.\."):
         fetch(bucket, ModelData("s3://b/evil"), tmp_path / "model")
     assert tree(tmp_path) == []
 
 
-def test_a_disk_that_cannot_be_written_is_the_platforms_failure(bucket: Bucket, tmp_path: Path) -> None:
-    """And says which object it was."""
-    bucket.objects["tree/config.json/x"] = b""  # a file where another object has a directory
+def test_a_failed_write_is_an_internal_failure(bucket: Bucket, tmp_path: Path) -> None:
+    """The error names the object."""
+    bucket.objects["tree/config.json/x"] = b""  # a file in place of another object's directory
     with pytest.raises(InternalFailure, match="s3://b/tree/ cannot be written"):
         fetch(bucket, ModelData("s3://b/tree/", prefix=True, packed=False), tmp_path / "model")
 
 
-def test_addresses_are_taken_apart() -> None:
-    """A key may have anything in it."""
+def test_uris_are_split() -> None:
+    """A key may contain any character."""
     assert parts("s3://b/a//b ü") == ("b", "a//b ü")
     assert inside("p/a/b", "p/") == "a/b"
     assert inside("p/a", "p/a") == "a"

@@ -1,0 +1,1 @@
+"""One container: its specification, the runtime that starts it, its HTTP client, and its model data."""

@@ -1,4 +1,4 @@
-"""Containers by the docker command, limited and mounted as the platform does it. Nothing is pulled."""
+"""Runtime by the docker command: memory limit, mounts and environment as on SageMaker. No image is pulled."""
 
 import json
 import subprocess
@@ -12,18 +12,18 @@ from local_test.platform.containers.spec import PORT, ContainerSpec, check_label
 from local_test.platform.options import Options
 
 OPT_ML = PurePosixPath("/opt/ml")
-LABEL = "local-platform"  # on every container, so that one can be found whose platform was killed
-TAIL = 1000  # lines of a container's log kept when it is removed
+LABEL = "local-platform"  # on every container, to find the containers of an emulator that was killed
+LOG_LINES = 1000  # of a removed container's log that stay readable
 
 
 class DockerRuntime:
-    """An engine on this machine."""
+    """Starts containers in this machine's Docker engine."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
 
     def start(self, spec: ContainerSpec, files: Path, name: str, *, several: int | None = None) -> "DockerRunning":
-        config = _image(spec.image)
+        config = _image_config(spec.image)
         labels = config.get("Labels") or {}
         check_labels(spec.image, labels, multi_model=spec.multi_model, several=several is not None)
         environment = platform_environment(spec, several)
@@ -44,30 +44,30 @@ class DockerRuntime:
 
 
 class DockerRunning:
-    """One container of the engine's, until it is stopped and with it removed."""
+    """A started container of the engine. `stop` also removes it."""
 
     def __init__(self, container: str, port: int, files: Path) -> None:
         self.id = container
         self._files = files
-        self._last_words = ""
-        self._ended: int | None = None
+        self._final_log = ""
+        self._final_code: int | None = None  # set once the container is removed
         published = _docker("port", container, f"{port}/tcp").stdout.split("\n")[0]
-        # One that ended at once has no port any more: whoever pings it will see that.
+        # A container that exited immediately has no published port; then the first ping reports the exit.
         self.port = int(published.rpartition(":")[2] or 1)
 
     def alive(self) -> bool:
-        return self._ended is None and self._state().get("Running", False) is True
+        return self._final_code is None and self._state().get("Running", False) is True
 
     @property
     def exit_code(self) -> int | None:
-        if self._ended is None:
+        if self._final_code is None:
             state = self._state()
             return int(state["ExitCode"]) if state and not state["Running"] else None
-        return self._ended
+        return self._final_code
 
     def log_tail(self, lines: int) -> str:
-        if self._ended is not None:
-            return "\n".join(self._last_words.splitlines()[-lines:])
+        if self._final_code is not None:
+            return "\n".join(self._final_log.splitlines()[-lines:])
         done = subprocess.run(
             ["docker", "logs", "--tail", str(lines), self.id],
             stdout=subprocess.PIPE,
@@ -82,7 +82,7 @@ class DockerRunning:
 
     def stop(self, limit: float) -> tuple[float, bool]:
         began, killed = time.monotonic(), False
-        # Not `docker stop`: it sends what the image names as its STOPSIGNAL, the platform always SIGTERM.
+        # Not `docker stop`: that sends the image's STOPSIGNAL. SageMaker always sends SIGTERM.
         _docker("kill", "--signal", "TERM", self.id)
         try:
             subprocess.run(["docker", "wait", self.id], capture_output=True, timeout=limit)
@@ -90,8 +90,8 @@ class DockerRunning:
             killed = True
             _docker("kill", self.id)
         took = time.monotonic() - began
-        code, self._last_words = self.exit_code, self.log_tail(TAIL)
-        self._ended = -1 if code is None else code
+        code, self._final_log = self.exit_code, self.log_tail(LOG_LINES)
+        self._final_code = -1 if code is None else code
         _docker("rm", "--force", "--volumes", self.id)
         return took, killed
 
@@ -100,12 +100,12 @@ class DockerRunning:
         return json.loads(done.stdout) if done.returncode == 0 else {}
 
 
-def _image(name: str) -> dict[str, Any]:
-    """The image's configuration. Raises ValidationError where it is not on this machine."""
+def _image_config(name: str) -> dict[str, Any]:
+    """The image's configuration. Raises ValidationError if the image is not on this machine."""
     done = _docker("image", "inspect", "--format", "{{json .Config}}", name)
     if done.returncode:
         raise ValidationError(
-            f"Requested image {name} not found. Nothing is pulled here: docker pull it, or build it under this name."
+            f"Requested image {name} not found. No image is pulled here: docker pull it, or build it with this name."
         )
     config: dict[str, Any] = json.loads(done.stdout)
     return config

@@ -1,4 +1,4 @@
-"""Model data from S3 to the directory that a container sees, as the platform brings it there."""
+"""Model data: downloaded from S3 and unpacked into the directory that a container reads."""
 
 import shutil
 import tempfile
@@ -13,59 +13,59 @@ from local_test.platform.calls import InternalFailure, ValidationError
 from serve.catalog import archive
 from serve.errors import DoesNotFit, ModelUnusable
 
-KEEP_FREE = 256 << 20  # bytes of disk that no model may take
+KEEP_FREE = 256 << 20  # bytes of disk that stay free
 
 
 class S3(Protocol):
-    """What of boto3's S3 client is used."""
+    """The part of boto3's S3 client that is used."""
 
     def get_object(self, *, Bucket: str, Key: str) -> Any: ...  # noqa: N803 - boto3's names
 
-    def list_objects_v2(self, **asked: str) -> Any: ...
+    def list_objects_v2(self, **members: str) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelData:
-    """Where model data lies: one object, or all below a prefix; packed as .tar.gz, or plain files."""
+    """Location and form of model data: one object or a prefix, a .tar.gz archive or plain files."""
 
     uri: str  # s3://bucket/key
     prefix: bool = False
     packed: bool = True
 
     def below(self, key: str) -> "ModelData":
-        """One archive below a multi-model container's prefix."""
+        """One archive below the prefix of a multi-model container."""
         return ModelData(self.uri.rstrip("/") + "/" + key.lstrip("/"))
 
 
 def fetch(s3: S3, data: ModelData, into: Path) -> None:
-    """Make the directory `into`, which is not there yet, and bring the data into it; whole, or not at all.
+    """Creates the directory `into` with the data, completely or not at all.
 
-    Raises ValidationError where S3 has it not or it cannot be unpacked, InternalFailure where there is no room.
+    Raises ValidationError if the data is missing in S3 or cannot be unpacked, InternalFailure if the disk is full.
     """
     bucket, key = parts(data.uri)
     into.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=into.parent, ignore_cleanup_errors=True) as beside:
-        fresh = Path(beside, "data")
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=into.parent, ignore_cleanup_errors=True) as temporary:
+        fresh = Path(temporary, "data")
         try:
             if data.packed:
                 if data.prefix:
                     key = _only(list(_keys(s3, bucket, key)), data.uri)
-                packed = Path(beside, "archive.tar.gz")
+                packed = Path(temporary, "archive.tar.gz")
                 _download(s3, bucket, key, packed)
-                room = max(archive.disk(into.parent)[0] - KEEP_FREE, 0)
-                archive.unpack(packed, fresh, limit_bytes=room)
+                free = max(archive.disk(into.parent)[0] - KEEP_FREE, 0)
+                archive.unpack(packed, fresh, limit_bytes=free)
             else:
                 fresh.mkdir()
-                wanted = (
+                files = (
                     {each: inside(each, key) for each in _keys(s3, bucket, key)}
                     if data.prefix
                     else {key: inside(key, key)}
                 )
-                for each, path in wanted.items():
+                for each, path in files.items():
                     target = fresh / path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _download(s3, bucket, each, target)
-                if not wanted:
+                if not files:
                     raise ValidationError(missing(data.uri))
         except ClientError as error:
             raise ValidationError(missing(data.uri)) from error
@@ -77,33 +77,34 @@ def fetch(s3: S3, data: ModelData, into: Path) -> None:
         except (DoesNotFit, OSError) as error:
             raise InternalFailure(f"{data.uri} cannot be written to the instance's disk: {error}") from error
         for each_path in (fresh, *fresh.rglob("*")):
-            each_path.chmod(0o755 if each_path.is_dir() else 0o644)  # the container may run as anyone
+            each_path.chmod(0o755 if each_path.is_dir() else 0o644)  # the container may run as any user
         fresh.rename(into)
 
 
 def remove(directory: Path) -> None:
-    """Take a model from disk; whoever has its files open keeps them."""
+    """Removes a model from disk. A process that has its files open keeps them."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def parts(uri: str) -> tuple[str, str]:
-    """Bucket and key. Raises ValidationError for what is no s3:// address."""
+    """Bucket and key of an S3 URI. Raises ValidationError if it is not one."""
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not bucket:
-        raise ValidationError(f'"{uri}" is not an S3 address: it must be s3://bucket/key')
+        raise ValidationError(f'Invalid S3 URI "{uri}": it must be s3://bucket/key')
     return bucket, key
 
 
 def inside(key: str, prefix: str) -> str:
-    """The path of an object below its prefix. Raises ValidationError for one that would lead out of it."""
+    """The path of an object relative to its prefix. Raises ValidationError for a path that leads out of it."""
     path = PurePosixPath(key.removeprefix(prefix).lstrip("/") or PurePosixPath(key).name)
     if ".." in path.parts or not path.parts:
-        raise ValidationError(f'Model data with the key "{key}" has no place below a directory')
+        raise ValidationError(f'Invalid key "{key}" of model data: it leads out of the model directory')
     return str(path)
 
 
 def missing(uri: str) -> str:
+    """The error text for missing model data, in SageMaker's words."""
     return (
         f'Failed to download model data from URL: "{uri}". Please ensure that there is an object located at the URL '
         "and that the role passed to CreateModel has permissions to download the object."
@@ -117,7 +118,7 @@ def _only(keys: list[str], uri: str) -> str:
 
 
 def _keys(s3: S3, bucket: str, prefix: str) -> Iterator[str]:
-    """All objects below a prefix, less the empty ones that stand for directories."""
+    """The keys of all objects below a prefix, without the empty objects that represent directories."""
     more: dict[str, str] = {}
     while True:
         page = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, **more)

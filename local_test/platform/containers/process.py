@@ -1,4 +1,4 @@
-"""Our own server as a process, in the place of a container of whatever image."""
+"""Runtime without Docker: this repository's server as a process, in place of a container of any image."""
 
 import os
 import shutil
@@ -17,26 +17,26 @@ from serve import machine
 
 ROOT = Path(__file__).parents[3]
 SHARE, WEB_WORKERS = 0.9, 2  # serve's own defaults
+LOG_LINES = 1000  # of a stopped process's log that stay readable
 
 
 class ProcessRuntime:
-    """Plays every image by `python -m serve`, and says so."""
+    """Starts `python -m serve` for every image, and reports that with an event."""
 
     def __init__(self, options: Options, events: Events) -> None:
         self._options = options
         self._events = events
 
     def start(self, spec: ContainerSpec, files: Path, name: str, *, several: int | None = None) -> "ProcessRunning":
-        self._events.say("process", name, f"python -m serve plays {spec.image}")
+        self._events.emit("process", name, f"python -m serve in place of {spec.image}")
         port = free_port()
         limit = (spec.memory_mb or self._options.memory_mb) << 20
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SERVE_", "SAGEMAKER_"))}
-        given = platform_environment(spec, several)
         environment = {
             **clean,
-            # No limit holds a process, so it is told what it would have found in a container.
+            # A process has no memory limit to read, so it gets the budget that serve would compute in a container.
             "SERVE_MEMORY_BUDGET_MB": str(machine.budget(limit, SHARE, WEB_WORKERS) >> 20),
-            **given,
+            **platform_environment(spec, several),
             "SAGEMAKER_BIND_TO_PORT": str(port),
             "SERVE_MODEL_DIR": str(files.absolute() / "model"),
             "SERVE_MODEL_ROOTS": f"{files.absolute() / 'models'}:{files.absolute() / 'model'}",
@@ -45,16 +45,16 @@ class ProcessRuntime:
 
 
 class ProcessRunning:
-    """One server, until it is stopped."""
+    """A started server."""
 
     def __init__(self, environment: dict[str, str], port: int) -> None:
         self.port = port
-        # A socket's path may have 107 bytes (unix(7)): short, wherever the model files are.
+        # The path of a Unix socket has at most 107 bytes (unix(7)), so this directory is not below the model files.
         self._work = Path(tempfile.mkdtemp(prefix="sm-"))
         self._log = self._work / "log"
         run_dir = self._work / "r"
         run_dir.mkdir()
-        self._last_words = ""
+        self._final_log = ""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "serve"],
@@ -63,7 +63,7 @@ class ProcessRunning:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the platform, which then stops it in order
+                start_new_session=True,  # Ctrl-C reaches the emulator only, which then stops this process in order
             )
 
     @property
@@ -81,7 +81,7 @@ class ProcessRunning:
         try:
             text = self._log.read_text(errors="replace")
         except FileNotFoundError:
-            text = self._last_words
+            text = self._final_log
         return "\n".join(text.splitlines()[-lines:])
 
     def inside(self, path: Path) -> str:
@@ -98,6 +98,6 @@ class ProcessRunning:
             self._process.kill()
             self._process.wait()
         took = time.monotonic() - began
-        self._last_words = self.log_tail(1000)
+        self._final_log = self.log_tail(LOG_LINES)
         shutil.rmtree(self._work, ignore_errors=True)
         return took, killed

@@ -1,4 +1,4 @@
-"""What runs an image here: a Docker engine, or where none answers our own server as a process in its place."""
+"""Choice of the runtime: a Docker engine, or without one this repository's server as a process."""
 
 import subprocess
 
@@ -10,14 +10,14 @@ from local_test.platform.options import Options
 
 
 def runtime(options: Options, events: Events) -> Runtime:
-    """What the options ask for; `auto`: Docker where an engine answers."""
+    """The runtime that the options name; `auto`: Docker if an engine answers."""
     if options.runtime == "docker" or (options.runtime == "auto" and engine_answers()):
         return DockerRuntime(options)
     return ProcessRuntime(options, events)
 
 
 def engine_answers() -> bool:
-    """Whether there is a Docker engine that we may use."""
+    """Whether a Docker engine answers `docker info`."""
     try:
         return subprocess.run(["docker", "info"], capture_output=True, timeout=20).returncode == 0
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""moto, with its SageMaker answered by us.
+"""moto's applications, with SageMaker's replaced by the emulator's.
 
-Nothing of moto is changed in place: where it would answer for SageMaker, a class of ours does, for one platform. It
-reaches into moto at the points named in POINTS, which is why another version of moto is refused.
+moto itself is not modified: for one emulator, a subclass answers instead of moto's class. The subclass uses the
+internal names of moto listed in INTERNALS, so another version of moto is refused.
 """
 
 import importlib.metadata
@@ -15,11 +15,11 @@ from moto.moto_server.werkzeug_app import create_backend_app
 from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
 
-from local_test.platform.control.sagemaker_api import Owner, SageMaker
+from local_test.platform.control.sagemaker_api import ControlledEmulator, SageMaker
 
 VERSION = "5.2.5"
-DISPATCH = "SageMakerResponse.dispatch"  # moto's name for the one view of its SageMaker
-POINTS = {
+DISPATCH = "SageMakerResponse.dispatch"  # moto's name for the only view of its SageMaker application
+INTERNALS = {
     SageMakerResponse: (
         *("create_model", "delete_model", "create_endpoint_config", "create_endpoint", "describe_endpoint"),
         *("list_endpoints", "delete_endpoint", "update_endpoint_weights_and_capacities", "sagemaker_backend"),
@@ -31,34 +31,30 @@ POINTS = {
 
 
 def check() -> None:
-    """Raises RuntimeError where moto is not the one that this was written for."""
+    """Raises RuntimeError if the installed moto is not the supported one."""
     found = importlib.metadata.version("moto")
     if found != VERSION:
-        raise RuntimeError(
-            f"moto {found} is installed, the emulator stands on {VERSION}: `make platform` installs that"
-        )
-    for kind, names in POINTS.items():
+        raise RuntimeError(f"moto {found} is installed, the emulator needs {VERSION}: run `make platform`")
+    for kind, names in INTERNALS.items():
         known = {*dir(kind), *vars(kind("us-east-1", "0" * 12) if kind is not SageMakerResponse else kind())}
         missing = [name for name in names if name not in known]
         if missing:
-            raise RuntimeError(
-                f"moto {found}: {kind.__name__} has no {', '.join(missing)}, on which the emulator stands"
-            )
+            raise RuntimeError(f"moto {found}: {kind.__name__} has no {', '.join(missing)}, which the emulator needs")
 
 
-def backend_app(service: Any, owner: Owner) -> Flask:
-    """moto's Flask application for a service; that of SageMaker answers by us."""
+def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
+    """moto's Flask application for a service. Requests to SageMaker are answered by the emulator's class."""
     app = create_backend_app(service)
     if service == "sagemaker":
         if DISPATCH not in app.view_functions:
-            raise RuntimeError(f"moto's SageMaker has no view {DISPATCH}, but {', '.join(app.view_functions)}")
-        bound = type("SageMaker", (SageMaker,), {"owner": owner})
+            raise RuntimeError(f"moto's SageMaker has no view {DISPATCH}; its views: {', '.join(app.view_functions)}")
+        bound = type("SageMaker", (SageMaker,), {"emulator": emulator})
         assert issubclass(bound, SageMaker)
         app.view_functions[DISPATCH] = convert_to_flask_response(bound.dispatch)
     return app
 
 
 def alarmed(account: str, region: str, names: Sequence[str]) -> list[str]:
-    """Those of these alarms whose state is ALARM."""
+    """The alarms of `names` that are in state ALARM."""
     alarms = cloudwatch_backends[account][region].alarms
     return [name for name in names if name in alarms and alarms[name].state_value == "ALARM"]

@@ -1,4 +1,8 @@
-"""The control plane's endpoints: they live, and moto's records say what they are at."""
+"""The control plane's API: models, endpoint configs and endpoints, stored by moto and validated as SageMaker does.
+
+moto keeps the records and answers Describe and List. The endpoints themselves run in the emulator; before each answer
+the state of a running endpoint is copied into moto's record of it.
+"""
 
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
@@ -17,8 +21,8 @@ from local_test.platform.fleet.endpoint import Endpoint, Size, retained
 from local_test.platform.fleet.plans import Config
 
 Key = tuple[str, str, str]  # account, region, name
-WORDS = {"model": "model", "endpoint-config": "endpoint configuration", "endpoint": "endpoint"}  # AWS's, by ARN's kind
-Extras = Mapping[str, str]  # a request's member -> the attribute under which moto's object shows it
+NOUNS = {"model": "model", "endpoint-config": "endpoint configuration", "endpoint": "endpoint"}  # AWS's, by ARN type
+Extras = Mapping[str, str]  # a member of a request -> the attribute of moto's object that Describe shows it from
 MODEL_EXTRAS = {
     "InferenceExecutionConfig": "inference_execution_config",
     "EnableNetworkIsolation": "enable_network_isolation",
@@ -30,36 +34,41 @@ CONFIG_EXTRAS = {
     "VpcConfig": "vpc_config",
     "EnableNetworkIsolation": "enable_network_isolation",
 }
+# Members of DescribeEndpoint's answer that come from the running endpoint.
+DESCRIBED = (
+    *("EndpointStatus", "FailureReason", "EndpointConfigName", "LastModifiedTime", "ProductionVariants"),
+    *("ShadowProductionVariants", "PendingDeploymentSummary", "LastDeploymentConfig", "AsyncInferenceConfig"),
+)
 
 
-class Owner(Protocol):
-    """The platform, as far as the control plane needs it."""
+class ControlledEmulator(Protocol):
+    """The part of the emulator that the control plane uses."""
 
     changing: threading.Lock
 
-    def begin(self, key: Key, config: Config, deployment: Mapping[str, Any] | None) -> None: ...
+    def create_endpoint(self, key: Key, config: Config, deployment: Mapping[str, Any] | None) -> None: ...
     def endpoint(self, key: Key) -> Endpoint | None: ...
-    def forget(self, key: Key) -> None: ...
-    def made(self, where: MutableMapping[str, Any], name: str) -> None:
-        """To be removed with the platform."""
+    def forget_endpoint(self, key: Key) -> None: ...
+    def register(self, collection: MutableMapping[str, Any], name: str) -> None:
+        """Registers one of moto's records, to be removed when the emulator closes."""
         ...
 
     def has_data(self, uri: str) -> bool:
-        """Whether there is an S3 object at this address, or below it where it ends with '/'."""
+        """Whether an S3 object exists at this URI, or below it if it ends with '/'."""
         ...
 
 
-class Definitions(SageMakerResponse):
-    """One request for what endpoints are made of."""
+class SageMaker(SageMakerResponse):
+    """One request of the control plane."""
 
-    owner: ClassVar[Owner]
+    emulator: ClassVar[ControlledEmulator]
 
     def call_action(self) -> Any:
         action = self._get_action()
         if action and camelcase_to_underscores(action) not in method_names_from_class(type(self)):
-            why = f"{action} is not played by this emulator."
-            return self.serialized(ActionResult(AWSValidationException(why)))
-        with self.owner.changing:
+            unsupported = AWSValidationException(f"{action} is not supported by this emulator.")
+            return self.serialized(ActionResult(unsupported))
+        with self.emulator.changing:
             return super().call_action()
 
     # Models
@@ -68,36 +77,36 @@ class Definitions(SageMakerResponse):
         backend, name = self.sagemaker_backend, self.params["ModelName"]
         if name in backend._models:
             raise self._exists("model", name)
-        _refuse(validation.check_model, self.params)
+        _validate(validation.check_model, self.params)
         for uri in plans.data(self.params):
-            if not self.owner.has_data(uri):
+            if not self.emulator.has_data(uri):
                 raise AWSValidationException(f"Could not find model data at {uri}.")
-        made = super().create_model()
+        result = super().create_model()
         _extend(backend._models[name], self.params, MODEL_EXTRAS)
-        self.owner.made(backend._models, name)
-        return made
+        self.emulator.register(backend._models, name)
+        return result
 
     def describe_model(self) -> ActionResult:
-        self._must_be("model", self.sagemaker_backend._models, "ModelName")
+        self._require("model", self.sagemaker_backend._models, "ModelName")
         return super().describe_model()
 
     def delete_model(self) -> ActionResult:
-        self._must_be("model", self.sagemaker_backend._models, "ModelName")
+        self._require("model", self.sagemaker_backend._models, "ModelName")
         return super().delete_model()
 
     def _models(self) -> dict[str, dict[str, Any]]:
-        return {name: self._described(model) for name, model in self.sagemaker_backend._models.items()}
+        return {name: self._description(model) for name, model in self.sagemaker_backend._models.items()}
 
-    def _described(self, model: Any) -> dict[str, Any]:
-        """A model as it is described, with the image and data of its packages."""
-        said: dict[str, Any] = model.response_object
+    def _description(self, model: Any) -> dict[str, Any]:
+        """A model's description, with image and data of its model packages filled in."""
+        described: dict[str, Any] = model.response_object
         return {
-            **said,
-            "PrimaryContainer": self._unpacked(said.get("PrimaryContainer") or {}),
-            "Containers": [self._unpacked(each) for each in said.get("Containers") or ()],
+            **described,
+            "PrimaryContainer": self._with_package(described.get("PrimaryContainer") or {}),
+            "Containers": [self._with_package(each) for each in described.get("Containers") or ()],
         }
 
-    def _unpacked(self, container: dict[str, Any]) -> dict[str, Any]:
+    def _with_package(self, container: dict[str, Any]) -> dict[str, Any]:
         package = container.get("ModelPackageName")
         if not package:
             return container
@@ -114,7 +123,7 @@ class Definitions(SageMakerResponse):
         for variant in variants:
             if variant["ModelName"] not in backend._models:
                 raise self._missing("model", variant["ModelName"])
-        _refuse(validation.check_config, self.params, self._models())
+        _validate(validation.check_config, self.params, self._models())
         config = EndpointConfig(  # type: ignore[abstract]  # as moto itself does
             account_id=backend.account_id,
             region_name=backend.region_name,
@@ -127,15 +136,15 @@ class Definitions(SageMakerResponse):
         )
         _extend(config, self.params, CONFIG_EXTRAS)
         backend.endpoint_configs[name] = config
-        self.owner.made(backend.endpoint_configs, name)
+        self.emulator.register(backend.endpoint_configs, name)
         return ActionResult({"EndpointConfigArn": config.endpoint_config_arn})
 
     def describe_endpoint_config(self) -> ActionResult:
-        self._must_be("endpoint-config", self.sagemaker_backend.endpoint_configs, "EndpointConfigName")
+        self._require("endpoint-config", self.sagemaker_backend.endpoint_configs, "EndpointConfigName")
         return super().describe_endpoint_config()
 
     def delete_endpoint_config(self) -> ActionResult:
-        self._must_be("endpoint-config", self.sagemaker_backend.endpoint_configs, "EndpointConfigName")
+        self._require("endpoint-config", self.sagemaker_backend.endpoint_configs, "EndpointConfigName")
         return super().delete_endpoint_config()
 
     def _config(self, name: str) -> Config:
@@ -149,54 +158,7 @@ class Definitions(SageMakerResponse):
                     raise self._missing("model", variant["ModelName"])
         return plans.config(described, models)
 
-    def _must_be(self, kind: str, records: Mapping[str, Any], member: str) -> None:
-        if self.params[member] not in records:
-            raise self._missing(kind, self.params[member])
-
-    def _missing(self, kind: str, name: str) -> AWSValidationException:
-        return AWSValidationException(f'Could not find {WORDS[kind]} "{self._arn(kind, name)}".')
-
-    def _exists(self, kind: str, name: str) -> AWSValidationException:
-        return AWSValidationException(f'Cannot create already existing {WORDS[kind]} "{self._arn(kind, name)}".')
-
-    def _key(self, name: str) -> Key:
-        return self.current_account, self.region, name
-
-    def _arn(self, kind: str, name: str) -> str:
-        return f"arn:aws:sagemaker:{self.region}:{self.current_account}:{kind}/{name}"
-
-
-class EndpointConfig(FakeEndpointConfig):
-    """moto's list of instance types is old; refusals.py has checked them."""
-
-    def validate_instance_type(self, instance_type: str) -> None:
-        pass
-
-
-def _refuse(check: Callable[..., None], *given: Any) -> None:
-    """A check of ours, its refusal in the control plane's words: there the code is ValidationException."""
-    try:
-        check(*given)
-    except ValidationError as error:
-        raise AWSValidationException(error.message) from None
-
-
-def _extend(record: Any, params: Mapping[str, Any], extras: Extras) -> None:
-    """What moto drops of a request, as attributes that it shows."""
-    for member, attribute in extras.items():
-        if params.get(member) is not None:
-            setattr(record, attribute, params[member])
-
-
-# Members of DescribeEndpoint that an endpoint itself knows.
-DESCRIBED = (
-    *("EndpointStatus", "FailureReason", "EndpointConfigName", "LastModifiedTime", "ProductionVariants"),
-    *("ShadowProductionVariants", "PendingDeploymentSummary", "LastDeploymentConfig", "AsyncInferenceConfig"),
-)
-
-
-class SageMaker(Definitions):
-    """One request of the control plane."""
+    # Endpoints
 
     def create_endpoint(self) -> ActionResult:
         backend, name = self.sagemaker_backend, self.params["EndpointName"]
@@ -204,13 +166,13 @@ class SageMaker(Definitions):
         if name in backend.endpoints:
             raise self._exists("endpoint", name)
         config = self._config(self.params["EndpointConfigName"])
-        made = super().create_endpoint()
-        self.owner.begin(self._key(name), config, self.params.get("DeploymentConfig"))
-        self.owner.made(backend.endpoints, name)
-        return made
+        result = super().create_endpoint()
+        self.emulator.create_endpoint(self._key(name), config, self.params.get("DeploymentConfig"))
+        self.emulator.register(backend.endpoints, name)
+        return result
 
     def update_endpoint(self) -> ActionResult:
-        endpoint, params = self._settled(), self.params
+        endpoint, params = self._changeable_endpoint(), self.params
         if endpoint.status == "Failed":
             arn = self._arn("endpoint", endpoint.name)
             raise AWSValidationException(f'Cannot update endpoint "{arn}" in status Failed: it can only be deleted.')
@@ -228,39 +190,39 @@ class SageMaker(Definitions):
         return ActionResult({"EndpointArn": self._arn("endpoint", endpoint.name)})
 
     def update_endpoint_weights_and_capacities(self) -> ActionResult:
-        endpoint = self._settled()
-        wanted: dict[str, Size] = {}
+        endpoint = self._changeable_endpoint()
+        desired: dict[str, Size] = {}
         for each in self.params["DesiredWeightsAndCapacities"]:
             name = each["VariantName"]
-            if name in wanted:
+            if name in desired:
                 raise AWSValidationException(f'The variant name "{name}" was non-unique within the request.')
             if name not in endpoint.sizes:
                 config = endpoint.config.name
                 raise AWSValidationException(
                     f'The variant name(s) "{name}" is/are not present within endpoint configuration "{config}".'
                 )
-            wanted[name] = Size(each.get("DesiredWeight"), each.get("DesiredInstanceCount"))
-        endpoint.resize(wanted)
+            desired[name] = Size(each.get("DesiredWeight"), each.get("DesiredInstanceCount"))
+        endpoint.resize(desired)
         return ActionResult({"EndpointArn": self._arn("endpoint", endpoint.name)})
 
     def delete_endpoint(self) -> ActionResult:
-        self._settled().delete()
+        self._changeable_endpoint().delete()
         return EmptyResult()
 
     def describe_endpoint(self) -> ActionResult:
         self._refresh()
-        self._must_be("endpoint", self.sagemaker_backend.endpoints, "EndpointName")
+        self._require("endpoint", self.sagemaker_backend.endpoints, "EndpointName")
         return super().describe_endpoint()
 
     def list_endpoints(self) -> ActionResult:
         self._refresh()
         return super().list_endpoints()
 
-    def _settled(self) -> Endpoint:
-        """The endpoint that is named, when it may be changed."""
+    def _changeable_endpoint(self) -> Endpoint:
+        """The endpoint that the request names. Raises AWSValidationException if it is missing or being changed."""
         self._refresh()
         name = self.params["EndpointName"]
-        endpoint = self.owner.endpoint(self._key(name))
+        endpoint = self.emulator.endpoint(self._key(name))
         if endpoint is None:
             raise self._missing("endpoint", name)
         if endpoint.busy:
@@ -268,14 +230,54 @@ class SageMaker(Definitions):
         return endpoint
 
     def _refresh(self) -> None:
-        """Has moto's objects say what the endpoints are at."""
+        """Copies the state of all endpoints into moto's records, and removes deleted endpoints."""
         records = self.sagemaker_backend.endpoints
         for name in list(records):
-            endpoint = self.owner.endpoint(self._key(name))
-            if endpoint is None or endpoint.gone:
+            endpoint = self.emulator.endpoint(self._key(name))
+            if endpoint is None or endpoint.deleted:
                 del records[name]
-                self.owner.forget(self._key(name))
+                self.emulator.forget_endpoint(self._key(name))
                 continue
-            said = endpoint.description()
+            described = endpoint.description()
             for member in DESCRIBED:
-                setattr(records[name], camelcase_to_underscores(member), said.get(member))
+                setattr(records[name], camelcase_to_underscores(member), described.get(member))
+
+    # Names
+
+    def _require(self, kind: str, records: Mapping[str, Any], member: str) -> None:
+        if self.params[member] not in records:
+            raise self._missing(kind, self.params[member])
+
+    def _missing(self, kind: str, name: str) -> AWSValidationException:
+        return AWSValidationException(f'Could not find {NOUNS[kind]} "{self._arn(kind, name)}".')
+
+    def _exists(self, kind: str, name: str) -> AWSValidationException:
+        return AWSValidationException(f'Cannot create already existing {NOUNS[kind]} "{self._arn(kind, name)}".')
+
+    def _key(self, name: str) -> Key:
+        return self.current_account, self.region, name
+
+    def _arn(self, kind: str, name: str) -> str:
+        return f"arn:aws:sagemaker:{self.region}:{self.current_account}:{kind}/{name}"
+
+
+class EndpointConfig(FakeEndpointConfig):
+    """moto's endpoint config without its check of instance types, whose list is old; validation.py checks them."""
+
+    def validate_instance_type(self, instance_type: str) -> None:
+        pass
+
+
+def _validate(check: Callable[..., None], *arguments: Any) -> None:
+    """Runs a check; its ValidationError becomes ValidationException, the control plane's code."""
+    try:
+        check(*arguments)
+    except ValidationError as error:
+        raise AWSValidationException(error.message) from None
+
+
+def _extend(record: Any, params: Mapping[str, Any], extras: Extras) -> None:
+    """Sets the members of a request that moto drops as attributes that Describe shows."""
+    for member, attribute in extras.items():
+        if params.get(member) is not None:
+            setattr(record, attribute, params[member])

@@ -1,4 +1,4 @@
-"""Requests that SageMaker refuses: CreateModel's, CreateEndpointConfig's, and calls that name what is not there.
+"""Validation of CreateModel and CreateEndpointConfig requests.
 
 docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html, .../API_ProductionVariant.html
 """
@@ -9,28 +9,26 @@ from functools import cache
 import botocore.session
 
 from local_test.platform.calls import ValidationError
-from local_test.platform.fleet.plans import KINDS, Shape, containers, direct, multi_model
-
-CONTAINERS = 15  # in one model
+from local_test.platform.fleet.plans import KINDS, MAX_CONTAINERS, Shape, containers, direct, multi_model
 
 
 def check_model(model: Shape) -> None:
-    """Raises ValidationError for a CreateModel request that names no sound set of containers."""
+    """Raises ValidationError for a CreateModel request that SageMaker refuses."""
     if bool(model.get("PrimaryContainer")) == bool(model.get("Containers")):
         raise ValidationError("Give either PrimaryContainer or Containers, one of the two.")
-    all_of_them = containers(model)
-    if len(all_of_them) > CONTAINERS:
-        raise ValidationError(f"A model has at most {CONTAINERS} containers, not {len(all_of_them)}.")
-    for container in all_of_them:
+    all_containers = containers(model)
+    if len(all_containers) > MAX_CONTAINERS:
+        raise ValidationError(f"A model has at most {MAX_CONTAINERS} containers, not {len(all_containers)}.")
+    for container in all_containers:
         _check_container(container)
-    names = [each["ContainerHostname"] for each in all_of_them if each.get("ContainerHostname")]
+    names = [each["ContainerHostname"] for each in all_containers if each.get("ContainerHostname")]
     if len(set(names)) < len(names):
         raise ValidationError(f"ContainerHostname must be unique within a model: {', '.join(names)}.")
-    if direct(model) and (len(all_of_them) < 2 or len(names) < len(all_of_them)):
+    if direct(model) and (len(all_containers) < 2 or len(names) < len(all_containers)):
         raise ValidationError(
-            "InferenceExecutionConfig Mode Direct takes two containers or more, each with a ContainerHostname."
+            "InferenceExecutionConfig Mode Direct needs two containers or more, each with a ContainerHostname."
         )
-    if len(all_of_them) > 1 and sum(map(multi_model, all_of_them)) > 1:
+    if len(all_containers) > 1 and sum(map(multi_model, all_containers)) > 1:
         raise ValidationError("Only one container of a model can have Mode MultiModel.")
 
 
@@ -51,7 +49,7 @@ def _check_container(container: Shape) -> None:
             raise ValidationError("A container with Mode MultiModel needs a ModelDataUrl: the S3 prefix of its models.")
         if not url.endswith("/"):
             raise ValidationError(
-                f"Invalid ModelDataUrl {url}: of a container with Mode MultiModel it must end with '/'."
+                f"Invalid ModelDataUrl {url}: for a container with Mode MultiModel it must end with '/'."
             )
     elif url and url.endswith("/"):
         raise ValidationError(
@@ -64,14 +62,14 @@ def _check_container(container: Shape) -> None:
 
 
 def check_config(config: Shape, models: Mapping[str, Shape]) -> None:
-    """Raises ValidationError for a CreateEndpointConfig request; its models exist."""
+    """Raises ValidationError for a CreateEndpointConfig request that SageMaker refuses. Its models must exist."""
     variants = [each for kind in KINDS for each in config.get(kind) or ()]
     names = [each["VariantName"] for each in variants]
     if len(set(names)) < len(names):
         raise ValidationError(f"VariantName must be unique within an endpoint config: {', '.join(names)}.")
     shadows = config.get("ShadowProductionVariants") or ()
     if shadows and (len(shadows) > 1 or len(config["ProductionVariants"]) > 1):
-        raise ValidationError("A shadow variant goes with exactly one production variant, and is alone.")
+        raise ValidationError("An endpoint config can have one shadow variant, beside exactly one production variant.")
     for number, variant in enumerate(variants, 1):
         _check_variant(number, variant, models[variant["ModelName"]])
     if len(variants) > 1 and any(each.get("ServerlessConfig") for each in variants):
@@ -101,6 +99,6 @@ def _check_variant(number: int, variant: Shape, model: Shape) -> None:
 
 @cache
 def instance_types() -> tuple[str, ...]:
-    """Those that botocore's model of the service knows."""
+    """The instance types in botocore's model of the service."""
     model = botocore.session.get_session().get_service_model("sagemaker")
     return tuple(model.shape_for("ProductionVariantInstanceType").enum)

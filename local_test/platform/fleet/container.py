@@ -1,4 +1,4 @@
-"""One container of an instance: brought up with its model data, watched, replaced when it stays red, stopped."""
+"""A container of an instance: started with its model data, pinged, replaced when it stays unhealthy, and stopped."""
 
 import threading
 import time
@@ -7,33 +7,32 @@ from dataclasses import dataclass
 
 from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavailable
 from local_test.platform.containers import model_data
-from local_test.platform.containers.client import Broken, Client, Cut
+from local_test.platform.containers.client import Broken, Client, DeadlinePassed
 from local_test.platform.containers.model_data import S3
 from local_test.platform.containers.spec import ContainerSpec, Running, Runtime
 from local_test.platform.events import Events
 from local_test.platform.fleet.model_loader import ModelLoader
 from local_test.platform.options import Options
 
-AGAIN = 0.1  # seconds between pings while a container starts
-CONSISTENTLY = 2  # pings in a row
-LAST_LINES = 10
-
-Stopped = Callable[[], bool]
+STARTUP_PING = 0.1  # seconds between pings while a container starts
+CONSECUTIVE = 2  # successful pings after which a container is healthy
+LAST_LINES = 10  # of the log, in errors
+DIRECTORIES = ("model", "models", "additional-model-data-sources")
 
 
 class Unhealthy(Exception):
-    """A container that did not come up; the message is what DescribeEndpoint gives as FailureReason."""
+    """A container failed to start; the message is DescribeEndpoint's FailureReason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """One GET /ping: a status, or why there is none."""
+    """The result of one GET /ping: a status, or the reason why there is none."""
 
     status: int | None
     problem: str = ""
 
     @property
-    def green(self) -> bool:
+    def healthy(self) -> bool:
         return self.status == 200
 
     def __str__(self) -> str:
@@ -41,67 +40,76 @@ class Ping:
 
 
 def ping(client: Client, limit: float, path: str = "/ping") -> Ping:
-    """Ask once, for at most so many seconds."""
+    """Sends one GET, with a limit in seconds."""
     try:
-        return Ping(client.ask("GET", path, limit=limit).status)
-    except Cut:
+        return Ping(client.request("GET", path, limit=limit).status)
+    except DeadlinePassed:
         return Ping(None, f"no answer within {limit:g} s")
     except Broken as broken:
         return Ping(None, str(broken))
 
 
-def await_ready(
-    running: Running, client: Client, what: str, window: float, options: Options, *, multi_model: bool, stopped: Stopped
+def await_healthy(
+    running: Running,
+    client: Client,
+    description: str,
+    window: float,
+    options: Options,
+    *,
+    multi_model: bool,
+    stopped: Callable[[], bool],
 ) -> float:
-    """The seconds until the container was consistently well. Raises Unhealthy when its window is over, or it is."""
+    """Blocks until the container is healthy; returns the seconds that took.
+
+    Raises Unhealthy if `window` seconds pass, the container exits, or `stopped` returns true.
+    """
     began = time.monotonic()
-    row, last = 0, Ping(None, "it was not asked")
+    successes, last = 0, Ping(None, "no ping was sent")
     while True:
         last = ping(client, options.ping_limit)
-        if last.green and multi_model:
-            # The platform looks at the list as soon as it starts, and a 404 there is as good as a red ping.
+        if last.healthy and multi_model:
+            # SageMaker lists the models of a multi-model container during its start; a 404 there fails the start.
             listed = ping(client, options.ping_limit, "/models")
-            last = listed if listed.green else Ping(listed.status, f"GET /models: {listed}")
-        row = row + 1 if last.green else 0
+            last = listed if listed.healthy else Ping(listed.status, f"GET /models: {listed}")
+        successes = successes + 1 if last.healthy else 0
         took = time.monotonic() - began
-        if row >= CONSISTENTLY:
+        if successes >= CONSECUTIVE:
             return took
         if not running.alive():
-            raise Unhealthy(reason(what, f"it exited with status {running.exit_code}", running.log_tail(LAST_LINES)))
+            exited = f"the container exited with status {running.exit_code}"
+            raise Unhealthy(failure_reason(description, exited, running.log_tail(LAST_LINES)))
         if stopped():
-            raise Unhealthy(reason(what, "it was stopped while it started", ""))
+            raise Unhealthy(failure_reason(description, "the container was stopped during its start", ""))
         if took > window:
-            seen = f"the last ping after {took:.0f} s: {last}"
-            raise Unhealthy(reason(what, seen, running.log_tail(LAST_LINES)))
-        time.sleep(AGAIN)
+            observed = f"the last ping after {took:.0f} s: {last}"
+            raise Unhealthy(failure_reason(description, observed, running.log_tail(LAST_LINES)))
+        time.sleep(STARTUP_PING)
 
 
-def reason(what: str, seen: str, log: str) -> str:
-    """SageMaker's sentence, and what it leaves out."""
-    words = (
-        f"The {what} did not pass the ping health check. Please check CloudWatch logs for this endpoint. Seen: {seen}."
+def failure_reason(description: str, observed: str, log: str) -> str:
+    """SageMaker's FailureReason, with two facts that SageMaker omits: the observation, and the end of the log."""
+    reason = (
+        f"The {description} did not pass the ping health check. Please check CloudWatch logs for this endpoint. "
+        f"Observed: {observed}."
     )
-    return words + (f" The end of its log:\n{log}" if log else "")
+    return reason + (f" The end of its log:\n{log}" if log else "")
 
 
-class Pulse:
-    """The pings of a container that once was well."""
+class PingHistory:
+    """Consecutive failed pings of a container that was healthy before."""
 
-    def __init__(self, red_pings: int) -> None:
-        self._allowed = red_pings
-        self._row = 0
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._failures = 0
 
-    def beats(self, seen: Ping) -> bool:
-        """Whether the container may stay, after this ping too."""
-        self._row = 0 if seen.green else self._row + 1
-        return self._row < self._allowed
-
-
-DIRECTORIES = ("model", "models", "additional-model-data-sources")
+    def add(self, result: Ping) -> bool:
+        """Adds one result. Returns false if the container must be replaced."""
+        self._failures = 0 if result.healthy else self._failures + 1
+        return self._failures < self._allowed
 
 
 class Container:
-    """It may be replaced by another of its kind; calls meanwhile are told to come again."""
+    """A place for one container, with its files. The container in it can be replaced; calls meanwhile get 503."""
 
     def __init__(
         self,
@@ -112,14 +120,14 @@ class Container:
         options: Options,
         events: Events,
         *,
-        called: str,
-        what: str,
+        label: str,
+        description: str,
         several: int | None,
         log_stream: str,
     ) -> None:
         self._name = name
-        self._called = called  # as errors of calls have it: primary, container-2, a hostname
-        self._what = what  # as the reason of a failed start has it
+        self._label = label  # in errors of calls: primary, container-2, a hostname
+        self._description = description  # in the reason of a failed start
         self._spec = spec
         self._runtime = runtime
         self._s3 = s3
@@ -128,7 +136,7 @@ class Container:
         self._several = several
         self._log_stream = log_stream
         self._files = options.work.absolute() / name
-        self._up: _Up | None = None  # None while there is none; set whole, so readers need no lock
+        self._current: _Current | None = None  # replaced as a whole, so readers need no lock
         self._stopping = threading.Event()
 
     @property
@@ -136,21 +144,21 @@ class Container:
         return self._spec
 
     @property
-    def called(self) -> str:
-        return self._called
+    def label(self) -> str:
+        return self._label
 
     @property
     def running(self) -> Running | None:
-        return self._up.running if self._up else None
+        return self._current.running if self._current else None
 
     @property
     def targets(self) -> frozenset[str]:
-        """Models loaded, or on their way."""
-        up = self._up
-        return up.models.targets if up and up.models else frozenset()
+        """The models that are loaded or loading."""
+        current = self._current
+        return current.loader.targets if current and current.loader else frozenset()
 
     def fetch(self) -> None:
-        """Bring the model data. Raises PlatformError."""
+        """Downloads the model data. Raises PlatformError."""
         for each in DIRECTORIES:
             (self._files / each).mkdir(parents=True, exist_ok=True)
         if self._spec.model is not None and not self._spec.multi_model:
@@ -160,11 +168,11 @@ class Container:
             model_data.fetch(self._s3, data, self._files / "additional-model-data-sources" / channel)
 
     def start(self) -> None:
-        """Until the container is consistently well. Raises Unhealthy, and PlatformError for what cannot be started."""
+        """Blocks until the container is healthy. Raises Unhealthy, and PlatformError for an invalid image."""
         began = time.monotonic()
         running = self._runtime.start(self._spec, self._files, self._name, several=self._several)
         client = Client(
-            self._called,
+            self._label,
             running.port,
             self._events,
             payload_bytes=self._options.payload_bytes,
@@ -172,10 +180,10 @@ class Container:
         )
         window = self._spec.startup_limit or self._options.startup_limit
         try:
-            await_ready(
+            await_healthy(
                 running,
                 client,
-                self._what,
+                self._description,
                 window,
                 self._options,
                 multi_model=self._spec.multi_model,
@@ -183,57 +191,56 @@ class Container:
             )
         except BaseException as error:
             if isinstance(error, Unhealthy):
-                self._events.say("unhealthy", self._name, str(error).splitlines()[0])
+                self._events.emit("failed", self._name, str(error).splitlines()[0])
             client.close()
             running.stop(self._options.stop_limit)
             raise
-        self._up = _Up(running, client, self._models(running, client), Pulse(self._options.red_pings))
-        self._events.say("ready", self._name, self._spec.image, seconds=time.monotonic() - began)
+        pings = PingHistory(self._options.failed_pings)
+        self._current = _Current(running, client, self._loader(running, client), pings)
+        self._events.emit("ready", self._name, self._spec.image, seconds=time.monotonic() - began)
 
     def watch(self) -> None:
-        """Look after it, until stopped."""
+        """Checks the container periodically until `stop`."""
         while not self._stopping.wait(self._options.ping_every):
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Ping it and see what it has loaded; replace it when it has ended, or was red too often."""
-        up = self._up
-        if up is None:
-            self._bring_back()
+    def check(self) -> None:
+        """Pings the container and compares its loaded models. Replaces it if it exited or failed too many pings."""
+        current = self._current
+        if current is None:
+            self._restart()
             return
-        seen = ping(up.client, self._options.ping_limit)
-        if seen.green:
-            up.pulse.beats(seen)
-            if up.models:
-                up.models.poll()
+        result = ping(current.client, self._options.ping_limit)
+        if result.healthy:
+            current.pings.add(result)
+            if current.loader:
+                current.loader.synchronise()
             return
-        self._events.say("red", self._name, f"GET /ping: {seen}")
-        alive = up.running.alive()
-        if not alive or not up.pulse.beats(seen):
-            said = f"GET /ping: {seen}" if alive else f"it exited with status {up.running.exit_code}"
-            self._events.say("replace", self._name, said, log=up.running.log_tail(LAST_LINES))
-            self._take_down()
-            self._bring_back()
+        self._events.emit("bad-ping", self._name, f"GET /ping: {result}")
+        alive = current.running.alive()
+        if not alive or not current.pings.add(result):
+            reason = (
+                f"GET /ping: {result}" if alive else f"the container exited with status {current.running.exit_code}"
+            )
+            self._events.emit("replace", self._name, reason, log=current.running.log_tail(LAST_LINES))
+            self._shut_down()
+            self._restart()
 
     def invoke(self, call: Call, until: float) -> tuple[Reply, bool | None]:
-        """The answer, and whether a model had to be loaded for it; None where the container has but its own."""
-        up = self._up
-        if up is None:
-            raise ServiceUnavailable(f"{self._called} is being replaced. Try again later.")
-        if up.models:
-            return up.models.invoke(call, until)
-        return up.client.invoke(call.path, call, until), None
+        """The reply, and whether a model had to be loaded for it; None for a container with a single model."""
+        current = self._current
+        if current is None:
+            raise ServiceUnavailable(f"{self._label} is being replaced. Try again later.")
+        if current.loader:
+            return current.loader.invoke(call, until)
+        return current.client.invoke(call.path, call, until), None
 
     def stop(self) -> None:
-        """No new one comes; the one there is gets its SIGTERM, and its files go."""
+        """Stops the container for good, by SIGTERM and then SIGKILL."""
         self._stopping.set()
-        self._take_down()
+        self._shut_down()
 
-    def log_tail(self, lines: int) -> str:
-        up = self._up
-        return up.running.log_tail(lines) if up else ""
-
-    def _models(self, running: Running, client: Client) -> ModelLoader | None:
+    def _loader(self, running: Running, client: Client) -> ModelLoader | None:
         if not self._spec.multi_model or self._spec.model is None:
             return None
         return ModelLoader(
@@ -247,37 +254,36 @@ class Container:
             caching=self._spec.caching,
         )
 
-    def _take_down(self) -> None:
-        up, self._up = self._up, None
-        if up is None:
+    def _shut_down(self) -> None:
+        current, self._current = self._current, None
+        if current is None:
             return
-        if up.models:
-            up.models.close()
-        seconds, killed = up.running.stop(self._options.stop_limit)
-        up.client.close()
-        code = up.running.exit_code
+        if current.loader:
+            current.loader.close()
+        seconds, killed = current.running.stop(self._options.stop_limit)
+        current.client.close()
         if killed:
-            self._events.say(
-                "killed", self._name, f"still there {self._options.stop_limit:g} s after SIGTERM", seconds=seconds
+            self._events.emit(
+                "killed", self._name, f"still running {self._options.stop_limit:g} s after SIGTERM", seconds=seconds
             )
         else:
-            self._events.say("stopped", self._name, f"status {code}", seconds=seconds)
+            self._events.emit("stopped", self._name, f"status {current.running.exit_code}", seconds=seconds)
 
-    def _bring_back(self) -> None:
-        """A new container with nothing loaded. Where it does not come up, the next turn of the watch tries again."""
+    def _restart(self) -> None:
+        """Starts a new container with no model loaded. If it fails, the next check tries again."""
         try:
-            for left in (self._files / "models").iterdir():
-                model_data.remove(left)
+            for directory in (self._files / "models").iterdir():
+                model_data.remove(directory)
             self.start()
         except (Unhealthy, PlatformError) as error:
-            self._events.say("error", self._name, f"no replacement came up: {str(error).splitlines()[0]}")
+            self._events.emit("error", self._name, f"the replacement failed to start: {str(error).splitlines()[0]}")
 
 
-class _Up:
-    """What there is only while a container runs."""
+class _Current:
+    """The parts that exist only while a container runs."""
 
-    def __init__(self, running: Running, client: Client, models: ModelLoader | None, pulse: Pulse) -> None:
+    def __init__(self, running: Running, client: Client, loader: ModelLoader | None, pings: PingHistory) -> None:
         self.running = running
         self.client = client
-        self.models = models
-        self.pulse = pulse
+        self.loader = loader
+        self.pings = pings

@@ -1,4 +1,4 @@
-"""How an update moves traffic: DeploymentConfig as steps.
+"""Traffic shifting of an update: DeploymentConfig as a list of steps.
 
 docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails.html
 """
@@ -8,24 +8,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LOOK = 0.2  # seconds between two looks at the alarms
+ALARM_POLL = 0.2  # seconds between two reads of the alarms
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
+    """One step of a deployment."""
+
     share: float  # of the calls that go to the new fleet, 0 to 1
-    wait: float  # seconds, during which an alarm rolls back
+    wait: float  # seconds in which an alarm rolls the deployment back
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
+    """All steps, the time before the old fleet is stopped, and the alarms."""
+
     steps: tuple[Step, ...] = (Step(1.0, 0.0),)
     termination_wait: float = 0.0
     alarms: tuple[str, ...] = ()
 
 
 def deployment(config: Mapping[str, Any] | None, instances: int) -> Deployment:
-    """`instances` of the new fleet: sizes may be given as a number of them."""
+    """The deployment of a DeploymentConfig. `instances` is the size of the new fleet, for sizes in INSTANCE_COUNT."""
     if not config:
         return Deployment()
     alarms = tuple(alarm["AlarmName"] for alarm in config.get("AutoRollbackConfiguration", {}).get("Alarms", ()))
@@ -48,29 +52,30 @@ def deployment(config: Mapping[str, Any] | None, instances: int) -> Deployment:
 
 
 class Alarmed(Exception):
-    """An alarm ended a deployment; the message is its FailureReason."""
+    """An alarm ended a deployment; the message is the endpoint's FailureReason."""
 
 
 def shift(
     plan: Deployment,
-    turn: Callable[[Step], None],
+    take: Callable[[Step], None],
     alarmed: Callable[[Sequence[str]], Sequence[str]],
     wait: Callable[[float], bool],
 ) -> None:
-    """Take the steps, one after another. `alarmed` says which alarms are in ALARM: one ends it, with Alarmed raised.
+    """Takes the steps of a deployment in order, and reads the alarms at least once in each step.
 
-    Alarms are looked at before each wait is over, at least once a step; `wait` says whether all is to end at once.
+    `alarmed` returns the alarms in state ALARM. `wait` sleeps, and returns true when the deployment must end now.
+    Raises Alarmed when an alarm is in state ALARM.
     """
     for step in plan.steps:
-        turn(step)
+        take(step)
         left = step.wait
         while True:
             raised = alarmed(plan.alarms) if plan.alarms else ()
             if raised:
                 raise Alarmed(f"The deployment was rolled back: in ALARM state: {', '.join(raised)}.")
-            if left <= 0 or wait(min(LOOK, left)):
+            if left <= 0 or wait(min(ALARM_POLL, left)):
                 break
-            left -= LOOK
+            left -= ALARM_POLL
 
 
 def _share(size: Mapping[str, Any], instances: int) -> float:

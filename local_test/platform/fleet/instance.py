@@ -1,4 +1,4 @@
-"""One instance of a variant: its containers, alone, in a row or side by side, and the calls that they answer."""
+"""An instance of a variant: its containers, and the calls that they answer."""
 
 import shutil
 import threading
@@ -12,13 +12,12 @@ from local_test.platform.containers.model_data import S3
 from local_test.platform.containers.spec import ContainerSpec, Runtime
 from local_test.platform.events import Events
 from local_test.platform.fleet.container import Container, Unhealthy
+from local_test.platform.fleet.plans import MAX_CONTAINERS
 from local_test.platform.options import Options
-
-MOST = 15  # containers
 
 
 class Instance:
-    """Takes calls from any number of threads between `start` and `stop`."""
+    """One container, several as a pipeline, or several of which each call names one. `invoke` is thread-safe."""
 
     def __init__(
         self,
@@ -33,26 +32,28 @@ class Instance:
         direct: bool = False,  # InferenceExecutionConfig: each call names its container
         log_stream: str = "",
     ) -> None:
-        if not 1 <= len(specs) <= MOST:
-            raise ValidationError(f"A model has 1 to {MOST} containers, not {len(specs)}")
+        if not 1 <= len(specs) <= MAX_CONTAINERS:
+            raise ValidationError(f"A model has 1 to {MAX_CONTAINERS} containers, not {len(specs)}")
         self.name = name
         self._options = options
         self.events = events
         self._direct = direct
         self._in_flight = 0
         self._lock = threading.Lock()  # guards the count above
-        lone = len(specs) == 1
-        self._hosted = [
+        single = len(specs) == 1
+        self._containers = [
             Container(
-                name if lone else f"{name}/{number + 1}",
+                name if single else f"{name}/{number + 1}",
                 spec,
                 runtime,
                 s3,
                 options,
                 events,
-                called=called(spec, number, lone),
-                what=f"{'primary' if lone else called(spec, number, lone)} container for production variant {variant}",
-                several=None if lone else number,
+                label=label(spec, number, single),
+                description=(
+                    f"{'primary' if single else label(spec, number, single)} container for production variant {variant}"
+                ),
+                several=None if single else number,
                 log_stream=log_stream or f"the log of {name}",
             )
             for number, spec in enumerate(specs)
@@ -61,78 +62,81 @@ class Instance:
 
     @property
     def containers(self) -> Sequence[Container]:
-        return self._hosted
+        return self._containers
 
     @property
     def in_flight(self) -> int:
-        """Calls it has now."""
+        """The number of calls in flight."""
         return self._in_flight
 
     @property
     def targets(self) -> frozenset[str]:
-        """Models loaded, or on their way, in any of its containers."""
-        return frozenset().union(*(each.targets for each in self._hosted))
+        """The models that are loaded or loading in any of its containers."""
+        return frozenset().union(*(each.targets for each in self._containers))
 
     def start(self) -> None:
-        """Until all containers are well; where one is not, none is left.
+        """Blocks until all containers are healthy. On a failure all are stopped.
 
-        Raises Unhealthy, which names all that failed, and PlatformError for model data or an image that will not do.
+        Raises Unhealthy, which names all containers that failed, and PlatformError for invalid model data or images.
         """
         try:
-            _all(self._hosted, Container.fetch)
-            _all(self._hosted, Container.start)
+            _for_each(self._containers, Container.fetch)
+            _for_each(self._containers, Container.start)
         except BaseException:
             self.stop()
             raise
-        for each in self._hosted:
-            watcher = threading.Thread(target=each.watch, name=f"watch-{each.called}", daemon=True)
+        for each in self._containers:
+            watcher = threading.Thread(target=each.watch, name=f"watch-{each.label}", daemon=True)
             watcher.start()
             self._watchers.append(watcher)
 
     def invoke(self, call: Call) -> Reply:
-        """The answer of the container, of the last one in a row, or of the one that is named. Raises PlatformError."""
+        """The reply of the container, of the pipeline's last one, or of the one that the call names.
+
+        Raises PlatformError.
+        """
         began = time.monotonic()
         with self._lock:
             self._in_flight += 1
         try:
             if len(call.body) > self._options.payload_bytes:
                 raise ValidationError(f"HTTP content length exceeded {self._options.payload_bytes} bytes.")
-            reply, cold = self._through(self._meant(call), call, began + call.limit)
+            reply, cold = self._invoke_each(self._containers_for(call), call, began + call.limit)
         except PlatformError as error:
             status = f"{error.original_status}" if isinstance(error, ModelError) else ""
-            self.events.failed(f"{type(error).__name__} {status}".rstrip())
+            self.events.call_failed(f"{type(error).__name__} {status}".rstrip())
             raise
         finally:
             with self._lock:
                 self._in_flight -= 1
-        self.events.answered(time.monotonic() - began, cold=cold)
+        self.events.call_answered(time.monotonic() - began, cold=cold)
         return reply
 
     def stop(self) -> None:
-        """SIGTERM to all, SIGKILL where that does not do; nothing of it is left, files included."""
-        with ThreadPoolExecutor(len(self._hosted)) as threads:
-            list(threads.map(Container.stop, self._hosted))
+        """Stops all containers, by SIGTERM and then SIGKILL, and removes the instance's files."""
+        with ThreadPoolExecutor(len(self._containers)) as threads:
+            list(threads.map(Container.stop, self._containers))
         for watcher in self._watchers:
             watcher.join()
-        for each in self._hosted:
-            each.stop()  # one that a watcher was just bringing up
+        for each in self._containers:
+            each.stop()  # a watcher may have started a replacement meanwhile
         shutil.rmtree(self._options.work.absolute() / self.name, ignore_errors=True)
 
-    def _meant(self, call: Call) -> Sequence[Container]:
+    def _containers_for(self, call: Call) -> Sequence[Container]:
         if not self._direct:
             if call.target_container is not None:
                 raise ValidationError("The endpoint is not invoked directly, so a call must not name a container.")
-            return self._hosted
+            return self._containers
         if call.target_container is None:
             raise ValidationError("The endpoint is invoked directly: name a container by TargetContainerHostname.")
-        found = [each for each in self._hosted if each.spec.hostname == call.target_container]
+        found = [each for each in self._containers if each.spec.hostname == call.target_container]
         if not found:
-            names = ", ".join(each.spec.hostname for each in self._hosted)
-            raise ValidationError(f"There is no container {call.target_container}; there are {names}.")
+            names = ", ".join(each.spec.hostname for each in self._containers)
+            raise ValidationError(f"Container {call.target_container} not found; the containers are {names}.")
         return found
 
-    def _through(self, row: Sequence[Container], call: Call, until: float) -> tuple[Reply, bool | None]:
-        """The call to the first, each answer to the next."""
+    def _invoke_each(self, row: Sequence[Container], call: Call, until: float) -> tuple[Reply, bool | None]:
+        """Sends the call to the first container, and each reply to the next one."""
         cold: bool | None = None
         for number, each in enumerate(row):
             last = number == len(row) - 1
@@ -143,19 +147,19 @@ class Instance:
         return reply, cold
 
 
-def called(spec: ContainerSpec, number: int, lone: bool) -> str:
+def label(spec: ContainerSpec, number: int, single: bool) -> str:
     """A container's name in messages."""
-    return "primary" if lone else spec.hostname or f"container-{number + 1}"
+    return "primary" if single else spec.hostname or f"container-{number + 1}"
 
 
 def not_last(call: Call) -> Call:
-    """A call to a container whose answer another reads: whole, and in the form that it likes best."""
+    """The call for a container whose reply another container reads: no stream, and no Accept of the caller's."""
     headers = {name: value for name, value in call.headers.items() if name.lower() != "accept"}
     return replace(call, headers=headers, stream=False)
 
 
 def next_call(call: Call, reply: Reply) -> Call:
-    """An answer as the next container's request."""
+    """A reply as the request for the next container."""
     assert isinstance(reply.body, bytes)
     headers = {name: value for name, value in call.headers.items() if name.lower() != "content-type"}
     if "content-type" in reply.headers:
@@ -163,10 +167,10 @@ def next_call(call: Call, reply: Reply) -> Call:
     return replace(call, body=reply.body, headers=headers)
 
 
-def _all(hosted: Sequence[Container], step: Callable[[Container], None]) -> None:
-    """The step for all at once. Where several fail, one error tells of all."""
-    with ThreadPoolExecutor(len(hosted)) as threads:
-        futures = [threads.submit(step, each) for each in hosted]
+def _for_each(containers: Sequence[Container], step: Callable[[Container], None]) -> None:
+    """Runs the step on all containers at once. If several are unhealthy, one error reports all of them."""
+    with ThreadPoolExecutor(len(containers)) as threads:
+        futures = [threads.submit(step, each) for each in containers]
     errors = [error for each in futures if (error := each.exception()) is not None]
     unhealthy = [error for error in errors if isinstance(error, Unhealthy)]
     if len(unhealthy) > 1:

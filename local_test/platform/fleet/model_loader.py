@@ -1,7 +1,7 @@
-"""The platform's half of a multi-model container: it brings models, has them loaded, and unloads what was used least.
+"""Models of a multi-model container: downloaded on first use, loaded, and unloaded when the container answers 507.
 
-What the container lists is the truth. docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis and
-.../invoke-multi-model-endpoint; how many 507s are borne, and what follows a 409, is written nowhere.
+The container's list of models is authoritative. docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis and
+.../invoke-multi-model-endpoint; the number of retries after a 507 and the reaction to a 409 are not documented there.
 """
 
 import json
@@ -21,64 +21,20 @@ from local_test.platform.calls import (
     ValidationError,
 )
 from local_test.platform.containers import model_data
-from local_test.platform.containers.client import Broken, Client, ContainerResponse, Cut
+from local_test.platform.containers.client import Broken, Client, ContainerResponse, DeadlinePassed
 from local_test.platform.containers.model_data import S3, ModelData
 from local_test.platform.containers.spec import Running
 from local_test.platform.events import Events
-from local_test.platform.fleet.resident_models import Closed, Next, ResidentModel, ResidentModels, Stage, vanished
+from local_test.platform.fleet.resident_models import Closed, NextStep, ResidentModel, ResidentModels, Stage, vanished
 from local_test.platform.options import Options
 
-POLL_LIMIT = 2.0  # seconds for a page of GET /models, as for a ping
-NOT_FOUND = 404
-
-
-class ModelsApi:
-    """For any number of threads."""
-
-    def __init__(self, client: Client, events: Events, *, unload_limit: float) -> None:
-        self._client = client
-        self._events = events
-        self._unload_limit = unload_limit
-
-    def load(self, name: str, url: str, limit: float) -> ContainerResponse:
-        """POST /models. Raises Cut or Broken."""
-        body = json.dumps({"model_name": name, "url": url}).encode()
-        return self._client.ask("POST", "/models", body, limit=limit)
-
-    def unload(self, name: str, target: str) -> bool:
-        """DELETE /models/NAME: whether it is gone; `target` is what people know it by."""
-        try:
-            answer = self._client.ask("DELETE", f"/models/{name}", limit=self._unload_limit)
-        except (Cut, Broken) as error:
-            answer = ContainerResponse(0, f"{type(error).__name__} {error}".encode())
-        if 200 <= answer.status < 300 or answer.status == NOT_FOUND:
-            return True
-        said = answer.body[:200].decode(errors="replace")
-        self._events.say("error", target, f"DELETE: {answer.status} {said}")
-        return False
-
-    def listed(self) -> set[str] | None:
-        """The names in GET /models, of all its pages; None where it does not say."""
-        names: set[str] = set()
-        path = "/models"
-        try:
-            while True:
-                said = json.loads(self._client.ask("GET", path, limit=POLL_LIMIT).body)
-                names |= {each["modelName"] for each in said["models"]}
-                if not said.get("nextPageToken"):
-                    return names
-                path = f"/models?next_page_token={quote(said['nextPageToken'], safe='')}"
-        except (Cut, Broken, ValueError, KeyError, TypeError) as error:
-            self._events.say("error", self._client.name, f"GET {path} is of no use: {error!r}")
-            return None
-
-
-CONFLICT, FULL = 409, 507
-FRUITLESS = 3  # times all that was there when a load was first refused: then it is refused for good
+LIST_LIMIT = 2.0  # seconds for one page of GET /models, as for a ping
+NOT_FOUND, CONFLICT, FULL = 404, 409, 507
+FRUITLESS = 3  # a load is refused after it unloaded this many times the models that it found loaded
 
 
 class ModelLoader:
-    """The models of one container that runs."""
+    """The models of one running container; thread-safe."""
 
     def __init__(
         self,
@@ -100,72 +56,72 @@ class ModelLoader:
         self._s3 = s3
         self._options = options
         self._events = events
-        self._residents = ResidentModels(caching=caching)
-        # Each model that is being loaded takes the place of one that could answer: loads of all callers at once would
-        # leave nothing but loads.
+        self._models = ResidentModels(caching=caching)
+        # Each load takes the memory of a model that could answer. Without a limit, concurrent calls for many models
+        # would leave no model loaded.
         self._loads = threading.BoundedSemaphore(options.loads)
 
     @property
     def targets(self) -> frozenset[str]:
-        """What is loaded, or on its way."""
-        return frozenset(each.target for each in self._residents.snapshot() if each.stage is not Stage.LEAVING)
+        """The models that are loaded or loading."""
+        return frozenset(each.target for each in self._models.snapshot() if each.stage is not Stage.UNLOADING)
 
     def invoke(self, call: Call, until: float) -> tuple[Reply, bool]:
-        """The answer of the model that a call names, and whether the model had to be loaded for it."""
+        """The reply of the model that the call names, and whether the model had to be loaded. Raises PlatformError."""
         if not call.target_model:
             raise ValidationError("Request is missing a target model header.")
-        cold = again = False
+        cold = retried = False
         while True:
             try:
-                model, fresh = self._residents.enter(call.target_model, until)
+                model, new = self._models.acquire(call.target_model, until)
             except TimeoutError:
                 raise not_ready(call.target_model) from None
             except Closed:
-                raise going() from None
-            if fresh:
+                raise stopping() from None
+            if new:
                 threading.Thread(target=self._load, args=(model,), daemon=True).start()
             try:
                 cold = cold or not model.loaded.done()
                 wait_for(model, until)
-                reply = self._answer(model, call, until, again=again)
+                reply = self._invoke(model, call, until, retried=retried)
             finally:
-                if self._residents.leave(model):
-                    threading.Thread(target=self._unload, args=(model, "drop", "is not kept"), daemon=True).start()
+                if self._models.release(model):
+                    threading.Thread(target=self._unload, args=(model, "drop", "caching is off"), daemon=True).start()
             if reply is not None:
                 return reply, cold
-            again = cold = True
+            retried = cold = True
 
-    def _answer(self, model: ResidentModel, call: Call, until: float, *, again: bool) -> Reply | None:
-        """What the model answers; None where the container does not know it, and that for the first time."""
+    def _invoke(self, model: ResidentModel, call: Call, until: float, *, retried: bool) -> Reply | None:
+        """The model's reply; None if the container does not have the model and the call was not retried yet."""
         try:
             return self._client.invoke(f"/models/{model.id}/invoke", call, until)
         except ModelError as error:
-            if error.original_status != NOT_FOUND or again:
+            if error.original_status != NOT_FOUND or retried:
                 raise
             self._forget(model, "404 on invoke")
             return None
 
-    def poll(self) -> None:
-        """Learn from the container what is loaded: forget what it has lost, take in what it has besides."""
-        before = self._residents.snapshot()
+    def synchronise(self) -> None:
+        """Reads GET /models: forgets the models that the container lost, and adds those that it has besides."""
+        before = self._models.snapshot()
         loaded = [each for each in before if each.stage is Stage.LOADED]
         listed = self._api.listed()
         if listed is None:
             return
         for model in vanished(loaded, listed):
-            self._forget(model, "no longer in GET /models")
-        for stray in listed - {each.id for each in before}:
-            if self._residents.adopt(stray):
-                self._events.say("strange", stray, "is loaded, but not by the platform: the first to be unloaded")
+            self._forget(model, "missing in GET /models")
+        for unknown in listed - {each.id for each in before}:
+            if self._models.adopt(unknown):
+                self._events.emit("unknown", unknown, "is loaded, but not by the platform: the first to be unloaded")
 
     def close(self) -> None:
-        """The container is going."""
-        self._residents.close()
+        """The container is about to stop: waiting calls fail."""
+        self._models.close()
 
-    # Loading.
+    # Loads
 
     def _load(self, model: ResidentModel) -> None:
-        """In a thread of its own, for all who wait; they may be gone before it ends."""
+        """Runs in its own thread, for all calls that wait; the load continues if they time out."""
         began = time.monotonic()
         files = self._files(model)
         try:
@@ -173,78 +129,122 @@ class ModelLoader:
                 model_data.fetch(self._s3, self._source.below(model.target), files)
             fetched = time.monotonic() - began
             with self._loads:
-                answer = self._have_loaded(model, files, began + self._options.load_limit)
+                response = self._load_in_container(model, files, began + self._options.load_limit)
         except Exception as error:
             model_data.remove(files.parent)
-            if self._residents.closed:
-                self._residents.failed(model, going())
+            if self._models.closed:
+                self._models.load_failed(model, stopping())
                 return
-            self._events.say("error", model.target, f"not loaded: {error}", seconds=time.monotonic() - began)
-            self._residents.failed(model, error)
+            self._events.emit("error", model.target, f"load failed: {error}", seconds=time.monotonic() - began)
+            self._models.load_failed(model, error)
             return
-        detail = "(it was already)" if answer.status == CONFLICT else f"({fetched * 1000:.0f} ms of it from S3)"
-        self._events.say("load", model.target, detail, seconds=time.monotonic() - began, id=model.id)
-        self._residents.loaded(model)
+        detail = "(was loaded already)" if response.status == CONFLICT else f"({fetched * 1000:.0f} ms of it from S3)"
+        self._events.emit("load", model.target, detail, seconds=time.monotonic() - began, id=model.id)
+        self._models.loaded(model)
 
-    def _have_loaded(self, model: ResidentModel, files: Path, until: float) -> ContainerResponse:
-        """POST /models, and room made for it as long as the container says 507."""
+    def _load_in_container(self, model: ResidentModel, files: Path, until: float) -> ContainerResponse:
+        """POST /models; after each 507, unloads one model and retries. Raises PlatformError."""
         url = self._running.inside(files)
-        patience = 0  # models it may have unloaded and yet be refused: others take the room too, but not for ever
+        unloads_left = 0  # other loads may take the freed memory, so the number of unloads is limited
         while True:
-            there = self._residents.others(model)
-            patience = patience or FRUITLESS * there + 1
+            others = self._models.count_others(model)
+            unloads_left = unloads_left or FRUITLESS * others + 1
             try:
-                answer = self._api.load(model.id, url, until - time.monotonic())
-            except Cut:
-                # So that no half of it stays, should the container finish after all.
+                response = self._api.load(model.id, url, until - time.monotonic())
+            except DeadlinePassed:
+                # The container may complete the load later: unload it, so that no memory leaks.
                 self._api.unload(model.id, model.target)
                 raise self._client.error(0, f"loading took more than {self._options.load_limit:g} s") from None
             except Broken as broken:
                 raise self._client.error(0, f"the connection broke while loading: {broken}") from None
-            if 200 <= answer.status < 300 or answer.status == CONFLICT:
-                return answer
-            refused = self._client.error(answer.status, answer.body.decode(errors="replace"))
-            if answer.status != FULL:
+            if 200 <= response.status < 300 or response.status == CONFLICT:
+                return response
+            refused = self._client.error(response.status, response.body.decode(errors="replace"))
+            if response.status != FULL:
                 raise refused
             try:
-                step, victim = self._residents.make_room(model, until)
+                step, victim = self._models.free_memory(model, until)
             except Closed:
-                raise going() from None
-            patience -= victim is not None
+                raise stopping() from None
+            unloads_left -= victim is not None
             if victim is not None:
-                self._events.say("507", model.target, f"-> unload {victim.target} -> retry")
+                self._events.emit("507", model.target, f"-> unload {victim.target} -> retry")
                 self._unload(victim, "unload", f"for {model.target}")
-            if (step is Next.GIVE_UP and not there) or not patience:
-                self._events.say("507", model.target, "and nothing that helps is left to unload")
+            if (step is NextStep.GIVE_UP and not others) or not unloads_left:
+                self._events.emit("507", model.target, "and no other model is left to unload")
                 raise refused
 
-    # Unloading.
+    # Unloads
 
-    def _unload(self, model: ResidentModel, action: str, why: str) -> None:
-        """A model that is LEAVING: out of memory, then off the disk."""
+    def _unload(self, model: ResidentModel, action: str, reason: str) -> None:
+        """Removes a model in stage UNLOADING from memory, then from disk."""
         began = time.monotonic()
         if not self._api.unload(model.id, model.target):
-            self._residents.stayed(model)
+            self._models.unload_failed(model)
             return
         model_data.remove(self._files(model).parent)
-        self._residents.gone(model)
-        self._events.say(action, model.target, why, seconds=time.monotonic() - began)
+        self._models.unloaded(model)
+        self._events.emit(action, model.target, reason, seconds=time.monotonic() - began)
 
-    def _forget(self, model: ResidentModel, how: str) -> None:
-        """The container has lost it."""
-        news, ours = self._residents.lost(model)
-        if news:
-            self._events.say("lost", model.target, how)
-        if ours:
+    def _forget(self, model: ResidentModel, evidence: str) -> None:
+        """The container has lost the model."""
+        is_new, clean_up = self._models.lost(model)
+        if is_new:
+            self._events.emit("lost", model.target, evidence)
+        if clean_up:
             model_data.remove(self._files(model).parent)
-            self._residents.gone(model)
+            self._models.unloaded(model)
 
     def _files(self, model: ResidentModel) -> Path:
         return self._directory / model.id / "model"
 
 
+class ModelsApi:
+    """The multi-model API of a container: load, unload, list. Thread-safe.
+
+    docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis
+    """
+
+    def __init__(self, client: Client, events: Events, *, unload_limit: float) -> None:
+        self._client = client
+        self._events = events
+        self._unload_limit = unload_limit
+
+    def load(self, name: str, url: str, limit: float) -> ContainerResponse:
+        """POST /models, with a limit in seconds. Raises DeadlinePassed or Broken."""
+        body = json.dumps({"model_name": name, "url": url}).encode()
+        return self._client.request("POST", "/models", body, limit=limit)
+
+    def unload(self, name: str, target: str) -> bool:
+        """DELETE /models/NAME. Returns whether the model is unloaded; an event reports a failure by `target`."""
+        try:
+            response = self._client.request("DELETE", f"/models/{name}", limit=self._unload_limit)
+        except (DeadlinePassed, Broken) as error:
+            response = ContainerResponse(0, f"{type(error).__name__} {error}".encode())
+        if 200 <= response.status < 300 or response.status == NOT_FOUND:
+            return True
+        message = response.body[:200].decode(errors="replace")
+        self._events.emit("error", target, f"DELETE: {response.status} {message}")
+        return False
+
+    def listed(self) -> set[str] | None:
+        """The names on all pages of GET /models; None if the container gives no valid answer."""
+        names: set[str] = set()
+        path = "/models"
+        try:
+            while True:
+                page = json.loads(self._client.request("GET", path, limit=LIST_LIMIT).body)
+                names |= {each["modelName"] for each in page["models"]}
+                if not page.get("nextPageToken"):
+                    return names
+                path = f"/models?next_page_token={quote(page['nextPageToken'], safe='')}"
+        except (DeadlinePassed, Broken, ValueError, KeyError, TypeError) as error:
+            self._events.emit("error", self._client.name, f"GET {path}: invalid answer: {error!r}")
+            return None
+
+
 def wait_for(model: ResidentModel, until: float) -> None:
-    """Until its load has ended. Raises what the load did, and ModelNotReadyException when the time is over first."""
+    """Blocks until the load has ended. Raises its error, and ModelNotReadyException if `until` comes first."""
     try:
         model.loaded.result(max(0.0, until - time.monotonic()))
     except FutureTimeout:
@@ -252,10 +252,12 @@ def wait_for(model: ResidentModel, until: float) -> None:
 
 
 def not_ready(target: str) -> PlatformError:
+    """The error for a call whose time ends before its model is loaded."""
     return ModelNotReadyException(
         f"Model {target} is not ready for inference yet: it is still being downloaded or loaded. Try again later."
     )
 
 
-def going() -> PlatformError:
+def stopping() -> PlatformError:
+    """The error for a call whose container is being stopped."""
     return ServiceUnavailable("The instance is being stopped or replaced. Try again later.")

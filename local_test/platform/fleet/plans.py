@@ -1,4 +1,4 @@
-"""What an endpoint is to run, read from the descriptions of its endpoint config and its models."""
+"""Plan of an endpoint: the descriptions of its endpoint config and models as one typed record."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Any
 from local_test.platform.containers.model_data import ModelData
 from local_test.platform.containers.spec import ContainerSpec
 
-Shape = Mapping[str, Any]
+Shape = Mapping[str, Any]  # a request or a description, as botocore has it
+MAX_CONTAINERS = 15  # of one model
 SERVERLESS_STARTUP = 180.0  # seconds
 SERVERLESS, ASYNCHRONOUS = 4 << 20, 1 << 30  # bytes of a body
 KINDS = ("ProductionVariants", "ShadowProductionVariants")
@@ -15,11 +16,11 @@ KINDS = ("ProductionVariants", "ShadowProductionVariants")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A variant as CreateEndpointConfig and CreateModel describe it."""
+    """A variant, with the containers of its model."""
 
     name: str
     specs: tuple[ContainerSpec, ...]
-    direct: bool = False  # the caller names the container; otherwise they are a pipeline
+    direct: bool = False  # each call names a container; otherwise the containers are a pipeline
     count: int = 1
     weight: float = 1.0
     serverless: Mapping[str, Any] | None = None  # ServerlessConfig
@@ -29,11 +30,11 @@ class Plan:
     def multi_model(self) -> bool:
         return any(spec.multi_model for spec in self.specs)
 
-    def payload_bytes(self, usual: int) -> int:
-        """The largest body, where `usual` is that of an instance."""
+    def payload_bytes(self, on_instance: int) -> int:
+        """The largest body; `on_instance` is the limit for a variant on instances."""
         if self.asynchronous:
             return ASYNCHRONOUS
-        return min(usual, SERVERLESS) if self.serverless else usual
+        return min(on_instance, SERVERLESS) if self.serverless else on_instance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,8 @@ class Config:
     shadows: tuple[Plan, ...] = ()
     asynchronous: Mapping[str, Any] | None = None  # AsyncInferenceConfig
 
-    def payload_bytes(self, usual: int) -> int:
-        return min(plan.payload_bytes(usual) for plan in self.variants)
+    def payload_bytes(self, on_instance: int) -> int:
+        return min(plan.payload_bytes(on_instance) for plan in self.variants)
 
 
 def containers(model: Shape) -> list[Shape]:
@@ -56,14 +57,14 @@ def containers(model: Shape) -> list[Shape]:
 
 
 def data(model: Shape) -> list[str]:
-    """S3 addresses at which there must be something when the model is created; a multi-model prefix may be empty."""
+    """The S3 URIs that must have an object when the model is created. A multi-model prefix may be empty."""
     urls = [each.get("ModelDataUrl") for each in containers(model) if not multi_model(each)]
     sources = [(each.get("ModelDataSource") or {}).get("S3DataSource", {}).get("S3Uri") for each in containers(model)]
     return [uri for uri in (*urls, *sources) if uri]
 
 
 def config(description: Shape, models: Mapping[str, Shape]) -> Config:
-    """An endpoint config as it is described, with the descriptions of its models by name."""
+    """The plan of an endpoint config, from its description and the descriptions of its models by name."""
     production, shadows = (
         tuple(
             plan(each, models[each["ModelName"]], asynchronous=bool(description.get("AsyncInferenceConfig")))
@@ -80,6 +81,7 @@ def config(description: Shape, models: Mapping[str, Shape]) -> Config:
 
 
 def plan(variant: Shape, model: Shape, *, asynchronous: bool = False) -> Plan:
+    """The plan of one variant."""
     serverless = variant.get("ServerlessConfig")
     given = variant.get("ContainerStartupHealthCheckTimeoutInSeconds")
     startup = SERVERLESS_STARTUP if serverless else None if given is None else float(given)
@@ -122,8 +124,10 @@ def _source(s3: Shape) -> ModelData:
 
 
 def multi_model(container: Shape) -> bool:
+    """Whether the container has Mode MultiModel."""
     return container.get("Mode") == "MultiModel"
 
 
 def direct(model: Shape) -> bool:
+    """Whether each call names one of the model's containers."""
     return (model.get("InferenceExecutionConfig") or {}).get("Mode") == "Direct"

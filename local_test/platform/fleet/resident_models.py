@@ -1,4 +1,4 @@
-"""The models of one container as the platform keeps them: who uses which, which may go. Nothing is loaded here."""
+"""State of a container's models: users, last use, and which model to unload. Pure bookkeeping: it loads nothing."""
 
 import enum
 import threading
@@ -8,24 +8,26 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from hashlib import md5
 
-PATIENCE = 1.0  # seconds to wait for a model to fall idle before the load is tried again as things are
+WAIT_FOR_IDLE = 1.0  # seconds to wait for a model to become idle before the load is retried anyway
 
 
 class Stage(enum.Enum):
+    """Stage of one load of a model."""
+
     LOADING = enum.auto()
     LOADED = enum.auto()
-    LEAVING = enum.auto()  # nobody may use it, and nobody load it anew before it is gone, from disk too
+    UNLOADING = enum.auto()  # no call may use it, and no new load may start until it is also off the disk
 
 
 @dataclass(slots=True, eq=False)
 class ResidentModel:
-    """One load of one model, from its beginning to its end. A later load of the same model is another one."""
+    """One load of one model, from start to unload. A later load of the same model is another object."""
 
     id: str
     target: str
     stage: Stage = Stage.LOADING
-    users: int = 0  # calls that wait for it or are in it
-    used: int = 0  # when it was last, as a count of all uses
+    users: int = 0  # calls that wait for it or use it
+    used: int = 0  # time of its last use, as a count of all uses
     loaded: "Future[None]" = field(default_factory=Future)
 
     @property
@@ -33,8 +35,8 @@ class ResidentModel:
         return self.stage is Stage.LOADED and not self.users
 
 
-class Next(enum.Enum):
-    """What follows a 507."""
+class NextStep(enum.Enum):
+    """The reaction to a 507."""
 
     UNLOAD = enum.auto()
     WAIT = enum.auto()
@@ -42,40 +44,43 @@ class Next(enum.Enum):
 
 
 class Closed(Exception):
-    """The container is going."""
+    """The container is being stopped."""
 
 
 def opaque_id(target: str) -> str:
-    """The name that a container knows a model by; nothing can be read from it."""
+    """The name of a model inside the container: a hash, because SageMaker's names are opaque too."""
     return md5(target.encode(), usedforsecurity=False).hexdigest()
 
 
-def next_step(models: Iterable[ResidentModel], wanted: ResidentModel) -> tuple[Next, ResidentModel | None]:
-    """Unload the least recently used one that nobody uses; wait while others are busy; give up when there are none."""
+def next_step(models: Iterable[ResidentModel], wanted: ResidentModel) -> tuple[NextStep, ResidentModel | None]:
+    """After a 507: unload the least recently used idle model, else wait for a busy one, else give up."""
     others = [each for each in models if each is not wanted]
     idle = [each for each in others if each.idle]
     if idle:
-        return Next.UNLOAD, min(idle, key=lambda each: each.used)
-    return (Next.WAIT if others else Next.GIVE_UP), None
+        return NextStep.UNLOAD, min(idle, key=lambda each: each.used)
+    return (NextStep.WAIT if others else NextStep.GIVE_UP), None
 
 
 def vanished(known: Iterable[ResidentModel], listed: Set[str]) -> list[ResidentModel]:
-    """Those that were loaded before the container listed its models, and that it does not list."""
+    """The models that were loaded before GET /models and that its answer does not list."""
     return [each for each in known if each.id not in listed]
 
 
 class ResidentModels:
-    """All of them, for any number of threads. What is LEAVING must be handed back to `gone` or `stayed`."""
+    """All models of a container; thread-safe.
+
+    A caller that receives a model in stage UNLOADING must end that stage with `unloaded` or `unload_failed`.
+    """
 
     def __init__(self, *, caching: bool) -> None:
         self._caching = caching
         self._models: dict[str, ResidentModel] = {}
         self._uses = 0
         self._closed = False
-        self._changed = threading.Condition()  # guards all the above and every ResidentModel; told of each change
+        self._changed = threading.Condition()  # guards all fields above and all models; notified on each change
 
     def snapshot(self) -> list[ResidentModel]:
-        """All, as of now."""
+        """All current models."""
         with self._changed:
             return list(self._models.values())
 
@@ -84,112 +89,116 @@ class ResidentModels:
         return self._closed
 
     def close(self) -> None:
-        """Nobody comes in any more; who waits here is told."""
+        """Refuses new calls; every waiting caller gets Closed."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    # Calls.
+    # Calls
 
-    def enter(self, target: str, until: float) -> tuple[ResidentModel, bool]:
-        """The model, which stays at least until `leave`, and whether it is up to the caller to load it.
+    def acquire(self, target: str, until: float) -> tuple[ResidentModel, bool]:
+        """The model, which stays loaded until `release`, and whether the caller must load it.
 
-        Raises TimeoutError while an unload lasts, and Closed.
+        Raises TimeoutError if the model is still being unloaded at `until`, and Closed.
         """
         key = opaque_id(target)
         with self._changed:
-            while (model := self._models.get(key)) is not None and model.stage is Stage.LEAVING and not self._closed:
+            while (model := self._models.get(key)) is not None and model.stage is Stage.UNLOADING and not self._closed:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise TimeoutError
                 self._changed.wait(left)
             if self._closed:
                 raise Closed
-            fresh = model is None
+            new = model is None
             if model is None:
                 model = self._models[key] = ResidentModel(key, target)
-            model.target = target  # one that was found in the container had no name yet
+            model.target = target  # a model that was found in the container had its id for a name
             model.users += 1
-            self._use(model)
-            return model, fresh
+            self._mark_used(model)
+            return model, new
 
-    def leave(self, model: ResidentModel) -> bool:
-        """A call is over; whether it is up to the caller to unload the model, which is then LEAVING."""
+    def release(self, model: ResidentModel) -> bool:
+        """Ends a call's use. Returns true if the caller must unload the model, which is then UNLOADING."""
         with self._changed:
             model.users -= 1
-            self._use(model)
+            self._mark_used(model)
             current = self._models.get(model.id)
-            going = model.idle and (current is None or (current is model and not self._caching))
-            if going:
+            unload = model.idle and (current is None or (current is model and not self._caching))
+            if unload:
                 self._models[model.id] = model
-                model.stage = Stage.LEAVING
+                model.stage = Stage.UNLOADING
             self._changed.notify_all()
-            return going
+            return unload
 
-    # Loads.
+    # Loads
 
     def loaded(self, model: ResidentModel) -> None:
+        """The load succeeded."""
         with self._changed:
             model.stage = Stage.LOADED
-            self._use(model)
+            self._mark_used(model)
             self._changed.notify_all()
         model.loaded.set_result(None)
 
-    def failed(self, model: ResidentModel, error: Exception) -> None:
-        """The load has come to nothing, and of it nothing is left."""
+    def load_failed(self, model: ResidentModel, error: Exception) -> None:
+        """The load failed, and its files are removed. Waiting calls get `error`."""
         with self._changed:
-            model.stage = Stage.LEAVING
-            self._forget(model)
+            model.stage = Stage.UNLOADING
+            self._remove(model)
         model.loaded.set_exception(error)
 
-    def others(self, model: ResidentModel) -> int:
-        """How many there are that could be unloaded, now or later."""
+    def count_others(self, model: ResidentModel) -> int:
+        """The number of other models, which could be unloaded now or later."""
         with self._changed:
             return sum(each is not model for each in self._models.values())
 
-    def make_room(self, model: ResidentModel, until: float) -> tuple[Next, ResidentModel | None]:
-        """What to do about a 507, after a while at most; the model to UNLOAD is then LEAVING. Raises Closed."""
-        until = min(until, time.monotonic() + PATIENCE)
+    def free_memory(self, model: ResidentModel, until: float) -> tuple[NextStep, ResidentModel | None]:
+        """The reaction to a 507, after a wait of at most WAIT_FOR_IDLE. A model to UNLOAD is then UNLOADING.
+
+        Raises Closed.
+        """
+        until = min(until, time.monotonic() + WAIT_FOR_IDLE)
         with self._changed:
             while True:
                 if self._closed:
                     raise Closed
                 step, victim = next_step(self._models.values(), model)
                 if victim is not None:
-                    victim.stage = Stage.LEAVING
+                    victim.stage = Stage.UNLOADING
                 left = until - time.monotonic()
-                if step is not Next.WAIT or left <= 0:
+                if step is not NextStep.WAIT or left <= 0:
                     return step, victim
                 self._changed.wait(left)
 
-    # Ends.
+    # Unloads
 
-    def gone(self, model: ResidentModel) -> None:
-        """What was LEAVING is out of memory and off the disk."""
+    def unloaded(self, model: ResidentModel) -> None:
+        """A model in stage UNLOADING is out of memory and off the disk."""
         with self._changed:
-            self._forget(model)
+            self._remove(model)
 
-    def stayed(self, model: ResidentModel) -> None:
-        """What was LEAVING could not be unloaded; others are tried before it."""
+    def unload_failed(self, model: ResidentModel) -> None:
+        """A model in stage UNLOADING is still loaded. It counts as just used, so that others are unloaded first."""
         with self._changed:
             model.stage = Stage.LOADED
-            self._use(model)
+            self._mark_used(model)
             self._changed.notify_all()
 
     def lost(self, model: ResidentModel) -> tuple[bool, bool]:
-        """The container has it no more. Whether that is news, and whether it is up to the caller to clear it away."""
+        """The container no longer has the model. Returns whether that is new, and whether the caller must clean up."""
         with self._changed:
             if self._models.get(model.id) is not model or model.stage is not Stage.LOADED:
                 return False, False
             idle = model.idle
             if idle:
-                model.stage = Stage.LEAVING
+                model.stage = Stage.UNLOADING
             else:
-                self._forget(model)  # the next call loads it anew; the last of its users clears away
+                self._remove(model)  # the next call loads it again; the last user of this load cleans up
             return True, idle
 
     def adopt(self, key: str) -> bool:
-        """Take in a model that the container has and we do not know; False where we do by now."""
+        """Adds a model that only the container knew. Returns false if it is known by now."""
         with self._changed:
             if key in self._models or self._closed:
                 return False
@@ -197,11 +206,11 @@ class ResidentModels:
         model.loaded.set_result(None)
         return True
 
-    def _forget(self, model: ResidentModel) -> None:
+    def _remove(self, model: ResidentModel) -> None:
         if self._models.get(model.id) is model:
             del self._models[model.id]
         self._changed.notify_all()
 
-    def _use(self, model: ResidentModel) -> None:
+    def _mark_used(self, model: ResidentModel) -> None:
         self._uses += 1
         model.used = self._uses

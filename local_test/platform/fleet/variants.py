@@ -1,4 +1,4 @@
-"""A production variant: instances of one model, and which of them a call goes to."""
+"""Variants: the instances of one model, the choice of an instance for a call, and the fleet of all variants."""
 
 import hashlib
 import random
@@ -12,11 +12,12 @@ from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavail
 from local_test.platform.fleet.container import Unhealthy
 from local_test.platform.fleet.plans import Config, Plan
 
-BUSY = 4  # calls in an instance's hands; with more, a model is also given to its next instance
+BUSY = 4  # calls in flight on an instance; a model with more calls is also sent to its next instance
+SHADOW_CALLS = 4  # concurrent copies to shadow variants; further copies are queued
 
 
-class Instance(Protocol):
-    """A machine with the model's containers on it."""
+class FleetInstance(Protocol):
+    """The part of an instance that a variant uses."""
 
     def start(self) -> None: ...
     def invoke(self, call: Call) -> Reply: ...
@@ -26,53 +27,57 @@ class Instance(Protocol):
 @dataclass(slots=True, eq=False)
 class _Member:
     number: int
-    instance: Instance
+    instance: FleetInstance
     in_flight: int = 0
 
 
 class Variant:
-    """Instances that come and go with `resize`; none is stopped before its calls are answered, or took too long."""
+    """Instances of one model. `resize` adds and removes them; a removed instance first completes its calls."""
 
-    def __init__(self, plan: Plan, make: Callable[[Plan], Instance], patience: float) -> None:
+    def __init__(self, plan: Plan, create_instance: Callable[[Plan], FleetInstance], drain_limit: float) -> None:
         self.plan = plan
         self.weight = plan.weight
-        self._make = make
-        self._patience = patience  # seconds that a retiring instance waits for its last calls
-        self._changed = threading.Condition()  # guards all below
+        self._create_instance = create_instance
+        self._drain_limit = drain_limit  # seconds that an instance to be stopped waits for its calls in flight
+        self._changed = threading.Condition()  # guards the fields below
         self._members: list[_Member] = []
         self._starting: list[_Member] = []
         self._numbers = 0
-        self._turn = 0
+        self._next = 0
         self._sessions: dict[str, _Member] = {}
         self._stopped = False
-        self._hurried = False
+        self._draining = True
 
     @property
     def count(self) -> int:
+        """Instances in service."""
         with self._changed:
             return len(self._members)
 
     @property
-    def wanted(self) -> int:
-        """The same, with those that are starting."""
+    def desired_count(self) -> int:
+        """Instances in service or starting."""
         with self._changed:
             return len(self._members) + len(self._starting)
 
     def resize(self, count: int) -> None:
-        """Returns when so many are healthy. Where one cannot be, no new one stays, and the reason is raised."""
+        """Blocks until `count` instances are healthy. If one new instance fails, all new ones are stopped.
+
+        Raises Unhealthy or PlatformError, the reason of the first failure.
+        """
         with self._changed:
             if self._stopped:
                 raise Unhealthy(f"Variant {self.plan.name} was stopped while it started.")
             new = []
             for _ in range(count - len(self._members)):
                 self._numbers += 1
-                new.append(_Member(self._numbers, self._make(self.plan)))
+                new.append(_Member(self._numbers, self._create_instance(self.plan)))
             self._starting += new
             old = self._members[count:]
             del self._members[count:]
         if new:
             with ThreadPoolExecutor(len(new)) as starts:
-                failures = [failure for failure in starts.map(_failure, new) if failure]
+                failures = [failure for failure in starts.map(_failure_to_start, new) if failure]
             with self._changed:
                 self._starting = [each for each in self._starting if each not in new]
                 if not failures:
@@ -83,17 +88,17 @@ class Variant:
         self._stop(old)
 
     def stop(self) -> None:
-        """All instances, those that are starting too; there will be no others."""
+        """Stops all instances, also starting ones. The variant cannot be resized any more."""
         with self._changed:
             self._stopped = True
-            all_of_them = self._members + self._starting
+            members = self._members + self._starting
             self._members = []
-        self._stop(all_of_them)
+        self._stop(members)
 
-    def hurry(self) -> None:
-        """From now on no instance waits for its last calls: what it has in hand at SIGTERM is its own affair."""
+    def skip_draining(self) -> None:
+        """From now on `stop` does not wait for calls in flight: a container gets SIGTERM while it answers them."""
         with self._changed:
-            self._hurried = True
+            self._draining = False
             self._changed.notify_all()
 
     def _stop(self, members: Sequence[_Member]) -> None:
@@ -103,12 +108,12 @@ class Variant:
 
     def _retire(self, member: _Member) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._hurried or not member.in_flight, self._patience)
+            self._changed.wait_for(lambda: not (self._draining and member.in_flight), self._drain_limit)
             self._sessions = {name: held for name, held in self._sessions.items() if held is not member}
         member.instance.stop()
 
     def invoke(self, call: Call, session: str | None) -> Reply:
-        """A streamed reply keeps its instance until it is read or closed."""
+        """The reply of the chosen instance. A stream counts as in flight until it is read or closed."""
         with self._changed:
             member = self._choose(call, session)
             member.in_flight += 1
@@ -117,22 +122,23 @@ class Variant:
         except BaseException:
             self._release(member)
             raise
-        self._note_session(reply, member)
+        self._update_sessions(reply, member)
         if isinstance(reply.body, bytes):
             self._release(member)
             return reply
-        return Reply(status=reply.status, headers=reply.headers, body=_Held(reply.body, lambda: self._release(member)))
+        chunks = _Chunks(reply.body, lambda: self._release(member))
+        return Reply(status=reply.status, headers=reply.headers, body=chunks)
 
     def _choose(self, call: Call, session: str | None) -> _Member:
         if not self._members:
             raise ServiceUnavailable(f"Variant {self.plan.name} has no instance.")
-        known = self._sessions.get(session) if session else None
-        if known is not None:
-            return known
+        of_session = self._sessions.get(session) if session else None
+        if of_session is not None:
+            return of_session
         if call.target_model:
             return _for_model(call.target_model, self._members)
-        chosen = _next(self._members, self._turn)
-        self._turn = chosen + 1
+        chosen = _least_busy(self._members, self._next)
+        self._next = chosen + 1
         return self._members[chosen]
 
     def _release(self, member: _Member) -> None:
@@ -140,7 +146,7 @@ class Variant:
             member.in_flight -= 1
             self._changed.notify_all()
 
-    def _note_session(self, reply: Reply, member: _Member) -> None:
+    def _update_sessions(self, reply: Reply, member: _Member) -> None:
         opened = reply.headers.get("x-amzn-sagemaker-new-session-id")
         closed = reply.headers.get("x-amzn-sagemaker-closed-session-id")
         with self._changed:
@@ -151,12 +157,12 @@ class Variant:
 
 
 @dataclass(slots=True)
-class _Held:
-    """Chunks; `release` is called once, when they end, break or are closed."""
+class _Chunks:
+    """The chunks of a stream; `release` is called once, when the stream ends, breaks or is closed."""
 
     chunks: Iterator[bytes]
     release: Callable[[], None]
-    _over: bool = field(default=False, init=False)
+    _released: bool = field(default=False, init=False)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -169,118 +175,98 @@ class _Held:
             raise
 
     def close(self) -> None:
-        if not self._over:
-            self._over = True
+        if not self._released:
+            self._released = True
             close = getattr(self.chunks, "close", None)
             if close:
                 close()
             self.release()
 
 
-def _failure(member: _Member) -> Exception | None:
+def _failure_to_start(member: _Member) -> Exception | None:
     try:
         member.instance.start()
-    except Exception as why:
-        return why
+    except Exception as error:
+        return error
     return None
 
 
 def _for_model(model: str, members: Sequence[_Member]) -> _Member:
-    """A model has its own order of instances (rendezvous hashing): the first that is not busy, else the least busy."""
+    """The instance for a model: the first one below BUSY in the model's own order, else the least busy.
+
+    The order comes from rendezvous hashing, so that most models keep their instance when instances are added.
+    """
     order = sorted(members, key=lambda each: hashlib.md5(f"{model}/{each.number}".encode()).digest())
     return next((each for each in order if each.in_flight < BUSY), min(order, key=lambda each: each.in_flight))
 
 
-def _next(members: Sequence[_Member], turn: int) -> int:
-    """The least busy; among equals they take turns."""
-    return min(range(len(members)), key=lambda at: (members[at].in_flight, (at - turn) % len(members)))
-
-
-SHADOW_CALLS = 4  # copies at once; above that they wait
+def _least_busy(members: Sequence[_Member], start: int) -> int:
+    """The index of the least busy instance; round robin from `start` among equals."""
+    return min(range(len(members)), key=lambda at: (members[at].in_flight, (at - start) % len(members)))
 
 
 class Fleet:
-    """`make(plan)` gives an instance that is not started."""
+    """All variants of one endpoint config, started and stopped together. `create_instance` does not start it."""
 
     def __init__(
         self,
         config: Config,
-        make: Callable[[Plan], Instance],
-        patience: float,
-        choice: random.Random,
+        create_instance: Callable[[Plan], FleetInstance],
+        drain_limit: float,
+        random: random.Random,
     ) -> None:
         self.config = config
-        self.variants = {plan.name: Variant(plan, make, patience) for plan in config.variants}
-        self.shadows = {plan.name: Variant(plan, make, patience) for plan in config.shadows}
-        self._choice = choice
+        self.variants = {plan.name: Variant(plan, create_instance, drain_limit) for plan in config.variants}
+        self.shadows = {plan.name: Variant(plan, create_instance, drain_limit) for plan in config.shadows}
+        self._random = random
         self._copies = ThreadPoolExecutor(SHADOW_CALLS) if self.shadows else None
 
     def start(self, counts: Mapping[str, int] | None = None) -> None:
-        """Returns when all are healthy; raises the first reason why one cannot be. `counts` overrides the config's."""
-        counts = counts or {}
-        _each(
-            [*self.variants.values(), *self.shadows.values()], lambda v: v.resize(counts.get(v.plan.name, v.plan.count))
-        )
+        """Blocks until all variants are healthy. `counts` overrides the config's instance counts.
 
-    def hurry(self) -> None:
-        """Whoever stops it, now or later, waits for no call."""
-        for each in (*self.variants.values(), *self.shadows.values()):
-            each.hurry()
+        Raises Unhealthy or PlatformError, the reason of the first failure.
+        """
+        counts = counts or {}
+        _for_each(self._all, lambda each: each.resize(counts.get(each.plan.name, each.plan.count)))
+
+    def skip_draining(self) -> None:
+        """From now on `stop` does not wait for calls in flight."""
+        for each in self._all:
+            each.skip_draining()
 
     def stop(self) -> None:
         if self._copies:
             self._copies.shutdown(cancel_futures=True)
-        _each([*self.variants.values(), *self.shadows.values()], Variant.stop)
+        _for_each(self._all, Variant.stop)
 
     def invoke(self, endpoint: str, call: Call, variant: str | None, session: str | None) -> tuple[Reply, str]:
-        """The reply and the name of the variant that gave it."""
-        chosen = self._variant(endpoint, variant)
+        """The reply, and the name of the variant that answered. Raises PlatformError."""
+        chosen = self._choose(endpoint, variant)
         check_call(endpoint, chosen.plan, call)
         self._copy(chosen, call)
         return chosen.invoke(call, session), chosen.plan.name
 
-    def _variant(self, endpoint: str, name: str | None) -> Variant:
+    @property
+    def _all(self) -> Sequence[Variant]:
+        return [*self.variants.values(), *self.shadows.values()]
+
+    def _choose(self, endpoint: str, name: str | None) -> Variant:
         if name is not None:
             if name not in self.variants:
                 raise ValidationError(f"Variant {name} not found in endpoint {endpoint}.")
             return self.variants[name]
         variants = list(self.variants.values())
-        return variants[pick([each.weight for each in variants], self._choice.random())]
+        return variants[pick([each.weight for each in variants], self._random.random())]
 
     def _copy(self, chosen: Variant, call: Call) -> None:
-        """A shadow gets a share of the calls: its weight over the production variant's, at most all."""
+        """Copies the call to the shadows. A shadow's share is its weight over the production variant's, at most 1."""
         for shadow in self.shadows.values():
-            if self._copies and self._choice.random() * max(chosen.weight, 1e-9) < shadow.weight:
-                self._copies.submit(_unheard, shadow, replace(call, stream=False))
-
-
-def pick(weights: Sequence[float], at: float) -> int:
-    """The index on which `at`, 0 <= at < 1, falls when they lie side by side; where all are 0 they count alike."""
-    if not any(weights):
-        weights = [1.0] * len(weights)
-    left = at * sum(weights)
-    for index, weight in enumerate(weights):
-        left -= weight
-        if left < 0:
-            return index
-    return max(index for index, weight in enumerate(weights) if weight)
-
-
-def _unheard(shadow: Variant, call: Call) -> None:
-    """What a shadow answers, or why it does not, reaches nobody."""
-    try:
-        shadow.invoke(call, None)
-    except PlatformError:
-        pass
-
-
-def _each(variants: Sequence[Variant], act: Callable[[Variant], None]) -> None:
-    with ThreadPoolExecutor(len(variants)) as threads:
-        list(threads.map(act, variants))
+            if self._copies and self._random.random() * max(chosen.weight, 1e-9) < shadow.weight:
+                self._copies.submit(_invoke_shadow, shadow, replace(call, stream=False))
 
 
 def check_call(endpoint: str, plan: Plan, call: Call) -> None:
-    """What may name a model or a container, as SageMaker has it; raises ValidationError."""
+    """Raises ValidationError if TargetModel or TargetContainerHostname does not fit the variant."""
     if plan.multi_model and not call.target_model:
         raise ValidationError(f"Request to endpoint {endpoint} is missing a target model header.")
     if call.target_model and not plan.multi_model:
@@ -296,3 +282,28 @@ def check_call(endpoint: str, plan: Plan, call: Call) -> None:
         raise ValidationError(
             f"Endpoint {endpoint} does not have a directly invoked model and does not support target container header."
         )
+
+
+def pick(weights: Sequence[float], at: float) -> int:
+    """The index that a number 0 <= at < 1 falls on when each index has a share by its weight; all 0: equal shares."""
+    if not any(weights):
+        weights = [1.0] * len(weights)
+    left = at * sum(weights)
+    for index, weight in enumerate(weights):
+        left -= weight
+        if left < 0:
+            return index
+    return max(index for index, weight in enumerate(weights) if weight)
+
+
+def _invoke_shadow(shadow: Variant, call: Call) -> None:
+    """The shadow's reply or error is dropped."""
+    try:
+        shadow.invoke(call, None)
+    except PlatformError:
+        pass
+
+
+def _for_each(variants: Sequence[Variant], act: Callable[[Variant], None]) -> None:
+    with ThreadPoolExecutor(len(variants)) as threads:
+        list(threads.map(act, variants))

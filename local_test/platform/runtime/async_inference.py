@@ -1,4 +1,4 @@
-"""InvokeEndpointAsync: answered at once, done later; input from S3, output to S3.
+"""InvokeEndpointAsync: accepted immediately, processed later; input from S3, output to S3.
 
 docs.aws.amazon.com/sagemaker/latest/dg/async-inference.html
 """
@@ -17,26 +17,26 @@ from werkzeug.wrappers import Response
 from local_test.platform.calls import Call, Reply, ValidationError
 
 PREFIX = "X-Amzn-SageMaker-"
-AT_ONCE = 4  # invocations, where MaxConcurrentInvocationsPerInstance does not say
+CONCURRENCY = 4  # invocations per instance, without MaxConcurrentInvocationsPerInstance
 TIMEOUT, TTL = 900, 21600  # InvocationTimeoutSeconds, RequestTTLSeconds
-INLINE = 128_000  # bytes of a body that does not come from S3
+INLINE = 128_000  # bytes of a body that is not in S3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class QueuedCall:
     """One accepted invocation."""
 
-    source: str  # s3://...; "" where the body came along
+    source: str  # s3://...; "" if the request carries the body
     body: bytes
     headers: Mapping[str, str]  # for the container
-    limit: float  # seconds the container has
-    until: float  # by the wall clock; after it nobody wants the answer
+    limit: float  # seconds for the container to answer
+    until: float  # wall-clock time after which the invocation expires
     output: str
     failure: str | None
 
 
 class Queue:
-    """An endpoint's waiting invocations, done in order by as many threads as its instances may have calls at once."""
+    """The invocations of one endpoint, in order; as many run at once as its instances accept."""
 
     def __init__(
         self,
@@ -44,62 +44,64 @@ class Queue:
         instances: int,
         invoke: Callable[[Call], Reply],
         s3: Any,
-        tell: Callable[[str, str], None],
+        report: Callable[[str, str], None],
     ) -> None:
         self._outputs = config["OutputConfig"]
-        at_once = config.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance", AT_ONCE)
-        self._threads = ThreadPoolExecutor(at_once * max(instances, 1))
+        per_instance = config.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance", CONCURRENCY)
+        self._threads = ThreadPoolExecutor(per_instance * max(instances, 1))
         self._invoke = invoke
         self._s3 = s3
-        self._tell = tell
+        self._report = report
 
     def close(self) -> None:
+        """Drops the invocations that have not started."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def accept(self, headers: Headers, body: bytes) -> tuple[str, Request]:
-        """The inference id and what will be done."""
-        asked = {name: headers.get(PREFIX + name) for name in ("InputLocation", "S3OutputPathExtension", "Filename")}
-        source = asked["InputLocation"] or ""
+    def accept(self, headers: Headers, body: bytes) -> tuple[str, QueuedCall]:
+        """Queues an invocation; returns its inference id and itself. Raises ValidationError."""
+        given = {name: headers.get(PREFIX + name) for name in ("InputLocation", "S3OutputPathExtension", "Filename")}
+        source = given["InputLocation"] or ""
         if bool(source) == bool(body):
             raise ValidationError("Give the input as InputLocation or as Body, one of the two.")
         if source and not source.startswith("s3://"):
             raise ValidationError(f"InputLocation {source} is not an S3 URI.")
         if len(body) > INLINE:
             raise ValidationError(f"Body has {len(body)} bytes, more than {INLINE}: use InputLocation.")
-        made = str(uuid.uuid4())
-        extension = (asked["S3OutputPathExtension"] or "").strip("/")
+        call_id = str(uuid.uuid4())
+        extension = (given["S3OutputPathExtension"] or "").strip("/")
         output, failure = self._outputs["S3OutputPath"], self._outputs.get("S3FailurePath")
-        request = Request(
+        queued = QueuedCall(
             source=source,
             body=body,
-            headers=_for_container(headers),
+            headers=_container_headers(headers),
             limit=float(headers.get(PREFIX + "InvocationTimeoutSeconds", TIMEOUT)),
             until=time.time() + float(headers.get(PREFIX + "RequestTTLSeconds", TTL)),
-            output=_join(output, extension, asked["Filename"] or f"{made}.out"),
-            failure=failure and _join(failure, extension, f"{made}-error.out"),
+            output=_join(output, extension, given["Filename"] or f"{call_id}.out"),
+            failure=failure and _join(failure, extension, f"{call_id}-error.out"),
         )
-        self._threads.submit(self._do, request)
-        return headers.get(PREFIX + "Inference-Id") or made, request
+        self._threads.submit(self._process, queued)
+        return headers.get(PREFIX + "Inference-Id") or call_id, queued
 
-    def _do(self, request: Request) -> None:
+    def _process(self, queued: QueuedCall) -> None:
+        subject = queued.source or "inline"
         try:
-            output = self._output(request)
-        except Exception as error:  # whatever it is, its caller looks for it in S3
-            if request.failure:
-                self._put(request.failure, str(error).encode())
-            self._tell(request.source or "inline", f"failed: {error}")
+            output = self._output(queued)
+        except Exception as error:  # the caller reads every failure from S3
+            if queued.failure:
+                self._put(queued.failure, str(error).encode())
+            self._report(subject, f"failed: {error}")
         else:
-            self._put(request.output, output)
-            self._tell(request.source or "inline", f"{len(output)} bytes to {request.output}")
+            self._put(queued.output, output)
+            self._report(subject, f"{len(output)} bytes to {queued.output}")
 
-    def _output(self, request: Request) -> bytes:
-        if time.time() > request.until:
-            raise TimeoutError("The request waited for longer than its RequestTTLSeconds.")
-        body = request.body
-        if request.source:
-            bucket, key = _split(request.source)
+    def _output(self, queued: QueuedCall) -> bytes:
+        if time.time() > queued.until:
+            raise TimeoutError("The request was queued for longer than its RequestTTLSeconds.")
+        body = queued.body
+        if queued.source:
+            bucket, key = _split(queued.source)
             body = self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-        reply = self._invoke(Call(body=body, headers=request.headers, limit=request.limit))
+        reply = self._invoke(Call(body=body, headers=queued.headers, limit=queued.limit))
         if "content-length" not in reply.headers:
             raise MissingLength("The container's answer did not specify the required Content-Length header.")
         return reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
@@ -110,24 +112,24 @@ class Queue:
 
 
 class MissingLength(Exception):
-    """An asynchronous endpoint's container must say how long its answer is."""
+    """The container's answer has no Content-Length, which asynchronous inference requires."""
 
 
 def accepted(headers: Headers, body: bytes, queue: Queue) -> Response:
-    """202, with the places where the output or the failure will be."""
-    name, request = queue.accept(headers, body)
-    places = {PREFIX + "OutputLocation": request.output}
-    if request.failure:
-        places[PREFIX + "FailureLocation"] = request.failure
-    return Response(json.dumps({"InferenceId": name}), 202, places, content_type="application/json")
+    """Queues an invocation and answers 202 with the S3 locations of its output and failure."""
+    name, queued = queue.accept(headers, body)
+    locations = {PREFIX + "OutputLocation": queued.output}
+    if queued.failure:
+        locations[PREFIX + "FailureLocation"] = queued.failure
+    return Response(json.dumps({"InferenceId": name}), 202, locations, content_type="application/json")
 
 
-def _for_container(headers: Headers) -> dict[str, str]:
-    seen = {name: headers[PREFIX + name] for name in ("Content-Type", "Accept") if PREFIX + name in headers}
+def _container_headers(headers: Headers) -> dict[str, str]:
+    forwarded = {name: headers[PREFIX + name] for name in ("Content-Type", "Accept") if PREFIX + name in headers}
     for name in (PREFIX + "Custom-Attributes", PREFIX + "Inference-Id"):
         if name in headers:
-            seen[name] = headers[name]
-    return seen
+            forwarded[name] = headers[name]
+    return forwarded
 
 
 def _split(location: str) -> tuple[str, str]:
