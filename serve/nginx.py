@@ -27,7 +27,7 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
     # NAME.tar.gz means NAME, except on a multi-model endpoint, where the platform's names are opaque.
     suffix = "" if settings.multi_model else r"(\.tar\.gz)?"
     values = {
-        # As root, nginx would run its workers as `nobody`, to whom the sockets are closed.
+        # As root, nginx would run its workers as an unprivileged user, who cannot open the sockets.
         "user": "user root;" if os.geteuid() == 0 else "",
         "workers": str(settings.web_workers),  # each carries 10,000 requests/s, so that the cores are left to models
         # A request takes two connections, to the client and to the model. The launcher has raised the limit on files.

@@ -46,6 +46,12 @@ CONVERTED = (
     "serve/runner",
     "serve/web",
     "serve/http",
+    "serve/children.py",
+    "serve/errors.py",
+    "serve/failures.py",
+    "serve/log.py",
+    "serve/nginx.py",
+    "serve/slots.py",
 )
 # Files whose error texts are still to be rewritten.
 LATER = (
