@@ -13,6 +13,7 @@ from serve.errors import InternalError, ModelNotFound, NotReady, ServeError, fro
 from serve.http.addresses import PLAIN
 
 TIMEOUT = 2.0  # seconds for one read or write
+CAUSE_TIMEOUT = 4.5  # the host itself waits for a cause, for 3 s at most (PATIENCE in serve/host/answers.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +27,8 @@ class BrokenConnection:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("host", timeout=TIMEOUT)
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("host", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -40,9 +41,9 @@ class HostClient:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def get(self, target: str, request_id: str = "") -> tuple[int, bytes]:
+    def get(self, target: str, request_id: str = "", timeout: float = TIMEOUT) -> tuple[int, bytes]:
         """Status and body of a GET. Raises NotReady if the host does not answer."""
-        connection = _UnixConnection(self._path)
+        connection = _UnixConnection(self._path, timeout)
         try:
             connection.request("GET", target, headers={"X-Request-Id": request_id})
             response = connection.getresponse()
@@ -63,7 +64,7 @@ class HostClient:
     def broken_connection(self, sock: str, arrived_epoch: float | None) -> BrokenConnection:
         """Why a connection to this socket broke. `arrived_epoch`: when its request did, in seconds since 1970."""
         arrived = f"&arrived_epoch={arrived_epoch}" if arrived_epoch is not None else ""
-        status, body = self.get(f"/cause?socket={quote(sock)}{arrived}")
+        status, body = self.get(f"/cause?socket={quote(sock)}{arrived}", timeout=CAUSE_TIMEOUT)
         shown = msgspec.json.decode(body)
         if status == HTTPStatus.NOT_FOUND:  # the model was unloaded meanwhile
             return BrokenConnection(error=ModelNotFound(shown["message"], hint=shown["hint"], model=shown["model"]))

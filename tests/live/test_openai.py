@@ -61,7 +61,7 @@ def test_the_models_that_speak_it_are_listed(client: openai.OpenAI) -> None:
 
 def test_errors_are_the_clients_own_with_our_words(client: openai.OpenAI, server: Server) -> None:
     """From a web worker, from a runner, and from a model of another kind, on both lanes."""
-    with pytest.raises(openai.NotFoundError, match="available: talker, trees"):
+    with pytest.raises(openai.NotFoundError, match="there are: talker, trees"):
         client.chat.completions.create(model="nobody", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="context has 64"):
         client.chat.completions.create(model="talker", messages=HELLO, max_tokens=500)

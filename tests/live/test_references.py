@@ -84,7 +84,7 @@ def test_a_slow_object_holds_up_nobody(later: Later, start: Start, models: Path)
         waiting = later(server.invoke, "echo", b"s3://b/k", LIST)
         wait_until(lambda: server.model("echo")["inFlight"] == 1)
         assert server.invoke("echo", b"x", "text/csv").status == 200
-        refused(waiting.result(), 503, "S3 has not given the object", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
+        refused(waiting.result(), 503, "S3 did not return the object", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
         wait_until(lambda: server.model("echo")["inFlight"] == 0)
 
 
