@@ -239,8 +239,8 @@ class Forkserver:
             yield msgspec.json.decode(raw)
 
     def stop(self) -> None:
+        self.process.kill()  # before the close: otherwise a report that is being sent fails with BrokenPipeError
         self.channel.close()
-        self.process.kill()
         self.process.wait()
 
 
