@@ -85,7 +85,9 @@ def _interruptible(*signals: signal.Signals) -> Iterator[None]:
 
 def _explained(action: Callable[[], int]) -> int:
     try:
-        return action()
+        code = action()
+        sys.stdout.flush()  # a closed pipe is an error here, not at Python's exit
+        return code
     except SpecError as error:
         return _refused(str(error), INVALID)
     except Failed as error:

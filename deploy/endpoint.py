@@ -80,22 +80,14 @@ def up(
             _ensure_tags(aws, wanted, before, progress)
             scaling.ensure_alarms(aws, spec, progress)
             return _finished(spec, aws, before, wanted, progress, smoke)
-        if before is not None and before["EndpointStatus"] == "Failed":
-            reason = before.get("FailureReason", "no reason given")
-            progress.changed(f"endpoint {spec.name} is Failed ({reason}): deleted")
-            delete(aws, spec.name, progress)
-            before = None
+        before = _not_failed(aws, before, progress)
         try:
             _start(spec, aws, wanted, before, progress)
         except ClientError as error:
             if attempt == TRIES - 1 or not (is_busy(error) or already_exists(error) or is_missing(error)):
                 raise
             if not is_missing(error):
-                now = described(aws, spec.name)
-                same = now is not None and (_coming(now) == config or is_at(now, config))
-                if not wait and not same:
-                    raise Failed(f"another process is changing endpoint {spec.name}: try again later") from error
-                progress.say(f"another process is changing endpoint {spec.name}: waiting for it")
+                _report_other(aws, spec.name, config, progress, error, wait=wait)
             time.sleep(PAUSE * 2**attempt)
             wanted = _prepared(spec, aws, progress)
             continue
@@ -195,6 +187,25 @@ def _prepared(spec: Spec, aws: Aws, progress: Progress) -> Desired:
     wanted = plan.plan(spec, aws, progress)
     ensure_configuration(aws, wanted, progress)
     return wanted
+
+
+def _not_failed(aws: Aws, before: Endpoint | None, progress: Progress) -> Endpoint | None:
+    """Delete a Failed endpoint, which AWS does not update; None then."""
+    if before is None or before["EndpointStatus"] != "Failed":
+        return before
+    name = before["EndpointName"]
+    progress.changed(f"endpoint {name} is Failed ({before.get('FailureReason', 'no reason given')}): deleted")
+    delete(aws, name, progress)
+    return None
+
+
+def _report_other(aws: Aws, name: str, config: str, progress: Progress, error: ClientError, *, wait: bool) -> None:
+    """Report another process's change. Without `wait` raises Failed, unless the change is to this configuration."""
+    now = described(aws, name)
+    same = now is not None and (_coming(now) == config or is_at(now, config))
+    if not wait and not same:
+        raise Failed(f"another process is changing endpoint {name}: try again later") from error
+    progress.say(f"another process is changing endpoint {name}: waiting for it")
 
 
 def _coming(endpoint: Endpoint) -> str | None:

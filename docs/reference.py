@@ -10,11 +10,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from serve import settings as parsers
+from serve.catalog.kinds import options_of
 from serve.errors import ServeError
 from serve.host.answers import exposition
 from serve.host.store import Store
@@ -58,6 +62,8 @@ def _shown(value: Any, variable: str) -> str:
         return ":".join(map(str, value)) or "none"
     if variable.endswith("_MB"):
         return f"{value // MB}"
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
@@ -91,7 +97,46 @@ def metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings, "errors": errors, "metrics": metrics}
+def options(handler: str) -> str:
+    """Every option of a handler, from the descriptions of its struct."""
+    kind = options_of(handler)
+    types = get_type_hints(kind, include_extras=True)
+    rows = []
+    for each in msgspec.structs.fields(kind):
+        declared, *notes = get_args(types[each.name])
+        note = next(part for part in notes if isinstance(part, msgspec.Meta))
+        values = [f'`"{value}"`' for part in (declared, *get_args(declared)) for value in _literals(part)]
+        says = note.description or ""
+        if values and not set(re.findall(r"`[^`]+`", says)) & set(values):
+            says += f". One of {', '.join(values)}"
+        default = (note.extra or {}).get("default") or f"`{_shown(each.default, '')}`".replace("`none`", "none")
+        name = "others" if each.name == "others" else f"`{each.name}`"
+        rows.append((name, says, "" if each.name == "others" else default))
+    return table(("option", "meaning", "default"), rows)
+
+
+def _literals(declared: Any) -> tuple[Any, ...]:
+    return get_args(declared) if get_origin(declared) is Literal else ()
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "errors": errors,
+    "metrics": metrics,
+    # One handler of each struct; the page says which others have the same.
+    **{
+        f"options {name}": partial(options, handler)
+        for name, handler in (
+            ("custom", "custom"),
+            ("huggingface", "feature_extraction"),
+            ("onnx", "onnx"),
+            ("sklearn", "sklearn"),
+            ("text_generation", "text_generation"),
+            ("torch", "torch"),
+            ("xgboost", "xgboost"),
+        )
+    },
+}
 
 
 def rendered(text: str) -> str:

@@ -56,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             job.write(settings.ml_root(), str(error))
         return 2
     log.start("launcher" if verb == "serve" else verb, chosen.log_level)
-    return _run_part(verb, rest, chosen) if verb in PARTS else _run(verb, chosen)
+    try:
+        return _run_part(verb, rest, chosen) if verb in PARTS else _run(verb, chosen)
+    except BadSetting as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 2
 
 
 def _parsed(words: list[str]) -> "argparse.Namespace":
@@ -94,7 +98,7 @@ def _run(verb: str, chosen: Settings) -> int:
 
         try:
             return launcher.run(chosen)
-        except (BadSetting, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             print(f"serve: {error}", file=sys.stderr)
             return 2
     if verb == "train":
@@ -116,9 +120,12 @@ def _run(verb: str, chosen: Settings) -> int:
 
 def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
     if part == "host":
+        from serve.catalog.scan import publish
+
+        found = publish(chosen)  # before the host's own imports: launcher and web workers wait for it
         from serve.host import server
 
-        return server.run(chosen)
+        return server.run(chosen, found)
     if part == "forkserver":
         from serve.host import forkserver
 

@@ -29,7 +29,9 @@ def text(settings: Settings, catalog: Catalog) -> str:
         else:
             what = "archive, unpacked on first use"
         shown.append(f"  {'model':<11}{entry.name:<20} {what}")
-    if not catalog.entries:
+    if settings.multi_model:
+        shown.append(f"  {'model':<11}none until POST /models loads one")
+    elif not catalog.entries:
         shown.append(f"  {'model':<11}none found in {settings.model_dir}")
     return "\n".join(["serve", *shown])
 

@@ -16,11 +16,8 @@ from pathlib import Path
 
 from serve import banner, nginx
 from serve.catalog.catalog import Catalog
-from serve.catalog.scan import scan
 from serve.children import Children
-from serve.errors import ModelNotFound
 from serve.failures import how_to_install
-from serve.http.addresses import SHORT_ID, SOCKET_PATH, socket_name
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
 
@@ -29,6 +26,7 @@ log = logging.getLogger(__name__)
 GUNICORN_CONF = Path(__file__).with_name("gunicorn.conf.py")
 # The platform sends SIGKILL 30 s after SIGTERM: be gone, with status 0, well before.
 END_WITHIN = 24.0
+BAD_SETTING = 2  # the exit status of `serve`, and of the host, for a setting that cannot be used
 
 
 class Launcher:
@@ -38,7 +36,7 @@ class Launcher:
         self._stopping = False
 
     def run(self) -> int:
-        """Serve until told to stop (0), or until a part of us ends (1)."""
+        """Serve until a signal (status 0), until a process ends (1), or not at all (2: a setting cannot be used)."""
         self._children.adopt()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self._stop)
@@ -50,6 +48,8 @@ class Launcher:
                 self._drain()
                 return 0
             name, status = self._children.ended
+            if (name, status) == ("host", BAD_SETTING):  # and printed which
+                return status
             log.critical("ended, so all end", extra={"part": name, "status": status})
             return 1
         finally:
@@ -64,20 +64,21 @@ class Launcher:
         assert settings.run_dir is not None
         _clear(settings)
         settings.sockets.mkdir(mode=0o700)
-        found = scan(settings.model_dir, settings)
-        _refuse_unknown_models(settings, found)
-        _refuse_long_paths(settings, found)
         _refuse_missing_boto3(settings)
         if settings.submit_directory.startswith("s3://"):
             log.warning("SAGEMAKER_SUBMIT_DIRECTORY is not fetched: code comes in the model's own code/")
-        conf = settings.run_dir / "nginx.conf"
-        conf.write_text(nginx.rendered(settings, found))
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
-        print(banner.text(settings, found), flush=True)
         python = [sys.executable, "-m"]
         Slots(settings.slots, create=True)
         self._children.spawn("host", [*python, "serve", "host"], environ)
         self._children.spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
+        self._await(settings.catalog)
+        if not self._going():
+            return
+        found = Catalog.read(settings.catalog)
+        print(banner.text(settings, found), flush=True)
+        conf = settings.run_dir / "nginx.conf"
+        conf.write_text(nginx.rendered(settings, found))
         self._await(settings.run_dir / "web.sock")
         where = ["-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf)]
         # SIGTERM, not SIGKILL: the nginx master must take its workers with it.
@@ -98,8 +99,7 @@ class Launcher:
             # Asked behind nginx first, so that its log does not begin with our own impatience.
             if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
-                found = scan(self._settings.model_dir, self._settings)
-                print(banner.curls(self._settings, found), flush=True)
+                print(banner.curls(self._settings, Catalog.read(self._settings.catalog)), flush=True)
                 return
             self._children.pause(0.05)
 
@@ -145,7 +145,8 @@ def _clear(settings: Settings) -> None:
             pass
         else:
             raise BadSetting(f"SERVE_RUN_DIR: {settings.run_dir}: another server runs there; name another directory")
-    settings.host_socket.unlink(missing_ok=True)
+    for file in (settings.host_socket, settings.catalog):
+        file.unlink(missing_ok=True)
     # What was unpacked or installed may be of another archive by now; nginx would keep the bodies it had in files.
     spools = (settings.run_dir / "body", settings.run_dir / "proxy")
     for directory in (settings.sockets, settings.unpacked, settings.packages, *spools):
@@ -161,29 +162,6 @@ def _pings(family: int, address: str | tuple[str, int]) -> bool:
             return sock.recv(64).startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
     except OSError:
         return False
-
-
-def _refuse_unknown_models(settings: Settings, found: Catalog) -> None:
-    """Raise BadSetting for a setting that names a model there is not."""
-    for field in ("preload", "pin", "default_model"):
-        said = getattr(settings, field)
-        for name in [said] if isinstance(said, str) else said:
-            try:
-                if name and name != "*":
-                    found.resolve(name)
-            except ModelNotFound as error:
-                raise BadSetting(f"{settings.sources[field]}: {error.message}. {error.hint}".rstrip(". ")) from error
-
-
-def _refuse_long_paths(settings: Settings, found: Catalog) -> None:
-    """Raise BadSetting where a socket's path would be too long; on a multi-model endpoint no model is known yet."""
-    names = [SHORT_ID] if settings.multi_model else [SHORT_ID, *found.entries]
-    longest = max((settings.sockets / socket_name(name) for name in names), key=lambda path: len(os.fsencode(path)))
-    if (size := len(os.fsencode(longest))) > SOCKET_PATH:
-        raise BadSetting(
-            f"SERVE_RUN_DIR: {settings.run_dir}: the path of the socket {longest.name} would have {size} bytes, of "
-            f"{SOCKET_PATH} there may be; name a directory whose path is {size - SOCKET_PATH} bytes shorter"
-        )
 
 
 def _refuse_missing_boto3(settings: Settings) -> None:

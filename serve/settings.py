@@ -274,6 +274,12 @@ class Settings:
         return self.run_dir / "host.sock"
 
     @property
+    def catalog(self) -> Path:
+        """The file of the models that the host has found."""
+        assert self.run_dir is not None
+        return self.run_dir / "catalog"
+
+    @property
     def unpacked(self) -> Path:
         """The unpacked archives, a directory each."""
         assert self.run_dir is not None

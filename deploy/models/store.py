@@ -91,6 +91,8 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except (ClientError, BotoCoreError) as error:
         raise Failed(explained_s3(error, uri)) from error
+    except BrokenPipeError:  # of stdout
+        raise
     except OSError as error:
         raise Failed(f"{error.filename}: {error.strerror}") from error
 

@@ -1,6 +1,7 @@
 """What lies in the model directory: each model's record, or the reason why it cannot be served."""
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from msgspec.structs import replace
 from serve.catalog import estimate, model_config, recognition
 from serve.catalog.catalog import ARCHIVES, Catalog, Entry, by_name, cut, stem
 from serve.catalog.model_config import ModelConfig
-from serve.errors import BadRequest, ModelUnusable
-from serve.settings import Settings
+from serve.errors import BadRequest, ModelNotFound, ModelUnusable
+from serve.http.addresses import SHORT_ID, SOCKET_PATH, socket_name
+from serve.settings import BadSetting, Settings
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,39 @@ def scan(model_dir: Path, settings: Settings = DEFAULTS) -> Catalog:
     if not found and recognition.visible(model_dir):
         return Catalog([_root(model_dir, settings)])
     return Catalog(_without_clashes(found.values()))
+
+
+def publish(settings: Settings) -> Catalog:
+    """Scan the model directory, check the settings that depend on it, and publish the catalog.
+
+    Raises BadSetting. On a multi-model endpoint the catalog is empty: the platform loads the models.
+    """
+    try:
+        found = Catalog([]) if settings.multi_model else scan(settings.model_dir, settings)
+    except OSError as error:
+        raise BadSetting(f"SERVE_MODEL_DIR: {settings.model_dir} cannot be read: {error.strerror}") from error
+    check(settings, found)
+    found.publish(settings.catalog)
+    return found
+
+
+def check(settings: Settings, found: Catalog) -> None:
+    """Raise BadSetting for a setting that names a missing model, and where a socket's path would be too long."""
+    for field in ("preload", "pin", "default_model"):
+        said = getattr(settings, field)
+        for name in [said] if isinstance(said, str) else said:
+            try:
+                if name and name != "*":
+                    found.resolve(name)
+            except ModelNotFound as error:
+                raise BadSetting(f"{settings.sources[field]}: {error.message}. {error.hint}".rstrip(". ")) from error
+    paths = [settings.sockets / socket_name(name) for name in (SHORT_ID, *found.entries)]
+    longest = max(paths, key=lambda path: len(os.fsencode(path)))
+    if (size := len(os.fsencode(longest))) > SOCKET_PATH:
+        raise BadSetting(
+            f"SERVE_RUN_DIR: {settings.run_dir}: the path of the socket {longest.name} has {size} bytes, the limit is "
+            f"{SOCKET_PATH}; use a directory whose path is {size - SOCKET_PATH} bytes shorter"
+        )
 
 
 def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> ModelConfig[Any]:

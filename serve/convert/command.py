@@ -1,8 +1,9 @@
-"""`python -m serve convert SOURCE TARGET`: a model in whatever form into one that is only data.
+"""`python -m serve convert SOURCE TARGET`: converts a model file into a format that holds data only.
 
-A TARGET.ubj or .json is of XGBoost, from a pickle or the binary format of before 3.1; a TARGET.skops of scikit-learn,
-from what pickle or joblib wrote. SOURCE is read in a child that has nothing but that file's bytes and a file to put the
-result in (serve/convert/sandbox.py); what comes back is checked again, and written by us.
+A TARGET.ubj or .json is for XGBoost: SOURCE is a pickle, or the binary format of before 3.1. A TARGET.skops is
+for scikit-learn: SOURCE is a file of pickle or joblib. A child process in a sandbox (serve/convert/sandbox.py) reads
+SOURCE. It has access to the bytes of that file and to a file for its result only. This process checks the result again
+before it writes TARGET.
 """
 
 import io
@@ -18,10 +19,12 @@ from serve.convert import sandbox
 from serve.failures import how_to_install
 
 SKOPS = ".skops"
-SECONDS = 120  # of the child's processor; a model of 1 GB takes a tenth
-MEMORY = 16  # times the file, as an upper limit to what reading it may take, beside
-SLACK = 1 << 30  # which XGBoost and numpy need of address space, if not of memory
-GROWTH = 16  # a target may be this many times its source, beside
+SECONDS = 120  # processor time of the child; a model of 1 GB takes a tenth of it
+# The child's limits. Address space: SLACK, which XGBoost and numpy reserve, and MEMORY times the size of the source.
+# Bytes written: LEAST, and GROWTH times the size of the source.
+MEMORY = 16
+SLACK = 1 << 30
+GROWTH = 16
 LEAST = 1 << 24
 
 
@@ -36,14 +39,14 @@ def run(source: Path, target: Path) -> int:
 
 
 def converted(source: Path, target: Path) -> str:
-    """Write what `source` holds to `target`, which must not exist. Raises ValueError or OSError, saying why not."""
+    """Convert `source` to `target`, which must not exist. Raises ValueError or OSError with the reason."""
     if target.suffix not in (".ubj", ".json", SKOPS):
         raise ValueError(f"{target}: the target's name must end in .ubj or .json (XGBoost), or .skops (scikit-learn)")
     if target.suffix == SKOPS and not find_spec("skops"):
         raise ValueError(f"skops is not installed: {how_to_install('skops')}")
     if target.exists():
-        raise ValueError(f"{target} exists; remove it, or name another")
-    # Files both, since the sandbox limits how much may be written to a file, and not to a pipe.
+        raise ValueError(f"{target} exists already: remove it, or use another name")
+    # Files, not pipes: the sandbox limits the size of files only.
     with source.open("rb") as file, tempfile.TemporaryFile() as result, tempfile.TemporaryFile() as log:
         try:
             status = subprocess.run(
@@ -55,8 +58,8 @@ def converted(source: Path, target: Path) -> str:
                 timeout=10 * SECONDS,
             ).returncode
         except subprocess.TimeoutExpired as error:
-            raise ValueError(f"{source}: reading it takes longer than {10 * SECONDS} s") from error
-        said = _last_line(log) or f"reading it ended with {status}"
+            raise ValueError(f"{source}: timeout after {10 * SECONDS} s") from error
+        said = _last_line(log) or f"the sandbox ended with exit status {status}"
         if status:
             raise ValueError(f"{source}: {said[:500]}")
         result.seek(0)
@@ -68,14 +71,14 @@ def converted(source: Path, target: Path) -> str:
 
 
 def _last_line(log: IO[bytes]) -> str:
-    """What a terminal can be shown of it: whoever wrote it may have meant to move its cursor."""
+    """The last line of the log, without control characters: the bytes come from an untrusted process."""
     log.seek(max(0, log.seek(0, io.SEEK_END) - 4096))
     lines = log.read().decode(errors="replace").strip().splitlines()
     return "".join(each if each.isprintable() else "?" for each in lines[-1]) if lines else ""
 
 
 def _check(data: bytes, suffix: str) -> None:
-    """Raise ValueError unless this is a whole model: what comes out of the sandbox is no more trusted than went in."""
+    """Raise ValueError unless this is a complete model. The output of the sandbox is as untrusted as its input."""
     import msgspec
 
     try:
@@ -88,16 +91,16 @@ def _check(data: bytes, suffix: str) -> None:
         else:
             import skops.io
 
-            with ZipFile(io.BytesIO(data)) as archive:  # not packed as it was written; packed it could be any size
+            with ZipFile(io.BytesIO(data)) as archive:  # members are stored; compressed ones could have any size
                 if sum(each.file_size for each in archive.infolist()) > len(data):
-                    raise ValueError("it unfolds to more than it has bytes")
-            skops.io.get_untrusted_types(data=data)  # which makes nothing of what is in it
+                    raise ValueError("its members are larger than the archive")
+            skops.io.get_untrusted_types(data=data)  # creates no object
     except (ValueError, msgspec.DecodeError, LookupError, TypeError, OSError, BadZipFile) as error:
-        raise ValueError(f"what came out of the sandbox is no model: {error}") from error
+        raise ValueError(f"the result of the sandbox is not a model: {error}") from error
 
 
 def _booster(kind: str) -> tuple[bytes, str]:
-    from xgboost import config_context  # before the walls are up, as all that is imported
+    from xgboost import config_context  # all imports come before the sandbox is closed
 
     from serve.errors import ModelUnusable
     from serve.handlers.xgboost import model_files
@@ -120,7 +123,7 @@ def _estimator() -> tuple[bytes, str]:
     estimators.warm()
     data, walls = _walled()
     if sandbox.SYSTEM_CALLS not in walls:
-        sys.exit("this kernel, or what emulates it, filters no system calls, and the pickle could run what it likes")
+        sys.exit("this kernel, or its emulator, cannot filter system calls, so the pickle could run any code")
     try:
         estimator, version = estimators.read(data)
         written = skops.io.dumps(estimator)
@@ -133,7 +136,7 @@ def _estimator() -> tuple[bytes, str]:
 
 
 def _walled() -> tuple[bytearray, list[str]]:
-    """What came on standard input, with the walls up, and their names."""
+    """The bytes of standard input, read before the sandbox is closed, and the names of the walls that hold."""
     data = bytearray(sys.stdin.buffer.read())
     return data, sandbox.enter(SLACK + MEMORY * len(data), SECONDS, LEAST + GROWTH * len(data))
 
@@ -143,11 +146,11 @@ def _behind(walls: list[str]) -> str:
 
 
 def _child(kind: str) -> None:
-    """In the sandbox: a model from standard input to standard output, and to standard error how it went."""
+    """In the sandbox: read a model from stdin, write it to stdout, and a summary to stderr."""
     try:
         written, said = _estimator() if kind == SKOPS[1:] else _booster(kind)
     except MemoryError:
-        sys.exit("reading it takes more memory than any model of its size")
+        sys.exit("memory is exhausted: no model of this size needs so much")
     sys.stdout.buffer.write(written)
     sys.stdout.buffer.flush()
     print(said, file=sys.stderr)

@@ -1,8 +1,8 @@
-"""This process, cut off: what Linux lets a process give up for good, without privileges and without further packages.
+"""A sandbox for this process: it gives up rights permanently, without privileges and without further packages.
 
-After `enter` it can compute, use the descriptors it has, and end. Each wall is put up where the kernel has it. The one
-that every container lets a process build, and that alone leaves no files, no network, no processes and no new programs,
-is the filter of system calls; namespaces (which Docker forbids) and landlock (from Linux 5.13) stand behind it.
+After `enter` the process can compute, use its open file descriptors, and exit. Each wall is used where the kernel
+supports it. The filter of system calls is available in every container, and suffices alone: no files, no network, no
+processes, no new programs. Namespaces (which Docker forbids) and landlock (from Linux 5.13) are a second line.
 """
 
 import ctypes
@@ -15,14 +15,14 @@ from pathlib import Path
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
 _NAMESPACES = {"users": 0x10000000, "network": 0x40000000, "mounts": 0x00020000, "ipc": 0x08000000}  # CLONE_NEW*
-# Landlock has the same numbers on all architectures, being newer than the table they share (5.13).
+# Landlock (5.13) has the same numbers on all architectures: it is newer than their common table.
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _ASK_VERSION = 1
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # rights to files that each version knows, as a count of bits
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # number of file rights (bits) in each version
 _TCP, _SCOPES = 0b11, 0b11  # bind and connect, from version 4; abstract sockets and signals, from version 6
 
 SYSTEM_CALLS = "system calls"  # the name of that wall
-# What computing takes, by number: memory, locks, clocks, signals of one's own, and reading and writing what is open.
+# The calls that computing needs: memory, locks, clocks, the process's own signals, reads and writes of open files.
 _CALLS = {
     "x86_64": {
         "read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
@@ -39,16 +39,17 @@ _CALLS = {
         "mprotect": 226, "madvise": 233, "getrandom": 278,
     },
 }  # fmt: skip
-_FILTER = {"x86_64": (317, 0xC000003E), "aarch64": (277, 0xC00000B7)}  # seccomp's own number, and the architecture's
+_FILTER = {"x86_64": (317, 0xC000003E), "aarch64": (277, 0xC00000B7)}  # number of seccomp, and of the architecture
 _SET_FILTER, _ALL_THREADS = 1, 1
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # refuse with EPERM
 _LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # instructions of BPF
 
 
 def enter(memory: int, seconds: int, file_bytes: int) -> list[str]:
-    """Give up files, network and privileges; at most `memory` bytes more than now, seconds of processor, bytes written.
+    """Give up files, network and privileges.
 
-    Returns the names of the walls that stand. Raises OSError where even the limits cannot be set.
+    Limits: `memory` further bytes of address space, `seconds` of processor time, `file_bytes` written. Returns the
+    names of the walls that hold. Raises OSError where not even the limits can be set.
     """
     walls = ["limits"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -64,23 +65,23 @@ def enter(memory: int, seconds: int, file_bytes: int) -> list[str]:
     }
     walls += [name for name, attempt in attempts.items() if attempt()]
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    if _filtered(libc):  # last, since it forbids all of the above
+    if _filtered(libc):  # last: it forbids all calls above
         walls.append(SYSTEM_CALLS)
     return walls
 
 
 def _filtered(libc: ctypes.CDLL) -> bool:
-    """Forbid every system call but those that computing takes, in all threads."""
+    """Forbid every system call that computing does not need, in all threads."""
     machine = platform.machine()
     if machine not in _CALLS:
         return False
     number, architecture = _FILTER[machine]
     allowed = _CALLS[machine].values()
     program = [
-        (_LOAD, 0, 0, 4),  # of the call's architecture, whose numbers these are
+        (_LOAD, 0, 0, 4),  # the architecture of the call
         (_IF_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),  # of the call's number
+        (_LOAD, 0, 0, 0),  # the number of the call
         *((_IF_EQUAL, len(allowed) - at, 0, call) for at, call in enumerate(allowed)),
         (_RETURN, 0, 0, _REFUSE),
         (_RETURN, 0, 0, _ALLOW),
@@ -91,7 +92,7 @@ def _filtered(libc: ctypes.CDLL) -> bool:
 
 
 def _landlock(libc: ctypes.CDLL) -> bool:
-    """Forbid every way to a file, and TCP and signals where this kernel can."""
+    """Forbid access to files, and to TCP and signals where the kernel supports it."""
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
     if version < 1:
         return False

@@ -7,7 +7,6 @@ import socket
 import time
 from importlib.util import find_spec
 
-from serve.catalog import scan
 from serve.catalog.catalog import Catalog
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, module_of
 from serve.host.answers import HostApi
@@ -26,9 +25,7 @@ HURRY = 0.02  # seconds between ticks while a load waits for memory, or a web wo
 class Host:
     """Once built, every model's socket exists and is listened on."""
 
-    def __init__(self, settings: Settings) -> None:
-        # On a multi-model endpoint the platform loads all models.
-        found = Catalog([]) if settings.multi_model else scan.scan(settings.model_dir, settings)
+    def __init__(self, settings: Settings, found: Catalog) -> None:
         used = {entry.config.handler for entry in found.entries.values() if entry.config}
         # The handlers of archives, and of models that the platform will load, are unknown: then all are imported.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
@@ -99,9 +96,9 @@ class Host:
             self._slots.beat(*self._store.readiness())
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, found: Catalog) -> int:
     """Run the host; returns its exit status."""
-    host = Host(settings)
+    host = Host(settings, found)
     log.info("host started", extra={"pid": os.getpid(), "budget": settings.budget_bytes})
     try:
         host.run()

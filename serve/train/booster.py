@@ -1,4 +1,4 @@
-"""The training itself: data and hyperparameters in, a line of metrics a round, a model out."""
+"""The training itself: reads data and hyperparameters, prints a line of metrics for each round, writes a model."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ _NO_MODEL = "the training was stopped before its first round: there is no model"
 
 
 class _Stopped(Exception):
-    """SIGTERM, while there is nothing to save."""
+    """SIGTERM arrived before there was a model to save."""
 
 
 def run(settings: Settings) -> int:
-    """Train as /opt/ml/input says; 0 where there is a model, else 1 and the reason in /opt/ml/output/failure."""
+    """Run the training of /opt/ml/input. Return 0 with a model, or 1 with the reason in /opt/ml/output/failure."""
     signal.signal(signal.SIGTERM, _give_up)
     try:
         _train(settings)
@@ -33,10 +33,10 @@ def run(settings: Settings) -> int:
         job.write(settings.ml_root, _NO_MODEL)
     except MemoryError as error:
         log.exception("out of memory")
-        job.write(settings.ml_root, f"there is not enough memory ({error}): take a larger instance, or less data")
+        job.write(settings.ml_root, f"memory is exhausted ({error}): use a larger instance, or less data")
     except Exception as error:
         log.exception("internal error")
-        job.write(settings.ml_root, f"internal error, {type(error).__name__}: {error}; the log has its traceback")
+        job.write(settings.ml_root, f"internal error, {type(error).__name__}: {error}; the log has the traceback")
     else:
         return 0
     return 1
@@ -47,7 +47,7 @@ def _give_up(_number: int, _frame: FrameType | None) -> None:
 
 
 def _train(settings: Settings) -> None:
-    # Here and not above, so that SIGTERM is heard from the first moment on: importing them takes a second.
+    # Imported here, after the handler of SIGTERM is set: the imports take a second.
     import xgboost
 
     from serve.train import data as channels
@@ -57,7 +57,7 @@ def _train(settings: Settings) -> None:
     asked = hyperparameters.read(settings.ml_root / "input/config/hyperparameters.json")
     unused = hyperparameters.checked(asked)
     if unused:
-        log.warning("hyperparameters without use here", extra={"names": unused})
+        log.warning("unused hyperparameters", extra={"names": unused})
     of = channels.find(settings.ml_root)
     found = rows.read(of, asked.csv_weights, hyperparameters.label_range(asked))
     for name, each in found.items():
@@ -81,7 +81,7 @@ def _train(settings: Settings) -> None:
         if "bad_alloc" in str(error):
             raise MemoryError("XGBoost") from error
         raise TrainingFailed(hyperparameters.reason(error)) from error
-    signal.signal(signal.SIGTERM, lambda *_: None)  # what is there now is saved, whoever asks
+    signal.signal(signal.SIGTERM, lambda *_: None)  # from here on the model is saved in any case
     _save(booster, settings.model_dir)
     log.info("trained", extra={"rounds": booster.num_boosted_rounds(), "stopped": stop.is_set()})
 
@@ -98,22 +98,22 @@ def _callbacks(xgboost: Any, rounds: int, booster: str | None, stop: threading.E
             print(line(epoch, evals_log), flush=True)
             return stop.is_set()
 
-    # Cutting the rounds after the best is for trees; of gblinear XGBoost only notes which was the best.
+    # Only trees can be cut after the best round; for gblinear XGBoost records the number of the best round.
     early = [xgboost.callback.EarlyStopping(rounds=rounds, save_best=booster != "gblinear")] if rounds else []
     return [Progress(), *early]
 
 
 def line(number: int, scores: Mapping[str, Mapping[str, list[float]]]) -> str:
-    """A round's metrics as AWS's container logs them, which its patterns for tuning jobs read.
+    """The metrics of a round, in the format of AWS's container, which the metric patterns of tuning jobs match.
 
-    `#011` is how CloudWatch writes a tab; it stands here so that the pattern fits wherever the line is read.
+    `#011` is CloudWatch's way to write a tab. It is written out, so that the pattern matches any copy of the line.
     """
-    told = [f"#011{data}-{metric}:{values[-1]:.5f}" for data, of in scores.items() for metric, values in of.items()]
-    return f"[{number}]" + "".join(told)
+    metrics = [f"#011{data}-{metric}:{values[-1]:.5f}" for data, of in scores.items() for metric, values in of.items()]
+    return f"[{number}]" + "".join(metrics)
 
 
 def _save(booster: Any, directory: Path) -> None:
-    """The model as model.ubj: whole, or not at all."""
+    """Write model.ubj, complete or not at all."""
     target = directory / "model.ubj"
     partial = directory / f".{os.getpid()}.partial"
     try:

@@ -1,4 +1,4 @@
-"""The channels of a training job: which files hold its data, and in which format each is."""
+"""The channels of a training job: their files, their formats, and the rows in them."""
 
 import difflib
 import gzip
@@ -32,7 +32,7 @@ class Channel:
 
 @dataclass(slots=True)
 class Rows:
-    """Features (float32, missing is nan; or csr_matrix), and of each row its label, weight and query, if it has one."""
+    """Features (float32 with NaN for missing values, or a csr_matrix), and the label, weight and query of each row."""
 
     features: Any
     labels: Floats
@@ -41,7 +41,7 @@ class Rows:
 
 
 def read(channels: Mapping[str, Channel], weighted: bool, labels: tuple[float, float]) -> dict[str, Rows]:
-    """The rows of each channel, all of one width, labels in that range. Raises TrainingFailed, naming file and row."""
+    """The rows of each channel. Raises TrainingFailed, naming file and row, for a wrong width or label."""
     if next(iter(channels.values())).format == LIBSVM:
         return _libsvm(channels, labels)
     width = 0
@@ -58,7 +58,7 @@ def read(channels: Mapping[str, Channel], weighted: bool, labels: tuple[float, f
 
 
 def _table(file: Path, kind: str, width: int, weighted: bool) -> tuple[Rows, int]:
-    """The rows of one file, and the width they have: that asked for, or where it is 0 that of the first row."""
+    """The rows of one file and their width: `width`, or the width of the first row where that is 0."""
     if kind == PARQUET:
         matrix = parquet.read(file, width, _SAYS)
     else:
@@ -71,13 +71,13 @@ def _table(file: Path, kind: str, width: int, weighted: bool) -> tuple[Rows, int
     beside = 2 if weighted else 1
     if matrix.shape[1] <= beside:
         columns = "a label, a weight and at least one feature" if weighted else "a label and at least one feature"
-        raise TrainingFailed(f"a row has {matrix.shape[1]} columns; {columns} are needed")
+        raise TrainingFailed(f"a row has {matrix.shape[1]} columns; it needs {columns}")
     weights = matrix[:, 1] if weighted else None
     return Rows(matrix[:, beside:], matrix[:, 0], weights), matrix.shape[1]
 
 
 def _libsvm(channels: Mapping[str, Channel], labels: tuple[float, float]) -> dict[str, Rows]:
-    """Indices count from 0 if a 0 is among them in any file, else from 1, as when the model serves."""
+    """The rows of libsvm files. Indices count from 0 if any file has an index 0, else from 1, as at inference."""
     lines: dict[str, list[libsvm.Lines]] = {}
     for name, channel in channels.items():
         lines[name] = []
@@ -105,7 +105,7 @@ def _together(parts: list[Rows]) -> Rows:
     else:
         joined = np.concatenate(features)
     if len({each.queries is None for each in parts}) > 1:
-        raise TrainingFailed("some files have a qid: in their rows, and some have none")
+        raise TrainingFailed("some files have qid: in their rows, others do not")
     weights = None
     if any(each.weights is not None for each in parts):
         ones = [np.ones(len(each.labels), np.float32) if each.weights is None else each.weights for each in parts]
@@ -116,7 +116,7 @@ def _together(parts: list[Rows]) -> Rows:
 
 
 def _sparse(matrix: Any) -> csr_matrix:
-    """The same with nothing where nan was; a 0 stays, which is not the same as missing."""
+    """The matrix without its NaN values. Zeros stay: a 0 is not a missing value."""
     if isinstance(matrix, csr_matrix):
         return matrix
     there = ~np.isnan(matrix)
@@ -126,7 +126,7 @@ def _sparse(matrix: Any) -> csr_matrix:
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Whatever is wrong inside is wrong with that file."""
+    """Add the name of the file to errors."""
     where = "/".join(file.parts[-2:])
     try:
         yield
@@ -144,7 +144,7 @@ def _check_labels(labels: Floats, within: tuple[float, float]) -> None:
     if bad.any():
         row = int(bad.argmax())
         if not np.isfinite(labels[row]):
-            raise TrainingFailed(f"row {row + 1}, column 1: the label is missing, or no finite number")
+            raise TrainingFailed(f"row {row + 1}, column 1: the label is missing, or is not a finite number")
         raise TrainingFailed(
             f"row {row + 1}, column 1: the label is {labels[row]:g}; the objective "
             f"needs labels from {least:g} to {most:g}"
@@ -152,7 +152,7 @@ def _check_labels(labels: Floats, within: tuple[float, float]) -> None:
 
 
 CSV, LIBSVM, PARQUET, RECORDIO = "csv", "libsvm", "parquet", "recordio"
-# Content types as AWS's container takes them, without their parameters.
+# Content types of AWS's container, without parameters.
 FORMATS = {
     "csv": CSV,
     "text/csv": CSV,
@@ -174,43 +174,43 @@ def find(root: Path) -> dict[str, Channel]:
     _one_host(root / "input/config/resourceconfig.json")
     data = root / "input/data"
     stated = _config(root / "input/config/inputdataconfig.json")
-    if not stated and data.is_dir():  # run by hand: what is there
+    if not stated and data.is_dir():  # started without SageMaker: every directory is a channel
         stated = {each.name: {} for each in sorted(data.iterdir()) if each.is_dir()}
     for name in stated:
         if name not in NAMES:
             close = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise TrainingFailed(f"channel {name!r}: there are only {' and '.join(NAMES)}{hint}")
+            raise TrainingFailed(f"channel {name!r}: unknown; the channels are {' and '.join(NAMES)}{hint}")
     if "train" not in stated:
-        raise TrainingFailed(f"there is no channel 'train': its files would be in {data / 'train'}")
+        raise TrainingFailed(f"the channel 'train' is missing: its files belong in {data / 'train'}")
     found = {name: _channel(name, data / name, stated[name]) for name in NAMES if name in stated}
     if len({each.format for each in found.values()}) > 1:
         formats = " and ".join(f"{each.name} {each.format}" for each in found.values())
-        raise TrainingFailed(f"the channels are of different formats, {formats}; give both the same")
+        raise TrainingFailed(f"the channels have different formats, {formats}; use the same for both")
     return found
 
 
 def _channel(name: str, directory: Path, stated: Mapping[str, str]) -> Channel:
     if stated.get("TrainingInputMode", "File") == "Pipe":
-        raise TrainingFailed(f"channel {name!r}: input mode Pipe is not read; use File or FastFile")
+        raise TrainingFailed(f"channel {name!r}: input mode Pipe is not supported; use File or FastFile")
     kind = (stated.get("ContentType") or "").partition(";")[0].strip().lower()
     if kind and kind not in FORMATS:
         raise TrainingFailed(
-            f"channel {name!r}: content type {kind[:60]!r} is not read; use one of " + ", ".join(FORMATS)
+            f"channel {name!r}: content type {kind[:60]!r} is not supported; use one of " + ", ".join(FORMATS)
         )
-    # A leading dot or underscore marks what tools leave beside their data: .crc, _SUCCESS.
+    # A leading dot or underscore marks files that tools write beside their data: .crc, _SUCCESS.
     paths = sorted(each for each in directory.rglob("*") if each.is_file() and each.name[0] not in "._")
     files = tuple(each for each in paths if each.stat().st_size)
     if not files:
         raise TrainingFailed(
             f"channel {name!r} has no data: "
-            + (f"all its files are empty, {paths[0]} too" if paths else f"no file in {directory}")
+            + (f"all files are empty, also {paths[0]}" if paths else f"no file in {directory}")
         )
     return Channel(name, files, FORMATS[kind] if kind else _by_first_bytes(files[0]))
 
 
 def _by_first_bytes(file: Path) -> str:
-    """The format of a file of which nobody has told it: its magic number, or what its first line looks like."""
+    """The format of a file without a content type, by its magic number or its first line."""
     with opened(file) as opening:
         head = opening.read(65536)
     line = head.partition(b"\n")[0]
@@ -218,7 +218,7 @@ def _by_first_bytes(file: Path) -> str:
 
 
 def opened(file: Path) -> gzip.GzipFile:
-    """A file to read, unpacked if it is packed with gzip, whatever its name."""
+    """An open file, decompressed if its first bytes are those of gzip."""
     with file.open("rb") as opening:
         packed = opening.read(2) == _GZIP
     return gzip.open(file, "rb") if packed else file.open("rb")  # type: ignore[return-value]
@@ -232,7 +232,7 @@ def _config(file: Path) -> dict[str, Mapping[str, str]]:
     except ValueError as error:
         raise TrainingFailed(f"{file} is not JSON: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
-        raise TrainingFailed(f"{file} holds no channels by name")
+        raise TrainingFailed(f"{file} is not a JSON object of channels")
     return found
 
 
@@ -242,9 +242,9 @@ def _one_host(file: Path) -> None:
     except FileNotFoundError:
         return
     except (ValueError, AttributeError) as error:
-        raise TrainingFailed(f"{file} is not the JSON of a job's resources: {error}") from error
+        raise TrainingFailed(f"{file} is not a valid resource configuration: {error}") from error
     if len(hosts) > 1:
         raise TrainingFailed(
-            f"the job has {len(hosts)} instances, and this training runs on one: set InstanceCount to 1, "
-            "and take a larger instance where the data asks for it"
+            f"the job has {len(hosts)} instances, but the training runs on one only: set InstanceCount to 1, "
+            "and use a larger instance where the data needs it"
         )

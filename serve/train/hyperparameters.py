@@ -1,6 +1,6 @@
-"""hyperparameters.json: all strings, by the names of AWS's XGBoost container, and of XGBoost itself.
+"""hyperparameters.json: strings, under the names of AWS's XGBoost container and of XGBoost itself.
 
-XGBoost checks its own parameters, and its own words say what is wrong: `checked` has it do so before any data is read.
+XGBoost checks its own parameters, and its message states the fault: `checked` runs this check before any data is read.
 """
 
 import difflib
@@ -15,10 +15,10 @@ from typing import Any
 
 from serve.train.job import TrainingFailed
 
-# Those for the training itself; the others go to XGBoost.
+# Read by the training itself; all others are passed to XGBoost.
 OURS = ("num_round", "early_stopping_rounds", "csv_weights", "save_model_on_termination", "_tuning_objective_metric")
-# What AWS's container takes (docs.aws.amazon.com/sagemaker/latest/dg/xgboost_hyperparameters.html). Where this XGBoost
-# or this booster has no use for one, that is a warning and no failure: tuning jobs name them all.
+# The hyperparameters of AWS's container (docs.aws.amazon.com/sagemaker/latest/dg/xgboost_hyperparameters.html). An
+# unused one is a warning, not a failure: tuning jobs name all of them.
 AWS = (
     "aft_loss_distribution", "aft_loss_distribution_scale", "alpha", "base_score", "booster", "colsample_bylevel",
     "colsample_bynode", "colsample_bytree", "deterministic_histogram", "dsplit", "eta", "eval_metric", "gamma",
@@ -31,12 +31,12 @@ AWS = (
 )  # fmt: skip
 _COUNTS = ("count:", "reg:gamma", "reg:tweedie", "rank:ndcg")
 _ELSEWHERE = {
-    "_kfold": "cross-validation is not done",
-    "_num_cv_round": "cross-validation is not done",
-    "sagemaker_program": "scripts are not run",
+    "_kfold": "cross-validation is not supported",
+    "_num_cv_round": "cross-validation is not supported",
+    "sagemaker_program": "script mode is not supported",
 }
 _NOT_USED = re.compile(r"Parameters: \{ (.*) \} are not used")
-_WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")  # time and line of source, before what XGBoost says
+_WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")  # time and source line before the message of XGBoost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Hyperparameters:
 
 
 def read(file: Path) -> Hyperparameters:
-    """The hyperparameters of a file. Raises TrainingFailed, naming the one that is wrong."""
+    """The hyperparameters of a file. Raises TrainingFailed, naming the invalid one."""
     try:
         given = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -58,21 +58,21 @@ def read(file: Path) -> Hyperparameters:
     except ValueError as error:
         raise TrainingFailed(f"{file} is not JSON: {error}") from error
     if not isinstance(given, dict):
-        raise TrainingFailed(f"{file} holds no names with values")
+        raise TrainingFailed(f"{file} is not a JSON object")
     return parsed({name: _text(value) for name, value in given.items()})
 
 
 def parsed(given: Mapping[str, str]) -> Hyperparameters:
-    """The same of names and values. Raises TrainingFailed."""
+    """The hyperparameters of a table of strings. Raises TrainingFailed."""
     for name, what in _ELSEWHERE.items():
         if name in given:
-            raise TrainingFailed(f"hyperparameter {name}: {what} here; leave it out")
+            raise TrainingFailed(f"hyperparameter {name}: {what}; remove it")
     if "num_round" not in given:
         close = difflib.get_close_matches("num_round", given, n=1)
-        hint = f"; {close[0]} is not its name" if close else ""
-        raise TrainingFailed(f'hyperparameter num_round is needed: how many rounds to train, "100" for example{hint}')
+        hint = f"; rename {close[0]}" if close else ""
+        raise TrainingFailed(f'hyperparameter num_round is missing: the number of rounds, for example "100"{hint}')
     metrics = [each.strip() for each in given.get("eval_metric", "").split(",") if each.strip()]
-    # The tuner's own comes last: AWS's pattern for it, \S+, reads to the end of the line.
+    # The metric of the tuning job comes last: AWS's pattern for it, \S+, matches up to the end of the line.
     objective = given.get("_tuning_objective_metric", "").rpartition(":")[2]
     if objective:
         metrics = [each for each in metrics if each != objective] + [objective]
@@ -81,7 +81,7 @@ def parsed(given: Mapping[str, str]) -> Hyperparameters:
         for name, value in given.items()
         if name not in OURS and name != "eval_metric" and not name.startswith("sagemaker_")  # those are the SDK's
     }
-    if booster.get("tree_method") == "gpu_hist":  # as it was called before XGBoost 2.0
+    if booster.get("tree_method") == "gpu_hist":  # its name before XGBoost 2.0
         booster |= {"tree_method": "hist", "device": "cuda"}
     return Hyperparameters(
         num_round=_whole(given, "num_round", 1),
@@ -94,7 +94,7 @@ def parsed(given: Mapping[str, str]) -> Hyperparameters:
 
 
 def checked(asked: Hyperparameters) -> list[str]:
-    """Have XGBoost look at its parameters; those that it has no use for. Raises TrainingFailed."""
+    """Let XGBoost check its parameters. Return the unused ones. Raises TrainingFailed."""
     import xgboost
 
     with warnings.catch_warnings(record=True) as said:
@@ -103,25 +103,25 @@ def checked(asked: Hyperparameters) -> list[str]:
             booster = xgboost.Booster(
                 {"num_feature": 1, **parameters(asked), "validate_parameters": True, "verbosity": 1}
             )
-            booster.save_config()  # which configures it, as the first round would
+            booster.save_config()  # configures the booster, as the first round would
         except (xgboost.core.XGBoostError, ValueError) as error:
             raise TrainingFailed(f"hyperparameters: {reason(error)}") from error
     texts = [str(each.message) for each in said]
     if any("changed from GPU to CPU" in text for text in texts):
-        raise TrainingFailed("hyperparameters: a GPU is asked for, and XGBoost finds none; use tree_method hist")
+        raise TrainingFailed("hyperparameters: XGBoost finds no GPU; use tree_method hist")
     unused = [name for text in texts for found in _NOT_USED.findall(text) for name in re.findall(r'"(.*?)"', found)]
     for name in unused:
         if name not in AWS:
             close = difflib.get_close_matches(name, [*OURS, *AWS], n=1)
             raise TrainingFailed(
-                f"hyperparameter {name}: XGBoost {xgboost.__version__} has none of that name"
+                f"hyperparameter {name}: unknown to XGBoost {xgboost.__version__}"
                 + (f"; did you mean {close[0]}?" if close else "")
             )
     return unused
 
 
 def label_range(asked: Hyperparameters) -> tuple[float, float]:
-    """The least and the greatest label that the objective can learn."""
+    """The smallest and the largest label that the objective accepts."""
     objective = asked.booster.get("objective", "")
     if objective.startswith("multi:"):
         return 0, int(asked.booster["num_class"]) - 1
@@ -131,18 +131,18 @@ def label_range(asked: Hyperparameters) -> tuple[float, float]:
 
 
 def parameters(asked: Hyperparameters) -> dict[str, Any]:
-    """What XGBoost is given."""
+    """The parameters for XGBoost."""
     return dict(asked.booster) | ({"eval_metric": list(asked.metrics)} if asked.metrics else {})
 
 
 def reason(error: Exception) -> str:
-    """What XGBoost says, without its lines of source and its stack."""
+    """The message of XGBoost, without source lines and stack."""
     text = str(error).split("Stack trace:")[0].strip()
     return " ".join(_WHERE.sub("", text).split())[:600]
 
 
 def _text(value: Any) -> str:
-    """A value as the platform gives them; the SDK may have put JSON's quotes around it once more."""
+    """A value as text, without the additional JSON quotes that the SDK may have put around it."""
     if not isinstance(value, str):
         return json.dumps(value)
     if len(value) > 1 and value[0] == value[-1] == '"':
@@ -156,13 +156,13 @@ def _whole(given: Mapping[str, str], name: str, least: int) -> int:
     except ValueError:
         value = least - 1
     if value < least:
-        raise TrainingFailed(f"hyperparameter {name}: {given[name][:60]!r} is not a whole number from {least} on")
+        raise TrainingFailed(f"hyperparameter {name}: {given[name][:60]!r} is not a whole number of at least {least}")
     return value
 
 
 def _choice(given: Mapping[str, str], name: str, choices: Mapping[str, bool]) -> bool:
-    """One of them by its text; not given, the first."""
+    """The choice with this text; the first one if the hyperparameter is absent."""
     text = given.get(name, next(iter(choices)))
     if text not in choices:
-        raise TrainingFailed(f"hyperparameter {name}: {text[:60]!r} is none of " + ", ".join(choices))
+        raise TrainingFailed(f"hyperparameter {name}: {text[:60]!r} is not one of " + ", ".join(choices))
     return choices[text]

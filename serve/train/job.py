@@ -1,6 +1,6 @@
-"""A training job: a child that trains, and this process, which tells why it failed even where the child no longer can.
+"""A training job: a child process trains, and this process records the cause of a failure, even if the child is killed.
 
-It is small, so that the kernel, when memory is short, ends the child and not the one who writes that down.
+This process is small, so that the kernel kills the child, and not this process, when memory is exhausted.
 """
 
 import logging
@@ -19,7 +19,7 @@ LONGEST = 1024  # characters; docs.aws.amazon.com/sagemaker/latest/dg/your-algor
 
 
 class TrainingFailed(Exception):
-    """What whoever started the job has to change; the message names it."""
+    """The training cannot run as configured; the message names what to change."""
 
 
 def path(root: Path) -> Path:
@@ -27,18 +27,18 @@ def path(root: Path) -> Path:
 
 
 def write(root: Path, reason: str) -> None:
-    """Leave the reason in /opt/ml/output/failure, or say in the log that it could not be left."""
+    """Write the reason to /opt/ml/output/failure, and to the log."""
     log.error("training failed", extra={"reason": reason})
     file = path(root)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(reason[:LONGEST])
     except OSError as error:
-        log.error("the reason could not be written down", extra={"file": str(file), "error": str(error)})
+        log.error("the failure file cannot be written", extra={"file": str(file), "error": str(error)})
 
 
 def run(settings: Settings) -> int:
-    """Train as /opt/ml/input says; 0 where there is a model, else 1 and the reason in /opt/ml/output/failure."""
+    """Run the training of /opt/ml/input. Return 0 with a model, or 1 with the reason in /opt/ml/output/failure."""
     children = Children()
     children.adopt()
     stopped = False
@@ -49,10 +49,10 @@ def run(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    told = path(settings.ml_root)
-    told.unlink(missing_ok=True)  # of a run before this one, in a directory on someone's laptop
-    # OpenMP's threads wait for one another by spinning, which where others want the processors too (a second training
-    # beside this one, a laptop) made 60 rounds of 4,000 rows take up to 9 s instead of 0.2.
+    failure = path(settings.ml_root)
+    failure.unlink(missing_ok=True)  # of an earlier run in the same directory, on a laptop
+    # OpenMP's threads spin while they wait for one another. Where other processes need the processors (a second
+    # training, a laptop), 60 rounds of 4,000 rows took up to 9 s instead of 0.2 s.
     environ = {"OMP_WAIT_POLICY": "passive", **os.environ}
     children.spawn("training", [sys.executable, "-m", "serve", "training"], environ)
     passed_on = False
@@ -63,7 +63,7 @@ def run(settings: Settings) -> int:
         children.pause(60)
         children.reap()
     _, status = children.ended
-    if status and not told.exists():
+    if status and not failure.exists():
         write(settings.ml_root, _reason(status, stopped))
     return 1 if status else 0
 
@@ -72,9 +72,9 @@ def _reason(status: int, stopped: bool) -> str:
     if status == -signal.SIGKILL:
         limit, where = machine.limit()
         return (
-            f"the training was killed, most likely for want of memory: there are {limit >> 20} MB ({where}); "
-            "take a larger instance, or less data"
+            f"the training was killed, most likely because memory was exhausted: the limit is "
+            f"{limit >> 20} MB ({where}); use a larger instance, or less data"
         )
     if status == -signal.SIGTERM and stopped:
         return "the training was stopped before its first round: there is no model"
-    return f"the training ended with {status}; its log says more"
+    return f"the training ended with exit status {status}; see the log"

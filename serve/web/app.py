@@ -7,13 +7,15 @@ sends the request there. If that fails, nginx repeats the request, and the same 
 import logging
 import os
 import threading
+import time
+from pathlib import Path
 
 import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from serve import errors
-from serve.catalog import scan
+from serve.catalog.catalog import Catalog
 from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
 from serve.settings import Settings
 from serve.slots import Slot, Slots, State
@@ -35,7 +37,7 @@ def create(settings: Settings, slot: int) -> Flask:
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
     host = HostClient(settings.host_socket)
-    known = Loaded(settings.sockets) if settings.multi_model else scan.scan(settings.model_dir, settings)
+    known = Loaded(settings.sockets) if settings.multi_model else _published(settings.catalog)
     invocations = Invocations(settings, known, host)
 
     @app.route("/ping", methods=["GET", "HEAD", "POST"])
@@ -71,6 +73,13 @@ def create(settings: Settings, slot: int) -> Flask:
     _answer_errors(app)
     _count(app, counts)
     return app
+
+
+def _published(file: Path) -> Catalog:
+    """The models that the host has found. At the start the host may still be scanning; the launcher watches it."""
+    while not file.exists():
+        time.sleep(0.01)
+    return Catalog.read(file)
 
 
 def _answer_errors(app: Flask) -> None:

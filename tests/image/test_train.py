@@ -59,5 +59,5 @@ def test_too_little_memory_is_the_reason_of_the_failure(image: str, root: Path) 
     done = train(image, root, "--user", "12345", "--memory", "128m", "--memory-swap", "128m")
 
     assert done.returncode == 1, done.stderr
-    assert "for want of memory: there are 128 MB" in (root / "output" / "failure").read_text()
+    assert "because memory was exhausted: the limit is 128 MB" in (root / "output" / "failure").read_text()
     assert not list((root / "model").iterdir())

@@ -79,7 +79,7 @@ class BucketServer:
             region_name="us-east-1",
             aws_access_key_id=OWNER["accessKey"],
             aws_secret_access_key=OWNER["secretKey"],
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10),
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60),
         )
 
     def _has_buckets(self) -> bool:

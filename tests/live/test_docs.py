@@ -92,7 +92,7 @@ def test_a_command_works(server: Server, workspace: Path, block: Block) -> None:
         "URL": f"http://localhost:{server.port}",
     }
     command = ["bash", "-c", PRELUDE + _on_port(block, server)]
-    done = subprocess.run(command, cwd=workspace, env=environ, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=workspace, env=environ, capture_output=True, text=True, timeout=PATIENCE)
     if block.fails:
         assert done.returncode != 0
         assert json.loads(done.stdout)["code"] == block.fails
@@ -145,7 +145,7 @@ def test_a_session_with_the_emulator_prints_what_the_page_shows(
             env=environ,
             stdout=subprocess.PIPE,
             text=True,
-            timeout=100,
+            timeout=PATIENCE,
         )
         printed.append(done.stdout)
     for (command, pattern), text in zip(shown, printed, strict=True):

@@ -18,6 +18,7 @@ import pytest
 from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.stack import ROOT, Server
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.timeout(300)  # a model is made first, in a process that imports its framework
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -42,7 +43,7 @@ def _run(script: str, work: Path) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environ = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     command = ["bash", "-euo", "pipefail", "-c", script]
-    done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=2 * PATIENCE)
     assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
     return done.stdout
 

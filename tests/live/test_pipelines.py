@@ -152,7 +152,7 @@ def test_a_failed_training_stops_the_function_and_the_command_prints_the_reason(
     said = capsys.readouterr()
     assert code == 1
     assert "TrainOne   Training       Failed" in said.out
-    assert "hyperparameter num_round: '0' is not a whole number from 1 on, exit code: 1" in said.out
+    assert "hyperparameter num_round: '0' is not a whole number of at least 1, exit code: 1" in said.out
     assert "TrainTwo   Training       Succeeded" in said.out
     assert "DeployMME  Lambda         NotRun     not run: TrainOne has not succeeded" in said.out
     assert "Smoke      Lambda         NotRun     not run: DeployMME has not succeeded" in said.out

@@ -1,6 +1,7 @@
 """What the server makes of its environment: settings, ports, users; and what its processes hold."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -163,3 +164,44 @@ def test_it_runs_as_any_user(models: Path, tmp_path_factory: pytest.TempPathFact
 def _user(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("Uid:")[2].split()[0])
+
+
+def test_a_respawned_web_worker_knows_the_models_that_the_host_knows(start: Start, models: Path) -> None:
+    """And not those that were added to the directory after the start."""
+    toy(models, "echo")
+    server = start(models, SERVE_WEB_WORKERS=1)
+    gunicorn = server.part("gunicorn")
+    (worker,) = descendants(gunicorn)
+    toy(models, "echo", "added")
+
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: descendants(gunicorn) - {worker} and server.pings())
+
+    answer = server.invoke("added", "hello", "text/plain")
+    assert (answer.status, answer.json["type"]) == (404, "ModelNotFoundException")
+    assert "there are: echo" in answer.json["message"]
+    assert server.invoke(None, {"model_type": "added"}).status == 404
+    assert server.invoke(None, {"model_type": "echo"}).status == 200
+    assert server.get("/models/added").status == 404
+
+
+def test_a_misspelt_option_is_refused_at_the_start(start: Start, models: Path) -> None:
+    """In the banner, in GET /models and in the answer to a request."""
+    toy(models, "echo", "wrong", {"model.toml": "options = {tolkit = 'sklearn'}"})
+    toy(models, "echo", "right", {"model.toml": "options = {reverse = true}"})
+    server = start(models)
+    cause = "model.toml: no option named 'tolkit'; did you mean toolkit?"
+
+    assert any("wrong" in line and f"cannot be served: {cause}" in line for line in server.log.splitlines())
+    assert server.model("wrong")["cause"] == cause
+    answer = server.invoke("wrong", "hello", "text/plain")
+    assert (answer.status, answer.json["message"]) == (424, cause)
+    assert server.invoke("right", "hello", "text/plain").body.endswith(b":olleh")
+
+
+def test_large_options_reach_the_model(start: Start, models: Path) -> None:
+    """They go to the runner as a file: a message between processes ends at 64 KB."""
+    toy(models, "echo", files={"model.toml": f"options = {{reverse = true, words = '{'x' * 500_000}'}}"})
+    server = start(models)
+
+    assert server.invoke("echo", "hello", "text/plain").body.endswith(b":olleh")

@@ -203,7 +203,7 @@ def test_a_training_that_is_killed_says_why(train: Train) -> None:
     os.kill(child, signal.SIGKILL)
 
     assert job.ended() == 1
-    assert "for want of memory" in job.failure
+    assert "memory was exhausted" in job.failure
     assert not job.model.exists()
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,3 +134,18 @@ def test_missing_boto3_is_named_with_the_extra_that_installs_it() -> None:
     done = subprocess.run([sys.executable, "-c", without, "status", "x"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "boto3 is not installed: pip install 'sagemaker-serve[deploy]'\n"
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    """As with `python -m deploy ... | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy", "pipeline", "two-models", "show"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+        )
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from serve import banner, launcher, nginx, settings
-from serve.catalog.scan import scan
+from serve.catalog.catalog import Catalog
+from serve.catalog.scan import check, scan
 from serve.log import JsonLines
 from serve.slots import Slots, State
 
@@ -123,14 +124,12 @@ def test_a_run_directory_too_long_for_sockets_is_told_by_its_setting(tmp_path: P
     model(tmp_path, "a-name-that-is-plain-but-not-short")
     found = scan(tmp_path)
     chosen = replace(settings.read({}), run_dir=Path("/" + "x" * 70))
-    with pytest.raises(
-        settings.BadSetting, match=r"^SERVE_RUN_DIR: /x+: .* would have 113 bytes, of 107 .* 6 bytes sh"
-    ):
-        launcher._refuse_long_paths(chosen, found)
-    launcher._refuse_long_paths(replace(chosen, multi_model=True), found)
-    launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 64)), found)
+    with pytest.raises(settings.BadSetting, match=r"^SERVE_RUN_DIR: /x+: .* has 113 bytes, the limit is 107; .* 6 by"):
+        check(chosen, found)
+    check(chosen, Catalog([]))
+    check(replace(chosen, run_dir=Path("/" + "x" * 64)), found)
     with pytest.raises(settings.BadSetting, match="112 bytes"):
-        launcher._refuse_long_paths(replace(chosen, run_dir=Path("/" + "x" * 86), multi_model=True), found)
+        check(replace(chosen, run_dir=Path("/" + "x" * 86)), Catalog([]))
 
 
 def test_input_from_s3_needs_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
