@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 import msgspec
 
-from serve.catalog.kinds import HANDLERS, options_of
+from serve.catalog.kinds import ALIASES, HANDLERS, options_of
 from serve.errors import ModelUnusable
 from serve.settings import Settings
 
@@ -116,8 +116,10 @@ def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
     if isinstance(table.get("example"), dict):
         _refuse_unknown(table["example"], Example.__struct_fields__, "key of [example]")
     said: ModelToml[dict[str, Any]] = _converted({"options": {}, **table}, ModelToml[dict[str, Any]])
-    if said.handler is not None:
-        _refuse_unknown([said.handler], HANDLERS, "handler")
+    if (handler := said.handler) is not None:
+        handler = ALIASES.get(handler, handler)
+        _refuse_unknown([handler], HANDLERS, "handler")
+        said = msgspec.structs.replace(said, handler=handler)
     for key, names in (("name", [said.name] if said.name is not None else []), ("aliases", said.aliases)):
         for name in names:
             if not name.strip() or "/" in name or not name.isprintable():

@@ -1,4 +1,4 @@
-"""The platform emulator over the real image: labels, limits and mounts are the engine's here."""
+"""The emulator with the real image: labels, limits and mounts of a Docker engine."""
 
 import io
 import json
@@ -29,7 +29,7 @@ Play = Callable[..., tuple[Instance, io.StringIO]]
 
 @pytest.fixture
 def play(tmp_path: Path, image: str) -> Iterator[Play]:
-    """play(bucket, spec...) -> an instance, not started, and what it says. Its containers must be gone in the end."""
+    """play(bucket, spec...) returns an instance that is not started, and its events. It leaves no container."""
     out = io.StringIO()
     played: list[Instance] = []
 
@@ -48,7 +48,7 @@ def play(tmp_path: Path, image: str) -> Iterator[Play]:
 
 @pytest.fixture
 def variant_of(image: str) -> Iterator[Callable[..., str]]:
-    """variant_of("LABEL ...") -> the image with that said over it."""
+    """variant_of("LABEL ...") returns an image with these Dockerfile lines added."""
     made: list[str] = []
 
     def build(lines: str) -> str:
@@ -82,14 +82,14 @@ def answer(instance: Instance, target: str) -> Any:
 
 
 def test_models_share_a_container_with_a_memory_limit(play: Play, image: str) -> None:
-    """Room for two of three, by the limit alone; killed, it is replaced; stopped, it leaves with status 0."""
+    """The limit fits two of three models. A killed container is replaced; a stopped one exits with status 0."""
     instance, out = play(hungry("abc", mb=150), mme(image, memory_mb=1050))
     instance.start()
 
     assert [answer(instance, name) for name in "abca"] == ["a", "b", "c", "a"]
 
-    said = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [each["subject"] for each in said if each["event"] == "unload"] == ["a", "b"]
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [each["subject"] for each in events if each["event"] == "unload"] == ["a", "b"]
     running = instance.containers[0].running
     assert isinstance(running, DockerRunning)
     assert docker("inspect", "--format", "{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}}", running.id) == (
@@ -104,8 +104,8 @@ def test_models_share_a_container_with_a_memory_limit(play: Play, image: str) ->
     assert '"event": "stopped", "subject": "image-test", "detail": "status 0"' in out.getvalue()
 
 
-def test_containers_in_a_row(play: Play, image: str) -> None:
-    """Two on ports of their own, by SAGEMAKER_BIND_TO_PORT."""
+def test_a_pipeline_of_containers(play: Play, image: str) -> None:
+    """Two containers, each on its own port, by SAGEMAKER_BIND_TO_PORT."""
     bucket = Bucket()
     bucket.put_toy("echo", "echo")
     one = ContainerSpec(image=image, model=ModelData("s3://b/echo"))
@@ -119,18 +119,18 @@ def test_containers_in_a_row(play: Play, image: str) -> None:
     assert body.endswith(b":x")
 
 
-def test_an_image_that_does_not_say_so_is_not_given_many_models(play: Play, variant_of: Callable[..., str]) -> None:
-    """Nor one that is not there; neither is started."""
+def test_an_image_without_its_label_is_refused(play: Play, variant_of: Callable[..., str]) -> None:
+    """A missing image too. Neither is started."""
     image = variant_of("LABEL com.amazonaws.sagemaker.capabilities.multi-models=false")
-    for name, says in ((image, "does not contain required com.*multi-models=true"), ("nowhere:at-all", "not found")):
-        with pytest.raises(ValidationError, match=says):
+    for name, message in ((image, "does not contain required com.*multi-models=true"), ("nowhere:at-all", "not found")):
+        with pytest.raises(ValidationError, match=message):
             play(Bucket(), mme(name))[0].start()
 
 
 def test_a_container_that_never_answers_is_killed(play: Play, variant_of: Callable[..., str]) -> None:
-    """It ignores SIGTERM too; the reason has its last words."""
-    image = variant_of("""ENTRYPOINT ["sh", "-c", "trap '' TERM; echo last words; while :; do sleep 1; done"]""")
+    """It also ignores SIGTERM. The error has the end of its log."""
+    image = variant_of("""ENTRYPOINT ["sh", "-c", "trap '' TERM; echo end of the log; while :; do sleep 1; done"]""")
     instance, _ = play(Bucket(), ContainerSpec(image=image, startup_limit=1.0), stop_limit=0.5)
 
-    with pytest.raises(Unhealthy, match="last words"):
+    with pytest.raises(Unhealthy, match="end of the log"):
         instance.start()

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -22,6 +23,7 @@ import pytest
 from deploy.cli import VERBS
 from deploy.spec import Spec
 from docs import reference
+from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import ModelToml
 from serve.settings import Settings
 from tests.pages import CODE, DOCS, OTHER, PAGES, ROOT, Block, blocks, languages
@@ -87,15 +89,20 @@ def test_every_page_is_in_the_navigation() -> None:
     assert named == {str(each.relative_to(ROOT / "docs")) for each in DOCS}
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    """`make docs` does not see this page."""
-    readme = (ROOT / "README.md").read_text()
-    headings = {
-        re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in re.findall(r"^## (.+)", readme, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", readme):
-        path, _, anchor = target.partition("#")
-        assert (ROOT / path).exists() if path else anchor in headings, target
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    """To a file of the repository, and to a heading in it; pages of docs/ stay inside docs/, as the web site does."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), target
+        assert path not in DOCS or file.is_relative_to(ROOT / "docs"), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)", file.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", each.lower()).strip().replace(" ", "-") for each in titles}, target
 
 
 def test_files_that_the_documentation_names_exist() -> None:
@@ -281,21 +288,12 @@ def _operations(name: str) -> dict[str, str]:
     return {botocore.xform_name(each): each for each in _service(name).operation_names}
 
 
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [
-        ("models/text-classification.md", "text_classification"),
-        ("models/token-classification.md", "token_classification"),
-        ("models/question-answering.md", "question_answering"),
-        ("models/fill-mask.md", "fill_mask"),
-        ("models/zero-shot-classification.md", "zero_shot"),
-        ("models/feature-extraction.md", "feature_extraction"),
-    ],
-)
-def test_the_parameters_of_a_task_are_on_its_page(name: str, module: str) -> None:
+@pytest.mark.parametrize("handler", [name for name, place in HANDLERS.items() if ".encoders." in place])
+def test_the_parameters_of_a_task_are_on_its_page(handler: str) -> None:
     """Each row names parameters of the task, and each parameter has a row."""
-    parameters = importlib.import_module(f"serve.handlers.encoders.{module}").Parameters
-    table = page(name).split("| parameter |")[1].split("\n\n")[0]
+    module, _, cls = HANDLERS[handler].partition(":")
+    parameters = getattr(importlib.import_module(module), cls).parameters
+    table = page(f"models/{handler.replace('_', '-')}.md").split("| parameter |")[1].split("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
     common = {"batch_size", "num_workers"}  # of every task, without effect
     assert set(parameters.__struct_fields__) - common == named

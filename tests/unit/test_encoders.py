@@ -317,9 +317,9 @@ def test_a_long_list_takes_turns_with_those_who_have_come_meanwhile(
 
 def test_a_text_has_only_so_many_masks(made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass makes a vocabulary of numbers for each."""
-    monkeypatch.setattr("serve.handlers.encoders.fill_mask.MOST_MASKS", 2)
+    monkeypatch.setattr("serve.handlers.encoders.fill_mask.MAX_MASKS", 2)
     assert ask(made["fill-mask"][1], "[MASK] [MASK]")
-    with pytest.raises(BadRequest, match="has 3 mask tokens; at most 2"):
+    with pytest.raises(BadRequest, match="has 3 mask tokens; the limit is 2"):
         ask(made["fill-mask"][1], "[MASK] [MASK] [MASK]")
 
 
@@ -413,13 +413,13 @@ ANSWERS = {"question": "ba?", "context": ONE}
         ("text-classification", {"inputs": ONE, "parameters": []}, "at `parameters`", ""),
         ("text-classification", {"inputs": 3}, "at `inputs`", ""),
         ("text-classification", {"inputs": []}, "inputs is an empty list", ""),
-        ("text-classification", {"inputs": [[ONE, TWO]]}, "a list where a text should be", 'a pair is {"text"'),
+        ("text-classification", {"inputs": [[ONE, TWO]]}, "a list in place of a text", 'a pair is {"text"'),
         ("text-classification", {"inputs": {"text": ONE, "txt": TWO}}, "unknown field `txt`", ""),
         ("text-classification", {"input": ONE}, "unknown key 'input'", "did you mean inputs?"),
         ("text-classification", {}, "inputs is missing", ""),
         ("text-classification", b"", "", ""),
-        ("text-classification", b'{"inputs": NaN}', "the body is not application/json", ""),
-        ("text-classification", b"[" * 100_000, "the JSON is nested too deeply", ""),
+        ("text-classification", b'{"inputs": NaN}', "the body is not JSON", ""),
+        ("text-classification", b"[" * 100_000, "the body's JSON is nested too deeply", ""),
         ("token-classification", {"inputs": [3]}, "at `inputs[0]`", ""),
         ("token-classification", {"inputs": []}, "inputs is an empty list", ""),
         ("token-classification", {"inputs": ONE, "parameters": {"aggregation_strategy": "x"}}, "Invalid enum", ""),
@@ -438,16 +438,21 @@ ANSWERS = {"question": "ba?", "context": ONE}
         (
             "zero-shot-classification",
             {"inputs": ONE, "parameters": {"candidate_labels": "a", "hypothesis_template": "x"}},
-            "no {} where the label goes",
+            "no {} for the label",
             "",
         ),
         (
             "zero-shot-classification",
             {"inputs": "ba", "parameters": {"candidate_labels": "ba " * 80}},
-            "the text cannot be cut to 64 tokens",
+            "the text cannot be truncated to 64 tokens",
             "",
         ),
-        ("feature-extraction", {"inputs": ONE, "parameters": {"return_tensors": True}}, "tensors do not travel", ""),
+        (
+            "feature-extraction",
+            {"inputs": ONE, "parameters": {"return_tensors": True}},
+            "return_tensors is not supported over HTTP",
+            "set Accept: application/x-npy",
+        ),
         ("question-answering", {"inputs": "ba?"}, "an object of question and context", ""),
         ("question-answering", {"inputs": []}, "inputs is an empty list", ""),
         ("question-answering", {"inputs": {"question": "ba?"}}, "an object of question and context", ""),
@@ -456,7 +461,12 @@ ANSWERS = {"question": "ba?", "context": ONE}
         ("question-answering", {"inputs": {"question": LONG, "context": ONE}}, "leaves no room", "shorten it"),
         ("question-answering", {"inputs": ANSWERS, "parameters": {"doc_stride": 999}}, "doc_stride is 999", ""),
         ("question-answering", {"inputs": ANSWERS, "parameters": {"max_answer_len": 0}}, "max_answer_len", ""),
-        ("question-answering", {"inputs": {"question": "a", "context": "ba " * 400_000}}, "at most 1048576", "send it"),
+        (
+            "question-answering",
+            {"inputs": {"question": "a", "context": "ba " * 400_000}},
+            "the limit is 1048576",
+            "send it",
+        ),
         # What would take minutes, or gigabytes.
         (
             "question-answering",
@@ -464,22 +474,32 @@ ANSWERS = {"question": "ba?", "context": ONE}
                 "inputs": {"question": "ba", "context": "ba " * 9000},
                 "parameters": {"max_seq_len": 40, "doc_stride": 35},
             },
-            "are read in 9000 windows or more, and one request may have 4096",
-            "send less at once",
+            "need 9000 windows or more; the limit of a request is 4096",
+            "send less text at once",
         ),
-        ("question-answering", {"inputs": {"question": ["ba"] * 5000, "context": ONE}}, "read in 4097 windows", "send"),
-        ("question-answering", {"inputs": ANSWERS, "parameters": {"top_k": 10**6}}, "they may make 65536", "lower"),
+        ("question-answering", {"inputs": {"question": ["ba"] * 5000, "context": ONE}}, "need 4097 windows", "send"),
+        (
+            "question-answering",
+            {"inputs": ANSWERS, "parameters": {"top_k": 10**6}},
+            "the limit of their product is 65536",
+            "lower",
+        ),
         (
             "token-classification",
             {"inputs": "ba " * 9000, "parameters": {"stride": 61, "aggregation_strategy": "simple"}},
-            "are read in 9000 windows or more",
+            "need 9000 windows or more",
             "",
         ),
-        ("fill-mask", {"inputs": ["[MASK]"] * 2000, "parameters": {"top_k": 999}}, "proposals, and one request", ""),
+        (
+            "fill-mask",
+            {"inputs": ["[MASK]"] * 2000, "parameters": {"top_k": 999}},
+            "proposals; the limit of a request",
+            "",
+        ),
         (
             "zero-shot-classification",
             {"inputs": ["ba"] * 65, "parameters": {"candidate_labels": ["da"] * 64}},
-            "65 texts times 64 candidate_labels are over 4096",
+            "65 texts times 64 candidate_labels are over the limit of 4096",
             "send several",
         ),
         (
@@ -503,12 +523,12 @@ def test_a_bad_request_names_the_place(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"ba,be\nba,be\n", "which is no header"),
+        (b"ba,be\nba,be\n", "is not a header"),
         (b"inputs\n", "inputs is an empty list"),
-        (b"inputs,id\nba\n", "row 2 of the CSV has 1 cells, the header 2"),
+        (b"inputs,id\nba\n", "row 2 of the CSV has 1 cells, its header has 2"),
         (b'inputs\n"ba', "the body is not CSV"),
-        (b"inputs\n\xff\n", "the body is not utf-8"),
-        (b"", "which is no header"),
+        (b"inputs\n\xff\n", "the body is not valid utf-8"),
+        (b"", "is not a header"),
     ],
 )
 def test_a_table_that_is_none_is_refused(made: dict[str, tuple[Path, Task]], body: bytes, message: str) -> None:

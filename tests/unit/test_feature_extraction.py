@@ -77,8 +77,13 @@ def embeddings(directory: Path, *, normalized: bool = True) -> Any:
 @pytest.mark.parametrize(
     ("activation", "order", "weights", "message"),
     [
-        ("torch.nn.Tanh", ["2_Dense", "1_Pooling"], "model.safetensors", "a module of type 'Dense' is not served"),
-        ("my.own.Activation", ["1_Pooling", "2_Dense"], "model.safetensors", "'my.own.Activation' is not served"),
+        ("torch.nn.Tanh", ["2_Dense", "1_Pooling"], "model.safetensors", "in an unsupported place: 'Dense'"),
+        (
+            "my.own.Activation",
+            ["1_Pooling", "2_Dense"],
+            "model.safetensors",
+            "unsupported activation_function: 'my.own.Activation'",
+        ),
         ("torch.nn.Tanh", ["1_Pooling", "2_Dense"], "pytorch_model.bin", "2_Dense has no model.safetensors"),
         ("torch.nn.Tanh", ["1_Pooling", "2_Dense"], None, "do not make a linear layer"),
     ],

@@ -15,10 +15,11 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from serve.errors import DoesNotFit
-from serve.handlers.generation.handler import PREFILL, TextGeneration
-from serve.handlers.generation.sampling import Choice, choose
-from serve.handlers.generation.sequence import Text
-from tests.unit.test_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, save_toy
+from serve.handlers.generation.handler import TextGeneration
+from serve.handlers.generation.sampling import choose
+from serve.handlers.generation.scheduler import PREFILL_TOKENS
+from serve.handlers.generation.sequence import GeneratedText
+from tests.unit.test_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, sampling, save_toy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz äöü€"
 
@@ -138,10 +139,9 @@ def test_sampling_draws_each_token_as_often_as_transformers_would(narrow: dict[s
     if "top_p" in narrow:
         left = TopPLogitsWarper(narrow["top_p"])(None, left)
     chances = torch.softmax(left, -1)[0]
-    settings: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "penalty": 1.0} | narrow
-    rows = [Choice(dice=random.Random(i), **settings) for i in range(200)]
+    rows = [sampling(i, **({"temperature": 1.5} | narrow)) for i in range(200)]
 
-    drawn = torch.tensor([choose(logits.expand(200, -1).clone(), rows) for _ in range(100)]).flatten()
+    drawn = torch.tensor([choose(logits.expand(200, -1).clone(), rows)[0] for _ in range(100)]).flatten()
 
     shares = torch.bincount(drawn, minlength=3000) / len(drawn)
     assert not shares[chances == 0].any()
@@ -151,18 +151,16 @@ def test_sampling_draws_each_token_as_often_as_transformers_would(narrow: dict[s
 def test_nearly_no_temperature_takes_the_likeliest() -> None:
     """However near to 0: not a division by what 32 bits take for 0."""
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
-    rows = [
-        Choice(dice=random.Random(1), temperature=cold, top_k=50, top_p=1.0, penalty=1.0) for cold in (1e-4, 1e-300)
-    ]
+    rows = [sampling(1, temperature=cold, top_k=50) for cold in (1e-4, 1e-300)]
 
-    assert choose(logits.expand(2, -1).clone(), rows) == [logits.argmax().item()] * 2
+    assert choose(logits.expand(2, -1).clone(), rows)[0] == [logits.argmax().item()] * 2
 
 
 def test_more_candidates_than_usual_are_looked_at_when_top_p_needs_them() -> None:
     """Of 3,000 equal tokens top_p 0.9 leaves 2,700, more than a first look takes."""
-    rows = [Choice(dice=random.Random(i), temperature=1.0, top_k=0, top_p=0.9, penalty=1.0) for i in range(4000)]
+    rows = [sampling(i, top_p=0.9) for i in range(4000)]
 
-    assert 1900 < len(set(choose(torch.zeros(1, 3000).expand(4000, -1), rows))) <= 2701
+    assert 1900 < len(set(choose(torch.zeros(1, 3000).expand(4000, -1), rows)[0])) <= 2701
 
 
 @pytest.mark.parametrize(
@@ -291,7 +289,7 @@ def test_text_ends_before_a_stop_string_and_none_of_it_leaks(gpt2: TextGeneratio
 
 def test_bytes_of_one_character_are_held_back_until_it_is_whole(gpt2: TextGeneration) -> None:
     tokenizer = gpt2._tokenizer
-    text = Text(tokenizer, tokenizer("€")["input_ids"], [])
+    text = GeneratedText(tokenizer, tokenizer("€")["input_ids"], [])
     tokens = tokenizer("a€🙂b")["input_ids"]
 
     pieces = [text.add([token], last=i == len(tokens) - 1) for i, token in enumerate(tokens)]
@@ -301,7 +299,7 @@ def test_bytes_of_one_character_are_held_back_until_it_is_whole(gpt2: TextGenera
 
 def test_what_may_begin_a_stop_string_is_shown_once_it_does_not(gpt2: TextGeneration) -> None:
     tokenizer = gpt2._tokenizer
-    text = Text(tokenizer, tokenizer("x")["input_ids"], ["\n\nEND", "zz"])
+    text = GeneratedText(tokenizer, tokenizer("x")["input_ids"], ["\n\nEND", "zz"])
 
     pieces = [text.add(tokenizer(letter)["input_ids"]) for letter in "a\n\nb\n\nENzEz"]
 
@@ -335,7 +333,7 @@ def test_a_long_prompt_is_taken_in_pieces_while_others_go_on(tmp_path: Path) -> 
     directory = save_toy(tmp_path, n_positions=2000, max_position_embeddings=2000)
     handler, model = handler_of(directory), reference(directory)
     dice = random.Random(8)
-    long = "".join(dice.choice("abcdef") for _ in range(3 * PREFILL + 5))
+    long = "".join(dice.choice("abcdef") for _ in range(3 * PREFILL_TOKENS + 5))
     few = {"max_new_tokens": 12, "min_new_tokens": 12}
     other = Asked(handler, {"inputs": "ab", "stream": True, "parameters": few})
     job = Asked(handler, {"inputs": long, "parameters": {"max_new_tokens": 6, "return_full_text": False}})
@@ -357,7 +355,7 @@ def test_a_long_prompt_is_taken_in_pieces_while_others_go_on(tmp_path: Path) -> 
 def test_whoever_shared_a_prefill_with_a_caller_who_left_is_still_answered(tmp_path: Path) -> None:
     directory = save_toy(tmp_path, n_positions=2000, max_position_embeddings=2000)
     handler = handler_of(directory)
-    body = {"inputs": "a" * (PREFILL + 9), "parameters": {"max_new_tokens": 4}}
+    body = {"inputs": "a" * (PREFILL_TOKENS + 9), "parameters": {"max_new_tokens": 4}}
     alone = ask(handler, body)
     first, second = Asked(handler, body), Asked(handler, body)
 
@@ -501,7 +499,7 @@ def test_the_models_own_defaults_hold_where_nothing_is_asked(tmp_path: Path) -> 
 
     settings = handler_of(tmp_path).decode(Asked(handler_of(tmp_path), {"inputs": "ab"}).request).prompts[0].settings
 
-    assert (settings.most, settings.repetition_penalty, settings.do_sample) == (7, 1.5, True)
+    assert (settings.max_new_tokens, settings.repetition_penalty, settings.do_sample) == (7, 1.5, True)
     assert (settings.top_k, settings.temperature) == (3, 0.5)
 
 

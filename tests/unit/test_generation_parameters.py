@@ -11,9 +11,9 @@ from transformers import GenerationConfig, MinPLogitsWarper, WatermarkingConfig,
 
 from serve.errors import BadRequest
 from serve.handlers.generation.handler import TextGeneration
-from serve.handlers.generation.parameters import MOST_SEQUENCES, REFUSED, Parameters
-from serve.handlers.generation.sampling import Choice, choose
-from tests.unit.test_generation_toys import END, Asked, ask, finish, handler_of, reference, save_toy
+from serve.handlers.generation.parameters import MAX_SEQUENCES, UNSUPPORTED, GenerationParameters
+from serve.handlers.generation.sampling import choose
+from tests.unit.test_generation_toys import END, Asked, ask, finish, handler_of, reference, sampling, save_toy
 
 PROMPTS = ["the cat sat", "a", "on the mat on the mat on", "what is it that the", "zzz zzz"]
 
@@ -143,11 +143,9 @@ def test_min_p_leaves_what_the_librarys_leaves(handler: TextGeneration) -> None:
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1)) * 2
     left = torch.softmax(MinPLogitsWarper(0.1)(None, logits.clone()), -1)[0]
     for settings in ({"top_k": 0}, {"top_k": 200}):
-        rows = [
-            Choice(temperature=1.0, top_p=1.0, penalty=1.0, min_p=0.1, dice=random.Random(i), **settings)  # type: ignore[arg-type]
-            for i in range(8000)
-        ]
-        shares = torch.bincount(torch.tensor(choose(logits.expand(8000, -1).clone(), rows)), minlength=300) / 8000
+        rows = [sampling(i, min_p=0.1, **settings) for i in range(8000)]
+        tokens, _ = choose(logits.expand(8000, -1).clone(), rows)
+        shares = torch.bincount(torch.tensor(tokens), minlength=300) / 8000
         assert not shares[left == 0].any()
         assert (shares - left).abs().max() < 0.03
 
@@ -187,15 +185,15 @@ def test_its_own_time_ends_a_text(handler: TextGeneration) -> None:
 
 def test_every_field_of_the_librarys_config_is_known() -> None:
     """Done, ignored, or refused with a reason: none is a stranger."""
-    ours = set(Parameters.__struct_fields__)
+    ours = set(GenerationParameters.__struct_fields__)
     its_own = {"transformers_version"}  # of the file it is kept in
 
     assert {name for name in vars(GenerationConfig()) if not name.startswith("_")} - ours == its_own
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_what_cannot_be_done_is_refused_with_the_reason(handler: TextGeneration, name: str) -> None:
-    nothing, why = REFUSED[name]
+    nothing, why = UNSUPPORTED[name]
     other = False if True in nothing and 0 not in nothing else 2
     with pytest.raises(BadRequest, match=rf"parameters\.{name} is not supported: ") as refused:
         Asked(handler, body("a", **{name: other}))
@@ -220,7 +218,7 @@ def test_habits_of_other_clients_change_nothing(handler: TextGeneration) -> None
         "length_penalty": 1.0,
     }
     job = Asked(handler, body("the cat", **habits))
-    assert not job.item.left
+    assert not job.item.needs_generate
     handler.join(job)
     finish(handler, job)
     assert job.answer == ask(handler, body("the cat"))
@@ -256,12 +254,12 @@ def test_a_bad_value_is_named_with_what_is_allowed(
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"eos_token_id": 258}, "eos_token_id has token 258: the model knows tokens 0 to 257"),
+        ({"eos_token_id": 258}, "eos_token_id has token 258: the model has tokens 0 to 257"),
         ({"bad_words_ids": [[1], [3, 999]]}, "bad_words_ids has token 999"),
         ({"sequence_bias": [[[700], 5.0]]}, "sequence_bias has token 700"),
         ({"min_length": 80}, "min_length is 80: it must be at most 25"),
-        ({"stop": "a", "stop_strings": "b"}, "stop_strings is beside stop"),
-        ({"num_beams": 2, "frequency_penalty": 1}, "num_beams does not go with"),
+        ({"stop": "a", "stop_strings": "b"}, "stop_strings contradicts parameters.stop"),
+        ({"num_beams": 2, "frequency_penalty": 1}, "num_beams cannot be combined with"),
         ({"typicalp": 1}, "parameters.typicalp; did you mean typical_p"),
     ],
 )
@@ -309,12 +307,12 @@ def test_what_may_not_be_said_is_held_for_those_at_work_only(directory: Path) ->
     parameters = {"max_new_tokens": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2}
     job = Asked(handler, {"inputs": PROMPTS * 4, "parameters": parameters})
     handler.join(job)
-    (joined,) = handler._turns.joined
+    (request,) = handler._scheduler
 
     most = 0
     while not job.done:
         handler.step()
-        most = max(most, sum(row._bans is not None or row.choice.seen is not None for row in joined.rows))
+        most = max(most, sum(each.sampling.holds_history for each in request.sequences))
 
     assert 1 <= most <= 4
 
@@ -343,10 +341,10 @@ def test_a_large_request_that_hangs_up_leaves_nothing(directory: Path) -> None:
 
 
 def test_there_is_an_end_to_what_one_request_may_ask(handler: TextGeneration) -> None:
-    with pytest.raises(BadRequest, match=f"{MOST_SEQUENCES + 1} prompts"):
-        Asked(handler, body(["a"] * (MOST_SEQUENCES + 1)))
-    with pytest.raises(BadRequest, match=f"make {2 * MOST_SEQUENCES} sequences"):
-        Asked(handler, body(["a"] * MOST_SEQUENCES, num_beams=2))
+    with pytest.raises(BadRequest, match=f"{MAX_SEQUENCES + 1} prompts"):
+        Asked(handler, body(["a"] * (MAX_SEQUENCES + 1)))
+    with pytest.raises(BadRequest, match=f"make {2 * MAX_SEQUENCES} sequences"):
+        Asked(handler, body(["a"] * MAX_SEQUENCES, num_beams=2))
 
 
 def test_a_request_has_begun_when_its_prompt_is_read_and_not_before(directory: Path) -> None:

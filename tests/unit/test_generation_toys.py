@@ -24,6 +24,8 @@ from transformers import (
 from serve.errors import ServeError
 from serve.handlers.base import Reply, Request
 from serve.handlers.generation.handler import TextGeneration
+from serve.handlers.generation.parameters import GenerationSettings
+from serve.handlers.generation.sampling import RowSampling
 from tests.patience import PATIENCE
 from tests.unit.configs import config_of
 
@@ -148,6 +150,19 @@ def ask(handler: TextGeneration, body: Any, **request: Any) -> Any:
     handler.join(job)
     finish(handler, job)
     return job.answer
+
+
+def sampling(number: int, **settings: Any) -> RowSampling:
+    """A row that samples from the whole vocabulary, unless `settings` say otherwise; each number has its own draws."""
+    defaults: dict[str, Any] = {
+        "max_new_tokens": 1,
+        "min_new_tokens": 0,
+        "num_sequences": 1,
+        "num_beams": 1,
+        "stop": (),
+    }
+    defaults |= {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 0}
+    return RowSampling(GenerationSettings(**defaults | {"return_full_text": False} | settings), number=number)
 
 
 def reference(directory: Path) -> Any:

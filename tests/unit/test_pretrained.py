@@ -71,6 +71,6 @@ def test_unusable_files_are_named_with_what_to_do(tmp_path: Path, break_it: Any,
 def test_an_owner_alone_cannot_have_code_run(tmp_path: Path) -> None:
     """`trust_remote_code` in a model's own card is nothing without the operator's consent."""
     remote_code(save_toy(tmp_path))
-    with pytest.raises(ModelUnusable, match="the operator has not allowed it") as refused:
+    with pytest.raises(ModelUnusable, match="the operator has not allowed") as refused:
         handler_of(tmp_path, options={"trust_remote_code": True})
     assert "HF_TRUST_REMOTE_CODE" in refused.value.hint

@@ -12,8 +12,8 @@ from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import pretrained
-from serve.handlers.huggingface.quantization import HEADS, Int8Linear
-from serve.handlers.seq2seq.handler import Summarization
+from serve.handlers.huggingface.quantization import MIN_OUTPUTS, Int8Linear
+from serve.handlers.seq2seq.handler import Seq2Seq
 from tests.live import tiny
 from tests.unit import tiny_encoders
 from tests.unit.configs import config_of
@@ -66,7 +66,7 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
         config_of("text_classification", directory, options), AutoModelForSequenceClassification
     )
     left = [part for part in network.modules() if isinstance(part, torch.nn.Linear)]
-    assert [part.out_features < HEADS for part in left] == [True]
+    assert [part.out_features < MIN_OUTPUTS for part in left] == [True]
     assert len([part for part in network.modules() if isinstance(part, Int8Linear)]) == 6 * 2 + 1
     assert {each.dtype for each in network.parameters()} == {torch.bfloat16}
 
@@ -92,7 +92,7 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
     writer = TextGeneration(config_of(TextGeneration, name="x", directory=tmp_path / "gpt2", options=options))
     (written,) = generate(writer, {"inputs": "w1 w2", "parameters": {"max_new_tokens": 5}})
     assert len(written["generated_text"].split()) > 2
-    summarizer = Summarization(config_of(Summarization, name="x", directory=tmp_path / "bart", options=options))
+    summarizer = Seq2Seq(config_of(Seq2Seq, name="x", directory=tmp_path / "bart", options=options))
     (reply,) = summarizer.predict([summarizer.decode(Request(body=b"w1 w2", content_type="text/plain"))])
     assert isinstance(reply, Reply)
     for handler, layers in ((writer._model, 4 + 1), (summarizer._network, 6 + 10 + 1)):

@@ -21,16 +21,16 @@ from tests.unit.processor_time import processor_time_below
         (GPT2, "text_generation", "text-generation"),
         ({"architectures": ["LlamaForCausalLM"]}, "text_generation", "text-generation"),
         ({"architectures": ["BartForCausalLM"], "is_encoder_decoder": True}, "text_generation", "text-generation"),
-        (BART, "summarization", "summarization"),
-        ({**BART, "task_specific_params": {"summarization": {}}}, "summarization", "summarization"),
-        ({"architectures": ["PegasusForConditionalGeneration"], "model_type": "pegasus"}, "summarization", None),
+        (BART, "seq2seq", "summarization"),
+        ({**BART, "task_specific_params": {"summarization": {}}}, "seq2seq", "summarization"),
+        ({"architectures": ["PegasusForConditionalGeneration"], "model_type": "pegasus"}, "seq2seq", None),
         (
             {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
-            "summarization",
+            "seq2seq",
             "text2text-generation",
         ),
-        ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "summarization", "text2text-generation"),
-        ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "summarization", "text2text-generation"),
+        ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "seq2seq", "text2text-generation"),
+        ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "seq2seq", "text2text-generation"),
         ({"architectures": ["BertForSequenceClassification"]}, "text_classification", "text-classification"),
         (
             {"architectures": ["BartForSequenceClassification"], "is_encoder_decoder": True},
@@ -61,10 +61,11 @@ def test_the_card_has_the_last_word_on_the_task(tmp_path: Path) -> None:
     ("toml", "hf_task", "handler", "task"),
     [
         ('task = "zero-shot-classification"', "", "zero_shot_classification", "zero-shot-classification"),
-        ('task = "translation_en_to_de"', "", "summarization", "translation_en_to_de"),
+        ('task = "translation_en_to_de"', "", "seq2seq", "translation_en_to_de"),
         ('task = "ner"', "fill-mask", "token_classification", "ner"),
-        ("", "text2text-generation", "summarization", "text2text-generation"),
-        ('handler = "summarization"', "fill-mask", "summarization", "summarization"),
+        ("", "text2text-generation", "seq2seq", "text2text-generation"),
+        ('handler = "seq2seq"', "fill-mask", "seq2seq", "summarization"),
+        ('handler = "summarization"', "fill-mask", "seq2seq", "summarization"),  # its former name
     ],
 )
 def test_a_task_chooses_the_handler(tmp_path: Path, toml: str, hf_task: str, handler: str, task: str) -> None:
@@ -82,7 +83,7 @@ def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
     specs = {name: entry.config for name, entry in scan(tmp_path, Settings(hf_task="translation")).entries.items()}
 
     assert {name: spec and (spec.handler, spec.task) for name, spec in specs.items()} == {
-        "a": ("summarization", "translation"),
+        "a": ("seq2seq", "translation"),
         "b": ("xgboost", None),
     }
 
