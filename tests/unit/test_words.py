@@ -40,7 +40,7 @@ CONVERTED = (
     "bench",
     "container",
     "deploy",
-    "local_test/pipelines",
+    "local_test",
     "tests/pages.py",
     "serve/host",
     "serve/runner",
