@@ -1,7 +1,7 @@
 """The process from which all runners are forked: it has imported the frameworks, and has no tensor, thread or CUDA.
 
-It imports the frameworks, receives orders from the host on a SOCK_SEQPACKET socket, forks, reaps, and reports each exit
-with its status. It ends with the host, and its runners end with it.
+It imports the modules that it is given, then waits for orders from the host on a socket of whole messages, forks,
+reaps, and reports every exit with its status. It exits when the host does, and its runners with it.
 """
 
 import errno
@@ -188,8 +188,8 @@ class Forkserver:
             "SERVE_RUN_DIR": str(settings.run_dir),
         }
         if not alone:
-            # Idle threads sleep at once. A single runner keeps libgomp's default, a short spin ("active" would spin
-            # without a limit): docs/decisions/0007-threads.md.
+            # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
+            # libgomp does by default, a short spin ("active" would not end it): docs/decisions/0007-threads.md.
             environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(
@@ -201,10 +201,11 @@ class Forkserver:
         self.channel.setblocking(False)
 
     def fork(self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket) -> None:
-        """Order a runner. Like the other methods, raises EOFError when the forkserver has ended.
+        """Order a runner. Raises EOFError when the forkserver has exited, as do the other methods.
 
-        The channel has room for some 170 orders, and the forkserver does not read during an import. Further orders wait
-        here: a host that blocks answers no request, and deadlocks once its unread messages fill the other direction.
+        The channel holds some 170 orders, which the forkserver does not read during an import. Further orders wait
+        here. If the host blocked instead, it would answer no requests; and once its unread reports fill the other
+        direction of the channel, both processes would block each other.
         """
         order = Order(runner.number, config.name, config.handler)
         self._unsent.append((msgspec.json.encode(order), _in_memory(config), listener.dup(), runner.hand_over()))
@@ -239,8 +240,8 @@ class Forkserver:
             yield msgspec.json.decode(raw)
 
     def stop(self) -> None:
+        self.process.kill()  # before the close: otherwise a report that is being sent fails with BrokenPipeError
         self.channel.close()
-        self.process.kill()
         self.process.wait()
 
 

@@ -44,20 +44,24 @@ CONVERTED = (
     "serve/banner.py",
     "serve/catalog",
     "serve/children.py",
+    "serve/errors.py",
+    "serve/failures.py",
     "serve/handlers/base.py",
-    "serve/host/forkserver.py",
+    "serve/host",
+    "serve/http",
     "serve/launcher.py",
+    "serve/log.py",
     "serve/machine.py",
-    "serve/runner/main.py",
+    "serve/nginx.py",
+    "serve/runner",
     "serve/settings.py",
+    "serve/slots.py",
+    "serve/web",
     "tests/pages.py",
 )
 # Files whose error texts are still to be rewritten.
 LATER = (
     "serve/handlers/encoders/fill_mask.py",
-    "serve/runner/references.py",
-    "serve/web/invocations.py",
-    "serve/web/openai.py",
 )
 
 
