@@ -1,7 +1,7 @@
 """The process all runners are forked from: frameworks imported once, no tensor, no thread, no CUDA.
 
-It imports what it was told to, then waits for orders from the host on a socket of whole messages, forks, reaps, and
-reports every death with its status. It ends when the host does, and its runners with it.
+It imports the modules that it is given, then waits for orders from the host on a socket of whole messages, forks,
+reaps, and reports every exit with its status. It exits when the host does, and its runners with it.
 """
 
 import errno
@@ -188,7 +188,7 @@ class Forkserver:
         }
         if not alone:
             # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
-            # libgomp does by default, a short spin ("active" would spin for ever): docs/decisions/0007-threads.md.
+            # libgomp does by default, a short spin ("active" would not end it): docs/decisions/0007-threads.md.
             environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(
@@ -200,10 +200,11 @@ class Forkserver:
         self.channel.setblocking(False)
 
     def fork(self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket) -> None:
-        """Order a runner. Raises EOFError when the forkserver has ended, as do the others.
+        """Order a runner. Raises EOFError when the forkserver has exited, as do the other methods.
 
-        The channel holds some 170 orders, which nobody reads during an import. Those beyond wait here: a host that
-        waits answers nobody, and for ever once the births it does not read fill the other direction.
+        The channel holds some 170 orders, which the forkserver does not read during an import. Further orders wait
+        here. If the host blocked instead, it would answer no requests; and once its unread reports fill the other
+        direction of the channel, both processes would block each other.
         """
         order = Order(runner.number, config.name, config.handler)
         self._unsent.append((msgspec.json.encode(order), _in_memory(config), listener.dup(), runner.hand_over()))
@@ -238,8 +239,8 @@ class Forkserver:
             yield msgspec.json.decode(raw)
 
     def stop(self) -> None:
+        self.process.kill()  # before the close: otherwise a report that is being sent fails with BrokenPipeError
         self.channel.close()
-        self.process.kill()
         self.process.wait()
 
 
