@@ -54,9 +54,7 @@ CONVERTED = (
     "serve/slots.py",
 )
 # Files whose error texts are still to be rewritten.
-LATER = (
-    "serve/catalog/recognition.py",
-)
+LATER = ("serve/catalog/recognition.py",)
 
 
 def found(text: str) -> list[str]:
