@@ -129,6 +129,6 @@ def test_a_thread_that_cannot_start_costs_its_own_request_only(monkeypatch: pyte
     assert [(each.status, each.message.partition(":")[0]) for each in failed] == [
         (507, "the model failed on this request")
     ] * 2
-    assert not references
+    assert not references.held
     for each in (listener, control, caller, ours):
         each.close()
