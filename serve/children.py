@@ -50,7 +50,7 @@ class Children:
             env=environ,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - one thread here
+            preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - the launcher has one thread
         )
         child.returncode = 0  # `reap` waits for it, so that Popen must not
         self._names[child.pid] = name

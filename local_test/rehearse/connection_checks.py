@@ -104,7 +104,7 @@ def slow_client(container: ContainerUnderTest) -> str:
 
 
 def _own_time(container: ContainerUnderTest) -> float:
-    """Seconds beyond which a request has waited for other requests."""
+    """Seconds after which a request must have waited for other requests."""
     return min(container.options.invoke_limit, OWN_TIME + 3 * container.reference.seconds)
 
 

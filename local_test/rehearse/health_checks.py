@@ -8,7 +8,7 @@ SMALL = 1024  # bytes of a body; the platform does not read it
 
 
 @check(
-    breaks="the endpoint never goes InService: 'did not pass the ping health check', after up to 8 minutes",
+    breaks="the endpoint is never InService: 'did not pass the ping health check', after up to 8 minutes",
     do="answer 200 to GET /ping on the port, without a redirect (check routes with a trailing slash)",
     source=sources.PING,
 )

@@ -81,7 +81,7 @@ def reply_headers(container: ContainerUnderTest) -> str:
 
 
 @check(
-    breaks="callers who pass CustomAttributes get errors",
+    breaks="calls with CustomAttributes fail",
     do="ignore the header, or echo it",
     source=sources.ERRORS,
 )

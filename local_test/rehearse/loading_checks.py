@@ -5,7 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from local_test.rehearse import sources
-from local_test.rehearse.multi_model_checks import MultiModelApi, refused, wants
+from local_test.rehearse.multi_model_checks import MultiModelApi, expect_status, refused
 from local_test.rehearse.under_test import MB
 from local_test.rehearse.verdict import Breach, CheckWarning, NoAnswer, Skipped, check
 
@@ -113,11 +113,11 @@ def mme_failed_load(subject: MultiModelApi) -> str:
         if answer.status == 200:  # mme-missing-path judges that
             subject.unload(name)
     if name in subject.names():
-        raise Breach(f"{seen}, and yet it is in the list")
+        raise Breach(f"{seen}, but the list has it")
     if subject.url:
         answer = subject.load(name, subject.model())
         subject.unload(name)
-        wants(200, answer, f"{seen}, then a good load of the same name: ")
+        expect_status(200, answer, f"{seen}, then a valid load of the same name: ")
         seen.append(200)
     return f"{seen}"
 
@@ -156,7 +156,7 @@ def mme_parallel_loads(subject: MultiModelApi) -> str:
             for name in names:
                 subject.unload(name)
     for answer in answers:
-        wants(200, answer)
+        expect_status(200, answer)
     return (
         f"4 concurrent loads in {took * 1000:.0f} ms; the slowest {max(each.seconds for each in answers) * 1000:.0f} ms"
     )
@@ -170,12 +170,12 @@ def mme_parallel_loads(subject: MultiModelApi) -> str:
 def mme_ping_while_loading(subject: MultiModelApi) -> str:
     """/ping is 200 within 2 s while a model loads"""
     name, url = subject.name(), subject.model()
-    bad, asked = [], 0
+    bad, pings = [], 0
     with ThreadPoolExecutor(1) as caller:
         load = caller.submit(subject.load, name, url)
         while True:
             over = load.done()
-            asked += 1
+            pings += 1
             try:
                 answer = subject.container.ping()
                 bad += [str(answer)] if answer.status != 200 else []
@@ -186,8 +186,8 @@ def mme_ping_while_loading(subject: MultiModelApi) -> str:
             time.sleep(0.01)
     subject.unload(name)
     if bad:
-        raise Breach(f"{len(bad)} of {asked}: {bad[0]}")
-    return f"{asked} pings"
+        raise Breach(f"{len(bad)} of {pings}: {bad[0]}")
+    return f"{pings} pings"
 
 
 @check(
@@ -206,13 +206,13 @@ def mme_out_of_memory(subject: MultiModelApi) -> str:
             raise Skipped(
                 f"{len(names)} models fit in {options.scarce_mb} MB: lower --scarce-mb, or give a larger --model"
             )
-    wants(507, answer, f"after {len(names)} models in {options.scarce_mb} MB: ")
+    expect_status(507, answer, f"after {len(names)} models in {options.scarce_mb} MB: ")
     if subject.invoke(names[0]).status in (404, 500, 503, 507):
         raise Breach(f"after the 507 a loaded model: {subject.invoke(names[0])}")
-    wants(200, subject.container.ping(), "after the 507, /ping: ")
+    expect_status(200, subject.container.ping(), "after the 507, /ping: ")
     # Several unloads may be necessary, as on the platform: the first model may have grown with its first answer.
     for unloaded, name in enumerate(names[::-1][:UNLOADED], 1):
-        wants(200, subject.unload(name), "after the 507, DELETE: ")
+        expect_status(200, subject.unload(name), "after the 507, DELETE: ")
         again = subject.load(subject.name(), url)
         if again.status == 200:
             return f"507 after {len(names)} models in {options.scarce_mb} MB; after DELETE of {unloaded} a load is 200"

@@ -105,7 +105,7 @@ def _are_objects(found: object) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(found, list) and all(isinstance(each, dict) for each in found)
 
 
-def wants(status: int, answer: Response, after: str = "") -> str:
+def expect_status(status: int, answer: Response, after: str = "") -> str:
     if answer.status != status:
         raise Breach(f"{after}{answer}, not {status}: {answer.start}")
     return f"{after}{answer}"
@@ -125,7 +125,7 @@ def refused(answer: Response, what: str, *, but: tuple[int, ...] = ()) -> str:
 )
 def mme_ping(subject: MultiModelApi) -> str:
     """/ping is 200 with no model loaded"""
-    return wants(200, subject.container.get("/ping"))
+    return expect_status(200, subject.container.get("/ping"))
 
 
 @check(
@@ -136,7 +136,7 @@ def mme_ping(subject: MultiModelApi) -> str:
 def mme_empty_list(subject: MultiModelApi) -> str:
     """GET /models with none loaded is {"models": []}"""
     answer = subject.container.get("/models")
-    wants(200, answer)
+    expect_status(200, answer)
     if answer.json != {"models": []}:
         raise Breach(f"the rehearsal loaded none, but: {answer.start}")
     return answer.start
@@ -154,7 +154,7 @@ def mme_load(subject: MultiModelApi) -> str:
     name = subject.name()
     answer = subject.load(name, subject.url)
     subject.unload(name)
-    return wants(200, answer)
+    return expect_status(200, answer)
 
 
 @check(
@@ -165,7 +165,7 @@ def mme_load(subject: MultiModelApi) -> str:
 def mme_load_again(subject: MultiModelApi) -> str:
     """loading a loaded model is 409"""
     with subject.loaded() as (name,):
-        return wants(409, subject.load(name, subject.model()))
+        return expect_status(409, subject.load(name, subject.model()))
 
 
 @check(
@@ -189,10 +189,10 @@ def mme_list(subject: MultiModelApi) -> str:
 )
 def mme_get(subject: MultiModelApi) -> str:
     """GET /models/NAME shows one model; one that is not loaded is 404"""
-    wants(404, subject.show(subject.name()), "not loaded: ")
+    expect_status(404, subject.show(subject.name()), "not loaded: ")
     with subject.loaded() as (name,):
         answer = subject.show(name)
-    wants(200, answer)
+    expect_status(200, answer)
     found = answer.json
     found = found[0] if isinstance(found, list) and found else found  # AWS's multi-model-server answers a list
     if not isinstance(found, dict) or (found.get("modelName"), found.get("modelUrl")) != (name, subject.url):
@@ -224,7 +224,7 @@ def mme_invoke(subject: MultiModelApi) -> str:
 )
 def mme_invoke_unknown(subject: MultiModelApi) -> str:
     """invoking a model that is not loaded is 404"""
-    return wants(404, subject.invoke(subject.name()))
+    return expect_status(404, subject.invoke(subject.name()))
 
 
 @check(
@@ -234,12 +234,12 @@ def mme_invoke_unknown(subject: MultiModelApi) -> str:
 )
 def mme_unload(subject: MultiModelApi) -> str:
     """DELETE /models/NAME is 200; afterwards invoke and DELETE are 404, and the list does not have the model"""
-    wants(404, subject.unload(subject.name()), "DELETE of a model that is not loaded: ")
+    expect_status(404, subject.unload(subject.name()), "DELETE of a model that is not loaded: ")
     name = subject.name()
     subject.load(name, subject.model())
-    wants(200, subject.unload(name), "DELETE: ")
-    wants(404, subject.invoke(name), "invoked after DELETE: ")
-    wants(404, subject.unload(name), "second DELETE: ")
+    expect_status(200, subject.unload(name), "DELETE: ")
+    expect_status(404, subject.invoke(name), "invoked after DELETE: ")
+    expect_status(404, subject.unload(name), "second DELETE: ")
     if name in subject.names():
         raise Breach("listed after DELETE")
     return "200, then 404"

@@ -75,7 +75,7 @@ def stop(container: EngineContainer) -> Stopped:
 
 
 @check(
-    breaks="every scale-in, update and patch of an instance costs callers their requests",
+    breaks="every scale-in, update and patch of an instance loses requests",
     do="on SIGTERM stop accepting, answer the requests in flight, then exit; forward the signal to the server",
     source=sources.RUN,
 )

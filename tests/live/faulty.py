@@ -223,14 +223,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         name = self.path.removeprefix("/models/")
         with self.server.lock:
-            gone = self.server.models.pop(name, None)
-        found = gone is not None
+            removed = self.server.models.pop(name, None)
+        found = removed is not None
         if not found and not self.has("delete-is-always-200"):
             return self.refuse(404, "not loaded")
-        if gone and self.has("keeps-memory"):
-            self.server.leaked.append(gone[1])
-        elif gone and gone[1]:
-            gone[1].close()
+        if removed and self.has("keeps-memory"):
+            self.server.leaked.append(removed[1])
+        elif removed and removed[1]:
+            removed[1].close()
         return self.send(200, {"status": f'Model "{name}" unregistered'})
 
     # The contract
@@ -284,8 +284,8 @@ class Handler(BaseHTTPRequestHandler):
     def refuse_junk(self) -> None:
         if self.has("html-errors"):
             return self.send(400, b"<!doctype html><h1>Bad Request</h1>", "text/html")
-        said = {"traceback-to-caller": TRACEBACK, "endless-errors": "not a number, " * 500}
-        return self.refuse(500 if self.has("junk-is-500") else 400, said.get(self.server.fault, "not a number"))
+        texts = {"traceback-to-caller": TRACEBACK, "endless-errors": "not a number, " * 500}
+        return self.refuse(500 if self.has("junk-is-500") else 400, texts.get(self.server.fault, "not a number"))
 
     # Multi-model API
 
@@ -314,8 +314,8 @@ class Handler(BaseHTTPRequestHandler):
     def load(self, raw: bytes) -> None:
         server = self.server
         try:
-            asked = json.loads(raw)
-            name, url = asked["model_name"], asked["url"]
+            load = json.loads(raw)
+            name, url = load["model_name"], load["url"]
         except (ValueError, KeyError, TypeError):
             return self.refuse(500 if self.has("junk-load-is-500") else 400, "model_name and url required")
         plain = isinstance(name, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name)
@@ -328,11 +328,11 @@ class Handler(BaseHTTPRequestHandler):
             busy = bool(server.coming)
             server.coming.add(str(name))
         try:
-            status, said = self.fill(str(name), url, busy)
+            status, message = self.fill(str(name), url, busy)
         finally:
             with server.lock:
                 server.coming.discard(str(name))
-        return self.refuse(status, said) if status != 200 else self.send(200, {"status": "Workers scaled"})
+        return self.refuse(status, message) if status != 200 else self.send(200, {"status": "Workers scaled"})
 
     def fill(self, name: str, url: object, busy: bool) -> tuple[int, str]:
         server = self.server

@@ -80,7 +80,7 @@ BODIES: dict[str, tuple[str | None, bytes | str, str, dict[str, str], int, str]]
     "an image to gpt2": ("gpt2", "{}", "image/png", {}, 415, "image/png"),
     "an image to bart": ("bart", "{}", "image/png", {}, 415, "image/png"),
     "an image to trees": ("trees", "{}", "image/png", {}, 415, "image/png"),
-    "no such charset": ("bart", "w1", "text/plain; charset=klingon", {}, 400, "klingon"),
+    "no such charset": ("bart", "w1", "text/plain; charset=klingon", {}, 415, "klingon"),
     "a type that is no type": ("trees", ROW, "nonsense", {}, 415, "nonsense"),
     "-1 new tokens": ("gpt2", _parameter("-1"), JSON, {}, 400, "max_new_tokens is -1"),
     "a billion new tokens": ("gpt2", _parameter("1000000000"), JSON, {}, 400, "max_new_tokens is 1000000000"),

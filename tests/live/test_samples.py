@@ -62,13 +62,13 @@ def test_sampling_by_default_gives_english(server: Server) -> None:
 
 def test_text_is_generated_line_by_line(server: Server) -> None:
     """Each line of JSON Lines gets the answer of a single request. An invalid line fails the request."""
-    asked = [{"inputs": f"{start} day", "parameters": {"max_new_tokens": 3}} for start in ("One", "Every", "Some")]
-    alone = [server.invoke("gpt2", each).body for each in asked]
+    requests = [{"inputs": f"{start} day", "parameters": {"max_new_tokens": 3}} for start in ("One", "Every", "Some")]
+    single = [server.invoke("gpt2", each).body for each in requests]
 
-    answer = server.invoke("gpt2", "\n".join(map(json.dumps, asked)), "application/jsonlines")
-    failed = server.invoke("gpt2", "\n".join(map(json.dumps, [*asked, {"prompt": "x"}])), "application/jsonlines")
+    answer = server.invoke("gpt2", "\n".join(map(json.dumps, requests)), "application/jsonlines")
+    failed = server.invoke("gpt2", "\n".join(map(json.dumps, [*requests, {"prompt": "x"}])), "application/jsonlines")
 
-    assert (answer.status, answer.body.splitlines()) == (200, alone)
+    assert (answer.status, answer.body.splitlines()) == (200, single)
     assert failed.status == 400
     assert failed.json["message"].startswith("line 4: ")
 

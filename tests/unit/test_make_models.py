@@ -187,10 +187,10 @@ def test_the_error_for_an_unknown_name_lists_the_known_names() -> None:
 
 def test_no_pickle_is_downloaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub model is saved under the last part of its ID, as safetensors, configuration and tokenizer."""
-    asked: dict[str, Any] = {}
+    download: dict[str, Any] = {}
 
     def snapshot_download(repo_id: str, *, local_dir: Path, **patterns: list[str]) -> None:
-        asked.update(repo_id=repo_id, local_dir=local_dir, **patterns)
+        download.update(repo_id=repo_id, local_dir=local_dir, **patterns)
         local_dir.mkdir()
         (local_dir / "model.safetensors").touch()
 
@@ -201,9 +201,9 @@ def test_no_pickle_is_downloaded_from_the_hub(tmp_path: Path, monkeypatch: pytes
 
     assert outcome.startswith("made")
     assert [file.name for file in (tmp_path / "gpt2").iterdir()] == ["model.safetensors"]
-    assert asked["repo_id"] == "openai-community/gpt2"
-    assert asked["local_dir"] == tmp_path / ".making-gpt2"
-    assert not [pattern for pattern in asked["allow_patterns"] if pattern.endswith(("bin", "pt", "pth", "pkl", "*"))]
+    assert download["repo_id"] == "openai-community/gpt2"
+    assert download["local_dir"] == tmp_path / ".making-gpt2"
+    assert not [pattern for pattern in download["allow_patterns"] if pattern.endswith(("bin", "pt", "pth", "pkl", "*"))]
 
 
 def test_the_error_for_an_unreachable_hub_lists_the_causes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
