@@ -7,7 +7,7 @@ from serve.handlers.base import Request
 from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek
 
 
-class Names:
+class Addressee:
     def __init__(self, known_as: Sequence[str], field: str, paths: Sequence[str]) -> None:
         self._known = frozenset(known_as)
         self.model = known_as[0]

@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -234,11 +234,13 @@ def deadline_exceeded(waited: float, batch_seconds: float) -> TooLate:
 
 
 class Answers:
-    """The connections that are owed an answer, by file descriptor. Each is in one of three dictionaries.
+    """The connections that are owed an answer, by file descriptor. Each is in one of three mappings.
 
-    _joined   the job is in the engine
-    _streams  the job's answer is a generator, from which the loop takes one chunk a turn
-    _sending  the answer is complete; the peer has yet to read the rest of it
+    joined   the job is in the engine
+    streams  the job's answer is a generator, from which the loop takes one chunk a turn
+    sending  the answer is complete; the peer has yet to read the rest of it
+
+    The loop reads them (as attributes, since it does so several times for each request); only this class changes them.
     """
 
     def __init__(
@@ -254,20 +256,15 @@ class Answers:
         self._joined: dict[int, ConnectionJob] = {}
         self._streams: dict[int, tuple[ConnectionJob, Iterator[bytes]]] = {}
         self._sending: dict[int, wire.Connection] = {}
+        self.joined: Mapping[int, ConnectionJob] = self._joined
+        self.streams: Mapping[int, tuple[ConnectionJob, Iterator[bytes]]] = self._streams
+        self.sending: Mapping[int, wire.Connection] = self._sending
         # The arrival (time.monotonic()) of the job last reported to the host as begun, and whether any job has ended
         # since: then the reported one may be gone, and the newest of the others must be looked for.
         self._reported_arrival_monotonic = 0.0
         self._ended_since_report = False
 
     # Called by the loop.
-
-    def __len__(self) -> int:
-        return len(self._joined) + len(self._streams) + len(self._sending)
-
-    @property
-    def joined(self) -> int:
-        """How many jobs are in the engine."""
-        return len(self._joined)
 
     def join(self, job: ConnectionJob) -> None:
         """Note that the engine is about to take this job."""
@@ -284,9 +281,9 @@ class Answers:
             if not self._poll.watches(fd):
                 self._poll.watch(fd, select.EPOLLRDHUP)
 
-    def busy(self) -> bool:
-        """Whether a turn has work to do: a job in the engine, or a stream whose peer can take a chunk."""
-        return bool(self._joined) or any(not self._poll.blocked(fd) for fd in self._streams)
+    def can_advance(self) -> bool:
+        """Whether the peer of a stream can take another chunk."""
+        return any(not self._poll.blocked(fd) for fd in self._streams)
 
     def advance_streams(self) -> None:
         """Send one chunk of each stream whose peer has taken the last."""

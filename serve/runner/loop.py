@@ -17,7 +17,7 @@ from serve.errors import DeviceLost, ServeError
 from serve.failures import exhausted
 from serve.handlers.base import Request
 from serve.http import wire
-from serve.runner.addressee import Names
+from serve.runner.addressee import Addressee
 from serve.runner.arrival import received
 from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, outcome_of
 from serve.runner.records import Engine
@@ -32,20 +32,20 @@ class Loop:
     def __init__(
         self,
         engine: Engine,
-        names: Names,
+        addressee: Addressee,
         listener: socket.socket,
         control: socket.socket,
         slot: Slot,
         settings: Settings,
     ) -> None:
         self._engine = engine
-        self._names = names
+        self._addressee = addressee
         self._listener = listener
         self._control = control
         self._slot = slot
         self._settings = settings
         self._poll = Poll(listener, control)
-        self._answers = Answers(names.model, self._poll, slot, settings.stream_limit, engine.leave)
+        self._answers = Answers(addressee.model, self._poll, slot, settings.stream_limit, engine.leave)
         self._references = References(self._poll, settings)
         self._reading: dict[int, tuple[wire.Connection, float]] = {}  # by file descriptor: incomplete requests
         self._accepting = True
@@ -64,10 +64,14 @@ class Loop:
 
     def _held(self) -> int:
         """Requests that this process has accepted and not answered completely."""
-        return len(self._reading) + len(self._references) + len(self._answers)
+        answers = self._answers
+        held = len(self._reading) + len(self._references.held)
+        return held + len(answers.joined) + len(answers.streams) + len(answers.sending)
 
     def _wait(self) -> None:
-        for fd, event in self._poll.wait(0 if self._answers.busy() else self._references.seconds_left()):
+        answers = self._answers
+        busy = answers.joined or (answers.streams and answers.can_advance())
+        for fd, event in self._poll.wait(0 if busy else self._references.seconds_left()):
             if fd == self._listener.fileno():
                 continue
             if fd == self._control.fileno():
@@ -76,13 +80,13 @@ class Loop:
                 self._read(*self._reading.pop(fd))
             elif fd == self._references.fd:
                 self._references.collect()
-            elif self._references.holds(fd):
+            elif fd in self._references.held:
                 self._references.hung_up(fd)
             elif event & HANGS_UP:
-                self._answers.hung_up(fd)
+                answers.hung_up(fd)
             elif event & select.EPOLLOUT:
-                self._answers.flush(fd)
-        if self._references:
+                answers.flush(fd)
+        if self._references.held:
             self._references.expire()
         while self._references.fetched and self._engine.room() > 0:
             self._decode(self._references.take())
@@ -150,7 +154,7 @@ class Loop:
         self._slot.set("busy_since", nanoseconds)
         self._slot.set("last_used", nanoseconds)
         try:
-            self._names.check(job.request)
+            self._addressee.check(job.request)
             job.item = self._engine.decode(job.request)
         except Exception as error:
             job.fail(outcome_of(error))
@@ -163,7 +167,7 @@ class Loop:
 
     def _turn(self) -> None:
         """Run one step of the engine, and send one chunk of each stream."""
-        if joined := self._answers.joined:
+        if joined := len(self._answers.joined):
             began = time.monotonic_ns()
             self._slot.set("busy_since", began)
             self._slot.add("batches")
@@ -176,5 +180,7 @@ class Loop:
             self._slot.add("work_ns", ended - began)
             self._slot.set("busy_since", 0)
             self._slot.set("last_used", ended)
-            self._answers.watch_joined()
-        self._answers.advance_streams()
+            if self._answers.joined:
+                self._answers.watch_joined()
+        if self._answers.streams:
+            self._answers.advance_streams()

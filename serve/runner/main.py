@@ -23,7 +23,7 @@ from serve.failures import exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise
 from serve.http.addresses import INVOCATIONS
 from serve.runner import own_packages
-from serve.runner.addressee import Names
+from serve.runner.addressee import Addressee
 from serve.runner.jobs import Batches
 from serve.runner.loop import Loop
 from serve.runner.records import Engine, Records
@@ -68,8 +68,8 @@ def run(
     ctypes.CDLL(None).malloc_trim(0)
     engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, config.max_batch))
     engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
-    names = Names(config.names(), settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
-    loop = Loop(engine, names, listener, control, slot, settings)
+    addressee = Addressee(config.names(), settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
+    loop = Loop(engine, addressee, listener, control, slot, settings)
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)

@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -179,17 +179,12 @@ class References:
         self._poll = poll
         self._settings = settings
         self._held: dict[int, ConnectionJob] = {}  # all of them, by file descriptor
+        self.held: Mapping[int, ConnectionJob] = self._held
         self._queue: deque[tuple[ConnectionJob, Reference]] = deque()
         self._fetching = 0
         self._outcomes: SimpleQueue[tuple[ConnectionJob, Request | ServeError]] = SimpleQueue()
         self.fetched: deque[ConnectionJob] = deque()
         self.fd = -1  # readable when a thread has ended; made with the first reference
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def holds(self, fd: int) -> bool:
-        return fd in self._held
 
     def add(self, job: ConnectionJob) -> None:
         """Take a job whose body is text/uri-list. Raises BadRequest, Forbidden or QueueFull."""
