@@ -48,10 +48,11 @@ def of(config: ModelConfig[Any]) -> Example | None:
 
 def _features(config: ModelConfig[Any]) -> int:
     """The number of columns of an XGBoost model, 2 where its file does not show it."""
-    for file in recognition.xgboost_files(config.directory)[:1]:
+    try:
+        file = recognition.xgboost_files(config.directory)[0]
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - TAIL))
             found = _FEATURES.findall(opened.read())
-        if found and 0 < int(found[-1]) <= MOST_FEATURES:
-            return int(found[-1])
-    return 2
+    except (OSError, IndexError):  # changed since the scan
+        return 2
+    return int(found[-1]) if found and 0 < int(found[-1]) <= MOST_FEATURES else 2

@@ -48,7 +48,7 @@ def test_when_one_part_is_killed_all_end(server: Server, later: Later, part: str
     wait_until(lambda: not any(map(alive, below)))
     last = [line for line in server.log.splitlines() if '"CRITICAL"' in line]
     assert part in "".join(last), last
-    assert server.events("ended, so all end")[-1]["part"] == {"forkserver": "host"}.get(part, part)
+    assert server.events("a process ended, so the server stops")[-1]["part"] == {"forkserver": "host"}.get(part, part)
 
 
 def test_nothing_outlives_a_killed_launcher(server: Server, later: Later) -> None:

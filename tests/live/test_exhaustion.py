@@ -87,7 +87,7 @@ def test_a_process_that_keeps_running_out_is_replaced(server: Server) -> None:
 
 
 def test_a_process_that_has_lost_its_device_is_replaced(server: Server) -> None:
-    """After some errors of CUDA each further call fails too: the next request has another process, and its answer."""
+    """After some errors of CUDA each further call fails too: a new process answers the next request."""
     assert load(server, "m", server.models / "exhaust").status == 200
     pid = invoke(server, "m").json["pid"]
 
@@ -96,12 +96,12 @@ def test_a_process_that_has_lost_its_device_is_replaced(server: Server) -> None:
 
     assert (lost.status, lost.json["type"]) == (500, "DeviceLostException"), lost.body
     assert "CUDA error: device-side assert triggered" in lost.json["message"]
-    assert "another process" in lost.json["hint"]
+    assert "new process" in lost.json["hint"]
     assert lost.json["retryable"]
     assert (answer.status, listed(server)) == (200, ["m"])
     assert answer.json["pid"] != pid
     assert not alive(pid)
-    assert server.model("m")["deaths"] == 1
+    wait_until(lambda: server.model("m")["deaths"] == 1)  # the forkserver reports it after the answer, perhaps
     assert unload(server, "m").status == 200
 
 

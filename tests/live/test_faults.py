@@ -104,7 +104,7 @@ def test_a_batch_that_fails_runs_its_members_alone(server: Server, tmp_path: Pat
     assert [each.status for each in answers] == [200, 500, 200]
     assert [(each.json["id"], each.json["batch"]) for each in (answers[0], answers[2])] == [(1, 1), (2, 1)]
     assert "ValueError: told to fail" in answers[1].json["message"]
-    assert [each["size"] for each in server.events("batch failed, running its members alone")] == [3]
+    assert [each["size"] for each in server.events("batch failed, retrying its requests one by one")] == [3]
 
 
 @pytest.mark.parametrize(("model", "body"), [("stuck", {"stuck": True}), ("slow", {"seconds": 3600})])
@@ -137,7 +137,7 @@ def test_who_waited_behind_a_stuck_request_is_told_so(hasty: Server, later: Late
     if answer.status != 200:
         assert (answer.status, answer.json["type"]) == (503, "DeadlineExceededException")
         assert re.search(
-            "not begun|waited .* in the queue", answer.json["message"]
+            "did not begin|waited .* in the queue", answer.json["message"]
         )  # nginx, or the next process, says it
         assert answer.json["retryable"]
 
@@ -158,7 +158,7 @@ def test_who_waited_behind_a_stuck_text_is_told_so_too(start: Start, models: Pat
             os.kill(pid, signal.SIGCONT)
 
     assert (answer.status, answer.json["type"]) == (503, "DeadlineExceededException"), answer.body
-    assert "not begun" in answer.json["message"]
+    assert "did not begin" in answer.json["message"]
     assert answer.json["retryable"]
 
 

@@ -65,10 +65,10 @@ def test_errors_are_those_of_the_client_with_our_message(client: openai.OpenAI, 
         client.chat.completions.create(model="missing", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="context has 64"):
         client.chat.completions.create(model="talker", messages=HELLO, max_tokens=500)
-    with pytest.raises(openai.NotFoundError, match="does not answer /v1/chat/completions"):
+    with pytest.raises(openai.NotFoundError, match="does not support the path /v1/chat/completions"):
         client.chat.completions.create(model="trees", messages=HELLO)
     straight = client.with_options(default_headers={"TargetModel": "talker"})
-    with pytest.raises(openai.NotFoundError, match="asks for model 'missing'"):
+    with pytest.raises(openai.NotFoundError, match="names model 'missing'"):
         straight.chat.completions.create(model="missing", messages=HELLO)
     assert straight.chat.completions.create(model="", messages=HELLO, max_tokens=1).model == "talker"
     assert server.request("GET", "/v1/chat/completions").status == 405

@@ -63,7 +63,7 @@ def test_each_thing_that_may_be_wrong_is_told_apart(s3: BucketServer, server: Se
     refused(server.invoke("echo", b"s3://inputs/in/none", LIST), 400, "bucket 'inputs' has no key 'in/none'")
     refused(server.invoke("echo", b"s3://nowhere/x", LIST), 403, "s3://nowhere/x")
     refused(server.invoke("echo", hidden, LIST), 403, "access denied", "s3:GetObject")
-    refused(server.invoke("echo", outside, LIST), 403, "may not be read", "SERVE_S3_INPUTS")
+    refused(server.invoke("echo", outside, LIST), 403, "not below any prefix", "SERVE_S3_INPUTS")
     refused(server.invoke("echo", huge, LIST), 413, "4194305", "SERVE_MAX_PAYLOAD_MB")
     refused(server.invoke("echo", b"https://x/y", LIST), 400, "s3://BUCKET/KEY")
 
@@ -84,7 +84,7 @@ def test_a_slow_object_holds_up_nobody(later: Later, start: Start, models: Path)
         waiting = later(server.invoke, "echo", b"s3://b/k", LIST)
         wait_until(lambda: server.model("echo")["inFlight"] == 1)
         assert server.invoke("echo", b"x", "text/csv").status == 200
-        refused(waiting.result(), 503, "S3 has not given the object", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
+        refused(waiting.result(), 503, "S3 did not return the object", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
         wait_until(lambda: server.model("echo")["inFlight"] == 0)
 
 
@@ -93,9 +93,19 @@ def test_a_slow_object_holds_up_nobody(later: Later, start: Start, models: Path)
     [
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "s3://inputs/ready", 403, "SignatureDoesNotMatch"),
         ({"AWS_ACCESS_KEY_ID": "nobody"}, "s3://inputs/ready", 403, "InvalidAccessKeyId"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "s3://inputs/ready", 403, "no AWS credentials"),
-        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "s3://inputs/ready", 503, "cannot be reached"),
-        ({"AWS_ACCESS_KEY_ID": "owner", "AWS_SECRET_ACCESS_KEY": "owner-secret"}, "s3://no-such/x", 400, "no bucket"),
+        (
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+            "s3://inputs/ready",
+            403,
+            "AWS credentials are missing",
+        ),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "s3://inputs/ready", 503, "cannot connect to S3"),
+        (
+            {"AWS_ACCESS_KEY_ID": "owner", "AWS_SECRET_ACCESS_KEY": "owner-secret"},
+            "s3://no-such/x",
+            400,
+            "does not exist",
+        ),
     ],
     ids=["a wrong secret", "an unknown key", "no credentials", "no way there", "no such bucket"],
 )

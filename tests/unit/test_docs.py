@@ -53,7 +53,7 @@ def test_every_generated_table_has_a_place() -> None:
     assert all(make().count("\n") > 2 for make in reference.TABLES.values())
 
 
-def test_the_table_of_model_toml_is_the_card() -> None:
+def test_the_table_of_model_toml_has_every_key() -> None:
     """Each key of a model.toml has a row."""
     section = page("models/index.md").split("\n## model.toml\n")[1].split("\n## ")[0]
     shown = set(re.findall(r"^\| `\[?(\w+)\]?`", section, re.M))

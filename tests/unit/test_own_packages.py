@@ -30,12 +30,12 @@ def site(tmp_path: Path) -> Path:
     ("text", "unmet"),
     [
         ("tiny\ntiny>=1,<2  # a comment\n\n# another\nother-thing==2.0", []),
-        ("tiny==2", ["tiny==2 (1.5 is here)"]),
+        ("tiny==2", ["tiny==2 (1.5 is installed)"]),
         ("absent", ["absent (not installed)"]),
         ("absent; python_version < '3'", []),
         ("tiny[more]", ["tiny[more]: absent>=3 (not installed)"]),
         ("--index-url https://example.org\n-e .\ntiny==1.5 --hash=sha256:00", []),
-        ("tiny \\\n  >=2", ["tiny   >=2 (1.5 is here)"]),
+        ("tiny \\\n  >=2", ["tiny   >=2 (1.5 is installed)"]),
         ("-r more.txt", ["absent (not installed)"]),
         ("copied-by-hand", []),
         ("sagemaker-inference>=1.5", []),
@@ -60,20 +60,20 @@ def test_what_is_missing_makes_the_model_unusable_unless_it_may_be_installed(tmp
     with pytest.raises(ModelUnusable) as refused:
         own_packages.prepare(config(tmp_path), settings.read({"SERVE_RUN_DIR": str(tmp_path)}))
     assert refused.value.message == (
-        "code/requirements.txt asks for what is not here: no-such-package-here==1 (not installed)"
+        "missing packages of code/requirements.txt: no-such-package-here==1 (not installed)"
     )
-    for way in ("pip install --target code/lib", "an image built on this one", "SERVE_ALLOW_PIP=true"):
+    for way in ("pip install --target code/lib", "image built on this one", "SERVE_ALLOW_PIP=true"):
         assert way in refused.value.hint
-    assert "loosen" not in refused.value.hint
+    assert "relax" not in refused.value.hint
 
 
-def test_a_pin_that_the_image_does_not_meet_is_one_that_may_be_loosened(tmp_path: Path) -> None:
+def test_a_pin_that_the_image_does_not_meet_may_be_relaxed(tmp_path: Path) -> None:
     """Projects pin the torch of the day, and run with another."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "requirements.txt").write_text("numpy==1.0\n")
-    with pytest.raises(ModelUnusable, match=r"numpy==1.0 \(\d.* is here\)") as refused:
+    with pytest.raises(ModelUnusable, match=r"numpy==1.0 \(\d.* is installed\)") as refused:
         own_packages.prepare(config(tmp_path), settings.read({"SERVE_RUN_DIR": str(tmp_path)}))
-    assert refused.value.hint.startswith("loosen what need not be that very version; put it into the archive")
+    assert refused.value.hint.startswith("relax the version pin; put the packages into the archive")
 
 
 def test_a_model_with_nothing_of_its_own_needs_no_fresh_interpreter(tmp_path: Path) -> None:

@@ -55,11 +55,11 @@ class Asked:
     request: Request
     item: Any = None
     arrived: float = field(default_factory=time.monotonic)
-    began: float = 0.0
+    begun_monotonic: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
     def begin(self, now: float) -> None:
-        self.began = now
+        self.begun_monotonic = now
 
     def reply(self, reply: Reply) -> None:
         self.answers.append((reply.content_type, reply.body))

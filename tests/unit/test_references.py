@@ -12,7 +12,7 @@ from serve import settings
 from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
 from serve.handlers.base import Request
 from serve.runner import references as s3
-from serve.runner.jobs import Job, Poll
+from serve.runner.jobs import ConnectionJob, Poll
 from serve.runner.references import Reference, References
 
 ASKED = Reference("b", "in/a.csv")
@@ -37,12 +37,12 @@ def test_one_line_is_the_object_and_comments_are_not(body: bytes) -> None:
         (b"", "0 URIs"),
         (b"# nothing\n", "0 URIs"),
         (b"s3://b/1\ns3://b/2\n", "2 URIs"),
-        (b"https://b.s3.amazonaws.com/k", "not an object of S3"),
-        (b"s3://b", "not an object"),
-        (b"s3://b/", "not an object"),
-        (b"s3:///k", "not an object"),
+        (b"https://b.s3.amazonaws.com/k", "invalid URI of an S3 object"),
+        (b"s3://b", "invalid URI"),
+        (b"s3://b/", "invalid URI"),
+        (b"s3:///k", "invalid URI"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"s3://b/" + b"k" * 5000, "longer than one URI"),
+        (b"s3://b/" + b"k" * 5000, "has 5007 bytes, the limit is 4096"),
     ],
 )
 def test_anything_else_is_a_bad_request(body: bytes, says: str) -> None:
@@ -69,7 +69,7 @@ def test_nothing_may_be_read_by_default() -> None:
     """The setting is named."""
     with pytest.raises(Forbidden) as refused:
         s3.check(ASKED, ())
-    assert "SERVE_S3_INPUTS, now: nothing" in refused.value.hint
+    assert "SERVE_S3_INPUTS, now: none" in refused.value.hint
 
 
 def said(code: str, status: int, message: str = "") -> Any:
@@ -83,21 +83,21 @@ def said(code: str, status: int, message: str = "") -> Any:
     ("error", "kind", "says"),
     [
         (said("NoSuchKey", 404), BadRequest, "no key 'in/a.csv'"),
-        (said("NoSuchBucket", 404), BadRequest, "no bucket 'b'"),
+        (said("NoSuchBucket", 404), BadRequest, "bucket 'b' does not exist"),
         (said("AccessDenied", 403, "Access Denied"), Forbidden, "s3:GetObject"),
         (said("AccessDenied", 403, "not authorized to perform: kms:Decrypt"), Forbidden, "give the role kms:Decrypt"),
         (said("KMS.DisabledException", 400, "key is disabled"), Forbidden, "cannot be decrypted"),
-        (said("InvalidAccessKeyId", 403), Forbidden, "not accepted: InvalidAccessKeyId"),
-        (said("ExpiredToken", 400), Forbidden, "not accepted: ExpiredToken"),
+        (said("InvalidAccessKeyId", 403), Forbidden, "rejects the container's AWS credentials: InvalidAccessKeyId"),
+        (said("ExpiredToken", 400), Forbidden, "rejects the container's AWS credentials: ExpiredToken"),
         (said("PermanentRedirect", 301, "use eu-west-1"), BadRequest, "another region than us-east-1: use eu-west-1"),
         (said("AuthorizationHeaderMalformed", 400, "expecting 'eu-west-1'"), BadRequest, "AWS_REGION"),
         (said("InvalidObjectState", 403), BadRequest, "restore"),
         (said("SlowDown", 503), Unavailable, "SlowDown"),
         (said("TooManyRequests", 429), Unavailable, "TooManyRequests"),
         (said("InvalidRequest", 400, "odd"), BadRequest, "InvalidRequest: odd"),
-        (boto.NoCredentialsError(), Forbidden, "no AWS credentials"),
+        (boto.NoCredentialsError(), Forbidden, "AWS credentials are missing"),
         (boto.ParamValidationError(report="Invalid bucket name"), BadRequest, "Invalid bucket name"),
-        (boto.EndpointConnectionError(endpoint_url="https://x"), Unavailable, "cannot be reached"),
+        (boto.EndpointConnectionError(endpoint_url="https://x"), Unavailable, "cannot connect to S3"),
         (boto.ConnectTimeoutError(endpoint_url="https://x"), Unavailable, "VPC"),
         (boto.ReadTimeoutError(endpoint_url="https://x"), Unavailable, "ReadTimeoutError"),
         (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), Unavailable, "IncompleteReadError"),
@@ -123,8 +123,8 @@ def test_a_thread_that_cannot_start_costs_its_own_request_only(monkeypatch: pyte
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    references.begin(cast(Job, job))
-    references.begin(cast(Job, job))
+    references.add(cast(ConnectionJob, job))
+    references.add(cast(ConnectionJob, job))
 
     assert [(each.status, each.message.partition(":")[0]) for each in failed] == [
         (507, "the model failed on this request")

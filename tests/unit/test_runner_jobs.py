@@ -13,7 +13,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Reply, Request
 from serve.http.wire import Connection
-from serve.runner.jobs import Answers, Batches, Job
+from serve.runner.jobs import Answers, Batches, ConnectionJob
 from serve.slots import Slots
 
 
@@ -43,11 +43,11 @@ class FakeJob:
     item: int
     request: Request = field(default_factory=lambda: Request(body=b"", content_type=""))
     arrived: float = field(default_factory=time.monotonic)
-    began: float = 0.0
+    begun_monotonic: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
     def begin(self, now: float) -> None:
-        self.began = now
+        self.begun_monotonic = now
 
     def reply(self, reply: Reply) -> None:
         self.answers.append(reply.body)
@@ -176,18 +176,18 @@ def test_a_batch_is_not_looked_through_for_each_of_its_members(tmp_path: Path) -
     """The newest arrival at work is told, whatever order they begin in, and again when the newest has left."""
     slot = Slots(tmp_path / "slots", create=True).slot(70)
     answers = Answers("m", NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
-    answers.joined = joined = Counted()
+    answers._joined = joined = Counted()
     now = time.monotonic()
     peers, jobs = [], []
     for age in range(50):
         ours, theirs = socket.socketpair()
         peers.append(theirs)
-        jobs.append(Job(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
+        jobs.append(ConnectionJob(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
         joined[ours.fileno()] = jobs[-1]
 
     def told() -> float:
         """Seconds since the arrival that the host is told of."""
-        return round(time.time() - slot.get("begun") / 1e3 - (time.monotonic() - now))
+        return round(time.time() - slot.get("begun_arrival_epoch_ms") / 1e3 - (time.monotonic() - now))
 
     for job in jobs[:-1]:
         job.begin(now)
