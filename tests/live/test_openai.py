@@ -61,7 +61,7 @@ def test_the_models_with_the_api_are_listed(client: openai.OpenAI) -> None:
 
 def test_errors_are_those_of_the_client_with_our_message(client: openai.OpenAI, server: Server) -> None:
     """From a web worker, from a runner, and from a model of another kind, on both lanes."""
-    with pytest.raises(openai.NotFoundError, match="there are: talker, trees"):
+    with pytest.raises(openai.NotFoundError, match="available: talker, trees"):
         client.chat.completions.create(model="missing", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="context has 64"):
         client.chat.completions.create(model="talker", messages=HELLO, max_tokens=500)
