@@ -34,9 +34,7 @@ class NothingLeft:
         return True
 
 
-def test_a_failed_load_is_answered_however_late_it_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_load_is_answered_after_its_pause_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if the pause after the failure is over: otherwise the model would stay neither loaded nor unloaded."""
     monkeypatch.setattr(host_model, "FIRST_PAUSE", 0.0)
     entry = Entry(name="m", path=tmp_path, archive=False)

@@ -8,7 +8,7 @@ from serve.web.invocations import UpstreamAttempt, broken, in_attributes
 
 
 def test_custom_attributes_may_name_the_model() -> None:
-    """Beside whatever else callers put there."""
+    """Beside other attributes."""
     assert in_attributes("trace=7,model_type=gpt2", "model_type") == "gpt2"
     assert in_attributes("model_type=gpt2; b=1", "model_type") == "gpt2"
     assert in_attributes("my_model_type=gpt2", "model_type") is None

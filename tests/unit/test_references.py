@@ -1,4 +1,4 @@
-"""References to S3: what is one, what it may point to, and what its failure means."""
+"""References to S3 objects: their form, the allowed prefixes, and the error for each failure."""
 
 import socket
 import threading
@@ -46,27 +46,27 @@ def test_one_line_is_the_object_and_comments_are_not(body: bytes) -> None:
     ],
 )
 def test_anything_else_is_a_bad_request(body: bytes, says: str) -> None:
-    """That says what it found."""
+    """The error states what was found."""
     with pytest.raises(BadRequest, match=says):
         s3.reference(body)
 
 
 @pytest.mark.parametrize("prefix", ["s3://b", "s3://b/", "s3://b/in", "s3://b/in/", "s3://b/in/a.csv"])
-def test_what_lies_under_a_prefix_may_be_read(prefix: str) -> None:
+def test_an_object_below_a_prefix_is_allowed(prefix: str) -> None:
     """With or without a slash at its end."""
     s3.check(ASKED, ("s3://other", prefix))
 
 
 @pytest.mark.parametrize("prefix", ["s3://b/i", "s3://b/in/a", "s3://bb", "s3://b/out", "s3://b/in/a.csv/"])
-def test_what_only_begins_alike_may_not(prefix: str) -> None:
+def test_a_key_that_only_begins_like_a_prefix_is_not_allowed(prefix: str) -> None:
     """s3://b/in allows nothing in s3://b/in-secret."""
     with pytest.raises(Forbidden) as refused:
         s3.check(ASKED, (prefix,))
     assert "SERVE_S3_INPUTS" in refused.value.hint
 
 
-def test_nothing_may_be_read_by_default() -> None:
-    """The setting is named."""
+def test_no_object_is_allowed_by_default() -> None:
+    """The error names the setting."""
     with pytest.raises(Forbidden) as refused:
         s3.check(ASKED, ())
     assert "SERVE_S3_INPUTS, now: none" in refused.value.hint
@@ -103,15 +103,15 @@ def said(code: str, status: int, message: str = "") -> Any:
         (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), Unavailable, "IncompleteReadError"),
     ],
 )
-def test_each_failure_says_which_of_all_things_is_wrong(error: Exception, kind: type[ServeError], says: str) -> None:
-    """Bucket, key, permission, KMS, region, credentials or the way there."""
+def test_each_failure_has_its_error(error: Exception, kind: type[ServeError], says: str) -> None:
+    """Bucket, key, permission, KMS, region, credentials or network."""
     told = s3.explained(error, ASKED, "us-east-1")
     assert type(told) is kind
     assert says in f"{told.message}; {told.hint}"
     assert told.retryable == (kind is Unavailable)
 
 
-def test_a_thread_that_cannot_start_costs_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_start_fails_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The container's limit on processes is a 507; the next reference is fetched again."""
     failed: list[ServeError] = []
     listener, control, caller, ours = (end for _ in range(2) for end in socket.socketpair())
