@@ -95,14 +95,14 @@ class FlaskAlone:
 
     def __init__(self, models: Path) -> None:
         from serve import settings
-        from serve.catalog import scan
+        from serve.catalog.scan import publish
         from serve.slots import Slots
         from serve.web import app
 
         with tempfile.TemporaryDirectory() as run_dir:
             chosen = settings.read({"SERVE_MODEL_DIR": str(models), "SERVE_RUN_DIR": run_dir})
             Slots(chosen.slots, create=True)
-            scan.publish(chosen)
+            publish(chosen)
             self._app = app.create(chosen, 0)
 
     def invocation_ms(self, body: str, seconds: float) -> float:

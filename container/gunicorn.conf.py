@@ -1,4 +1,4 @@
-"""How gunicorn runs the web workers. Read by gunicorn itself; every number comes from serve.settings."""
+"""The configuration of gunicorn, which runs the web workers. The numbers that vary come from serve.settings."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ gunicorn.SERVER = f"sagemaker-serve/{__version__}"
 wsgi_app = "serve.web.wsgi:create()"
 bind = f"unix:{_settings.run_dir}/web.sock"
 workers = _settings.web_workers
-# A web worker only decides, in well under a millisecond; but a sync one waits for nginx to hang up after each answer,
-# and for the host where it asks why a model broke off. Measured in docs/decisions/0002-worker-class.md.
+# A web worker chooses a model in well under a millisecond. But it waits for nginx to hang up after each answer, and for
+# the host if it asks why a connection broke: hence threads. Measured in docs/decisions/0002-worker-class.md.
 worker_class = "gthread"
 threads = 4
 backlog = 2048
@@ -26,7 +26,7 @@ worker_tmp_dir = str(_settings.run_dir)  # gunicorn's heartbeat file; serverless
 control_socket_disable = True
 timeout = 30
 graceful_timeout = 5
-# nginx has refused what is too long (large_client_header_buffers), with an error of our shape.
+# nginx has refused longer headers (large_client_header_buffers), with an error in the server's own shape.
 limit_request_line = 0
 limit_request_field_size = 1 << 17
 loglevel = "warning"
@@ -41,14 +41,14 @@ logconfig_dict = {
 
 
 class logger_class(Logger):  # noqa: N801 (the name of the setting)
-    """Without an access log, which nginx writes: gunicorn would format each line and throw it away."""
+    """A logger without an access log, which nginx writes: gunicorn would format each line and drop it."""
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
         pass
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Each worker counts in a slot of its own, logs as we do, and does not outlive gunicorn."""
+    """Give the worker its own slot and the server's log format, and let it exit with gunicorn."""
     die_with_parent()
     wsgi.slot = worker.age - 1
     log.start("web", _settings.log_level)

@@ -84,7 +84,7 @@ def errors() -> str:
 
 def metrics() -> str:
     """Every metric of GET /metrics, as it is written for a server with one model."""
-    state = {"loads": 0, "evictions": 0, "died": 0, "load_seconds": 0.0, "runners": []}
+    state = {"loads": 0, "evictions": 0, "crashes": 0, "load_seconds": 0.0, "runners": []}
     model = SimpleNamespace(name="m", count=lambda _: 0, state=lambda: "absent", **state)
     store = SimpleNamespace(models={"m": model}, runners=SimpleNamespace(used=lambda: 0))
     with tempfile.TemporaryDirectory() as directory:

@@ -1,18 +1,18 @@
-"""Make the sample models to serve: each a sub-directory or a .tar.gz of one model directory.
+"""Makes the sample models: each is a sub-directory or a .tar.gz of one model directory.
 
-    python -m local_test.make_models                         all below, into local_test/models
-    python -m local_test.make_models --only gpt2 abalone-1   just these
+    python -m local_test.make_models                         all small models, into local_test/models
+    python -m local_test.make_models --only gpt2 abalone-1   only these
     python -m local_test.make_models --size full             also MiniLM; GPT-2 and BART full size, random weights
     python -m local_test.make_models --hub openai-community/gpt2   also a model of the Hugging Face Hub
 
-What is there already is left alone; delete a model to make it anew.
+A model that exists is not made again; delete it first.
 """
 
 import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from local_test.recipes.packages import CannotMake
 HERE = Path(__file__).parent
 Make = Callable[[Path, Path], None]
 
-# The file or directory of each model, and what writes it: make(target, cache).
+# The file or directory of each model, and the function that writes it: make(target, cache).
 SMALL: dict[str, Make] = {
     **{name: partial(trained.copy, name=name) for name in trained.NAMES},
     "abalone-1": abalone.make_first,
@@ -36,54 +36,57 @@ FULL: dict[str, Make] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the models that the command line names. Returns 1 if one could not be made."""
     parser = argparse.ArgumentParser(
         prog="python -m local_test.make_models",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", nargs="?", type=Path, default=HERE / "models", metavar="DIR")
-    parser.add_argument("--hub", action="append", default=[], metavar="ID", help="a model of the Hub; may be repeated")
+    parser.add_argument(
+        "--hub", action="append", default=[], metavar="ID", help="a model of the Hugging Face Hub; may be repeated"
+    )
     parser.add_argument("--size", choices=["small", "full"], default="small")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="of these: " + ", ".join([*SMALL, *FULL]))
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these: " + ", ".join([*SMALL, *FULL]))
+    arguments = parser.parse_args(argv)
     try:
-        wanted = recipes(asked.size, asked.only, asked.hub)
+        wanted = recipes(arguments.size, arguments.only, arguments.hub)
     except CannotMake as unknown:
         parser.error(str(unknown))
-    asked.directory.mkdir(parents=True, exist_ok=True)
+    arguments.directory.mkdir(parents=True, exist_ok=True)
     width = max(map(len, wanted), default=0)
     failures = 0
     for name, make in wanted.items():
         try:
-            outcome = make_one(name, make, asked.directory / name, HERE / ".cache", f"{name:{width}}  ")
-        except CannotMake as refused:
-            outcome = f"failed: {refused}"
+            outcome = make_one(name, make, arguments.directory / name, HERE / ".cache", f"{name:{width}}  ")
+        except CannotMake as error:
+            outcome = f"failed: {error}"
             failures += 1
         print(f"{name:{width}}  {outcome}", flush=True)
-    print(f"{asked.directory}: {len(wanted) - failures} of {len(wanted)} models")
+    print(f"{arguments.directory}: {len(wanted) - failures} of {len(wanted)} models")
     return 1 if failures else 0
 
 
 def recipes(size: str, only: list[str] | None, hub_ids: list[str]) -> dict[str, Make]:
-    """What to make, by name; `--only` may leave out the .tar.gz, and reaches the full-size ones by itself."""
+    """The recipes by name. `only` may omit .tar.gz, and may name full-size models. Raises CannotMake."""
     wanted = SMALL | (FULL if size == "full" else {})
     if only is not None:
         known = {name.removesuffix(".tar.gz"): name for name in SMALL | FULL}
         unknown = [name for name in only if name.removesuffix(".tar.gz") not in known]
         if unknown:
-            raise CannotMake(f"no recipe for {', '.join(unknown)}; there are {', '.join(SMALL | FULL)}")
+            raise CannotMake(f"unknown model: {', '.join(unknown)}; known models: {', '.join(SMALL | FULL)}")
         chosen = [known[name.removesuffix(".tar.gz")] for name in only]
         wanted = {name: make for name, make in (SMALL | FULL).items() if name in chosen}
     return wanted | {hub.model_name(hub_id): partial(hub.make, hub_id=hub_id) for hub_id in hub_ids}
 
 
 def make_one(name: str, make: Make, target: Path, cache: Path, margin: str) -> str:
-    """Make one model under a hidden name and rename it, so that a server never sees half of one."""
+    """Makes one model under a hidden name, then renames it: a server never finds an incomplete model."""
     if trained.outdated(target) or (name in trained.NAMES and make is not SMALL[name] and trained.ours(target)):
-        remove(target)  # weights were committed since, or the Hub's gpt2 is wanted in place of ours
+        remove(target)  # the committed weights changed, or the Hub's gpt2 replaces this repository's
     if target.exists():
-        return f"there   {megabytes(target)}"
+        return f"exists  {megabytes(target)}"
     print(f"{margin}making", flush=True)
     began = time.monotonic()
     partial_target = target.with_name(f".making-{name}")

@@ -1,6 +1,6 @@
-"""A multi-model endpoint from nothing, by boto3: upload, create, invoke, delete.
+"""A multi-model endpoint with boto3: upload, create, invoke, delete.
 
-On AWS it runs as it is, given IMAGE, ROLE and BUCKET. Here `python -m local_test.platform` prints what to export.
+On AWS, set IMAGE, ROLE and BUCKET. Locally, export the variables that `python -m local_test.platform` prints.
 """
 
 import io
@@ -23,7 +23,7 @@ NAME = "abalone"
 def main() -> None:
     s3, sagemaker, runtime = (boto3.client(each) for each in ("s3", "sagemaker", "sagemaker-runtime"))
 
-    # Models are objects below one prefix; a new one is a new object, and nothing else.
+    # Models are objects below one prefix. To add a model, upload an object.
     s3.create_bucket(Bucket=BUCKET)
     for name in ("abalone-1.tar.gz", "abalone-2.tar.gz"):
         s3.put_object(Bucket=BUCKET, Key=f"abalone/{name}", Body=packed(MODELS / name))
@@ -51,22 +51,24 @@ def main() -> None:
 
 
 def packed(archive: Path) -> bytes:
-    """A sample model as .tar.gz: an archive already, or a directory of the name without its suffix."""
+    """A sample model as .tar.gz, from an archive or from the directory with the name of the archive."""
     if archive.exists():
         return archive.read_bytes()
     directory = archive.with_name(archive.name.removesuffix(".tar.gz"))
-    whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w:gz") as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         tar.add(directory, arcname=".")
-    return whole.getvalue()
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":
     try:
         main()
     except (EndpointConnectionError, NoCredentialsError, NoRegionError) as error:
-        sys.exit(f"{error}\nStart `python -m local_test.platform` in another shell, and export here what it prints.")
+        sys.exit(
+            f"{error}\nStart `python -m local_test.platform` in another shell, and export the variables that it prints."
+        )
     except WaiterError as error:
         sys.exit(f"{error}\n{error.last_response.get('FailureReason', '')}")
     except FileNotFoundError as error:
-        sys.exit(f"{error}\nThe sample models are made by `make models`.")
+        sys.exit(f"{error}\nRun `make models` to make the sample models.")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sends a file as the platform would: predict.sh FILE [CONTENT_TYPE] [--target NAME]. URL is http://127.0.0.1:8080.
-# The answer goes to stdout, status and time to stderr; any status but 2xx exits 1.
+# Sends a file as SageMaker does: predict.sh FILE [CONTENT_TYPE] [--target NAME]. URL defaults to http://127.0.0.1:8080.
+# Prints the answer to stdout, status and time to stderr. Exits 1 unless the status is 2xx.
 set -euo pipefail
 if [[ ${1-} == -h || ${1-} == --help ]]; then sed -n '2,/^set /s/^# //p' "$0"; exit; fi
 
@@ -24,11 +24,11 @@ case $file in
   *) guess=application/json ;;
 esac
 
-# --data-binary: --data would take the newlines out of CSV. The body passes on to stdout, curl's figures are caught.
+# --data-binary: --data would remove the newlines of CSV. curl's body goes to stdout, its figures to the variable.
 exec 3>&1
 figures=$(curl --silent --no-buffer --header "Content-Type: ${type:-$guess}" "${headers[@]}" --data-binary "@$file" \
   --write-out '%{stderr}%{http_code} %{time_total}' "$url/invocations" 2>&1 >&3) ||
-  { echo "predict.sh: no answer from $url: is it being served? (make run)" >&2; exit 1; }
+  { echo "predict.sh: no answer from $url: start the server (make run)" >&2; exit 1; }
 read -r status seconds <<<"$figures"
 printf '\n%s in %.1f ms\n' "$status" "${seconds}e3" >&2
 [[ $status == 2* ]]

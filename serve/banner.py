@@ -1,14 +1,15 @@
-"""What the server says of itself at the start: what it chose and why, and what to try."""
+"""The text that the server prints at its start: the settings with their sources, the models, and requests to try."""
 
 import json
 import shlex
 
+from serve.catalog import examples
 from serve.catalog.catalog import Catalog
 from serve.settings import MB, Settings
 
 
 def text(settings: Settings, catalog: Catalog) -> str:
-    """A few aligned lines: each choice with its source."""
+    """A line for each important setting, with its source, and for each model."""
     source = settings.sources
     rows = [
         ("port", str(settings.port), source["port"]),
@@ -37,14 +38,15 @@ def text(settings: Settings, catalog: Catalog) -> str:
 
 
 def curls(settings: Settings, catalog: Catalog) -> str:
-    """Up to three commands to paste, one a handler, from the examples the models carry."""
+    """Up to three commands to paste, one for each handler."""
     lines, handlers = [], set()
     for entry in catalog.entries.values():
         config = entry.config
-        if config is None or config.example is None or config.handler in handlers:
+        example = examples.of(config) if config and config.handler not in handlers else None
+        if config is None or example is None:
             continue
         handlers.add(config.handler)
-        body, media = config.example.body, config.example.content_type
+        body, media = example.body, example.content_type
         command = f"curl localhost:{settings.port}/invocations -H 'Content-Type: {media}'"
         if media == "application/json" and _is_object(body):
             named = {settings.model_field: entry.name, **json.loads(body)}

@@ -1,6 +1,6 @@
-"""The processes the launcher starts, and those that come to it as orphans: born, signalled, awaited, reaped, killed.
+"""The child processes of the launcher: started, signalled, awaited, reaped, killed; adopted orphans as well.
 
-Nothing outlives the launcher: each child asks the kernel to be killed with its parent.
+No child outlives the launcher: each asks the kernel to be killed with its parent.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 class Children:
-    """Ours, by name. `ended` is the first of them that has, with its status."""
+    """The children, by name. `ended` is the name and the exit status of the first that has exited."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -35,7 +35,7 @@ class Children:
         self._woken, self._waker = socket.socketpair()
 
     def adopt(self) -> None:
-        """Take in orphans, and let a signal end every pause."""
+        """Become the parent of orphaned descendants, and let any signal end a `pause`."""
         _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
@@ -44,19 +44,19 @@ class Children:
     def spawn(
         self, name: str, command: list[str], environ: Mapping[str, str], with_parent: int = signal.SIGKILL
     ) -> None:
-        """Start one; `with_parent` is the signal it gets when we end."""
+        """Start a child. The kernel sends it the signal `with_parent` when this process exits."""
         child = subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - one thread here
+            preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - the launcher has one thread
         )
-        child.returncode = 0  # we reap, not Popen
+        child.returncode = 0  # `reap` waits for it, so that Popen must not
         self._names[child.pid] = name
 
     def pause(self, seconds: float) -> None:
-        """Until a signal comes, or so long."""
+        """Wait for a signal, for at most so long."""
         self._woken.settimeout(seconds)
         try:
             self._woken.recv(4096)
@@ -64,7 +64,7 @@ class Children:
             pass
 
     def reap(self) -> None:
-        """Take every child that has ended, orphans too."""
+        """Reap every child that has exited, orphans included."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -82,14 +82,14 @@ class Children:
                 os.kill(pid, number)
 
     def await_end(self, name: str, until: float) -> None:
-        """Until it has ended, or it is `until` (time.monotonic())."""
+        """Wait until the child has exited, or until `until` (time.monotonic())."""
         while name in self._names.values() and time.monotonic() < until:
             self.reap()
             if name in self._names.values():
                 self.pause(min(0.05, max(0.0, until - time.monotonic())) or 0.01)
 
     def kill_all(self) -> None:
-        """Whoever is left, and whoever they leave to us: until we have no child."""
+        """Kill all children, and the orphans that they leave, until none is left."""
         until = time.monotonic() + 3.0
         while time.monotonic() < until:
             self.reap()

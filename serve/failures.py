@@ -1,6 +1,6 @@
-"""When the machine has run out of something: recognised in any library's words, told as one error, and made good.
+"""Which exceptions mean "out of a resource", "device lost" or "not installed", and the error to answer for each.
 
-Memory, device memory, processes, file descriptors and disk all mean the same to the platform: 507, unload something.
+Memory, device memory, processes, file descriptors and disk space are all 507: the platform then unloads a model.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ HINTS = {
     "device memory": "send less at once, unload a model, or take an instance whose devices have more memory",
     "processes": "unload a model, or raise the container's limit on processes (docker run --pids-limit, ulimit -u)",
     "file descriptors": "unload a model, or raise the limit on open files (docker run --ulimit nofile=)",
-    "disk space": "delete something there, give it a larger disk, or point SERVE_RUN_DIR to one",
+    "disk space": "delete files there, use a larger disk, or set SERVE_RUN_DIR to one",
 }
 _BY_ERRNO = {
     errno.ENOMEM: "memory",
@@ -27,8 +27,7 @@ _BY_ERRNO = {
     errno.ENOSPC: "disk space",
     errno.EDQUOT: "disk space",
 }
-# What libraries say in their own exceptions: torch on a processor and on CUDA, cuBLAS, cuDNN, XGBoost, safetensors,
-# ONNX Runtime.
+# Messages of torch on a processor and on CUDA, of cuBLAS, cuDNN, XGBoost, safetensors and ONNX Runtime.
 _MEMORY = re.compile(
     r"out of memory|(can(no|')t|failed to) allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation|kind: OutOfMemory",
     re.IGNORECASE,
@@ -37,7 +36,7 @@ _DEVICE = re.compile(r"cuda|cublas|cudnn|\bhip\b", re.IGNORECASE)
 
 
 def exhausted(error: BaseException) -> DoesNotFit | None:
-    """The error to answer when `error`, or what led to it, means that something has run out; None for all others."""
+    """The 507 to answer if `error`, or an error that it was raised from, means that a resource ran out; else None."""
     for each in chain(error):
         if isinstance(each, DoesNotFit):
             return each
@@ -49,7 +48,7 @@ def exhausted(error: BaseException) -> DoesNotFit | None:
 
 
 def _what(error: BaseException) -> str | None:
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, of whatever device
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, for every kind of device
         return "device memory"
     if isinstance(error, MemoryError):
         return "memory"
@@ -63,12 +62,12 @@ def _what(error: BaseException) -> str | None:
 
 
 def of_a_library(error: BaseException) -> bool:
-    """Whether its words are a library's: a ValueError or KeyError may quote what a caller sent."""
+    """Whether the message is a library's own. That of a ValueError or KeyError may quote the caller's input."""
     return type(error).__module__ != "builtins" or isinstance(error, RuntimeError)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from or while handling, newest first."""
+    """The error, and the errors that it was raised from or during, newest first."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:
@@ -78,7 +77,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def give_back(error: BaseException) -> None:
-    """Free what the failed work still holds: its frames' variables, cycles, torch's cache, the heap's free pages."""
+    """Free the memory of failed work: variables of its frames, cycles, torch's cache, free pages of the heap."""
     for each in chain(error):
         traceback.clear_frames(each.__traceback__)
     gc.collect()
@@ -88,8 +87,8 @@ def give_back(error: BaseException) -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-# As CUDA's driver words them, for torch, XGBoost and ONNX Runtime alike. "invalid argument", "no kernel image" and
-# their like are told of one call, and leave the rest as it was.
+# Messages of CUDA's driver, which torch, XGBoost and ONNX Runtime quote. "invalid argument", "no kernel image" and
+# similar ones concern one call only, and the device remains usable.
 _LOST = re.compile(
     r"illegal memory access|device-side assert|misaligned address|unspecified launch failure|launch timed out"
     r"|illegal instruction was encountered|invalid program counter|hardware stack error|global/shared address space"
@@ -98,18 +97,18 @@ _LOST = re.compile(
 )
 
 
-# A package that is imported for one kind of model -> the extra of our own package that installs it.
+# A package that some models need -> the extra of this project's package that installs it.
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "text"),
     **dict.fromkeys(("sklearn", "skops", "joblib"), "sklearn"),
     "onnxruntime": "onnx",
     "boto3": "s3",
 }
-IMAGE_EXTRAS = ("sklearn", "onnx")  # what the image has only when it is built with EXTRAS
+IMAGE_EXTRAS = ("sklearn", "onnx")  # installed in the image only if it is built with EXTRAS
 
 
 def not_installed(error: BaseException) -> ModelUnusable | None:
-    """The error to answer when `error`, or what led to it, is the import of a framework that is not installed."""
+    """The 424 to answer if `error`, or an error that it was raised from, is a missing framework; else None."""
     for each in chain(error):
         if isinstance(each, ModuleNotFoundError) and each.name in EXTRAS:  # a missing part of one is named with a dot
             return ModelUnusable(f"{each.name} is not installed: this model needs it", hint=how_to_install(each.name))
@@ -117,21 +116,21 @@ def not_installed(error: BaseException) -> ModelUnusable | None:
 
 
 def how_to_install(framework: str) -> str:
-    """The next step where a package of EXTRAS is missing."""
+    """How to install a package of EXTRAS."""
     extra = EXTRAS[framework]
     image = f', or build the image with --build-arg EXTRAS="{extra}"' if extra in IMAGE_EXTRAS else ""
     return f"pip install 'sagemaker-serve[{extra}]'{image}"
 
 
 def lost(error: BaseException) -> DeviceLost | None:
-    """The error to answer when `error`, or what led to it, means that the device is lost; None for all others."""
+    """The 500 to answer if `error`, or an error that it was raised from, means a lost device; else None."""
     for each in chain(error):
         if isinstance(each, DeviceLost):
             return each
         if of_a_library(each) and _LOST.search(str(each)):
-            said = str(each).partition("\n")[0][:300]  # torch goes on with advice for whoever has a debugger
+            message = str(each).partition("\n")[0][:300]  # without torch's advice on debugging
             return DeviceLost(
-                f"the model's process can no longer use its device: {type(each).__name__}: {said}",
-                hint="another process takes its place, with the next request; the log has the traceback",
+                f"the model's process can no longer use its device: {type(each).__name__}: {message}",
+                hint="retry: the next request starts a new process; the log has the traceback",
             )
     return None

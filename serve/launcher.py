@@ -1,4 +1,4 @@
-"""PID 1: starts host, gunicorn and nginx, passes the stop on; when one of them ends, all end (serve/children.py)."""
+"""PID 1: starts host, gunicorn and nginx, and stops them on a signal. When one of them ends, all end."""
 
 import fcntl
 import logging
@@ -24,7 +24,7 @@ from serve.slots import Slots
 log = logging.getLogger(__name__)
 
 GUNICORN_CONF = Path(__file__).with_name("gunicorn.conf.py")
-# The platform sends SIGKILL 30 s after SIGTERM: be gone, with status 0, well before.
+# SageMaker sends SIGKILL 30 s after SIGTERM. The server exits with status 0 before that.
 END_WITHIN = 24.0
 BAD_SETTING = 2  # the exit status of `serve`, and of the host, for a setting that cannot be used
 
@@ -34,6 +34,7 @@ class Launcher:
         self._settings = settings
         self._children = Children()
         self._stopping = False
+        self._found = Catalog([])  # until the host has published its catalog
 
     def run(self) -> int:
         """Serve until a signal (status 0), until a process ends (1), or not at all (2: a setting cannot be used)."""
@@ -50,7 +51,7 @@ class Launcher:
             name, status = self._children.ended
             if (name, status) == ("host", BAD_SETTING):  # and printed which
                 return status
-            log.critical("ended, so all end", extra={"part": name, "status": status})
+            log.critical("a process ended, so the server stops", extra={"part": name, "status": status})
             return 1
         finally:
             self._children.signal("nginx", signal.SIGTERM)
@@ -75,31 +76,31 @@ class Launcher:
         self._await(settings.catalog)
         if not self._going():
             return
-        found = Catalog.read(settings.catalog)
-        print(banner.text(settings, found), flush=True)
+        self._found = Catalog.read(settings.catalog)
+        print(banner.text(settings, self._found), flush=True)
         conf = settings.run_dir / "nginx.conf"
-        conf.write_text(nginx.rendered(settings, found))
+        conf.write_text(nginx.rendered(settings, self._found))
         self._await(settings.run_dir / "web.sock")
         where = ["-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf)]
-        # SIGTERM, not SIGKILL: the nginx master must take its workers with it.
+        # SIGTERM, not SIGKILL: on SIGTERM the nginx master stops its workers.
         command = [nginx.program(), *where, "-g", "daemon off;"]
         self._children.spawn("nginx", command, environ, with_parent=signal.SIGTERM)
 
     def _await(self, path: Path) -> None:
-        """The door opens when someone is behind it; what ends meanwhile is seen by the next look."""
+        """Wait until a file exists, a process ends, or a signal arrives."""
         while not path.exists() and self._going():
             self._children.pause(0.01)
 
     def _wait_ready(self) -> None:
-        """Say once when the first /ping is 200, and what to try."""
+        """Wait for the first /ping with status 200, then print requests to try."""
         began = time.monotonic()
         run_dir, port = self._settings.run_dir, self._settings.port
         assert run_dir is not None
         while self._going():
-            # Asked behind nginx first, so that its log does not begin with our own impatience.
+            # The web workers are asked first, so that nginx logs no failed ping.
             if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
-                print(banner.curls(self._settings, Catalog.read(self._settings.catalog)), flush=True)
+                print(banner.curls(self._settings, self._found), flush=True)
                 return
             self._children.pause(0.05)
 
@@ -119,7 +120,7 @@ class Launcher:
     # Stopping.
 
     def _drain(self) -> None:
-        """/ping turns 503, the door closes, what is in flight is answered, then everyone goes."""
+        """Turn /ping to 503, stop accepting, answer the requests in flight, then stop all processes."""
         began = time.monotonic()
         log.info("draining")
         self._children.signal("host", signal.SIGTERM)
@@ -133,7 +134,7 @@ class Launcher:
 
 
 def _clear(settings: Settings) -> None:
-    """Take away what a server that was killed has left in the run directory, or another would answer to.
+    """Remove the files that a killed server has left in the run directory.
 
     Raises BadSetting when that server is alive.
     """
@@ -144,10 +145,10 @@ def _clear(settings: Settings) -> None:
         except OSError:
             pass
         else:
-            raise BadSetting(f"SERVE_RUN_DIR: {settings.run_dir}: another server runs there; name another directory")
+            raise BadSetting(f"SERVE_RUN_DIR: {settings.run_dir}: another server runs there; use another directory")
     for file in (settings.host_socket, settings.catalog):
         file.unlink(missing_ok=True)
-    # What was unpacked or installed may be of another archive by now; nginx would keep the bodies it had in files.
+    # Unpacked files and installed packages may be those of an older archive. nginx would keep spooled bodies.
     spools = (settings.run_dir / "body", settings.run_dir / "proxy")
     for directory in (settings.sockets, settings.unpacked, settings.packages, *spools):
         shutil.rmtree(directory, ignore_errors=True)
@@ -165,7 +166,7 @@ def _pings(family: int, address: str | tuple[str, int]) -> bool:
 
 
 def _refuse_missing_boto3(settings: Settings) -> None:
-    """Raise BadSetting where bodies may come from S3 and nothing can read S3."""
+    """Raise BadSetting where bodies may come from S3 and boto3 is missing."""
     if settings.s3_inputs and find_spec("boto3") is None:
         raise BadSetting(f"SERVE_S3_INPUTS: boto3 is not installed: {how_to_install('boto3')}")
 
@@ -176,17 +177,17 @@ def _refuse_taken(port: int) -> None:
         try:
             sock.bind(("0.0.0.0", port))
         except OSError as error:
-            raise BadSetting(f"port {port}: {error.strerror}; SAGEMAKER_BIND_TO_PORT moves it") from error
+            raise BadSetting(f"port {port}: {error.strerror}; SAGEMAKER_BIND_TO_PORT sets another port") from error
 
 
 def run(settings: Settings) -> int:
-    """Everything, from start to end; the exit status. Raises BadSetting for a port that is taken."""
+    """Run the server until it ends; its exit status. Raises BadSetting for a port in use."""
     _refuse_taken(settings.port)
     for stream in (sys.stdout, sys.stderr):
-        # nginx opens the log for itself; where it is a file, both must append or they write over each other.
+        # nginx opens the log by itself. If the log is a file, both must append, or they overwrite each other.
         flags = fcntl.fcntl(stream, fcntl.F_GETFL)
         fcntl.fcntl(stream, fcntl.F_SETFL, flags | os.O_APPEND)
-    # A file descriptor for each model's socket, two for each request: all that we are allowed.
+    # Each model's socket takes a file descriptor, each request two: raise the limit to the maximum.
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     made = None

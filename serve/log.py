@@ -1,4 +1,4 @@
-"""Logs as JSON, one line an event: what happened, to which model, with which numbers; never a payload."""
+"""The log: one JSON object a line for each event, with its model and its numbers. Payloads are never logged."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, process, event, then whatever `extra` held, then a traceback."""
+    """Formats an event as one JSON object: time (UTC), level, process, event, the fields of `extra`, a traceback."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class JsonLines(logging.Formatter):
 
 
 def start(process: str, level: str) -> None:
-    """Send this process's log to stderr; call once, at its entry."""
+    """Write this process's log to stderr. Call once, at its entry."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""What this container may use of the machine, and what a process really holds: cgroup v1 and v2, /proc."""
+"""The limits of this container (cgroup v1 and v2), and the memory of a process (/proc)."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ COUNTED = ("Private_Dirty:", "Private_Hugetlb:")  # of smaps_rollup
 
 
 def _own_cgroup(controller: str) -> list[Path]:
-    """This process's group and its parents, innermost first; a limit on any of them binds."""
+    """The cgroup of this process and its parents, innermost first. A limit on any of them applies."""
     found = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -40,7 +40,7 @@ def _number(path: Path) -> int | None:
 
 
 def limit() -> tuple[int, str]:
-    """Bytes this container may use, and where that was read."""
+    """Bytes that this container may use, and the source of the number."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     best, source = total, "machine"
     for group in _own_cgroup("memory"):
@@ -52,7 +52,7 @@ def limit() -> tuple[int, str]:
 
 
 def cpus() -> tuple[int, str]:
-    """Whole processors this container may use (at least 1), and where that was read."""
+    """Whole processors that this container may use (at least 1), and the source of the number."""
     best, source = float(len(os.sched_getaffinity(0))), "machine"
     for group in _own_cgroup("cpu"):
         try:
@@ -66,16 +66,16 @@ def cpus() -> tuple[int, str]:
 
 
 def budget(limit_bytes: int, fraction: float, web_workers: int) -> int:
-    """Bytes left for models: a fraction of the limit, less our own processes; at least a tenth of the limit."""
+    """Bytes for models: a fraction of the limit, less the server's own processes; at least a tenth of the limit."""
     ours = FORKSERVER + REST + WEB_WORKER * web_workers
     return max(int(limit_bytes * fraction) - ours, limit_bytes // 10)
 
 
 def private_bytes(pid: int) -> int:
-    """Bytes only this process holds (what its end gives back); 0 when it is gone.
+    """Private bytes of a process, which its end frees; 0 when it has ended.
 
-    Clean pages of mapped files are left out: they are the page cache's, which the kernel drops when it needs to, and
-    they change owner as soon as a second process maps the same file.
+    Clean pages of mapped files do not count: the kernel can drop them from the page cache, and they become shared as
+    soon as a second process maps the same file.
     """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -86,7 +86,7 @@ def private_bytes(pid: int) -> int:
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed a process of this container for memory."""
+    """How many processes of this container the kernel has killed for memory."""
     for group in _own_cgroup("memory"):
         for name in ("memory.events", "memory.oom_control"):
             try:

@@ -1,9 +1,10 @@
-"""nginx.conf, filled in from the settings."""
+"""The configuration of nginx: the template nginx.conf, filled in from the settings."""
 
 import os
 import re
 import resource
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from serve import errors
@@ -13,64 +14,76 @@ from serve.http.addresses import socket_name
 from serve.settings import MB, Settings, nginx_limit
 
 TEMPLATE = Path(__file__).with_name("nginx.conf")
+BLOCK = re.compile(r"^{{block (\w+)}}\n(.*?)^{{end}}\n", re.DOTALL | re.MULTILINE)
+NAME = re.compile(r"{{(\w+)}}")
+# Statuses that stand for a jump between locations: "error_page 418 = @web". No upstream's answer is treated so.
+GOTO_WEB, GOTO_WEB_WITHOUT_BODY = "418", "419"
 
 
 def rendered(settings: Settings, catalog: Catalog) -> str:
-    """The configuration as text. Raises KeyError for a name in the template that has no value here."""
+    """The configuration as text."""
     limit = f"{settings.payload_bytes / MB:g} MB"
     only = next(iter(catalog.entries.values())) if len(catalog.entries) == 1 else None
-    # NAME.tar.gz is NAME, but the platform's own names are opaque.
+    # NAME.tar.gz means NAME, except on a multi-model endpoint, where the platform's names are opaque.
     suffix = "" if settings.multi_model else r"(\.tar\.gz)?"
     values = {
-        # Two, like the web workers: each carries ten thousand requests/s, and a core more is a core less for models.
-        # One user for all, so that the sockets are open to nobody else: as root nginx would make its workers `nobody`.
+        # As root, nginx would run its workers as an unprivileged user, who cannot open the sockets.
         "user": "user root;" if os.geteuid() == 0 else "",
-        "workers": str(settings.web_workers),
-        # A request takes two: the client's and the model's. The launcher has raised the limit as far as it goes.
+        "workers": str(settings.web_workers),  # each carries 10,000 requests/s, so that the cores are left to models
+        # A request takes two connections, to the client and to the model. The launcher has raised the limit on files.
         "connections": str(min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)),
         "run": str(settings.run_dir),
         "sockets": str(settings.sockets),
         "port": str(settings.port),
+        "goto_web": GOTO_WEB,
+        "goto_web_without_body": GOTO_WEB_WITHOUT_BODY,
         "payload_bytes": str(settings.payload_bytes),
         "model_field": re.escape(settings.model_field),
         "default_socket": socket_name(only.name) if only and not only.problem else "",
         "suffix": suffix,
-        # A load may take the one, an unload, which waits for what is in flight, the other.
+        # For a load, which may take the one, and an unload, which waits for requests in flight, which take the other.
         "host_ms": str(int(max(settings.load_limit, settings.request_limit) * 1000) + 10_000),
         "read_ms": str(int(nginx_limit(settings.request_limit) * 1000)),
         "access_log": "/dev/stdout events if=$logged" if _writable("/dev/stdout") else "off",
-        "error_down": _json(NotReady("the web tier does not answer", hint="starting or overloaded: try again")),
+        "error_down": _json(NotReady("the web workers do not answer", hint="retry: the server is starting or full")),
         "error_large": _json(
             PayloadTooLarge(
                 f"the body is larger than the limit of {limit}",
-                hint="SERVE_MAX_PAYLOAD_MB moves it; the platform itself takes 25 MB, 100 in batch, 1 GB async",
+                hint="raise SERVE_MAX_PAYLOAD_MB; SageMaker's limits: 25 MB, batch transform 100 MB, asynchronous 1 GB",
             )
         ),
         "error_disk": _json(
-            DoesNotFit(
-                "there is no room on the disk for the request's body", hint=f"free some under {settings.run_dir}"
-            )
+            DoesNotFit("out of disk space for the request's body", hint=f"free space in {settings.run_dir}")
         ),
-        "error_malformed": _json(BadRequest("not an HTTP request this server reads", hint="check path and headers")),
+        "error_malformed": _json(BadRequest("invalid HTTP request", hint="check the path and the headers")),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], TEMPLATE.read_text())
+    return _filled(TEMPLATE.read_text(), values)
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    """The template with its blocks and values in place of their names. Raises KeyError for an unknown name."""
+    blocks: dict[str, str] = {}
+    for name, lines in BLOCK.findall(template):  # a block may contain blocks that are defined before it
+        blocks[name] = NAME.sub(lambda found: blocks.get(found[1], found[0]), lines.strip())
+    text = NAME.sub(lambda found: blocks.get(found[1], found[0]), BLOCK.sub("", template))
+    return NAME.sub(lambda found: values[found[1]], text)
 
 
 def program() -> str:
-    """Where nginx is. Raises FileNotFoundError saying how to get it."""
+    """The path of nginx. Raises FileNotFoundError."""
     found = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if not found:
-        raise FileNotFoundError("nginx is not installed: apt-get install nginx-light (or nginx)")
+        raise FileNotFoundError("nginx is not installed: run apt-get install nginx-light (or nginx)")
     return found
 
 
 def _json(error: ServeError) -> str:
-    """The error's body, quoted as nginx's single-quoted strings want it; nginx itself puts the request id in."""
+    """The error's body as the content of a single-quoted string of nginx, which inserts the request id."""
     return errors.body(error, "$rid").decode().replace("\\", "\\\\").replace("'", "\\'")
 
 
 def _writable(path: str) -> bool:
-    """Whether nginx will be able to open its log: as another user on a pipe it may not."""
+    """Whether nginx can open its log. It cannot on a pipe of another user."""
     try:
         with Path(path).open("ab"):
             return True

@@ -1,7 +1,7 @@
-"""Every setting of the server: one frozen object, read from the environment once per process, at its entry.
+"""Every setting of the server: one frozen object, read from the environment once per process, at its start.
 
-A bad value stops the start and names its variable; an unknown `SERVE_*` name is refused with a suggestion.
-Each field remembers where its value came from, for the banner.
+An invalid value stops the start, and the error names its variable. An unknown `SERVE_*` name is an error with a
+suggestion. `Settings.sources` has the source of each value, for the banner.
 """
 
 import difflib
@@ -19,7 +19,7 @@ NAMES = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 
 class BadSetting(Exception):
-    """A variable whose value cannot be used; the message names it and what it takes."""
+    """An invalid setting. The message names the variable and its valid values."""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -52,7 +52,7 @@ def names(text: str) -> tuple[str, ...]:
 def level(text: str) -> str:
     """DEBUG, INFO, WARNING, ERROR or CRITICAL, or its number (10 to 50)"""
     if text.isdigit():
-        # Python's own levels go in tens; 25 means "what is at least 25".
+        # Python's levels are tens: 25 means 30 and above.
         return NAMES[min(50, max(10, (int(text) + 9) // 10 * 10))]
     if text.upper() not in NAMES.values():
         raise ValueError
@@ -314,7 +314,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
             try:
                 values[each.name] = parse(given)
             except (ValueError, KeyError):
-                raise BadSetting(f"{variable}={given!r}: needs {parse.__doc__}") from None
+                raise BadSetting(f"{variable}={given!r}: invalid value; expected {parse.__doc__}") from None
             sources[each.name] = variable
             break
     if "ml_root" in values and "model_dir" not in values:
@@ -322,22 +322,24 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     cpus, cpus_from = machine.cpus()
     for name in ("web_workers", "threads"):
         if name not in values:
-            # Web workers only decide: two keep a core busy beside nginx, more only take it from the runners.
+            # Two web workers fill a core beside nginx. More of them take processors from the runners.
             values[name] = cpus if name == "threads" else min(cpus, 2)
             sources[name] = cpus_from
     if values.get("batch_transform") and "payload_bytes" not in values:
-        # CreateTransformJob takes MaxPayloadInMB up to 100 (botocore).
+        # The largest MaxPayloadInMB of CreateTransformJob is 100 (botocore).
         values["payload_bytes"], sources["payload_bytes"] = 100 * MB, "SAGEMAKER_BATCH"
     if "budget_bytes" not in values:
         limit, limit_from = machine.limit()
         fraction = values.get("memory_fraction", 0.9)
         values["budget_bytes"] = machine.budget(limit, fraction, values["web_workers"])
-        sources["budget_bytes"] = f"{limit_from} {limit / (1 << 30):.1f} GiB x {fraction:g}, less our own processes"
+        sources["budget_bytes"] = (
+            f"{limit_from} {limit / (1 << 30):.1f} GiB x {fraction:g}, less the server's processes"
+        )
     return Settings(**values, sources=sources)
 
 
 def ml_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where to say why a training failed, though another setting is bad."""
+    """The directory for the failure file of a training job, even if another setting is invalid."""
     return directory(environ.get("SERVE_ML_ROOT") or "/opt/ml")
 
 
@@ -346,14 +348,14 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
     for name in environ:
         if name.startswith("SERVE_") and name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            raise BadSetting(f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else ""))
+            raise BadSetting(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 def nginx_limit(limit: float) -> float:
-    """When nginx gives up on a runner: after the runner has (serve.runner.arrival.margin), before the platform."""
+    """Seconds until nginx times out: after the runner's own limit (`margin`), before the platform's."""
     return limit - min(0.5, limit / 20)
 
 
 def margin(limit: float) -> float:
-    """Seconds to answer in: the platform's limit less what the way back takes."""
+    """Seconds for an answer: the platform's limit less the time of the way back."""
     return limit - min(1.0, limit / 10)

@@ -1,8 +1,8 @@
-"""Counters that cross processes without messages: one mmap'd file, one slot a process, one writer a slot.
+"""Counters that processes share without messages: one mmap'd file, one slot for each process, one writer a slot.
 
-The host reads a runner's slot to choose a victim or to find it stuck; web workers read the header to answer /ping.
-The file lies in the run directory, not in /dev/shm, which serverless inference does not have. A slot's fields are
-aligned 8-byte numbers, so a reader never sees half of one.
+The host reads a runner's slot to choose an eviction victim, or to detect that it is stuck. Web workers read the header
+to answer /ping. The file is in the run directory and not in /dev/shm, which serverless inference does not have. The
+fields are aligned 8-byte numbers, so that a reader never sees half of one.
 """
 
 import mmap
@@ -16,20 +16,22 @@ FIELDS = (
     "pid",
     "in_flight",
     "last_used",  # time.monotonic_ns() of the newest arrival or answer
-    "busy_since",  # time.monotonic_ns() when the current turn of work began; 0 when waiting
-    "begun",  # milliseconds since 1970 when the newest request at work arrived; 0 where that is not told
-    "exhausted",  # answers 507 in a row
+    "busy_since",  # time.monotonic_ns() when the current turn of work began; 0 between turns
+    # When the newest request whose work has begun arrived at nginx, in milliseconds since 1970; 0: none yet. The host
+    # compares it with the arrival of a request that broke off: a later one cannot have begun, and is safe to retry.
+    "begun_arrival_epoch_ms",
+    "exhausted",  # consecutive answers with status 507
     "requests",  # answered or refused
     "client_errors",
     "server_errors",
     "batches",
-    "queue_ns",  # waiting before work began, summed over requests
+    "queue_ns",  # time in the queue, summed over requests
     "work_ns",  # inside the handler, summed over batches
     "batch_items",
     "streams",
 )
 SLOT = 8 * len(FIELDS)
-WEB_SLOTS = 64  # the first ones are the web workers'
+WEB_SLOTS = 64  # the first slots are those of web workers
 SLOTS = 4096
 _AT = {name: index for index, name in enumerate(FIELDS)}
 
@@ -41,7 +43,7 @@ class State(IntEnum):
 
 
 class Slots:
-    """The file, mapped. `create` makes it, once, in the launcher; everyone else opens it."""
+    """The mapped file. The launcher creates it, once; other processes open it."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         if create:
@@ -52,13 +54,13 @@ class Slots:
             self._map = mmap.mmap(file.fileno(), HEADER + SLOT * SLOTS)
         self._numbers = memoryview(self._map).cast("q")
         if create:
-            self.beat(State.STARTING, "starting")  # else the host has been silent since the machine began
+            self.beat(State.STARTING, "starting")  # otherwise the silence would count from boot
 
     def slot(self, index: int) -> "Slot":
         return Slot(self._numbers[(HEADER + SLOT * index) // 8 : (HEADER + SLOT * (index + 1)) // 8])
 
     def beat(self, state: State, message: str) -> None:
-        """The host is alive, in this state, for this reason."""
+        """The host's heartbeat, with its state and the reason."""
         raw = message.encode()[:400]
         self._map[16:18] = len(raw).to_bytes(2, "little")
         self._map[18 : 18 + len(raw)] = raw
@@ -66,7 +68,7 @@ class Slots:
         self._numbers[1] = time.monotonic_ns()
 
     def pulse(self) -> tuple[State, float, str]:
-        """The host's state, seconds since its last beat, and its reason."""
+        """The host's state, the seconds since its last heartbeat, and the reason."""
         length = int.from_bytes(self._map[16:18], "little")
         message = self._map[18 : 18 + length].decode(errors="replace")
         return State(self._numbers[0]), (time.monotonic_ns() - self._numbers[1]) / 1e9, message

@@ -1,1 +1,1 @@
-"""One module for each kind of sample model; `local_test.make_models` calls them."""
+"""Recipes of the sample models, for local_test.make_models."""

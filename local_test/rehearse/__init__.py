@@ -1,1 +1,1 @@
-"""What SageMaker asks of a container, asked here: `python -m local_test.rehearse IMAGE_OR_URL`, ours or any other."""
+"""Rehearsal: checks any container against SageMaker's contract. Run `python -m local_test.rehearse IMAGE_OR_URL`."""

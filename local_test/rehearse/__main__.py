@@ -1,7 +1,4 @@
-"""`python -m local_test.rehearse IMAGE_OR_URL`: what SageMaker would find in a container, without it.
-
-Exits 0 when nothing is breached, 1 on a breach, 2 when there was nothing to rehearse.
-"""
+"""Command line of the rehearsal: `python -m local_test.rehearse IMAGE_OR_URL`, installed as `sagemaker-rehearse`."""
 
 import argparse
 import contextlib
@@ -10,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from local_test.rehearse.engine import EngineError
@@ -18,93 +16,125 @@ from local_test.rehearse.report import Report
 from local_test.rehearse.under_test import RehearsalOptions
 from local_test.rehearse.verdict import Verdict, breached
 
+DESCRIPTION = """\
+Checks a container, of this repository or any other, against everything that SageMaker expects of it.
+Exit status: 0 no check failed, 1 a check failed, 2 nothing could be checked."""
+COMMAND = "sagemaker-rehearse"  # the console script
 DEFAULTS = RehearsalOptions()
 NAMES = [each.name for each in ALL]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
-    if given.list:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a rehearsal and prints its verdicts. Returns the exit status."""
+    with _signals_raise():
+        return _run(_parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.list:
         for each in ALL:
             print(f"{each.name:<30}{each.wants}")
         return 0
     try:
-        options = _options(given)
-    except ValueError as wrong:
-        print(f"rehearse: {wrong}", file=sys.stderr)
+        options = _options(arguments)
+    except ValueError as error:
+        print(f"rehearse: {error}", file=sys.stderr)
         return 2
-    table, verdicts, begun = Report(sys.stderr if given.json else sys.stdout), list[Verdict](), time.monotonic()
+    report, verdicts, began = Report(sys.stderr if arguments.json else sys.stdout), list[Verdict](), time.monotonic()
     try:
-        # closing: what runs is removed before anything else happens, also when this is interrupted.
-        with contextlib.closing(rehearse(given.subject, options, given.only or (), table.progress)) as coming:
-            for verdict in coming:
+        # closing: containers are removed before this function does anything else, also after an interrupt.
+        with contextlib.closing(rehearse(arguments.subject, options, arguments.only or (), report.progress)) as results:
+            for verdict in results:
                 verdicts.append(verdict)
-                if not given.json:
-                    table.row(verdict)
+                if not arguments.json:
+                    report.row(verdict)
     except (CannotRun, EngineError) as reason:
-        table.progress("")
+        report.progress("")
         print(f"rehearse: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        table.progress("")
+        report.progress("")
         return 130
-    if given.json:
-        table.progress("")
-        print(json.dumps({"subject": given.subject, "checks": [dataclasses.asdict(each) for each in verdicts]}))
+    if arguments.json:
+        report.progress("")
+        print(json.dumps({"subject": arguments.subject, "checks": [dataclasses.asdict(each) for each in verdicts]}))
     else:
-        table.end(verdicts, time.monotonic() - begun)
+        report.end(verdicts, time.monotonic() - began)
     return int(breached(verdicts))
 
 
-def _options(given: argparse.Namespace) -> RehearsalOptions:
-    """ValueError with the next step where something is not as it must be."""
-    if not given.subject:
-        raise ValueError("name an image, or http://HOST:PORT; --help tells the rest")
-    unknown = [name for name in given.only or () if name not in NAMES]
-    if unknown:
-        raise ValueError(f"no such check: {', '.join(unknown)}; --list shows them")
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM raise, so that the rehearsal removes its containers before the process exits.
+
+    The handlers are set explicitly: a process that a shell starts in the background inherits SIGINT as ignored.
+    """
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: lambda *_: sys.exit(143)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        payload = Path(given.payload).read_bytes() if given.payload else None
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _options(arguments: argparse.Namespace) -> RehearsalOptions:
+    """The options of the command line. Raises ValueError with the next step."""
+    if not arguments.subject:
+        raise ValueError("name an image, or http://HOST:PORT; --help lists the options")
+    unknown = [name for name in arguments.only or () if name not in NAMES]
+    if unknown:
+        raise ValueError(f"unknown check: {', '.join(unknown)}; --list prints all checks")
+    try:
+        payload = Path(arguments.payload).read_bytes() if arguments.payload else None
     except OSError as error:
         raise ValueError(f"--payload: {error}") from None
-    model = Path(given.model) if given.model else None
-    if model and "://" not in given.subject and not model.is_dir():
+    model = Path(arguments.model) if arguments.model else None
+    if model and "://" not in arguments.subject and not model.is_dir():
         raise ValueError(f"--model {model}: no such directory")
-    env = dict(each.partition("=")[::2] for each in given.env or ())
+    guessed = "text/csv" if str(arguments.payload).endswith(".csv") else "application/json"
     return RehearsalOptions(
-        env=env,
+        env=dict(each.partition("=")[::2] for each in arguments.env or ()),
         payload=payload,
-        content_type=given.content_type or ("text/csv" if str(given.payload).endswith(".csv") else "application/json"),
-        target=given.target,
+        content_type=arguments.content_type or guessed,
+        target=arguments.target,
         model=model,
-        multi_model=given.multi_model,
-        memory_mb=given.memory_mb,
-        scarce_mb=given.scarce_mb,
-        startup_limit=given.startup_limit,
+        multi_model=arguments.multi_model,
+        memory_mb=arguments.memory_mb,
+        scarce_mb=arguments.scarce_mb,
+        startup_limit=arguments.startup_limit,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m local_test.rehearse", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=COMMAND if Path(sys.argv[0]).name == COMMAND else "python -m local_test.rehearse",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        "subject", nargs="?", metavar="IMAGE_OR_URL", help="an image (Docker runs it), or http://HOST:PORT"
+        "subject", nargs="?", metavar="IMAGE_OR_URL", help="an image, which Docker runs, or http://HOST:PORT"
     )
     parser.add_argument(
         "--model",
         metavar="DIR",
-        help="mounted as /opt/ml/model, and loaded by the multi-model part; with a URL: as the server sees it",
+        help="mounted as /opt/ml/model, and loaded by the multi-model checks; with a URL: the path on the server",
     )
-    parser.add_argument("--payload", metavar="FILE", help="body of a request that must be answered 200")
-    parser.add_argument("--content-type", metavar="TYPE", help="of the payload (application/json; text/csv for *.csv)")
-    parser.add_argument("--env", action="append", metavar="NAME=VALUE", help="of the container; may be repeated")
+    parser.add_argument("--payload", metavar="FILE", help="body of a request that must be answered with 200")
+    parser.add_argument(
+        "--content-type", metavar="TYPE", help="of the payload (text/csv for *.csv, else application/json)"
+    )
+    parser.add_argument(
+        "--env", action="append", metavar="NAME=VALUE", help="variable of the container; may be repeated"
+    )
     parser.add_argument("--target", default="", metavar="NAME", help="TargetModel, for a container with several models")
     parser.add_argument(
         "--multi-model",
         action="store_true",
-        help="rehearse the multi-model API (default: with an image that has the label)",
+        help="check the multi-model API (default for an image with the label)",
     )
     parser.add_argument(
-        "--memory-mb", type=int, default=DEFAULTS.memory_mb, metavar="MB", help="the container's memory (%(default)s)"
+        "--memory-mb", type=int, default=DEFAULTS.memory_mb, metavar="MB", help="memory of the container (%(default)s)"
     )
     parser.add_argument(
         "--scarce-mb",
@@ -120,13 +150,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds until /ping must be 200 (%(default)g)",
     )
-    parser.add_argument("--only", action="append", metavar="CHECK", help="this check alone; may be repeated")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--list", action="store_true", help="the checks, and what each wants")
+    parser.add_argument("--only", action="append", metavar="CHECK", help="run only this check; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout")
+    parser.add_argument("--list", action="store_true", help="print all checks and what each requires")
     return parser
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in background jobs
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # containers are removed on the way out
     sys.exit(main())

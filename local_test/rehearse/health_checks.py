@@ -1,20 +1,20 @@
-"""GET /ping: what decides whether an instance goes into service, and whether it stays."""
+"""GET /ping, which decides whether an instance is in service, and the other GET requests of the platform."""
 
 from local_test.rehearse import sources
 from local_test.rehearse.under_test import ContainerUnderTest
-from local_test.rehearse.verdict import Breach, Doubt, LeftOut, NoAnswer, check
+from local_test.rehearse.verdict import Breach, CheckWarning, NoAnswer, Skipped, check
 
-SMALL = 1024  # bytes of a body that nobody reads
+SMALL = 1024  # bytes of a body; the platform does not read it
 
 
 @check(
-    breaks="the endpoint never goes InService: 'did not pass the ping health check', after up to 8 minutes",
-    do="answer 200 to GET /ping on the port, without a redirect (mind routes with a trailing slash)",
+    breaks="the endpoint is never InService: 'did not pass the ping health check', after up to 8 minutes",
+    do="answer 200 to GET /ping on the port, without a redirect (check routes with a trailing slash)",
     source=sources.PING,
 )
 def ping(container: ContainerUnderTest) -> str:
     """GET /ping is 200, every time"""
-    answers = [container.get("/ping") for _ in range(5)]  # how quick is another check's matter
+    answers = [container.get("/ping") for _ in range(5)]  # ping-is-quick judges the time
     wrong = [answer for answer in answers if answer.status != 200]
     if wrong:
         where = wrong[0].header("Location")
@@ -23,8 +23,8 @@ def ping(container: ContainerUnderTest) -> str:
 
 
 @check(
-    breaks="a slower answer counts as a failure; several, and the instance is replaced",
-    do="answer from memory: load nothing and wait for no worker in /ping",
+    breaks="a slower answer counts as a failure; after several failures the instance is replaced",
+    do="answer from memory: in /ping load nothing and wait for no worker",
     source=sources.PING,
 )
 def ping_is_quick(container: ContainerUnderTest) -> str:
@@ -34,12 +34,12 @@ def ping_is_quick(container: ContainerUnderTest) -> str:
 
 
 @check(
-    breaks="only the status counts: with 200 and 'Unhealthy' a broken endpoint goes into service",
-    do="say it with the status (503 until requests can be served); leave the body empty",
+    breaks="only the status counts: with 200 and 'Unhealthy' a broken endpoint is put into service",
+    do="use the status (503 until requests can be served); leave the body empty",
     source=sources.UNHEALTHY_200,
 )
 def ping_body(container: ContainerUnderTest) -> str:
-    """the body of /ping is empty or small, and says nothing that the status does not"""
+    """the body of /ping is empty or small, and does not contradict the status"""
     answer = container.get("/ping")
     if answer.status == 200 and b"unhealthy" in answer.body.lower():
         raise Breach(f"200 with body {answer.start}")
@@ -49,17 +49,17 @@ def ping_body(container: ContainerUnderTest) -> str:
 
 
 @check(
-    breaks="AWS's page asks for POST as well as GET: today's probe is a GET, another tool's may not be",
+    breaks="AWS documents POST as well as GET: today's probe is a GET, another tool may use POST",
     do="route GET, HEAD and POST of /ping to the same answer",
     source=sources.HOSTING,
 )
 def ping_methods(container: ContainerUnderTest) -> str:
-    """/ping takes GET, HEAD and POST"""
-    status = {method: container.ask(method, "/ping").status for method in METHODS}
-    status["GET /ping/:"] = container.ask("GET", "/ping/").status
-    seen = ", ".join(f"{what} {code}" for what, code in status.items())
+    """/ping accepts GET, HEAD and POST"""
+    status = {method: container.request(method, "/ping").status for method in METHODS}
+    status["GET /ping/:"] = container.request("GET", "/ping/").status
+    seen = ", ".join(f"{method} {code}" for method, code in status.items())
     if any(status[method] != status["GET"] for method in METHODS):
-        raise Doubt(seen)
+        raise CheckWarning(seen)
     return seen
 
 
@@ -67,19 +67,19 @@ METHODS = ("GET", "HEAD", "POST")
 
 
 @check(
-    breaks="traffic comes as soon as /ping is 200: callers get errors after every deployment and scale-out",
-    do="keep /ping at 503 until a request can be served",
+    breaks="the platform sends traffic as soon as /ping is 200: calls fail after every deployment and scale-out",
+    do="answer /ping with 503 until a request can be served",
     source=sources.PING,
 )
 def ping_is_true(container: ContainerUnderTest) -> str:
     """/ping is not 200 before requests can be served"""
-    first = container.first
+    first = container.first_invocation
     if first is None:
-        raise LeftOut("/ping was never 200")
+        raise Skipped("/ping was never 200")
     if isinstance(first, NoAnswer):
         raise Breach(f"at the first 200 of /ping: {first}")
-    if first.status in (502, 503, 504) and container.usual.status != first.status:
-        raise Breach(f"at the first 200 of /ping an invocation got {first}; a later one {container.usual.status}")
+    if first.status in (502, 503, 504) and container.reference.status != first.status:
+        raise Breach(f"at the first 200 of /ping an invocation got {first}; a later one {container.reference.status}")
     return f"invoked at the first 200 of /ping: {first}"
 
 
@@ -90,27 +90,27 @@ def ping_is_true(container: ContainerUnderTest) -> str:
 )
 def ping_under_load(container: ContainerUnderTest) -> str:
     """/ping answers 200 within 2 s while invocations keep every worker busy"""
-    if not container.pings():
-        raise LeftOut("/ping is not 200 within its limit at rest")
-    busy = container.busy
-    bad = [str(answer) for answer in busy.pings if answer.status != 200] + busy.silent_pings
-    asked = len(busy.pings) + len(busy.silent_pings)
+    if not container.is_healthy():
+        raise Skipped("/ping is not 200 within its limit without load")
+    load = container.under_load
+    bad = [str(answer) for answer in load.pings if answer.status != 200] + load.failed_pings
+    count = len(load.pings) + len(load.failed_pings)
     if bad:
-        raise Breach(f"{len(bad)} of {asked} failed: {bad[0]}")
-    slowest = max(answer.seconds for answer in busy.pings)
-    return f"{asked} asked beside {container.options.callers} callers, slowest {slowest * 1000:.0f} ms"
+        raise Breach(f"{len(bad)} of {count} failed: {bad[0]}")
+    slowest = max(answer.seconds for answer in load.pings)
+    return f"{count} pings during load from {container.options.callers} callers, slowest {slowest * 1000:.0f} ms"
 
 
 @check(
-    breaks="the platform gives up on a connection after 250 ms: the request fails without having arrived",
-    do="raise the listen backlog, and accept in a process that does no inference",
+    breaks="the platform drops a connection attempt after 250 ms: the request fails before the container reads it",
+    do="raise the listen backlog, and accept connections in a process that does no inference",
     source=sources.INVOCATIONS,
 )
 def accepts(container: ContainerUnderTest) -> str:
     """TCP connections are accepted within 250 ms, also under load"""
-    busy = container.busy
-    slowest = max([busy.slowest_accept, *(answer.connecting for answer in busy.pings)])
-    seen = f"slowest {slowest * 1000:.0f} ms beside {container.options.callers} callers"
+    load = container.under_load
+    slowest = max([load.slowest_accept, *(answer.connecting for answer in load.pings)])
+    seen = f"slowest {slowest * 1000:.0f} ms during load from {container.options.callers} callers"
     if slowest > container.options.accept_limit:
         raise Breach(seen)
     return seen
@@ -122,28 +122,28 @@ def accepts(container: ContainerUnderTest) -> str:
     source=sources.BATCH,
 )
 def execution_parameters(container: ContainerUnderTest) -> str:
-    """GET /execution-parameters is 404, or JSON that says how to batch"""
+    """GET /execution-parameters is 404, or JSON with the batch parameters"""
     answer = container.get("/execution-parameters")
     if answer.status in (404, 405):
         return f"{answer.status}: the platform uses its defaults"
     if answer.status != 200:
         raise Breach(f"{answer}: {answer.start}")
-    said = answer.json
-    if not isinstance(said, dict):
+    parameters = answer.json
+    if not isinstance(parameters, dict):
         raise Breach(f"not an object: {answer.start}")
-    numbers = [said.get(key, 1) for key in ("MaxConcurrentTransforms", "MaxPayloadInMB")]
-    strategy = said.get("BatchStrategy", "MultiRecord")
+    numbers = [parameters.get(key, 1) for key in ("MaxConcurrentTransforms", "MaxPayloadInMB")]
+    strategy = parameters.get("BatchStrategy", "MultiRecord")
     if not all(isinstance(each, int) and each >= 0 for each in numbers):
-        raise Breach(f"counts are whole numbers: {answer.start}")
+        raise Breach(f"counts must be whole numbers: {answer.start}")
     if strategy not in ("MULTI_RECORD", "SINGLE_RECORD", "MultiRecord", "SingleRecord"):
         raise Breach(f"BatchStrategy {strategy!r}")
     if strategy in ("MULTI_RECORD", "SINGLE_RECORD"):
-        raise Doubt(f"{strategy!r}, as in the guide; the Python SDK's local mode knows MultiRecord only")
+        raise CheckWarning(f"{strategy!r}, as in AWS's guide; the Python SDK's local mode accepts MultiRecord only")
     return answer.start
 
 
 @check(
-    breaks="scraped every 60 s by default since June 2026: the endpoint's detailed metrics are lost",
+    breaks="the platform scrapes it every 60 s by default since June 2026: the endpoint's detailed metrics are lost",
     do="answer 404, or Prometheus text (version 0.0.4)",
     source=sources.METRICS,
 )

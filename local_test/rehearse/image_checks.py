@@ -1,11 +1,11 @@
-"""What an image says of itself, before anything runs."""
+"""The configuration of an image, before any container runs."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from local_test.rehearse import sources
 from local_test.rehearse.under_test import MB, RehearsalOptions
-from local_test.rehearse.verdict import Breach, Doubt, check
+from local_test.rehearse.verdict import Breach, CheckWarning, check
 
 CAPABILITIES = "com.amazonaws.sagemaker.capabilities."
 INITS = ("tini", "tini-static", "docker-init", "dumb-init")
@@ -31,7 +31,7 @@ class Image:
 
 
 @check(
-    breaks="CreateEndpoint fails, or the container ends at once: 'exec format error'",
+    breaks="CreateEndpoint fails, or the container exits immediately: 'exec format error'",
     do="docker build --platform linux/amd64 (arm64 is for Graviton instances only)",
     source=sources.RUN,
 )
@@ -39,19 +39,19 @@ def image_platform(image: Image) -> str:
     """the image is for linux/amd64"""
     seen = f"{image.inspected.get('Os')}/{image.inspected.get('Architecture')}"
     if seen == "linux/arm64":
-        raise Doubt(f"{seen}: runs on Graviton instances (ml.c7g and the like) only")
+        raise CheckWarning(f"{seen}: runs on Graviton instances (such as ml.c7g) only")
     if seen != "linux/amd64":
         raise Breach(seen)
     return seen
 
 
 @check(
-    breaks="a shell is process 1 and keeps SIGTERM from the server: requests are cut on every scale-in",
+    breaks="a shell is process 1 and the server gets no SIGTERM: every scale-in aborts requests",
     do='write ENTRYPOINT as a list: ["python", "serve.py"]; let scripts end in exec',
     source=sources.RUN,
 )
 def entrypoint(image: Image) -> str:
-    """ENTRYPOINT is in exec form, or there is none and `serve` is on the PATH"""
+    """ENTRYPOINT is in exec form, or missing, with `serve` on the PATH"""
     words = image.entrypoint
     if len(words) > 1 and words[0].rpartition("/")[2] in SHELLS and words[1] == "-c":
         raise Breach(f"shell form: {' '.join(words)[:100]}")
@@ -59,8 +59,8 @@ def entrypoint(image: Image) -> str:
 
 
 @check(
-    breaks="AWS warns of it: the init takes the arguments `serve` and `train` for its own",
-    do="make the server process 1 and let it reap its children, or start the init from a script of yours",
+    breaks="AWS warns of it: the init uses the arguments `serve` and `train` as its own",
+    do="make the server process 1 and let it reap its children, or start the init from a script",
     source=sources.RUN,
 )
 def no_init(image: Image) -> str:
@@ -73,7 +73,7 @@ def no_init(image: Image) -> str:
 
 @check(
     breaks="CreateModel with Mode=MultiModel is refused",
-    do=f'LABEL {CAPABILITIES}multi-models="true" (with a server that speaks the multi-model API)',
+    do=f'LABEL {CAPABILITIES}multi-models="true" (with a server that has the multi-model API)',
     source=sources.MULTI_MODEL_LABEL,
 )
 def label_multi_models(image: Image) -> str:
@@ -81,8 +81,8 @@ def label_multi_models(image: Image) -> str:
     if image.labelled("multi-models"):
         return "true"
     if image.options.multi_model:
-        raise Breach("not there")
-    raise Doubt("not there: no multi-model endpoints")
+        raise Breach("missing")
+    raise CheckWarning("missing: no multi-model endpoints")
 
 
 @check(
@@ -93,17 +93,17 @@ def label_multi_models(image: Image) -> str:
 def label_accept_bind_to_port(image: Image) -> str:
     """the label accept-bind-to-port=true, for pipelines and multi-container endpoints"""
     if not image.labelled("accept-bind-to-port"):
-        raise Doubt("not there: no pipelines, no multi-container endpoints")
+        raise CheckWarning("missing: no pipelines, no multi-container endpoints")
     return "true"
 
 
 @check(
-    breaks="a volume hides what the image has there; under /opt/ml it stands where the platform mounts",
-    do="leave VOLUME out; write to /tmp",
+    breaks="a volume hides the image's files; below /opt/ml it takes the place of the platform's mounts",
+    do="remove VOLUME; write to /tmp",
     source=sources.LOADING,
 )
 def volumes(image: Image) -> str:
-    """no VOLUME under /opt/ml"""
+    """no VOLUME below /opt/ml"""
     found = sorted(image.config.get("Volumes") or {})
     if any(f"{path}/".startswith("/opt/ml/") or path == "/opt" for path in found):
         raise Breach(", ".join(found))
@@ -111,39 +111,39 @@ def volumes(image: Image) -> str:
 
 
 @check(
-    breaks="nothing on the platform, which always uses 8080; whoever reads the image is misled",
+    breaks="nothing on the platform, which always uses 8080; the image's documentation is wrong",
     do="EXPOSE 8080",
     source=sources.HOSTING,
 )
 def exposed_port(image: Image) -> str:
-    """the port an image exposes, if any, is 8080"""
+    """the port that the image exposes, if any, is 8080"""
     found = sorted(image.config.get("ExposedPorts") or {})
     if found and "8080/tcp" not in found:
-        raise Doubt(", ".join(found))
-    return ", ".join(found) or "none named"
+        raise CheckWarning(", ".join(found))
+    return ", ".join(found) or "none"
 
 
 @check(
-    breaks="files that the platform mounts may not be readable for another user",
-    do="leave USER out, or make sure that the server needs root nowhere and reads /opt/ml as anyone",
+    breaks="another user may be unable to read the files that the platform mounts",
+    do="remove USER, or make sure that the server needs no root and reads /opt/ml as any user",
     source=sources.RUN,
 )
 def image_user(image: Image) -> str:
     """the container runs as root, as the platform expects"""
     user = str(image.config.get("User") or "")
     if user.partition(":")[0] not in ("", "0", "root"):
-        raise Doubt(f"USER {user}")
+        raise CheckWarning(f"USER {user}")
     return "root"
 
 
 @check(
-    breaks="serverless endpoints take no larger image; everywhere each new instance pulls it before it starts",
-    do="leave build tools, caches and weights out of the image",
+    breaks="serverless endpoints accept no larger image; each new instance of any endpoint pulls it before its start",
+    do="remove build tools, caches and weights from the image",
     source=sources.SERVERLESS,
 )
 def image_size(image: Image) -> str:
     """the image is under 10 GB"""
     size = int(image.inspected.get("Size") or 0)
     if size > image.options.image_bytes:
-        raise Doubt(f"{size / MB:,.0f} MB")
+        raise CheckWarning(f"{size / MB:,.0f} MB")
     return f"{size / MB:,.0f} MB"

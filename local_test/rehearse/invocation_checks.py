@@ -1,10 +1,10 @@
-"""POST /invocations: one request, what it may carry, what comes back, and how it fails."""
+"""POST /invocations: headers, bodies and responses of a single request, and its errors."""
 
 from local_test.rehearse import sources
 from local_test.rehearse.under_test import ATTRIBUTES, MB, ContainerUnderTest, Response
-from local_test.rehearse.verdict import Breach, Doubt, LeftOut, check
+from local_test.rehearse.verdict import Breach, CheckWarning, Skipped, check
 
-MESSAGE = 2048  # characters of an error that InvokeEndpoint hands on
+MESSAGE = 2048  # characters of an error that InvokeEndpoint returns to its caller
 HEADERS = 4096  # bytes of response headers
 
 
@@ -14,10 +14,10 @@ def is_html(answer: Response) -> bool:
     )
 
 
-def like_usual(container: ContainerUnderTest, answer: Response, what: str) -> str:
-    """The same status as the plain request; Breach otherwise."""
-    if answer.status != container.usual.status:
-        raise Breach(f"{answer} with {what}, {container.usual.status} without: {answer.start}")
+def like_reference(container: ContainerUnderTest, answer: Response, variation: str) -> str:
+    """Raises Breach if the status differs from the plain request's."""
+    if answer.status != container.reference.status:
+        raise Breach(f"{answer} with {variation}, {container.reference.status} without: {answer.start}")
     return f"{answer.status}, as without"
 
 
@@ -27,106 +27,108 @@ def like_usual(container: ContainerUnderTest, answer: Response, what: str) -> st
     source=sources.INVOCATIONS,
 )
 def invocations(container: ContainerUnderTest) -> str:
-    """POST /invocations is answered: a good request with 200"""
-    answer = container.usual
+    """POST /invocations is answered: a valid request with 200"""
+    answer = container.reference
     if is_html(answer):
         raise Breach(f"{answer}, an HTML page: {answer.start}")
     if container.options.payload is not None and answer.status != 200:
         raise Breach(f"{answer}: {answer.start}")
     if container.options.payload is None and answer.status in (404, 405, 501, 502):
         raise Breach(f"{answer}: {answer.start}")
-    how = "" if container.options.payload is not None else " to '{}'; give --payload for a request that must work"
-    return f"{answer}, {len(answer.body)} bytes{how}"
+    note = "" if container.options.payload is not None else " to '{}'; give --payload for a request that must work"
+    return f"{answer}, {len(answer.body)} bytes{note}"
 
 
 @check(
     breaks="ContentType is empty for the caller, and data capture stores the payload as base64",
-    do="set Content-Type to what the body is",
+    do="set Content-Type to the media type of the body",
     source=sources.INVOCATIONS,
 )
 def reply_content_type(container: ContainerUnderTest) -> str:
-    """every reply names its Content-Type"""
-    kind = container.usual.header("Content-Type")
-    if not kind and container.usual.body:
-        raise Breach(f"{container.usual.status} without Content-Type")
+    """every reply has a Content-Type"""
+    kind = container.reference.header("Content-Type")
+    if not kind and container.reference.body:
+        raise Breach(f"{container.reference.status} without Content-Type")
     return kind or "no body, no type"
 
 
 @check(
     breaks="asynchronous inference fails: 'did not specify the required Content-Length header'",
-    do="send the length; use chunks only where the caller asked for a stream",
+    do="send the length; use chunks only if the caller requested a stream",
     source=sources.CONTENT_LENGTH,
 )
 def content_length(container: ContainerUnderTest) -> str:
     """a reply that is no stream has a Content-Length"""
-    length = container.usual.header("Content-Length")
+    length = container.reference.header("Content-Length")
     if not length:
-        raise Breach(f"Transfer-Encoding: {container.usual.header('Transfer-Encoding') or 'none'}, no Content-Length")
+        raise Breach(
+            f"Transfer-Encoding: {container.reference.header('Transfer-Encoding') or 'none'}, no Content-Length"
+        )
     return f"Content-Length: {length}"
 
 
 @check(
     breaks="the reply is dropped: 'headers with length greater than 4096 bytes'",
-    do="move what is large from headers to the body",
+    do="move large values from headers to the body",
     source=sources.HEADER_SIZE,
 )
 def reply_headers(container: ContainerUnderTest) -> str:
     """response headers are under 4,096 bytes together"""
-    size = sum(len(f"{key}: {value}\r\n") for key, value in container.usual.headers)
+    size = sum(len(f"{key}: {value}\r\n") for key, value in container.reference.headers)
     if size >= HEADERS:
         raise Breach(f"{size} bytes")
     return f"{size} bytes"
 
 
 @check(
-    breaks="callers who pass CustomAttributes get errors",
+    breaks="calls with CustomAttributes fail",
     do="ignore the header, or echo it",
     source=sources.ERRORS,
 )
 def custom_attributes(container: ContainerUnderTest) -> str:
-    """X-Amzn-SageMaker-Custom-Attributes of up to 1,024 characters does no harm"""
+    """requests may have X-Amzn-SageMaker-Custom-Attributes of up to 1,024 characters"""
     sent = "trace=rehearsal;" + "x" * 1008
     answer = container.invoke(headers={ATTRIBUTES: sent})
-    seen = like_usual(container, answer, "Custom-Attributes")
+    seen = like_reference(container, answer, "Custom-Attributes")
     echoed = answer.header(ATTRIBUTES) == sent
     return f"{seen}; {'echoed' if echoed else 'not echoed: callers get an empty CustomAttributes'}"
 
 
 @check(
     breaks="requests of clients that send a charset fail with 415 or 400",
-    do="compare the media type without what follows the ';'",
+    do="compare the media type without its parameters after the ';'",
     source=sources.HOSTING,
 )
 def media_type_parameters(container: ContainerUnderTest) -> str:
     """Content-Type may have parameters: '; charset=utf-8'"""
     kind = container.options.content_type.split(";")[0] + "; charset=utf-8"
-    return like_usual(container, container.invoke(content_type=kind), kind)
+    return like_reference(container, container.invoke(content_type=kind), kind)
 
 
 @check(
     breaks="the platform may add headers at any time",
-    do="ignore headers you do not know",
+    do="ignore unknown headers",
     source=sources.HOSTING,
 )
 def unknown_header(container: ContainerUnderTest) -> str:
     """unknown request headers are ignored"""
     headers = {"X-Amzn-SageMaker-Rehearsal-Of-New-Header": "1", "X-Amzn-Trace-Id": "Root=1-rehearsal"}
-    return like_usual(container, container.invoke(headers=headers), "unknown headers")
+    return like_reference(container, container.invoke(headers=headers), "unknown headers")
 
 
 @check(
-    breaks="batch transform with MaxPayloadInMB=0 sends such bodies: they arrive empty or are refused",
+    breaks="batch transform with MaxPayloadInMB=0 sends such bodies: the server reads an empty body or refuses it",
     do="read the body to its end instead of by Content-Length; put a front end that decodes chunks before the server",
     source=sources.BATCH,
 )
 def chunked_request(container: ContainerUnderTest) -> str:
-    """a request body may come in chunks, without Content-Length"""
-    return like_usual(container, container.invoke(chunked=True), "Transfer-Encoding: chunked")
+    """a request body may be chunked, without Content-Length"""
+    return like_reference(container, container.invoke(chunked=True), "Transfer-Encoding: chunked")
 
 
 def _large(container: ContainerUnderTest, size: int) -> str:
     # Whitespace at the end changes neither JSON nor CSV.
-    answer = container.invoke(container.options.sent + b"\n" * (size - len(container.options.sent)))
+    answer = container.invoke(container.options.body + b"\n" * (size - len(container.options.body)))
     if answer.status in (413, 502, 504):
         raise Breach(f"{answer}: {answer.start}")
     return str(answer)
@@ -138,7 +140,7 @@ def _large(container: ContainerUnderTest, size: int) -> str:
     source=sources.LIMITS,
 )
 def body_of_6_mb(container: ContainerUnderTest) -> str:
-    """a body of 6 MB, batch transform's default, is taken"""
+    """a body of 6 MB, batch transform's default, is accepted"""
     return _large(container, 6 * MB)
 
 
@@ -148,32 +150,32 @@ def body_of_6_mb(container: ContainerUnderTest) -> str:
     source=sources.LIMITS,
 )
 def body_of_25_mb(container: ContainerUnderTest) -> str:
-    """a body of 25 MB, the real-time limit, is taken"""
+    """a body of 25 MB, the real-time limit, is accepted"""
     return _large(container, 25 * MB)
 
 
 @check(
-    breaks="callers retry what can never work, and alarms on 5xx go off for their mistakes",
-    do="catch what the decoder raises and answer 400",
+    breaks="callers retry requests that can never work, and their mistakes trigger alarms on 5xx",
+    do="catch the decoder's exceptions and answer 400",
     source=sources.ERRORS,
 )
 def junk_body(container: ContainerUnderTest) -> str:
-    """a body that cannot be read is the caller's fault: 4xx"""
-    if container.junk.status >= 500:
-        raise Breach(f"{container.junk}: {container.junk.start}")
-    return f"{container.junk}"
+    """an invalid body is the caller's error: 4xx"""
+    if container.junk_response.status >= 500:
+        raise Breach(f"{container.junk_response}: {container.junk_response.start}")
+    return f"{container.junk_response}"
 
 
 @check(
-    breaks="callers see the first 2,048 characters in OriginalMessage; a traceback shows them your code",
-    do="answer errors as short JSON, the useful text first; the traceback belongs in the log",
+    breaks="callers get the first 2,048 characters in OriginalMessage; a traceback shows them the server's code",
+    do="answer errors as short JSON, the useful text first; write the traceback to the log",
     source=sources.ERRORS,
 )
 def error_body(container: ContainerUnderTest) -> str:
-    """an error's body is short, no HTML and no stack trace"""
-    answer = container.junk
+    """the body of an error is short, without HTML and stack trace"""
+    answer = container.junk_response
     if answer.status < 400:
-        raise LeftOut(f"junk was answered {answer.status}")
+        raise Skipped(f"the invalid body was answered with {answer.status}")
     text = answer.body.decode(errors="replace")
     if "Traceback (most recent call last)" in text or "\tat " in text:
         raise Breach(f"{answer.status} with a stack trace: {answer.start}")
@@ -182,17 +184,17 @@ def error_body(container: ContainerUnderTest) -> str:
     if len(text) > MESSAGE:
         raise Breach(f"{answer.status} with {len(text)} characters: {answer.start}")
     if not text.lstrip().startswith(("{", "[", '"')):
-        raise Doubt(f"not JSON: {answer.start}")
+        raise CheckWarning(f"not JSON: {answer.start}")
     return answer.start
 
 
 @check(
-    breaks="a wrong ContentType looks like a fault of the server",
-    do="answer 415 (or 400) to a media type you do not read",
+    breaks="a wrong ContentType looks like an error of the server",
+    do="answer 415 (or 400) to an unsupported media type",
     source=sources.ERRORS,
 )
 def unknown_media_type(container: ContainerUnderTest) -> str:
-    """a Content-Type that nobody knows is the caller's fault: 4xx, usually 415"""
+    """an unknown Content-Type is the caller's error: 4xx, usually 415"""
     answer = container.invoke(content_type="application/x-rehearsal")
     if answer.status >= 500:
         raise Breach(f"{answer}: {answer.start}")
@@ -200,7 +202,7 @@ def unknown_media_type(container: ContainerUnderTest) -> str:
 
 
 @check(
-    breaks="an empty InvokeEndpoint body looks like a fault of the server",
+    breaks="an empty InvokeEndpoint body looks like an error of the server",
     do="answer 400 (or 204) to an empty body",
     source=sources.ERRORS,
 )
@@ -213,8 +215,8 @@ def empty_body(container: ContainerUnderTest) -> str:
 
 
 @check(
-    breaks="probes of optional routes (/models, /metrics) take what they get for an answer",
-    do="answer 404 with a small JSON body to whatever is not yours",
+    breaks="probes of optional routes (/models, /metrics) use any response as a valid answer",
+    do="answer 404 with a small JSON body to unknown paths",
     source=sources.HOSTING,
 )
 def unknown_path(container: ContainerUnderTest) -> str:
@@ -223,5 +225,5 @@ def unknown_path(container: ContainerUnderTest) -> str:
     if answer.status != 404:
         raise Breach(f"{answer}: {answer.start}")
     if is_html(answer):
-        raise Doubt(f"404 as an HTML page: {answer.start}")
+        raise CheckWarning(f"404 as an HTML page: {answer.start}")
     return f"404, {answer.start}"

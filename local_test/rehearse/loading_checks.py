@@ -1,28 +1,28 @@
-"""The multi-model API under strain: loads that must be refused, that fail, that meet, that do not fit."""
+"""Loads of the multi-model API that must be refused, fail, run concurrently, or do not fit into memory."""
 
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from local_test.rehearse import sources
-from local_test.rehearse.multi_model_checks import MultiModelApi, refused, wants
+from local_test.rehearse.multi_model_checks import MultiModelApi, expect_status, refused
 from local_test.rehearse.under_test import MB
-from local_test.rehearse.verdict import Breach, Doubt, LeftOut, NoAnswer, check
+from local_test.rehearse.verdict import Breach, CheckWarning, NoAnswer, Skipped, check
 
-UNLOADED = 4  # models, after which one of the same size must fit
-NOISE = 24 * MB  # what a container may keep after its first models: caches, arenas
+UNLOADED = 4  # models; after so many unloads a model of the same size must fit
+NOISE = 24 * MB  # memory that a container may keep after its first models: caches, arenas
 
 
 @check(
-    breaks="memory is never given back: after enough models every load is 507",
-    do="end what holds the model (best: its process) before DELETE is answered",
+    breaks="memory is never freed: after enough models every load is 507",
+    do="free the model's memory before answering DELETE; best: end the process that holds the model",
     source=sources.MULTI_MODEL,
 )
 def mme_memory(subject: MultiModelApi) -> str:
-    """DELETE has given the memory back when it answers"""
+    """the memory of a model is free when DELETE is answered"""
     if subject.memory is None:
-        raise LeftOut("a container's memory can be seen with an image only")
-    with subject.loaded(2) as names:  # a first time: what stays for good is there afterwards
+        raise Skipped("needs an image, to measure its memory")
+    with subject.loaded(2) as names:  # once before measuring: permanent allocations happen here
         _use(subject, names)
     before = subject.memory()
     with subject.loaded(4) as names:
@@ -42,11 +42,11 @@ def _use(subject: MultiModelApi, names: list[str]) -> None:
 
 @check(
     breaks="a name becomes part of a path: files outside the model directories are read or written",
-    do="take names by a strict pattern (letters, digits, '.', '_', '-'), or use them in no path; 400 otherwise",
+    do="accept names by a strict pattern (letters, digits, '.', '_', '-'), or use them in no path; 400 otherwise",
     source=sources.MULTI_MODEL,
 )
 def mme_unsafe_names(subject: MultiModelApi) -> str:
-    """a model_name with path parts, control characters or nothing in it is refused: 4xx"""
+    """a model_name that is empty or has path parts or control characters is refused: 4xx"""
     names = ["", "../../etc", "a/../../b", "/etc/passwd", "a\x00b", ["a"], None]
     url = subject.url or subject.missing
     for name in names:
@@ -55,8 +55,8 @@ def mme_unsafe_names(subject: MultiModelApi) -> str:
 
 
 @check(
-    breaks="whoever can reach the port has any directory loaded as a model",
-    do="load from below /opt/ml/models only, after resolving links and dots; 400 otherwise",
+    breaks="any client that reaches the port can load any directory as a model",
+    do="load only from below /opt/ml/models, after resolving links and dots; 400 otherwise",
     source=sources.MULTI_MODEL,
 )
 def mme_unsafe_paths(subject: MultiModelApi) -> str:
@@ -73,18 +73,18 @@ def mme_unsafe_paths(subject: MultiModelApi) -> str:
 
 @check(
     breaks="a broken request looks like a broken container, which is then replaced",
-    do="answer 400 to what is not JSON with model_name and url",
+    do="answer 400 to a body that is not JSON with model_name and url",
     source=sources.MULTI_MODEL,
 )
 def mme_junk(subject: MultiModelApi) -> str:
-    """POST /models with junk is 400"""
+    """POST /models with an invalid body is 400"""
     for body in (b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model_name": "a"}', b'{"url": "/opt/ml/models/a/model"}'):
         refused(subject.post(body), repr(body))
     return "all refused"
 
 
 @check(
-    breaks="the platform takes a model for loaded that is not there, and sends its callers",
+    breaks="the platform treats the missing model as loaded, and sends its calls",
     do="answer 404 or 400 to a url that does not exist",
     source=sources.MULTI_MODEL,
 )
@@ -98,37 +98,37 @@ def mme_missing_path(subject: MultiModelApi) -> str:
 
 
 @check(
-    breaks="after one bad load the name answers 409 for ever: the model never serves on this instance",
-    do="register a model only when it is loaded; a failed load leaves nothing behind",
+    breaks="after one failed load the name always answers 409: the model never serves on this instance",
+    do="register a model only once it is loaded; a failed load must leave no trace",
     source=sources.MULTI_MODEL,
 )
 def mme_failed_load(subject: MultiModelApi) -> str:
-    """a failed load leaves nothing: not in the list, and the next try is a fresh one, never 409"""
+    """a failed load leaves no trace: the list does not have it, and the next try is a new load, never 409"""
     name, seen = subject.name(), []
     for url in filter(None, [subject.missing, subject.missing, subject.empty, subject.empty]):
         answer = subject.load(name, url)
         seen.append(answer.status)
         if answer.status == 409:
             raise Breach(f"{seen}: 409 although nothing was loaded")
-        if answer.status == 200:  # another check's matter
+        if answer.status == 200:  # mme-missing-path judges that
             subject.unload(name)
     if name in subject.names():
-        raise Breach(f"{seen}, and yet it is in the list")
+        raise Breach(f"{seen}, but the list has it")
     if subject.url:
         answer = subject.load(name, subject.model())
         subject.unload(name)
-        wants(200, answer, f"{seen}, then a good load of the same name: ")
+        expect_status(200, answer, f"{seen}, then a valid load of the same name: ")
         seen.append(200)
     return f"{seen}"
 
 
 @check(
-    breaks="two copies are loaded, or both callers are told of a failure",
-    do="reserve the name before loading: the second load of it is 409",
+    breaks="two copies are loaded, or both callers get an error",
+    do="reserve the name before loading: the second load is 409",
     source=sources.MULTI_MODEL,
 )
 def mme_two_loads(subject: MultiModelApi) -> str:
-    """of two loads of one name at once one is 200, the other 409"""
+    """of two concurrent loads of one name one is 200, the other 409"""
     name, url = subject.name(), subject.model()
     with ThreadPoolExecutor(2) as callers:
         statuses = sorted(answer.status for answer in callers.map(lambda _: subject.load(name, url), range(2)))
@@ -139,12 +139,12 @@ def mme_two_loads(subject: MultiModelApi) -> str:
 
 
 @check(
-    breaks="models wait for one another's loads; the callers of the last time out after 60 s",
-    do="load each model on its own, outside any lock that others need",
+    breaks="models are loaded one after another; calls of the last one time out after 60 s",
+    do="load each model outside any lock that other loads need",
     source=sources.MULTI_MODEL,
 )
 def mme_parallel_loads(subject: MultiModelApi) -> str:
-    """different models load at the same time"""
+    """different models load concurrently"""
     names, url = [subject.name() for _ in range(4)], subject.model()
     begun = time.monotonic()
     try:
@@ -156,24 +156,26 @@ def mme_parallel_loads(subject: MultiModelApi) -> str:
             for name in names:
                 subject.unload(name)
     for answer in answers:
-        wants(200, answer)
-    return f"4 at once in {took * 1000:.0f} ms; the slowest {max(each.seconds for each in answers) * 1000:.0f} ms"
+        expect_status(200, answer)
+    return (
+        f"4 concurrent loads in {took * 1000:.0f} ms; the slowest {max(each.seconds for each in answers) * 1000:.0f} ms"
+    )
 
 
 @check(
-    breaks="a big model's load makes the health check fail, and the instance is replaced",
-    do="load in a process or thread that /ping does not need",
+    breaks="the load of a large model makes the health check fail, and the instance is replaced",
+    do="load in a process or thread that /ping does not use",
     source=sources.PING,
 )
 def mme_ping_while_loading(subject: MultiModelApi) -> str:
     """/ping is 200 within 2 s while a model loads"""
     name, url = subject.name(), subject.model()
-    bad, asked = [], 0
+    bad, pings = [], 0
     with ThreadPoolExecutor(1) as caller:
         load = caller.submit(subject.load, name, url)
         while True:
             over = load.done()
-            asked += 1
+            pings += 1
             try:
                 answer = subject.container.ping()
                 bad += [str(answer)] if answer.status != 200 else []
@@ -184,34 +186,34 @@ def mme_ping_while_loading(subject: MultiModelApi) -> str:
             time.sleep(0.01)
     subject.unload(name)
     if bad:
-        raise Breach(f"{len(bad)} of {asked}: {bad[0]}")
-    return f"{asked} asked"
+        raise Breach(f"{len(bad)} of {pings}: {bad[0]}")
+    return f"{pings} pings"
 
 
 @check(
-    breaks="anything but 507 looks like a broken model: the platform frees nothing, and the caller gets the error",
-    do="answer 507 when memory (or any other resource) is not enough, and go on serving what is loaded",
+    breaks="with another status the platform assumes a broken model: it frees no memory, and the caller gets the error",
+    do="answer 507 when memory (or another resource) is insufficient, and keep serving the loaded models",
     source=sources.MULTI_MODEL,
 )
 def mme_out_of_memory(subject: MultiModelApi) -> str:
-    """a load for which there is no memory is 507; what is loaded still serves, and after a DELETE the load fits"""
+    """a load that does not fit into memory is 507; loaded models still serve, and after a DELETE the load fits"""
     options = subject.container.options
     url, names = subject.model(), [subject.name()]
     subject.load(names[0], url)
     while (answer := subject.load(newest := subject.name(), url)).status == 200:
         names.append(newest)
         if len(names) >= options.scarce_loads:
-            raise LeftOut(
-                f"{len(names)} models fit in {options.scarce_mb} MB: lower --scarce-mb or give a bigger --model"
+            raise Skipped(
+                f"{len(names)} models fit in {options.scarce_mb} MB: lower --scarce-mb, or give a larger --model"
             )
-    wants(507, answer, f"after {len(names)} models in {options.scarce_mb} MB: ")
+    expect_status(507, answer, f"after {len(names)} models in {options.scarce_mb} MB: ")
     if subject.invoke(names[0]).status in (404, 500, 503, 507):
         raise Breach(f"after the 507 a loaded model: {subject.invoke(names[0])}")
-    wants(200, subject.container.ping(), "after the 507, /ping: ")
-    # Several, if need be, as the platform does: what was loaded first may have grown by its first answer.
+    expect_status(200, subject.container.ping(), "after the 507, /ping: ")
+    # Several unloads may be necessary, as on the platform: the first model may have grown with its first answer.
     for unloaded, name in enumerate(names[::-1][:UNLOADED], 1):
-        wants(200, subject.unload(name), "after the 507, DELETE: ")
+        expect_status(200, subject.unload(name), "after the 507, DELETE: ")
         again = subject.load(subject.name(), url)
         if again.status == 200:
             return f"507 after {len(names)} models in {options.scarce_mb} MB; after DELETE of {unloaded} a load is 200"
-    raise Doubt(f"507 after {len(names)} models, and still after DELETE of {min(len(names), UNLOADED)}")
+    raise CheckWarning(f"507 after {len(names)} models, and still after DELETE of {min(len(names), UNLOADED)}")

@@ -1,4 +1,4 @@
-"""Where AWS, or the issue in which it was found out, says what a check wants."""
+"""Sources of the checks: AWS's documentation, or the issue that reported the behaviour."""
 
 _GUIDE = "https://docs.aws.amazon.com/sagemaker/latest/dg"
 

@@ -1,4 +1,4 @@
-"""The container under test, as its callers see it: an address that speaks HTTP, or does not."""
+"""The container under test as an HTTP client sees it, and the options of a rehearsal."""
 
 import http.client
 import json
@@ -16,52 +16,61 @@ from typing import Any
 from local_test.rehearse.verdict import Breach, NoAnswer
 
 MB = 1 << 20
+ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+CHUNK = 1 << 16
+RTT, RETRANSMITS, TCP_INFO = 68, 100, 104  # offsets in struct tcp_info, and the length that includes them (linux/tcp.h)
+CONNECT_LIMIT = 15.0  # seconds; longer than most limits for an answer, because the check `accepts` judges connecting
+PING_EVERY = 0.05  # seconds between pings under load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RehearsalOptions:
-    """Seconds and bytes are SageMaker's where it has published them; tests shorten the waits."""
+    """Times are in seconds. Defaults are SageMaker's published values where there are any; tests use shorter ones."""
 
-    payload: bytes | None = None  # must be answered 200; None: `probe` is sent, and any documented status is good
+    payload: bytes | None = None  # must be answered with 200; None: `{}` is sent, and any documented status is accepted
     content_type: str = "application/json"
     target: str = ""  # X-Amzn-SageMaker-Target-Model, for one container with several models
-    model: Path | None = None  # with an image, mounted; with a URL, the path as the server there sees it
-    env: Mapping[str, str] = field(default_factory=dict)  # of the container, beside what the platform sets
-    multi_model: bool = False  # asked for by name; with an image its label is enough
+    model: Path | None = None  # with an image, mounted; with a URL, the path on the server's machine
+    env: Mapping[str, str] = field(default_factory=dict)  # of the container, besides the platform's variables
+    multi_model: bool = False  # check the multi-model API; an image with the label needs no option
     memory_mb: int = 4096
-    scarce_mb: int = 1024  # memory in which loads must at some time end in 507
-    scarce_loads: int = 128  # after so many that fit, that is given up
-    startup_limit: float = 480.0  # ContainerStartupHealthCheckTimeoutInSeconds overrides the platform's
-    slack: float = 20.0  # a further start may take so much longer than twice the first
+    scarce_mb: int = 1024  # memory in which loads must end in 507
+    scarce_loads: int = 128  # successful loads after which that check is skipped
+    startup_limit: float = 480.0  # ContainerStartupHealthCheckTimeoutInSeconds overrides it on SageMaker
+    slack: float = 20.0  # a second start may take this much longer than twice the first
     ping_limit: float = 2.0
     accept_limit: float = 0.25
     invoke_limit: float = 60.0
     load_limit: float = 360.0
     stop_limit: float = 30.0
-    busy_seconds: float = 2.0  # of load from `callers` at once
-    callers: int = 16
-    connections: int = 128  # that do nothing
-    image_bytes: int = 10_000 * MB  # serverless endpoints take no larger image
+    busy_seconds: float = 2.0  # duration of the load test
+    callers: int = 16  # concurrent callers of the load test
+    connections: int = 128  # idle connections
+    image_bytes: int = 10_000 * MB  # limit of serverless endpoints
 
     @property
-    def sent(self) -> bytes:
+    def body(self) -> bytes:
+        """The request body: the payload, or an empty JSON object."""
         return b"{}" if self.payload is None else self.payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
+    """An HTTP response, with its times in seconds."""
+
     status: int
-    headers: list[tuple[str, str]]  # as they came
+    headers: list[tuple[str, str]]  # in the order of the response
     body: bytes
-    connecting: float  # seconds until the TCP connection was accepted
+    connecting: float  # until the TCP connection was accepted
     seconds: float  # from then on
 
     def header(self, name: str) -> str:
+        """A header's value, "" if it is missing."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), "")
 
     @property
     def json(self) -> Any:
-        """Its body; Breach where that is not JSON."""
+        """The body as JSON. Raises Breach if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -77,77 +86,36 @@ class Response:
         return f"{self.status} in {self.seconds * 1000:.0f} ms"
 
 
-PING_EVERY = 0.05  # seconds
-
-
 @dataclass(slots=True)
-class Busy:
-    """What was seen while many callers invoked at once."""
+class LoadResult:
+    """Observations while many callers invoke at once."""
 
-    statuses: dict[int, int] = field(default_factory=dict)
-    dropped: list[str] = field(default_factory=list)
+    statuses: dict[int, int] = field(default_factory=dict)  # status -> count
+    lost: list[str] = field(default_factory=list)  # reasons of invocations without an answer
     pings: list[Response] = field(default_factory=list)
-    silent_pings: list[str] = field(default_factory=list)
+    failed_pings: list[str] = field(default_factory=list)  # reasons of pings without an answer
     slowest_accept: float = 0.0
 
 
-def busy(invoke: Callable[[], Response], ping: Callable[[], Response], callers: int, seconds: float) -> Busy:
-    """Callers invoke without a pause for some seconds; as long as one does, /ping is asked beside them."""
-    seen, lock = Busy(), threading.Lock()
-    until = time.monotonic() + seconds
-
-    def call(_: int) -> None:
-        more = True  # at least once, however late this thread comes
-        while more:
-            try:
-                answer = invoke()
-            except NoAnswer as none:
-                with lock:
-                    seen.dropped.append(str(none))
-            else:
-                with lock:
-                    seen.statuses[answer.status] = seen.statuses.get(answer.status, 0) + 1
-                    seen.slowest_accept = max(seen.slowest_accept, answer.connecting)
-            more = time.monotonic() < until
-
-    with ThreadPoolExecutor(callers) as threads:
-        calls = [threads.submit(call, number) for number in range(callers)]
-        over = False
-        while not over:
-            over = all(each.done() for each in calls)
-            try:
-                seen.pings.append(ping())
-            except NoAnswer as none:
-                seen.silent_pings.append(str(none))
-            time.sleep(PING_EVERY)
-        for each in calls:
-            each.result()
-    return seen
-
-
-ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
-PIECE = 1 << 16
-RTT, RESENT, TCP_INFO = 68, 100, 104  # where struct tcp_info has them, and its length then (linux/tcp.h)
-
-
 class ContainerUnderTest:
-    """Something that listens. Each `ask` is a connection of its own."""
+    """A server at an address. Each request has its own connection."""
 
     def __init__(self, host: str, port: int, options: RehearsalOptions) -> None:
         self.host = host
         self.port = port
         self.options = options
-        self.first: Response | NoAnswer | None = None  # to an invocation at the moment when /ping was first 200
+        self.first_invocation: Response | NoAnswer | None = None  # sent right after the first /ping with 200
 
-    # One request.
+    # One request
 
     def connect(self, limit: float) -> socket.socket:
+        """Opens a TCP connection. Raises NoAnswer."""
         try:
             return socket.create_connection((self.host, self.port), limit)
         except OSError as error:
             raise NoAnswer(f"no connection to port {self.port}: {error}") from error
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
@@ -158,27 +126,26 @@ class ContainerUnderTest:
         chunked: bool = False,
         sent: Callable[[], None] = lambda: None,
     ) -> Response:
-        """The answer within `limit` seconds (of silence); NoAnswer says how there was none.
+        """The response; `limit` seconds of silence end the request. Raises NoAnswer with the reason.
 
-        `sent` is called when the whole request is on its way.
+        `sent` is called when the complete request is sent.
         """
         limit = limit or self.options.invoke_limit
-        begun = time.monotonic()
+        began = time.monotonic()
         connection = http.client.HTTPConnection(self.host, self.port, timeout=limit)
-        # Connecting may take longer than an answer may: the check of accepting judges that alone.
-        connection.sock = self.connect(max(limit, 15.0))
+        connection.sock = self.connect(max(limit, CONNECT_LIMIT))
         connection.sock.settimeout(limit)
         connected = time.monotonic()
-        connecting = waited(connection.sock, connected - begun)
-        whole = _pieces(body or b"") if chunked else body
+        connecting = accept_time(connection.sock, connected - began)
+        content = _chunks(body or b"") if chunked else body
         try:
             try:
-                connection.request(method, path, whole, dict(headers or {}), encode_chunked=chunked)
+                connection.request(method, path, content, dict(headers or {}), encode_chunked=chunked)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # refused before all was sent: the answer, if there is one, says why
+                pass  # the server refused the request before its end; the response, if any, has the reason
             sent()
             response = connection.getresponse()
-            answered = response.read()
+            received = response.read()
         except TimeoutError as error:
             raise NoAnswer(f"{method} {path}: no answer within {limit:g} s") from error
         except http.client.RemoteDisconnected as error:
@@ -191,16 +158,17 @@ class ContainerUnderTest:
         return Response(
             status=response.status,
             headers=response.getheaders(),
-            body=answered,
+            body=received,
             connecting=connecting,
             seconds=done - connected,
         )
 
     def get(self, path: str) -> Response:
-        return self.ask("GET", path)
+        return self.request("GET", path)
 
     def ping(self) -> Response:
-        return self.ask("GET", "/ping", limit=self.options.ping_limit)
+        """GET /ping, within SageMaker's time limit."""
+        return self.request("GET", "/ping", limit=self.options.ping_limit)
 
     def invoke(
         self,
@@ -211,77 +179,114 @@ class ContainerUnderTest:
         chunked: bool = False,
         sent: Callable[[], None] = lambda: None,
     ) -> Response:
-        """POST /invocations, by default with the payload, and with the headers that the platform sends."""
-        body = self.options.sent if body is None else body
+        """POST /invocations with the headers that SageMaker sends; the default body is the payload."""
+        body = self.options.body if body is None else body
         all_headers = self.headers(content_type) | dict(headers or {})
-        return self.ask("POST", "/invocations", body, all_headers, chunked=chunked, sent=sent)
+        return self.request("POST", "/invocations", body, all_headers, chunked=chunked, sent=sent)
 
     def headers(self, content_type: str = "") -> dict[str, str]:
+        """The headers that SageMaker sends with an invocation."""
         named = {"X-Amzn-SageMaker-Target-Model": self.options.target} if self.options.target else {}
         return {"Content-Type": content_type or self.options.content_type, **named}
 
     def head(self, *, path: str = "/invocations", length: int, content_type: str = "") -> bytes:
-        """The start of a request for raw sockets."""
+        """The head of a request, for raw sockets."""
         lines = [f"POST {path} HTTP/1.1", f"Host: {self.host}", f"Content-Length: {length}"]
         lines += [f"{key}: {value}" for key, value in self.headers(content_type).items()]
         return "\r\n".join([*lines, "", ""]).encode()
 
     @cached_property
-    def usual(self) -> Response:
-        """To the payload, at rest: what other requests are compared with."""
+    def reference(self) -> Response:
+        """The response to the payload without load; other responses are compared with it."""
         return self.invoke()
 
     @cached_property
-    def junk(self) -> Response:
-        """To a body that no format reads."""
+    def junk_response(self) -> Response:
+        """The response to a body that no format can read."""
         return self.invoke(b'{"\x00\xff\xfe junk ]]', content_type=self.options.content_type)
 
-    # Starting.
+    # Start
 
-    def pings(self) -> bool:
+    def is_healthy(self) -> bool:
+        """Whether /ping is 200 now."""
         try:
             return self.ping().status == 200
         except NoAnswer:
             return False
 
-    def wait(self, limit: float) -> float | None:
-        """Seconds until /ping was 200, and then at once the first invocation; None: not within the limit."""
-        begun = time.monotonic()
-        while not self.pings():
-            if time.monotonic() - begun > limit or not self.lives():
+    def wait_until_healthy(self, limit: float) -> float | None:
+        """Waits until /ping is 200, then sends the first invocation. Returns the seconds, None after the limit."""
+        began = time.monotonic()
+        while not self.is_healthy():
+            if time.monotonic() - began > limit or not self.alive():
                 return None
             time.sleep(0.05)
-        ready = time.monotonic() - begun
+        took = time.monotonic() - began
         try:
-            self.first = self.invoke()
+            self.first_invocation = self.invoke()
         except NoAnswer as none:
-            self.first = none
-        return ready
+            self.first_invocation = none
+        return took
 
-    def lives(self) -> bool:
-        """Whether it may still come up."""
+    def alive(self) -> bool:
+        """Whether the container may still become healthy."""
         return True
 
-    # Load.
+    # Load
 
     @cached_property
-    def busy(self) -> Busy:
-        """What comes of it when many invoke at once."""
-        return busy(self.invoke, self.ping, self.options.callers, self.options.busy_seconds)
+    def under_load(self) -> LoadResult:
+        """The result of the load test."""
+        return load_test(self.invoke, self.ping, self.options.callers, self.options.busy_seconds)
 
 
-def waited(sock: socket.socket, seconds: float) -> float:
-    """How long the other side took to accept a connection that stood after so many seconds.
+def load_test(invoke: Callable[[], Response], ping: Callable[[], Response], callers: int, seconds: float) -> LoadResult:
+    """Invokes from several threads without a pause for some seconds, and pings until all have ended."""
+    result, lock = LoadResult(), threading.Lock()
+    until = time.monotonic() + seconds
 
-    Linux knows it: a busy caller may hear of it much later. Where the first try was lost, all the time counts.
+    def call(_: int) -> None:
+        more = True  # every thread invokes at least once, however late it starts
+        while more:
+            try:
+                response = invoke()
+            except NoAnswer as none:
+                with lock:
+                    result.lost.append(str(none))
+            else:
+                with lock:
+                    result.statuses[response.status] = result.statuses.get(response.status, 0) + 1
+                    result.slowest_accept = max(result.slowest_accept, response.connecting)
+            more = time.monotonic() < until
+
+    with ThreadPoolExecutor(callers) as threads:
+        calls = [threads.submit(call, number) for number in range(callers)]
+        done = False
+        while not done:
+            done = all(each.done() for each in calls)
+            try:
+                result.pings.append(ping())
+            except NoAnswer as none:
+                result.failed_pings.append(str(none))
+            time.sleep(PING_EVERY)
+        for each in calls:
+            each.result()
+    return result
+
+
+def accept_time(sock: socket.socket, seconds: float) -> float:
+    """The time until the server accepted a connection whose `connect` took `seconds`.
+
+    Linux measures it in the kernel: on a busy machine `connect` returns much later. If the first SYN was lost, the
+    whole time counts.
     """
-    said = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO) if hasattr(socket, "TCP_INFO") else b""
-    if len(said) < TCP_INFO or struct.unpack_from("I", said, RESENT) != (0,):
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO) if hasattr(socket, "TCP_INFO") else b""
+    if len(info) < TCP_INFO or struct.unpack_from("I", info, RETRANSMITS) != (0,):
         return seconds
-    (microseconds,) = struct.unpack_from("I", said, RTT)
+    (microseconds,) = struct.unpack_from("I", info, RTT)
     return float(microseconds) / 1e6
 
 
-def _pieces(body: bytes) -> Iterator[bytes]:
-    for start in range(0, len(body), PIECE):
-        yield body[start : start + PIECE]
+def _chunks(body: bytes) -> Iterator[bytes]:
+    for start in range(0, len(body), CHUNK):
+        yield body[start : start + CHUNK]

@@ -1,4 +1,4 @@
-"""A check and what came of it: passed, breached, a warning, or left out with the reason."""
+"""A check of the contract and its verdict: passed, failed, a warning, or skipped with the reason."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,35 +8,37 @@ Subject = TypeVar("Subject")
 
 
 class NoAnswer(Exception):
-    """The container did not answer, or not in HTTP; the text says what it did instead."""
+    """The container sent no valid HTTP answer; the message is the reason."""
 
 
 class Breach(Exception):
-    """What was seen breaks the contract."""
+    """The observation breaks the contract."""
 
 
-class Doubt(Exception):
-    """What was seen works, but not everywhere, or not for long."""
+class CheckWarning(Exception):
+    """The observation works, but not in all deployments, or not permanently."""
 
 
-class LeftOut(Exception):
-    """The check cannot be made here; the text is the reason."""
+class Skipped(Exception):
+    """The check cannot run here; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
+    """The result of a check, with everything that a reader needs to fix the container."""
+
     name: str
     outcome: str  # pass, FAIL, warn or skip
-    seen: str
-    wants: str  # what the platform wants
-    breaks: str  # what happens there otherwise
+    seen: str  # the observation
+    wants: str  # what the platform requires
+    breaks: str  # the consequence on the platform
     do: str
     source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check(Generic[Subject]):
-    """One point of the contract. `run` says what it saw, or raises Breach, Doubt or LeftOut."""
+    """One point of the contract. `run` returns its observation, or raises Breach, CheckWarning or Skipped."""
 
     name: str
     wants: str
@@ -46,40 +48,43 @@ class Check(Generic[Subject]):
     run: Callable[[Subject], str]
 
     def verdict(self, subject: Subject) -> Verdict:
+        """Runs the check."""
         try:
-            return self._came_to("pass", self.run(subject))
+            return self._verdict("pass", self.run(subject))
         except (Breach, NoAnswer) as breach:
-            return self._came_to("FAIL", str(breach))
-        except OSError as broken:  # a raw connection, in the middle of a request
-            return self._came_to("FAIL", f"the connection broke: {broken}")
-        except Doubt as doubt:
-            return self._came_to("warn", str(doubt))
-        except LeftOut as reason:
-            return self.left_out(str(reason))
+            return self._verdict("FAIL", str(breach))
+        except OSError as error:  # on a raw connection, in the middle of a request
+            return self._verdict("FAIL", f"the connection broke: {error}")
+        except CheckWarning as warning:
+            return self._verdict("warn", str(warning))
+        except Skipped as reason:
+            return self.skipped(str(reason))
 
-    def left_out(self, reason: str) -> Verdict:
-        return self._came_to("skip", reason)
+    def skipped(self, reason: str) -> Verdict:
+        """The verdict of a check that is not run."""
+        return self._verdict("skip", reason)
 
-    def _came_to(self, outcome: str, seen: str) -> Verdict:
+    def _verdict(self, outcome: str, seen: str) -> Verdict:
         about = {"wants": self.wants, "breaks": self.breaks, "do": self.do, "source": self.source}
         return Verdict(name=self.name, outcome=outcome, seen=" ".join(seen.split()), **about)
 
 
 def check(*, breaks: str, do: str, source: str) -> Callable[[Callable[[Subject], str]], Check[Subject]]:
-    """Makes a check of a function: its name is the check's, its docstring is what the platform wants."""
+    """Makes a check of a function. Its name is the check's name, its docstring is what the platform requires."""
 
-    def made(run: Callable[[Subject], str]) -> Check[Subject]:
+    def decorate(run: Callable[[Subject], str]) -> Check[Subject]:
         wants = " ".join((run.__doc__ or "").split())
         name = run.__name__.replace("_", "-")
         return Check(name=name, wants=wants, breaks=breaks, do=do, source=source, run=run)
 
-    return made
+    return decorate
 
 
-def checks_of(module: Mapping[str, Any]) -> list[Check[Any]]:
-    """Those that a module defines, in its order."""
+def checks_in(module: Mapping[str, Any]) -> list[Check[Any]]:
+    """The checks that a module defines, in the order of their definition."""
     return [each for each in module.values() if isinstance(each, Check)]
 
 
 def breached(verdicts: Iterable[Verdict]) -> bool:
+    """Whether any check failed."""
     return any(each.outcome == "FAIL" for each in verdicts)

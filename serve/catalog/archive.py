@@ -1,4 +1,4 @@
-"""Unpacking a model's archive, which is trusted with nothing: each member is checked before a byte of it is written."""
+"""Unpacking of model archives. They are untrusted: each member is checked before a byte of it is written."""
 
 import errno
 import gzip
@@ -15,12 +15,12 @@ from serve.errors import DoesNotFit, ModelUnusable
 from serve.failures import HINTS
 
 MOST_MEMBERS = 100_000
-# Bytes that headers between two members may take: a path needs 4 KB, and tarfile reads a header into memory whole.
+# Bytes of all headers between two members. A path needs 4 KB, and tarfile reads a whole header into memory.
 HEADERS = 256 * 1024
 CHUNK = 64 * 1024
 GZIP = b"\x1f\x8b"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# What the system says of a path that the archive chose badly: too long, or a file where another member has a directory.
+# Errors of the system for a bad path in an archive: too long, or a file where another member has a directory.
 BAD_PATH = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -32,11 +32,11 @@ KINDS = {
 
 
 def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
-    """The directory of the model that was packed, `into` or the only directory in it.
+    """Unpack an archive; the directory of the model, which is `into` or the only directory in it.
 
-    `into` appears whole or not at all: a crash leaves a `.unpacking-*` beside it, which nobody takes for finished, and
-    of two callers at once the later is given what the first made. Raises ModelUnusable, naming the member at fault,
-    and DoesNotFit when the disk is full or it would unfold to more than `limit_bytes`.
+    `into` appears whole or not at all. A crash leaves a `.unpacking-*` beside it, which later calls ignore. Of two
+    concurrent calls the slower one returns the directory of the faster one. Raises ModelUnusable, naming the member at
+    fault, and DoesNotFit when the disk is full or the content is larger than `limit_bytes`.
     """
     if into.exists():
         return top(into)
@@ -50,7 +50,7 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
             where = f" in {into.parent}" if isinstance(error, DoesNotFit) else ""
             error.message = f"{shown(archive.name)}: {error.message}{where}"
             error.hint = error.hint or (
-                "pack it again, files only: tar czf NAME.tar.gz -C DIRECTORY . and copy all of it"
+                "pack plain files again with tar czf NAME.tar.gz -C DIRECTORY . and copy the whole archive"
                 if isinstance(error, ModelUnusable)
                 else HINTS["disk space"]
             )
@@ -58,8 +58,8 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            says = f"{into.parent}: the disk is full; {shown(archive.name)} needs more"
-            raise DoesNotFit(says, hint=HINTS["disk space"]) from error
+            message = f"{into.parent}: the disk is full while {shown(archive.name)} is unpacked"
+            raise DoesNotFit(message, hint=HINTS["disk space"]) from error
         try:
             fresh.rename(into)
         except OSError as error:
@@ -69,26 +69,26 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
 
 
 def disk(path: Path) -> tuple[int, int]:
-    """Bytes that may still be written at a path, and how many there are in all."""
+    """Free bytes, and all bytes, of the disk of a path."""
     usage = shutil.disk_usage(path)
     return usage.free, usage.total
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar that must be whole: tarfile by itself takes a broken header, or none, for the archive's end."""
+    """A member of a tar. tarfile by itself takes a broken or missing header for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
         try:
             return super().fromtarfile(tar)
         except tarfile.HeaderError as bad:
-            if isinstance(bad, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # typeshed has it not
+            if isinstance(bad, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # missing in typeshed
                 raise
             raise tarfile.ReadError(f"truncated or damaged ({bad})") from None
 
 
 class _Meter:
-    """A file that may be read for `left` more bytes, so that no header can be of a size its sender chose."""
+    """A file that can be read for `left` more bytes: a limit on headers, whose size the archive chooses."""
 
     def __init__(self, file: gzip.GzipFile | BinaryIO) -> None:
         self._file = file
@@ -98,7 +98,7 @@ class _Meter:
         data = self._file.read(size)
         self.left -= len(data)
         if self.left < 0:
-            raise ModelUnusable("a header between its members is too long")
+            raise ModelUnusable("a header between two members is too long")
         return data
 
 
@@ -110,7 +110,7 @@ def _extract_all(archive: Path, into: Path, limit_bytes: int) -> None:
             with gzip.GzipFile(fileobj=raw) if packed else raw as plain:
                 meter = _Meter(plain)
                 _extract_from(meter, into, limit_bytes)
-                # To the end, for gzip's checksum stands there.
+                # Read to the end: gzip's checksum is there.
                 meter.left = limit_bytes
                 while meter.read(CHUNK):
                     pass
@@ -121,7 +121,7 @@ def _extract_all(archive: Path, into: Path, limit_bytes: int) -> None:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ModelUnusable(f"truncated or damaged: {error}") from error
     except tarfile.TarError as error:
-        raise ModelUnusable(f"not a whole tar.gz: {error}") from error
+        raise ModelUnusable(f"invalid or truncated tar.gz: {error}") from error
 
 
 def _extract_from(meter: _Meter, into: Path, limit_bytes: int) -> None:
@@ -132,37 +132,39 @@ def _extract_from(meter: _Meter, into: Path, limit_bytes: int) -> None:
             name = shown(member.name)
             count += 1
             if count > MOST_MEMBERS:
-                raise ModelUnusable(f"more than {MOST_MEMBERS:,} members, from {name} on")
+                raise ModelUnusable(f"more than {MOST_MEMBERS:,} members; {name} is the first beyond the limit")
             path = _checked(member)
             if path in seen and not (seen[path] and member.isdir()):
-                raise ModelUnusable(f"{name}: is in it twice")
+                raise ModelUnusable(f"{name}: duplicate member")
             seen[path] = member.isdir()
             total += member.size
             if total > limit_bytes:
                 raise DoesNotFit(
-                    f"{name}: with it more than {limit_bytes:,} bytes are unpacked, and there is no room for more"
+                    f"{name}: the content up to this member is larger than {limit_bytes:,} bytes, the free disk space"
                 )
             meter.left = member.size + HEADERS
             if path.parts:
                 _extract(tar, member, into)
-            tar.members = []  # tarfile keeps them all
+            tar.members = []  # tarfile would keep all of them in memory
     if all(seen.values()):
-        raise ModelUnusable("no file is in it")
+        raise ModelUnusable("the archive contains no file")
 
 
 def _checked(member: tarfile.TarInfo) -> PurePosixPath:
-    """The member's path below the directory. Raises ModelUnusable for one that may not be written."""
+    """The path of a member, relative to the directory. Raises ModelUnusable for members that must not be written."""
     name, path = shown(member.name), PurePosixPath(member.name)
     if not member.name or path.is_absolute():
-        raise ModelUnusable(f"{name or '/'}: an absolute path")
+        raise ModelUnusable(f"{name or '/'}: an absolute path is not supported")
     if ".." in path.parts:
-        raise ModelUnusable(f"{name}: a path with ..")
+        raise ModelUnusable(f"{name}: a path with .. is not supported")
     if any(ord(char) < 32 or ord(char) == 127 for char in member.name):
-        raise ModelUnusable(f"{name}: a name with control characters")
+        raise ModelUnusable(f"{name}: a name with control characters is not supported")
     if not (member.isreg() or member.isdir()):
-        raise ModelUnusable(f"{name}: {KINDS.get(member.type, 'neither file nor directory')}; pack plain files only")
+        raise ModelUnusable(
+            f"{name}: {KINDS.get(member.type, 'an unknown type')} is not supported; pack plain files only"
+        )
     if member.issparse() or member.size < 0:
-        raise ModelUnusable(f"{name}: a sparse file; pack plain files only")
+        raise ModelUnusable(f"{name}: a sparse file is not supported; pack plain files only")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The models that there are, and the names by which requests may call them.
+"""The models in the model directory, and the names by which requests may call them.
 
 The host scans the model directory once (serve/catalog/scan.py) and publishes the catalog as a file in the run
 directory. The launcher and the web workers read that file, so that all processes know the same models.
@@ -19,7 +19,7 @@ from serve.errors import ModelNotFound
 ARCHIVES = (".tar.gz", ".tgz")
 LISTED = 600  # characters of names in a message; InvokeEndpoint shows its caller 2,048 of the whole
 ASKED = 120
-COMPARED = 40  # a comparison costs the square of the length, and anybody may ask: 900 names took 2.3 s at 120
+COMPARED = 40  # the cost of a comparison grows with the square of the length: 900 names took 2.3 s at 120
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,14 +47,14 @@ class Catalog:
         self._known: dict[str, str] = types | aliases | {name: name for name in self.entries}
 
     def resolve(self, asked: str) -> str:
-        """The name of the model called so, with or without .tar.gz. Raises ModelNotFound with the names there are."""
+        """The name of the model that is called `asked`, with or without .tar.gz. Raises ModelNotFound."""
         found = self._known.get(asked) or self._known.get(stem(asked))
         if found is None:
             raise ModelNotFound(self._none_such(asked), hint=self._advice(asked))
         return found
 
     def default(self, preferred: str = "") -> str | None:
-        """The model for requests that name none: the preferred one, else the only one, else None."""
+        """The model for requests without a name: the preferred one, else the only one, else None."""
         if preferred:
             return self.resolve(preferred)
         return next(iter(self.entries)) if len(self.entries) == 1 else None
@@ -65,24 +65,24 @@ class Catalog:
 
     def _none_such(self, asked: str) -> str:
         if not self.entries:
-            return f"no model named {cut(asked)!r}: there are no models here"
+            return f"model not found: {cut(asked)!r}; the server has no models"
         names = [cut(name) for name in self.entries]
         listed = [name for name, end in zip(names, accumulate(len(name) + 2 for name in names)) if end <= LISTED]
         rest = f" and {len(names) - len(listed)} more" if len(listed) < len(names) else ""
-        return f"no model named {cut(asked)!r}; there are: {', '.join(listed)}{rest}"
+        return f"model not found: {cut(asked)!r}; available: {', '.join(listed)}{rest}"
 
     def _advice(self, asked: str) -> str:
         base = stem(asked)
         if base in self._types:
-            return f"{cut(base)!r} is the type of several: {cut(', '.join(self._types[base]))}; ask for one by name"
+            return f"several models have the type {cut(base)!r}: {cut(', '.join(self._types[base]))}; use a name"
         by_lower = {known[:COMPARED].lower(): known for known in self._known}
         close = difflib.get_close_matches(base[:COMPARED].lower(), by_lower, n=1)
-        return f"did you mean {cut(by_lower[close[0]])!r}?" if close else "GET /models shows what each of them is"
+        return f"did you mean {cut(by_lower[close[0]])!r}?" if close else "GET /models lists all models"
 
     # From the host to the other processes.
 
     def publish(self, file: Path) -> None:
-        """Write the catalog to a file, which appears whole."""
+        """Write the catalog to a file. Readers see the whole file or none."""
         fresh = file.with_name(f"{file.name}.new")
         fresh.write_bytes(msgspec.msgpack.encode(list(self.entries.values()), enc_hook=to_bytes))
         fresh.replace(file)
@@ -106,6 +106,6 @@ def stem(name: str) -> str:
 
 
 def cut(text: str) -> str:
-    """A name fit for a message: in characters that JSON can carry, and not too many."""
+    """A name for a message: in characters that JSON can contain, and not too long."""
     text = text.encode(errors="replace").decode()
     return text if len(text) <= ASKED else text[:ASKED] + "…"

@@ -1,4 +1,4 @@
-"""How much memory a load will take, guessed before it begins from headers and file sizes; corrected once measured."""
+"""Estimates of the memory that a load takes, from headers and file sizes. The first load replaces them by a measure."""
 
 import math
 import os
@@ -10,13 +10,13 @@ import msgspec
 from serve.catalog.recognition import FILES, pickled, weights
 
 MB = 1 << 20
-# What a runner holds beside the weights, measured with smaps_rollup in a forked child: XGBoost 7 MB with a first
-# prediction; transformers 64 MB, of which a tokenizer of 49,152 words takes 49. For custom code nobody can know.
+# Private memory of a runner beside the weights, measured with smaps_rollup in a forked child: XGBoost 7 MB with a first
+# prediction; transformers 64 MB, of which a tokenizer of 49,152 words takes 49. The memory of own code is unknown.
 XGBOOST_FLOOR = 8 * MB
 TORCH_FLOOR = 64 * MB
 CUSTOM_FLOOR = 32 * MB
 XGBOOST_GROWTH = 1.5  # trees in memory over the same trees in a file
-# Bytes beside the model, and how many times the file's size it takes: skops files are zips.
+# Bytes beside the model, and memory of the model over the size of its file. skops files are zips.
 IN_MEMORY = {
     "xgboost": (XGBOOST_FLOOR, XGBOOST_GROWTH),
     "sklearn": (48 * MB, 3.0),
@@ -27,8 +27,8 @@ IN_MEMORY = {
 LONGEST_HEADER = 100 * MB  # safetensors' own limit
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-# Bits of a weight once loaded, by the `dtype` option (None: as stored); without one, what processors want.
-EMBEDDING = re.compile(r"emb|\bw[tp]e\b|\bshared\b")  # of tensors that are looked up and not multiplied with
+EMBEDDING = re.compile(r"emb|\bw[tp]e\b|\bshared\b")  # names of tensors that are looked up and not multiplied with
+# Bits of a loaded weight by the option `dtype`. None: as stored.
 LOADED = {"float32": 32, "float16": 16, "bfloat16": 16, "float64": 64, "auto": None}
 
 
@@ -39,14 +39,14 @@ class _Tensor(msgspec.Struct):
 
 
 def memory_bytes(directory: Path, handler: str, dtype: str | None = None, *, quantized: bool = False) -> int:
-    """Private bytes a runner of this model will hold. Reads file sizes and safetensors headers, never weights.
+    """Private bytes of a runner of this model. Reads file sizes and safetensors headers, never weights.
 
-    `dtype` and `quantized`: as its options say; they decide what weights become.
+    `dtype`, `quantized`: the precision of the loaded weights, from the model's options; float32 by default.
     """
     if handler in FILES:
         floor, growth = IN_MEMORY[handler]
-        files = FILES[handler](directory) or pickled(directory)  # those it may be told to load
-        beside = directory.glob("*.onnx?data") if handler == "onnx" else ()  # weights that the .onnx file points to
+        files = FILES[handler](directory) or pickled(directory)  # pickles, where an option allows them
+        beside = directory.glob("*.onnx?data") if handler == "onnx" else ()  # weights outside of the .onnx file
         return floor + int(growth * sum(map(_size, (*files, *beside))))
     if handler == "custom":
         return CUSTOM_FLOOR + _tree(directory)
@@ -58,9 +58,10 @@ def memory_bytes(directory: Path, handler: str, dtype: str | None = None, *, qua
 
 
 def _loaded(path: Path, bits: int | None, quantized: bool) -> int:
-    """Bytes of a safetensors file's tensors in memory, floats at `bits` each; its size when the header is no good.
+    """Bytes of a safetensors file's tensors in memory, floats at `bits` each. With an invalid header: the file's size.
 
-    `quantized`: matrices at 8 bits, but for embeddings, which stay as they are; the largest may be a head too.
+    `quantized`: matrices take 8 bits an element. Embeddings keep their precision, and the largest one may serve as the
+    head as well.
     """
     size = _size(path)
     header = _header(path, size)
@@ -91,7 +92,7 @@ def _header(path: Path, size: int) -> dict[str, _Tensor] | None:
             tensors = {name: msgspec.json.decode(raw, type=_Tensor) for name, raw in parts.items()}
     except (OSError, msgspec.DecodeError, RecursionError):
         return None
-    # Offsets that point outside the file are not to be believed.
+    # Offsets outside of the file are invalid.
     return tensors if all(each.data_offsets[1] <= size for each in tensors.values()) else None
 
 

@@ -15,7 +15,7 @@ HANDLERS = {
     "sklearn": "serve.handlers.arrays.sklearn:ScikitLearn",
     "torch": "serve.handlers.arrays.torch_program:TorchProgram",
     "text_generation": "serve.handlers.generation.handler:TextGeneration",
-    "summarization": "serve.handlers.seq2seq.handler:Summarization",
+    "seq2seq": "serve.handlers.seq2seq.handler:Seq2Seq",
     "text_classification": "serve.handlers.encoders.text_classification:TextClassification",
     "token_classification": "serve.handlers.encoders.token_classification:TokenClassification",
     "question_answering": "serve.handlers.encoders.question_answering:QuestionAnswering",
@@ -23,6 +23,9 @@ HANDLERS = {
     "zero_shot_classification": "serve.handlers.encoders.zero_shot:ZeroShotClassification",
     "feature_extraction": "serve.handlers.encoders.feature_extraction:FeatureExtraction",
 }
+
+# Former names of handlers, which a model.toml may still have.
+ALIASES = {"summarization": "seq2seq"}
 
 # The struct of each handler's `[options]`, in a module that imports no framework.
 _HUGGING_FACE = "serve.handlers.huggingface.options:HuggingFaceOptions"
@@ -33,7 +36,7 @@ OPTIONS = {
     "sklearn": "serve.handlers.arrays.options:ScikitLearnOptions",
     "torch": "serve.handlers.arrays.options:TorchOptions",
     "text_generation": "serve.handlers.generation.options:TextGenerationOptions",
-    "summarization": _HUGGING_FACE,
+    "seq2seq": _HUGGING_FACE,
     "text_classification": _HUGGING_FACE,
     "token_classification": _HUGGING_FACE,
     "question_answering": _HUGGING_FACE,
@@ -46,9 +49,9 @@ OPTIONS = {
 # `translation_en_to_de` and similar names count as `translation`.
 TASKS = {
     "text-generation": "text_generation",
-    "summarization": "summarization",
-    "translation": "summarization",
-    "text2text-generation": "summarization",
+    "summarization": "seq2seq",
+    "translation": "seq2seq",
+    "text2text-generation": "seq2seq",
     "text-classification": "text_classification",
     "sentiment-analysis": "text_classification",
     "token-classification": "token_classification",

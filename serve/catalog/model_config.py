@@ -1,4 +1,4 @@
-"""What a model was asked to be: `model.toml`, checked key by key, and the one record that every process passes on.
+"""The configuration of a model: `model.toml`, checked key by key, and the one record that all processes pass on.
 
 `ModelToml` has the keys that an owner may write. `ModelConfig` adds what recognition found and the settings that a
 handler needs. The host makes it, the catalog file and the channel to the runner carry it, and the handler gets it.
@@ -9,18 +9,19 @@ import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from serve.catalog.kinds import HANDLERS, options_of
+from serve.catalog.kinds import ALIASES, HANDLERS, options_of
 from serve.errors import ModelUnusable
 from serve.settings import Settings
 
 FILE = "model.toml"
 LONGEST = 1 << 20
-# In [options] of a model with its own code: how alike an unknown key and one of ours may be (of 1).
+# Own code may have options of its own. An unknown one this similar (of 1) to an option of the server is a mistake.
 MISSPELT = 0.85
 
 Options_co = TypeVar("Options_co", covariant=True)
@@ -102,11 +103,11 @@ def read(directory: Path) -> ModelToml[dict[str, Any]]:
     if not path.is_file():
         return ModelToml(options={})
     if path.stat().st_size > LONGEST:
-        raise ModelUnusable(f"{FILE}: longer than {LONGEST >> 20} MB")
+        raise ModelUnusable(f"{FILE}: larger than {LONGEST >> 20} MB")
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as bad:
-        raise ModelUnusable(f"{FILE}: not valid TOML: {bad}") from None
+        raise ModelUnusable(f"{FILE}: invalid TOML: {bad}") from None
     return parse(table)
 
 
@@ -116,12 +117,16 @@ def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
     if isinstance(table.get("example"), dict):
         _refuse_unknown(table["example"], Example.__struct_fields__, "key of [example]")
     said: ModelToml[dict[str, Any]] = _converted({"options": {}, **table}, ModelToml[dict[str, Any]])
-    if said.handler is not None:
-        _refuse_unknown([said.handler], HANDLERS, "handler")
+    if (handler := said.handler) is not None:
+        handler = ALIASES.get(handler, handler)
+        _refuse_unknown([handler], HANDLERS, "handler")
+        said = msgspec.structs.replace(said, handler=handler)
     for key, names in (("name", [said.name] if said.name is not None else []), ("aliases", said.aliases)):
         for name in names:
             if not name.strip() or "/" in name or not name.isprintable():
-                raise ModelUnusable(f"{FILE}: {key}: {name!r} is empty, or has a / or a control character")
+                raise ModelUnusable(
+                    f"{FILE}: {key}: invalid name {name!r}: it is empty, or contains / or a control character"
+                )
     return said
 
 
@@ -186,6 +191,9 @@ class _Head(msgspec.Struct):
     handler: str
 
 
+_HEAD = msgspec.msgpack.Decoder(_Head)
+
+
 def encoded(config: ModelConfig[Any]) -> bytes:
     """A model's record as bytes."""
     return msgspec.msgpack.encode(config, enc_hook=to_bytes)
@@ -193,10 +201,14 @@ def encoded(config: ModelConfig[Any]) -> bytes:
 
 def decoded(raw: bytes) -> ModelConfig[Any]:
     """The record that `encoded` wrote, its options in their handler's struct."""
-    handler = msgspec.msgpack.decode(raw, type=_Head).handler
+    return decoder(_HEAD.decode(raw).handler).decode(raw)
+
+
+@cache
+def decoder(handler: str) -> msgspec.msgpack.Decoder[ModelConfig[Any]]:
+    """The decoder of a handler's records. Made before a fork, it costs the children no memory."""
     kind: Any = ModelConfig
-    config: ModelConfig[Any] = msgspec.msgpack.decode(raw, type=kind[options_of(handler)], dec_hook=from_bytes)
-    return config
+    return msgspec.msgpack.Decoder(kind[options_of(handler)], dec_hook=from_bytes)
 
 
 def to_bytes(path: Any) -> bytes:

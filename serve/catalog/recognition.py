@@ -1,4 +1,4 @@
-"""Which handler serves a directory: what its card says, else what its files are."""
+"""Which handler serves a directory: the one that its model.toml names, else the one for the files in it."""
 
 import json
 import zipfile
@@ -12,23 +12,201 @@ from serve.catalog.model_config import ModelToml
 from serve.errors import ModelUnusable
 
 CODE = "code"
+PROGRAM = "inference.py"
+MODULES = "modules.json"  # sentence-transformers' file: how the vectors of the tokens become one
+CONFIG = "config.json"
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
 JUNK = frozenset({"__MACOSX", "__pycache__", "lost+found"})
-PEEK = 4096
+PEEK = 4096  # bytes of a file that tell whether it is an XGBoost model
+LONGEST_CONFIG = 8 << 20
+
+# Models whose config.json gives no task but their type: facebook/bart-large-cnn, google/pegasus-*.
+SUMMARIZERS = frozenset({"bart", "pegasus", "pegasus_x", "bigbird_pegasus", "led"})
+# The task of a head, by the end of the architecture's name.
+HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+}
+# Keys in the config.json of models whose input is not text alone (Llava, Whisper...). Their architectures, too, end in
+# ForConditionalGeneration.
+NOT_TEXT = ("vision_config", "audio_config", "num_mel_bins")
 
 
-def shown(name: str) -> str:
-    """A file's name fit for a message, whatever bytes it was made of."""
-    return name if name.isprintable() else ascii(name)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognised:
+    handler: str
+    program: str | None = None  # for own code: the file in code/ that has the functions
+    task: str | None = None
+    model_type: str | None = None
+
+
+def recognise(directory: Path, said: ModelToml[dict[str, Any]], hf_task: str = "", program: str = "") -> Recognised:
+    """The handler of a directory and what else its files decide. Raises ModelUnusable with the reason for none.
+
+    `said`: its model.toml. `hf_task`: the task of Hugging Face models whose model.toml gives none (HF_TASK).
+    `program`: the file in code/ that has the functions, for models that have it and name no other (SAGEMAKER_PROGRAM).
+    """
+    found = _program(directory, said, program)
+    if said.handler in ("custom", *FILES) or (said.handler is None and found):
+        task = said.task or (hf_task if found else "") or None
+        return Recognised(
+            handler=said.handler or "custom", program=found, task=task, model_type=_type_at_most(directory)
+        )
+    config = read_config(directory)
+    if said.handler is not None:
+        task = said.task or task_of(config or {})
+        return Recognised(handler=said.handler, task=task, model_type=model_type(config or {}))
+    if config and (weights(directory) or pickled(directory)):
+        task, source = _task(directory, said, hf_task, config)
+        return Recognised(handler=_handler_of(task, source), task=task, model_type=model_type(config))
+    for handler, found_by in FILES.items():
+        if found_by(directory):
+            return Recognised(handler=handler, task=said.task)
+    if said.options.get("allow_pickle") is True and sklearn_pickles(directory):
+        return Recognised(handler="sklearn", task=said.task)
+    raise ModelUnusable(_why_not(directory, config))
+
+
+def marked(directory: Path, program: str = "") -> bool:
+    """Whether a directory is a model by the files at its top, and not a directory of several models."""
+    programs = (f"{CODE}/{each}" for each in _usual(program))
+    return (
+        any((directory / name).is_file() for name in ("model.toml", CONFIG, *programs))
+        or bool(weights(directory))
+        or any(found(directory) for found in FILES.values())
+    )
+
+
+def _why_not(directory: Path, config: Mapping[str, Any] | None) -> str:
+    if config and architectures(config):
+        return f"{CONFIG}: the weights are missing; add *.safetensors"
+    if pickles := pickled(directory):
+        name = shown(pickles[0].name)
+        return (
+            f"{name}: a pickle runs code when it is loaded, so it is refused. Save the model as *.safetensors (with "
+            f"{CONFIG}) or TorchScript, convert it with `python -m serve convert {name} model.ubj` (XGBoost) or "
+            f"`python -m serve convert {name} model.skops` (scikit-learn), or load it in {CODE}/{PROGRAM}"
+        )
+    found = some(each.name + "/" * each.is_dir() for each in visible(directory)) or "no files"
+    return f"unknown kind of model: found {found}; set handler in model.toml, or add {CODE}/{PROGRAM}"
+
+
+# Own code.
+
+
+def _program(directory: Path, said: ModelToml[dict[str, Any]], preferred: str) -> str | None:
+    """The file that has the functions, relative to code/, or None without own code."""
+    named = said.options.get("program")
+    if said.handler not in (None, "custom"):
+        return None
+    if named is None:
+        return next((each for each in _usual(preferred) if (directory / CODE / each).is_file()), None)
+    if not isinstance(named, str) or not named or named.startswith("/") or ".." in named.split("/"):
+        raise ModelUnusable(f"model.toml: options.program: expected the name of a file in {CODE}/, got {named!r}")
+    if not (directory / CODE / named).is_file():
+        raise ModelUnusable(f"model.toml: options.program: file not found: {CODE}/{shown(named)}")
+    return named
+
+
+def _usual(preferred: str) -> tuple[str, ...]:
+    """Where to look for a program that model.toml does not name. SAGEMAKER_PROGRAM may leave out the .py."""
+    return (preferred, f"{preferred}.py", PROGRAM) if preferred else (PROGRAM,)
+
+
+def _type_at_most(directory: Path) -> str | None:
+    try:
+        return model_type(read_config(directory) or {})
+    except ModelUnusable:
+        return None  # beside own code, config.json may contain anything
+
+
+# Hugging Face models.
+
+
+def read_config(directory: Path) -> Mapping[str, Any] | None:
+    """Hugging Face's config.json, None where there is none. Raises ModelUnusable unless it is one JSON object."""
+    path = directory / CONFIG
+    if not path.is_file():
+        return None
+    if path.stat().st_size > LONGEST_CONFIG:
+        raise ModelUnusable(f"{CONFIG}: larger than {LONGEST_CONFIG >> 20} MB")
+    try:
+        parsed = json.loads(path.read_bytes())  # not msgspec: transformers writes Infinity, which JSON does not have
+    except (ValueError, RecursionError) as bad:
+        raise ModelUnusable(f"{CONFIG}: invalid JSON: {bad}") from None
+    if not isinstance(parsed, dict):
+        raise ModelUnusable(f"{CONFIG}: not a JSON object")
+    return parsed
+
+
+def task_of(config: Mapping[str, Any]) -> str | None:
+    """The task of a config.json, None for an unsupported architecture."""
+    names = architectures(config)
+    first = names[0] if names else ""
+    if any(key in config for key in NOT_TEXT):
+        return None
+    head = next((task for end, task in HEADS.items() if first.endswith(end)), None)
+    if head is not None:  # first: BartForSequenceClassification is an encoder-decoder, too
+        return head
+    # T5WithLMHeadModel ends like GPT2LMHeadModel, so is_encoder_decoder comes before the name.
+    both = config.get("is_encoder_decoder") is True
+    if (both and not first.endswith("ForCausalLM")) or first.endswith(("ForConditionalGeneration", "MTModel")):
+        return "summarization" if model_type(config) in SUMMARIZERS else "text2text-generation"
+    if first.endswith(("ForCausalLM", "LMHeadModel")):
+        return "text-generation"
+    if model_type(config) and first.endswith("Model"):  # BertModel and the like have no head: they answer vectors
+        return "feature-extraction"
+    return None
+
+
+def _task(directory: Path, said: ModelToml[dict[str, Any]], hf_task: str, config: Mapping[str, Any]) -> tuple[str, str]:
+    """The task of a Hugging Face model, and the source that gives it."""
+    if said.task is not None:
+        return said.task, "model.toml: task"
+    if hf_task:
+        return hf_task, "HF_TASK"
+    if (directory / MODULES).is_file():
+        return "sentence-embeddings", MODULES
+    task = task_of(config)
+    if task is None:
+        raise ModelUnusable(
+            f"{CONFIG}: unsupported architecture: {some(architectures(config)) or 'none'}; set task in model.toml (one "
+            f"of {', '.join(TASKS)}), or add {CODE}/{PROGRAM}"
+        )
+    return task, CONFIG
+
+
+def _handler_of(task: str, source: str) -> str:
+    handler = TASKS.get("translation" if task.startswith("translation_") else task)
+    if handler is None:
+        raise ModelUnusable(f"{source}: unsupported task: {task!r}; supported: {', '.join(TASKS)}")
+    return handler
+
+
+def model_type(config: Mapping[str, Any]) -> str | None:
+    """The `model_type` of a config.json: gpt2, bart..."""
+    said = config.get("model_type")
+    return said if isinstance(said, str) and said and said.isprintable() else None
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """The names of the classes that a config.json is for."""
+    named = config.get("architectures")
+    return [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
+
+
+# Files.
 
 
 def visible(directory: Path) -> list[Path]:
-    """What lies in a directory, sorted, without what no model is made of."""
+    """The content of a directory, sorted, without hidden files and other junk."""
     return sorted(each for each in directory.iterdir() if not each.name.startswith(".") and each.name not in JUNK)
 
 
 def top(directory: Path) -> Path:
-    """The directory itself, or the only one in it: `tar czf m.tar.gz mymodel/` wraps a model once too often."""
+    """The directory itself, or the only directory in it: `tar czf m.tar.gz mymodel/` wraps a model once too often."""
     found = visible(directory)
     if len(found) == 1 and found[0].is_dir() and not found[0].is_symlink() and found[0].name != CODE:
         return found[0]
@@ -36,7 +214,7 @@ def top(directory: Path) -> Path:
 
 
 def weights(directory: Path) -> list[Path]:
-    """The safetensors that a load reads: one whole file where there is one, else all shards."""
+    """The safetensors files that a load reads: one whole file where there is one, else all shards."""
     whole = directory / "model.safetensors"
     return [whole] if whole.is_file() else sorted(each for each in directory.glob("*.safetensors") if each.is_file())
 
@@ -52,7 +230,7 @@ def pickled(directory: Path) -> list[Path]:
 
 
 def xgboost_files(directory: Path) -> list[Path]:
-    """XGBoost models at the top of a directory, by name or, where a name says little, by their first bytes."""
+    """XGBoost models at the top of a directory, by name or, for ambiguous names, by their first bytes."""
     return [
         each
         for each in visible(directory)
@@ -65,13 +243,19 @@ def xgboost_files(directory: Path) -> list[Path]:
     ]
 
 
+def _is_booster(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(PEEK)
+    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
+
+
 def sklearn_files(directory: Path) -> list[Path]:
     """scikit-learn models saved with skops."""
     return [each for each in visible(directory) if each.suffix == ".skops" and each.is_file()]
 
 
 def sklearn_pickles(directory: Path) -> list[Path]:
-    """What may be a pickled scikit-learn model; loaded only where model.toml says so."""
+    """Files that may be pickled scikit-learn models. They are loaded only where model.toml allows it."""
     return [each for each in pickled(directory) if each.suffix in (".pkl", ".pickle", ".joblib")]
 
 
@@ -80,7 +264,7 @@ def onnx_files(directory: Path) -> list[Path]:
 
 
 def torch_programs(directory: Path) -> list[Path]:
-    """What torch.export.save and torch.jit.save wrote. Other *.pt and *.pth are pickles."""
+    """Files of torch.export.save and torch.jit.save. Other *.pt and *.pth are pickles."""
     return [
         each
         for each in visible(directory)
@@ -89,7 +273,7 @@ def torch_programs(directory: Path) -> list[Path]:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with code in it, which torch.save's has not."""
+    """Whether a file is a TorchScript archive: a zip that contains code. Archives of torch.save contain none."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -98,22 +282,25 @@ def is_torchscript(path: Path) -> bool:
     return any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names)
 
 
-def chosen(files: list[Path], usual: str, named: Any) -> Path:
-    """The one of several files that is the model: the one named in model.toml, else the one of the usual name."""
+def chosen(files: list[Path], usual: str, named: str | None) -> Path:
+    """The model among several files: the one that model.toml names, else the one of the usual name.
+
+    Raises ModelUnusable.
+    """
     if named is not None:
         found = [each for each in files if each.name == named]
         if not found:
-            raise ModelUnusable(f"model.toml: options.file: there is no such model: {named!r}")
+            raise ModelUnusable(f"model.toml: options.file: model file not found: {named!r}")
         return found[0]
     if len(files) > 1 and not any(each.name == usual for each in files):
         names = some(each.name for each in files)
-        raise ModelUnusable(f"there are several models: {names}; name one in model.toml: [options] file = ...")
+        raise ModelUnusable(f"several model files found: {names}; select one in model.toml: [options] file = ...")
     if not files:
-        raise ModelUnusable("the file of the model is missing")
+        raise ModelUnusable("model file not found")
     return next((each for each in files if each.name == usual), files[0])
 
 
-# By what a directory holds when it holds neither code nor Hugging Face weights; the first that finds something.
+# The handlers of directories without own code and without Hugging Face weights: the first that finds files.
 FILES: Mapping[str, Callable[[Path], list[Path]]] = {
     "xgboost": xgboost_files,
     "sklearn": sklearn_files,
@@ -122,189 +309,15 @@ FILES: Mapping[str, Callable[[Path], list[Path]]] = {
 }
 
 
-def _is_booster(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(PEEK)
-    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
+# Names in messages.
+
+
+def shown(name: str) -> str:
+    """A file's name in printable characters."""
+    return name if name.isprintable() else ascii(name)
 
 
 def some(names: Iterable[str], most: int = 8) -> str:
+    """The first names of several, and the number of the others."""
     every = [shown(name) for name in names]
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
-
-
-LONGEST = 8 << 20
-# Summarizers by trade; facebook/bart-large-cnn and google/pegasus-* say no more than their type in config.json.
-SUMMARIZERS = frozenset({"bart", "pegasus", "pegasus_x", "bigbird_pegasus", "led"})
-# The task a head is for, by the end of the architecture's name.
-HEADS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-}
-# Keys of configs whose input is not text alone (Llava, Whisper...), though they end in ForConditionalGeneration too.
-NOT_TEXT = ("vision_config", "audio_config", "num_mel_bins")
-
-
-def read_config(directory: Path) -> Mapping[str, Any] | None:
-    """Hugging Face's config.json, None where there is none. Raises ModelUnusable when it is not one JSON object."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return None
-    if path.stat().st_size > LONGEST:
-        raise ModelUnusable(f"config.json: longer than {LONGEST >> 20} MB")
-    try:
-        parsed = json.loads(path.read_bytes())  # not msgspec: transformers writes Infinity, which JSON has not
-    except (ValueError, RecursionError) as bad:
-        raise ModelUnusable(f"config.json: not JSON: {bad}") from None
-    if not isinstance(parsed, dict):
-        raise ModelUnusable("config.json: not a JSON object")
-    return parsed
-
-
-def task_of(config: Mapping[str, Any]) -> str | None:
-    """The task for a config.json, None when we have none."""
-    names = architectures(config)
-    first = names[0] if names else ""
-    if any(key in config for key in NOT_TEXT):
-        return None
-    head = next((task for end, task in HEADS.items() if first.endswith(end)), None)
-    if head is not None:  # before all else: BartForSequenceClassification is an encoder-decoder too
-        return head
-    # T5WithLMHeadModel ends like GPT2LMHeadModel, so what the config says of itself comes first.
-    both = config.get("is_encoder_decoder") is True
-    if (both and not first.endswith("ForCausalLM")) or first.endswith(("ForConditionalGeneration", "MTModel")):
-        return "summarization" if model_type(config) in SUMMARIZERS else "text2text-generation"
-    if first.endswith(("ForCausalLM", "LMHeadModel")):
-        return "text-generation"
-    if model_type(config) and first.endswith("Model"):  # BertModel and its like: no head, so vectors
-        return "feature-extraction"
-    return None
-
-
-def handler_of(task: str, said: str) -> str:
-    """The handler that does a task. Raises ModelUnusable for a task nobody does; `said`: where it was asked for."""
-    handler = TASKS.get("translation" if task.startswith("translation_") else task)
-    if handler is None:
-        raise ModelUnusable(f"{said}: nobody here does {task!r}; known: {', '.join(TASKS)}")
-    return handler
-
-
-def model_type(config: Mapping[str, Any]) -> str | None:
-    """The type it says it is: gpt2, bart..."""
-    said = config.get("model_type")
-    return said if isinstance(said, str) and said and said.isprintable() else None
-
-
-def architectures(config: Mapping[str, Any]) -> list[str]:
-    named = config.get("architectures")
-    return [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
-
-
-PROGRAM = "inference.py"
-MODULES = "modules.json"  # sentence-transformers' file: how vectors of tokens become one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recognised:
-    handler: str
-    program: str | None = None  # of a custom model: the file in code/ that serves
-    task: str | None = None
-    model_type: str | None = None
-
-
-def marked(directory: Path, program: str = "") -> bool:
-    """Whether files right here make this directory a model, rather than a place of several."""
-    programs = (f"{CODE}/{each}" for each in _usual(program))
-    return (
-        any((directory / name).is_file() for name in ("model.toml", "config.json", *programs))
-        or bool(weights(directory))
-        or any(found(directory) for found in FILES.values())
-    )
-
-
-def recognise(directory: Path, card: ModelToml[dict[str, Any]], hf_task: str = "", program: str = "") -> Recognised:
-    """What serves this directory. Raises ModelUnusable, saying why nothing does.
-
-    `hf_task`: what a Hugging Face model is for when its card does not say, HF_TASK.
-    `program`: the operator's choice of the file in code/ that serves, for models that have it and do not say.
-    """
-    program_here = _program(directory, card, program)
-    if card.handler in ("custom", *FILES) or (card.handler is None and program_here):
-        task = card.task or (hf_task if program_here else "") or None
-        handler = card.handler or "custom"
-        return Recognised(handler=handler, program=program_here, task=task, model_type=_type_at_most(directory))
-    config = read_config(directory)
-    if card.handler is not None:
-        task = card.task or task_of(config or {})
-        return Recognised(handler=card.handler, task=task, model_type=model_type(config or {}))
-    if config and (weights(directory) or pickled(directory)):
-        task, said = _task(directory, card, hf_task, config)
-        handler = handler_of(task, said)
-        return Recognised(handler=handler, task=task, model_type=model_type(config))
-    for handler, found_by in FILES.items():
-        if found_by(directory):
-            return Recognised(handler=handler, task=card.task)
-    if card.options.get("allow_pickle") is True and sklearn_pickles(directory):
-        return Recognised(handler="sklearn", task=card.task)
-    raise ModelUnusable(_why_not(directory, config))
-
-
-def _task(directory: Path, card: ModelToml[dict[str, Any]], hf_task: str, config: Mapping[str, Any]) -> tuple[str, str]:
-    """What a Hugging Face model is for, and who says so."""
-    if card.task is not None:
-        return card.task, "model.toml: task"
-    if hf_task:
-        return hf_task, "HF_TASK"
-    if (directory / MODULES).is_file():
-        return "sentence-embeddings", MODULES
-    task = task_of(config)
-    if task is None:
-        named = some(architectures(config)) or "none"
-        raise ModelUnusable(
-            f"config.json: no handler for this architecture ({named}); say what it is for in model.toml: "
-            f"task = ... (one of {', '.join(TASKS)}), or put {CODE}/{PROGRAM} beside it"
-        )
-    return task, "config.json"
-
-
-def _program(directory: Path, card: ModelToml[dict[str, Any]], preferred: str) -> str | None:
-    """The user's own code, relative to code/, where there is some."""
-    named = card.options.get("program")
-    if card.handler not in (None, "custom"):
-        return None
-    if named is None:
-        return next((each for each in _usual(preferred) if (directory / CODE / each).is_file()), None)
-    if not isinstance(named, str) or not named or named.startswith("/") or ".." in named.split("/"):
-        raise ModelUnusable(f"model.toml: options.program: needs the name of a file in {CODE}/, not {named!r}")
-    if not (directory / CODE / named).is_file():
-        raise ModelUnusable(f"model.toml: options.program: there is no {CODE}/{shown(named)}")
-    return named
-
-
-def _usual(preferred: str) -> tuple[str, ...]:
-    """Where to look for a program when its model does not say; SAGEMAKER_PROGRAM may leave the .py out."""
-    return (preferred, f"{preferred}.py", PROGRAM) if preferred else (PROGRAM,)
-
-
-def _type_at_most(directory: Path) -> str | None:
-    try:
-        return model_type(read_config(directory) or {})
-    except ModelUnusable:
-        return None  # the user's own code may keep anything in config.json
-
-
-def _why_not(directory: Path, config: Mapping[str, Any] | None) -> str:
-    fix = f"put a model.toml with handler = ... or {CODE}/{PROGRAM}"
-    if config and architectures(config):
-        return "config.json: no weights beside it; needs *.safetensors"
-    if pickles := pickled(directory):
-        return (
-            f"{shown(pickles[0].name)}: a pickle runs code when it is loaded, so none is loaded unasked; save it as "
-            "*.safetensors (with config.json) or TorchScript, convert XGBoost's with "
-            f"`python -m serve convert {shown(pickles[0].name)} model.ubj`, scikit-learn's with "
-            f"`python -m serve convert {shown(pickles[0].name)} model.skops`, or load it yourself in {CODE}/{PROGRAM}"
-        )
-    found = some(each.name + "/" * each.is_dir() for each in visible(directory)) or "nothing"
-    return f"no handler recognises it: found {found}; {fix}"

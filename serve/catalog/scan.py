@@ -1,4 +1,4 @@
-"""What lies in the model directory: each model's record, or the reason why it cannot be served."""
+"""The scan of the model directory: each model's record, or the reason why the model cannot be served."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from serve.settings import BadSetting, Settings
 
 log = logging.getLogger(__name__)
 
-ONLY = "model"  # the name of a model that is the model directory itself and does not say another
+ONLY = "model"  # the name of a model directly in the model directory whose model.toml gives no name
 DEFAULTS = Settings()
 
 
@@ -27,13 +27,13 @@ def scan(model_dir: Path, settings: Settings = DEFAULTS) -> Catalog:
         return Catalog([])
     if recognition.marked(model_dir, settings.program):
         return Catalog([_root(model_dir, settings)])
-    # Later ones win: a directory over the archive it was unpacked from.
+    # Later entries win: a directory over the archive from which it was unpacked.
     found = {}
     for path in sorted(recognition.visible(model_dir), key=lambda each: each.is_dir()):
         broken = path.is_symlink() and not path.exists()
         if (path.is_dir() and path.name != recognition.CODE) or broken or _is_archive(path):
             name = path.name if path.is_dir() else stem(path.name)
-            if not _sayable(name):
+            if not _usable_name(name):
                 log.warning("skipped a name with control characters", extra={"path": ascii(str(path))})
                 continue
             found[name] = _entry(name, path, model_dir, settings)
@@ -43,17 +43,19 @@ def scan(model_dir: Path, settings: Settings = DEFAULTS) -> Catalog:
 
 
 def publish(settings: Settings) -> Catalog:
-    """Scan the model directory, check the settings that depend on it, and publish the catalog.
-
-    Raises BadSetting. On a multi-model endpoint the catalog is empty: the platform loads the models.
-    """
-    try:
-        found = Catalog([]) if settings.multi_model else scan(settings.model_dir, settings)
-    except OSError as error:
-        raise BadSetting(f"SERVE_MODEL_DIR: {settings.model_dir} cannot be read: {error.strerror}") from error
+    """Scan the model directory, check the settings that depend on it, and publish the catalog. Raises BadSetting."""
+    found = at_start(settings)
     check(settings, found)
     found.publish(settings.catalog)
     return found
+
+
+def at_start(settings: Settings) -> Catalog:
+    """The models with which a server starts: none on a multi-model endpoint, which loads them later."""
+    try:
+        return Catalog([]) if settings.multi_model else scan(settings.model_dir, settings)
+    except OSError as error:
+        raise BadSetting(f"SERVE_MODEL_DIR: {settings.model_dir} cannot be read: {error.strerror}") from error
 
 
 def check(settings: Settings, found: Catalog) -> None:
@@ -120,9 +122,9 @@ def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
     archive = _is_archive(path)
     config, problem = None, None
     if not path.exists():
-        problem = f"{recognition.shown(path.name)}: a link to nothing"
+        problem = f"{recognition.shown(path.name)}: broken symbolic link"
     elif path != model_dir and path.is_symlink() and not path.resolve().is_relative_to(model_dir.resolve()):
-        problem = f"{recognition.shown(path.name)}: a link that leaves the model directory"
+        problem = f"{recognition.shown(path.name)}: symbolic link to a path outside of the model directory"
     elif not archive:
         try:
             config = describe(name, path, settings)
@@ -132,14 +134,14 @@ def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
 
 
 def _without_clashes(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries, by name; one that claims an alias another has claimed before gets a problem that names the other."""
+    """The entries, sorted by name. A second entry with the same alias gets a problem that names the first."""
     owners: dict[str, str] = {}
     settled = []
     for entry in by_name(entries):
         aliases = entry.config.aliases if entry.config else ()
         taken = next((alias for alias in aliases if alias in owners), None)
         if taken is not None:
-            problem = f"model.toml: aliases: {taken!r} is taken by the model {owners[taken]!r}"
+            problem = f"model.toml: aliases: {taken!r} is already an alias of the model {owners[taken]!r}"
             entry = replace(entry, config=None, problem=problem)
         else:
             owners |= dict.fromkeys(aliases, entry.name)
@@ -151,19 +153,19 @@ def _is_archive(path: Path) -> bool:
     return path.name.endswith(ARCHIVES) and path.is_file()
 
 
-def _sayable(name: str) -> bool:
-    """No control characters, and writable as UTF-8 (a name of other bytes cannot be asked for)."""
+def _usable_name(name: str) -> bool:
+    """Whether a request can contain a name: it has no control characters, and its bytes are UTF-8."""
     return not any(ord(char) < 32 or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000 for char in name)
 
 
 def real(url: Path, roots: Sequence[Path]) -> Path:
-    """Where a url leads, links followed. Raises BadRequest for what is no path, or leads out of the roots."""
+    """The path of a url, with links resolved. Raises BadRequest for invalid paths and for paths outside of `roots`."""
     try:
         path = url.resolve()
         inside = url.is_absolute() and any(path.is_relative_to(root.resolve()) for root in roots)
     except (ValueError, OSError, RuntimeError) as error:  # a NUL, a surrogate, a loop of links
-        raise BadRequest(f"url {cut(str(url))!r} is not a path: {error}") from error
+        raise BadRequest(f"url {cut(str(url))!r} is an invalid path: {error}") from error
     if not inside:
         allowed = " or ".join(str(root) for root in roots)
-        raise BadRequest(f"url {cut(str(url))!r} is not under {allowed}", hint="SERVE_MODEL_ROOTS names the roots")
+        raise BadRequest(f"url {cut(str(url))!r} is not under {allowed}", hint="SERVE_MODEL_ROOTS sets the directories")
     return path

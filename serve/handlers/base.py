@@ -1,16 +1,17 @@
-"""What the runner gives a handler, and what it asks of one.
+"""The interface between the runner and a handler.
 
-A handler is a class built from a `ModelConfig`; building it loads the weights (built means usable). It has one of two
-forms:
+A handler is a class. Its constructor takes a `ModelConfig` and loads the weights: an instance is ready to answer. It
+has one of two forms:
 
-* `Predictor`: `decode` each request, then `predict` a batch of compatible ones.
-* `Stepwise`: `decode` each request, then advance all that have joined by one `step`, a token for instance.
+* `Predictor`: `decode` parses each request, then `predict` answers a batch of compatible ones.
+* `Stepwise`: `decode` parses each request, then each `step` advances all that have joined, by one token for instance.
 
-A handler that does not read JSON Lines (415) is given each line as a JSON request of its own (serve/runner/records.py).
-One that reads other types line by line, without a header line, names them in an attribute `records`.
+If a handler does not read JSON Lines (415), the runner passes each line as a separate JSON request
+(serve/runner/records.py). A handler that reads other types line by line, without a header line, lists them in an
+attribute `records`. One that answers further APIs lists all its paths in an attribute `paths`.
 
-Everything runs on the one thread of the runner's loop; a handler needs no locks and starts no threads of its own
-beyond those of its framework.
+All calls come from the one thread of the runner's loop. A handler needs no locks, and starts no threads beyond those of
+its framework.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -23,22 +24,22 @@ from serve.errors import ServeError
 from serve.http.addresses import INVOCATIONS
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):  # made for each request, in 0.3 µs; a frozen dataclass: 3
-    """One request: the whole body, already decompressed, and the headers by lower-case name."""
+class Request(msgspec.Struct, frozen=True, kw_only=True):  # made for each request in 0.3 µs; a frozen dataclass takes 3
+    """One request: the whole body, decompressed, and the headers by lower-case name."""
 
     body: bytes
-    content_type: str  # media type alone, lower case, without parameters; "" when the header is missing
+    content_type: str  # the media type in lower case, without parameters; "" without the header
     charset: str = "utf-8"
-    accept: str = ""  # as sent; see serve.http.media.choose
+    accept: str = ""  # as it was sent; see serve.http.media.choose
     headers: Mapping[str, str] = {}
-    path: str = INVOCATIONS  # the API it came by; one of the handler's `paths`
-    deadline: float = float("inf")  # time.monotonic() after which nobody listens
-    stream_deadline: float = float("inf")  # the same for an answer that is streamed (8 minutes on the platform)
+    path: str = INVOCATIONS  # one of the handler's `paths`
+    deadline: float = float("inf")  # time.monotonic() at which the client times out
+    stream_deadline: float = float("inf")  # the same for a streamed answer (8 minutes on SageMaker)
     id: str = ""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer. An iterator body is a stream: each item leaves as one chunk as soon as it is made."""
+    """One answer. An iterator as body is a stream: each item is sent as one chunk as soon as it exists."""
 
     body: bytes | Iterator[bytes]
     content_type: str
@@ -47,46 +48,44 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(Protocol):
-    """A decoded request on its way to an answer. Exactly one of `reply`, `fail` or `start`..`finish` ends it."""
+    """A decoded request that waits for its answer. Exactly one of `reply`, `fail` or `start`..`finish` ends it."""
 
-    request: Request  # without its body, if that was large
+    request: Request  # without the body, if it was large
     item: Any  # what `decode` returned
 
     def begin(self, now: float) -> None:
-        """The model begins with it now (time.monotonic()): a Stepwise handler says so, once; else the runner."""
+        """Work on the request begins now (time.monotonic()). A Stepwise handler calls this; else the runner does."""
 
     def reply(self, reply: Reply) -> None:
-        """Answer whole, or with a stream the loop will pull from."""
+        """Answer with a body, or with a stream from which the loop takes the chunks."""
 
     def fail(self, error: ServeError) -> None:
-        """Answer with an error; after `start` the connection is cut instead, so that it cannot pass for success."""
+        """Answer with an error. After `start`, close the connection without the final chunk: clients see a failure."""
 
     def start(self, content_type: str) -> None:
-        """Open a stream: status 200 and headers leave at once."""
+        """Open a stream: status 200 and the headers are sent at once."""
 
     def send(self, chunk: bytes) -> None:
-        """One chunk of an opened stream, flushed at once; never blocks (what the peer cannot take yet is kept)."""
+        """Send one chunk of an open stream. Never blocks: data that the client cannot take yet is buffered."""
 
     def finish(self) -> None:
-        """End an opened stream."""
+        """End an open stream."""
 
 
 class Predictor(Protocol):
-    # A handler that speaks more APIs than /invocations lists all their paths in a class variable `paths`.
-
     def __init__(self, model: ModelConfig[Any]) -> None:
-        """Load. Raise ModelUnusable when the files are at fault, DoesNotFit (or MemoryError) for memory."""
+        """Load the model. Raises ModelUnusable for invalid files, DoesNotFit (or MemoryError) without memory."""
 
     def decode(self, request: Request) -> Any:
-        """Validate and parse one request into an item. Raise a ServeError (400, 406, 415...) here, not in `predict`."""
+        """Parse and check one request. Errors of the request (400, 406, 415...) are raised here, not in `predict`."""
 
     def compatible(self, item: Any) -> Hashable:
-        """Items with equal keys may share a batch."""
+        """A key: items with equal keys may share a batch."""
 
     def predict(self, items: Sequence[Any]) -> Sequence[Reply | ServeError | None]:
         """One outcome for each item, in order. If it raises, the loop runs the items one by one.
 
-        None: there is more to do than one batch holds. The item will come again, behind those who have come meanwhile.
+        None: the item needs another batch. It comes again, behind the items that have arrived meanwhile.
         """
 
 
@@ -98,13 +97,13 @@ class Stepwise(Protocol):
         """As for a Predictor."""
 
     def join(self, job: Job) -> None:
-        """Take a decoded job in; it is advanced by each `step` until the handler ends it."""
+        """Accept a decoded job. Each `step` advances it until the handler ends it."""
 
     def leave(self, job: Job) -> None:
-        """The caller hung up: forget the job at once, answer nothing."""
+        """The client has disconnected: forget the job without an answer."""
 
     def step(self) -> None:
-        """One turn of work for all that have joined, if any. If it raises, every joined job is failed and forgotten."""
+        """Do one turn of work for all joined jobs. If it raises, the runner fails all of them."""
 
     def room(self) -> int:
-        """How many further jobs may `join` now; those beyond wait in the socket's queue."""
+        """How many further jobs may `join` now. More requests wait in the socket's queue."""

@@ -1,9 +1,10 @@
-"""What the host answers over its own socket: to web workers why and how things are, to the platform load, unload."""
+"""The answers of the host on its own socket: models, metrics, and why a connection to a model broke."""
 
 import logging
-import select
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
 from urllib.parse import parse_qs
 
 import msgspec
@@ -12,32 +13,35 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from serve import errors
 from serve.errors import InternalError, PathNotFound, RunnerDied, ServeError
-from serve.host.model import FRESH, Hosted
-from serve.host.model_api import Platform
-from serve.host.sockets import Door, Watch, refuse, reply
+from serve.host.model import ServedModel
+from serve.host.model_api import MultiModelApi
+from serve.host.sockets import ModelSockets, refuse, reply
 from serve.host.store import Store
 from serve.http import wire
 from serve.settings import Settings
 from serve.slots import WEB_SLOTS, Slots
 
+log = logging.getLogger(__name__)
+
 COUNTERS = (
     # field of a slot, metric, help, scale
-    ("requests", "serve_model_requests", "Requests a model answered or refused", 1.0),
+    ("requests", "serve_model_requests", "Requests answered or refused by a model", 1.0),
     ("client_errors", "serve_model_client_errors", "Answers with a 4xx status", 1.0),
     ("server_errors", "serve_model_server_errors", "Answers with a 5xx status", 1.0),
     ("streams", "serve_model_streams", "Answers that were streamed", 1.0),
-    ("batches", "serve_model_batches", "Turns of work", 1.0),
-    ("batch_items", "serve_model_batch_items", "Requests at work, summed over turns", 1.0),
-    ("queue_ns", "serve_model_queue_seconds", "Time requests waited before work began", 1e-9),
-    ("work_ns", "serve_model_work_seconds", "Time at work", 1e-9),
+    ("batches", "serve_model_batches", "Batches, or steps of continuous batching", 1.0),
+    ("batch_items", "serve_model_batch_items", "Requests at work, summed over batches", 1.0),
+    ("queue_ns", "serve_model_queue_seconds", "Time in the queue, summed over requests", 1e-9),
+    ("work_ns", "serve_model_work_seconds", "Time at work, summed over batches", 1e-9),
 )
-OF_A_MODEL: tuple[tuple[str, str, Callable[[Hosted], float]], ...] = (
+OF_A_MODEL: tuple[tuple[str, str, Callable[[ServedModel], float]], ...] = (
     ("serve_model_loads", "Runners started", lambda model: model.loads),
-    ("serve_model_evictions", "Runners retired to make room", lambda model: model.evictions),
-    ("serve_model_deaths", "Runners that died while serving", lambda model: model.died),
-    ("serve_model_load_seconds", "From wanted to ready", lambda model: model.load_seconds),
+    ("serve_model_evictions", "Runners evicted", lambda model: model.evictions),
+    ("serve_model_deaths", "Runners that crashed during a request", lambda model: model.crashes),
+    ("serve_model_load_seconds", "Time from wanted to ready, summed over loads", lambda model: model.load_seconds),
 )
 STATES = ("absent", "loading", "ready", "retiring", "failed")
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class _Collector:
@@ -48,19 +52,19 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         models = self._store.models.values()
-        for field, name, says, scale in COUNTERS:
-            family = CounterMetricFamily(name, says, labels=["model"])
+        for field, name, meaning, scale in COUNTERS:
+            family = CounterMetricFamily(name, meaning, labels=["model"])
             for model in models:
                 family.add_metric([model.name], model.count(field) * scale)
             yield family
-        for name, says, value in OF_A_MODEL:
-            family = CounterMetricFamily(name, says, labels=["model"])
+        for name, meaning, value in OF_A_MODEL:
+            family = CounterMetricFamily(name, meaning, labels=["model"])
             for model in models:
                 family.add_metric([model.name], value(model))
             yield family
         held = GaugeMetricFamily("serve_model_bytes", "Private memory of a model's runners", labels=["model"])
-        flight = GaugeMetricFamily("serve_model_in_flight", "Requests a model holds", labels=["model"])
-        state = GaugeMetricFamily("serve_model_state", "1 for the state a model is in", labels=["model", "state"])
+        flight = GaugeMetricFamily("serve_model_in_flight", "Requests that a model holds", labels=["model"])
+        state = GaugeMetricFamily("serve_model_state", "1 for the state of a model", labels=["model", "state"])
         for model in models:
             held.add_metric([model.name], sum(each.bytes for each in model.runners))
             flight.add_metric([model.name], sum(each.slot.get("in_flight") for each in model.runners))
@@ -68,64 +72,105 @@ class _Collector:
             for each in STATES:
                 state.add_metric([model.name, each], float(each == now))
         yield from (held, flight, state)
-        yield GaugeMetricFamily("serve_budget_bytes", "Memory models may fill", self._settings.budget_bytes)
-        yield GaugeMetricFamily("serve_used_bytes", "Memory models fill", self._store.runners.used())
+        yield GaugeMetricFamily("serve_budget_bytes", "Memory budget of all models", self._settings.budget_bytes)
+        yield GaugeMetricFamily("serve_used_bytes", "Memory that all models use or reserve", self._store.runners.used())
         web = [self._slots.slot(number) for number in range(WEB_SLOTS)]
-        for field, name, says in (
-            ("requests", "serve_web_requests", "Requests that came to a web worker"),
+        for field, name, meaning in (
+            ("requests", "serve_web_requests", "Requests to web workers"),
             ("client_errors", "serve_web_client_errors", "4xx answers of web workers"),
             ("server_errors", "serve_web_server_errors", "5xx answers of web workers"),
         ):
-            yield CounterMetricFamily(name, says, sum(slot.get(field) for slot in web))
+            yield CounterMetricFamily(name, meaning, sum(slot.get(field) for slot in web))
 
 
 def exposition(store: Store, slots: Slots, settings: Settings) -> bytes:
-    """Prometheus text of everything this container counts."""
+    """All metrics of this container as Prometheus text."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(store, slots, settings))
     return bytes(generate_latest(registry))
 
 
-log = logging.getLogger(__name__)
+class Cause(Enum):
+    """Why a connection to a model broke, as far as the host knows."""
 
-PATIENT = 3.0  # seconds a web worker may wait to hear why; a death is known within some ms, on a very busy machine 1 s
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
+    WAIT = "not known yet: the forkserver may still report it"
+    FAILURE = "the model failed, and pauses before the next load"
+    CRASH = "a runner of the model crashed within the last seconds"
+    EXIT = "a runner has exited, and the forkserver has not reported the status"
+    UNKNOWN = "neither a failure nor a crash"
 
 
-class Control:
-    """Who came through the host's door. `settle` in every turn of the loop: it answers who had to wait."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """The facts that decide the Cause of one broken connection."""
 
-    def __init__(self, settings: Settings, store: Store, slots: Slots, watch: Watch, poll: select.epoll) -> None:
+    paused: bool  # the model pauses after a failure
+    exited: bool  # a runner has exited, and the forkserver has not reported it
+    crashed: bool  # a runner crashed within FRESH seconds
+    ready: bool  # a runner is ready
+    may_have_begun: bool  # work on the request may have begun
+    timed_out: bool  # the caller has waited for PATIENCE
+
+
+def cause(seen: Observed) -> Cause:
+    """The cause to answer now, or WAIT.
+
+    A pause names its own failure. An exit that is not reported yet is newer than a crash that was: the forkserver's
+    report is worth waiting for. And if a runner is ready and nothing has failed, the crash may not have become visible.
+    A request whose work cannot have begun is not kept waiting, since the cause does not matter to it: it is retryable.
+    """
+    worth_waiting = seen.may_have_begun and not seen.timed_out
+    if seen.paused:
+        return Cause.FAILURE
+    if seen.exited:
+        return Cause.WAIT if worth_waiting else Cause.EXIT
+    if seen.crashed:
+        return Cause.CRASH
+    return Cause.WAIT if worth_waiting and seen.ready else Cause.UNKNOWN
+
+
+# Seconds that a web worker waits for a cause. A crash is known within some ms, on a very busy machine within 1 s.
+PATIENCE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A web worker that waits for the cause of a broken connection."""
+
+    caller: wire.Connection
+    model: ServedModel
+    may_have_begun: bool
+    until: float  # time.monotonic()
+
+
+class HostApi:
+    """The requests on the host's socket. `settle` must be called in every turn of the loop, `explain` in every tick."""
+
+    def __init__(self, settings: Settings, store: Store, slots: Slots, sockets: ModelSockets) -> None:
         self._settings = settings
         self._store = store
         self._slots = slots
-        self._platform = Platform(settings, store, watch) if settings.multi_model else None
-        # Who waits to hear why, until when, and whether work on his request may have begun.
-        self._asking: list[tuple[float, Hosted, bool, wire.Connection]] = []
-        self.door = Door(settings, watch, poll)
+        self._multi_model = MultiModelApi(settings, store, sockets) if settings.multi_model else None
+        self._questions: list[_Question] = []
 
-    def waited_for(self) -> bool:
-        """Whether someone waits for an answer that only looking finds."""
-        return bool(self._asking)
-
-    def accept(self) -> None:
-        for caller in self.door.accept():
-            self._answer(caller)
-
-    def hear(self, fd: int) -> None:
-        """More of a request, if this is a caller's."""
-        if caller := self.door.hear(fd):
-            self._answer(caller)
+    def waits(self) -> bool:
+        """Whether a web worker waits for a cause, so that the loop must poll."""
+        return bool(self._questions)
 
     def settle(self) -> None:
-        if self._platform:
-            self._platform.settle()
+        """Answer the loads and unloads that have ended."""
+        if self._multi_model:
+            self._multi_model.settle()
 
-    def _answer(self, caller: wire.Connection) -> None:
-        path, _, asked = caller.target.decode("latin-1").partition("?")
+    def explain(self) -> None:
+        """Answer the web workers whose cause is known now, or whose wait has timed out."""
+        self._questions = [question for question in self._questions if not self._explained(question)]
+
+    def answer(self, caller: wire.Connection) -> None:
+        path, _, query_string = caller.target.decode("latin-1").partition("?")
         try:
-            query = {key: values[0] for key, values in parse_qs(asked).items()}
-            if self._platform and self._platform.answers(caller, path, query):
+            query = {key: values[0] for key, values in parse_qs(query_string).items()}
+            if self._multi_model and self._multi_model.answers(caller, path, query):
                 return
             if path == "/models":
                 reply(caller, msgspec.json.encode({"models": [model.shown() for model in self._store.models.values()]}))
@@ -133,40 +178,44 @@ class Control:
                 file = query.get("socket")
                 model = self._store.of_socket(file) if file else self._store.named(query.get("name", ""))
                 reply(caller, msgspec.json.encode(model.shown()))
-            elif path == "/trouble":
+            elif path == "/cause":
                 model = self._store.of_socket(query.get("socket", ""))
-                begun = "arrived" not in query or model.may_have_begun(float(query["arrived"]))
-                self._asking.append((time.monotonic() + PATIENT, model, begun, caller))
-                self.tell_who_asked()
+                begun = "arrived_epoch" not in query or model.may_have_begun(float(query["arrived_epoch"]))
+                self._questions.append(_Question(caller, model, begun, time.monotonic() + PATIENCE))
+                self.explain()
             elif path == "/metrics":
-                reply(caller, exposition(self._store, self._slots, self._settings), content_type=TEXT)
+                reply(caller, exposition(self._store, self._slots, self._settings), content_type=METRICS_TYPE)
             else:
-                raise PathNotFound(f"the host has no {path[:100]}")
+                raise PathNotFound(f"the host has no path {path[:100]}")
         except ServeError as error:
             refuse(caller, error)
         except Exception:
-            log.exception("the host failed", extra={"path": path[:200]})
+            log.exception("the host failed on a request", extra={"path": path[:200]})
             refuse(caller, InternalError("internal error", hint="see the log"))
 
-    def tell_who_asked(self) -> None:
-        """Why a connection to a model broke off: its failure, a death just now, or, after a while, no idea."""
-        self._asking = [asked for asked in self._asking if not self._told(*asked)]
-
-    def _told(self, until: float, model: Hosted, begun: bool, caller: wire.Connection) -> bool:
-        now = time.monotonic()
-        error = model.failure()
-        died = any(each.gone() for each in model.runners)  # and the forkserver has yet to say how
-        if error is None and not died and model.trouble and now - model.trouble[0] < FRESH:
-            error = model.trouble[1]
-        if error is None and begun and now < until and (died or model.state() == "ready"):
+    def _explained(self, question: _Question) -> bool:
+        """Whether the question is answered: not while its cause is WAIT."""
+        model = question.model
+        failure, recent = model.failure(), model.recent_failure()
+        found = cause(
+            Observed(
+                paused=failure is not None,
+                exited=any(each.exited() for each in model.runners),
+                crashed=recent is not None,
+                ready=model.state() == "ready",
+                may_have_begun=question.may_have_begun,
+                timed_out=time.monotonic() >= question.until,
+            )
+        )
+        if found is Cause.WAIT:
             return False
-        if error is None and died:  # the forkserver, which is importing, will say of what
-            error = RunnerDied("the model's process died", hint="see the log", model=model.name)
+        exited = RunnerDied("the model's process crashed", hint="see the log", model=model.name)
+        error = {Cause.FAILURE: failure, Cause.CRASH: recent, Cause.EXIT: exited, Cause.UNKNOWN: None}[found]
         shown = {
-            "begun": begun,
+            "may_have_begun": question.may_have_begun,
             "state": model.state(),
-            "since": round(now - model.wanted_since, 1),
+            "since": round(time.monotonic() - model.wanted_since, 1),
             "error": errors.to_wire(error) if error else None,
         }
-        reply(caller, msgspec.json.encode(shown))
+        reply(question.caller, msgspec.json.encode(shown))
         return True

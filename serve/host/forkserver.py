@@ -1,7 +1,7 @@
-"""The process all runners are forked from: frameworks imported once, no tensor, no thread, no CUDA.
+"""The process from which all runners are forked: it has imported the frameworks, and has no tensor, thread or CUDA.
 
-It imports what it was told to, then waits for orders from the host on a socket of whole messages, forks, reaps, and
-reports every death with its status. It ends when the host does, and its runners with it.
+It imports the modules that it is given, then waits for orders from the host on a socket of whole messages, forks,
+reaps, and reports every exit with its status. It exits when the host does, and its runners with it.
 """
 
 import errno
@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 
 from serve import log as serve_log
-from serve.catalog.kinds import module_of
-from serve.catalog.model_config import ModelConfig, encoded
+from serve.catalog.kinds import HANDLERS, module_of
+from serve.catalog.model_config import ModelConfig, decoder, encoded
 from serve.children import die_with_parent
 from serve.failures import not_installed
 from serve.host.model import MESSAGE, RunnerProcess
@@ -32,7 +32,7 @@ from serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
-NICENESS = 5  # runners yield to nginx, web workers and host, so that /ping is answered under full load
+NICENESS = 5  # nginx, web workers and host go first, so that /ping is answered under full load
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -44,15 +44,16 @@ class Order(msgspec.Struct, frozen=True):
 
 
 def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> None:
-    """Fork a runner an order until the host closes the channel; in between, import `modules`, one at a time.
+    """Fork a runner for each order until the host closes the channel. Between orders, import `modules` one by one.
 
-    An order whose handler is not imported yet has it imported first: a model that needs little does not wait for what
-    another model needs.
+    The module of an order's handler is imported first, so that a small model does not wait for the imports of others.
     """
-    from serve.runner import main  # imported before any fork, and by no process that only orders runners
+    from serve.runner import main  # here: the host, which imports this module, does not need it
 
     serve_log.start("forkserver", settings.log_level)
     die_with_parent()
+    for handler in HANDLERS:
+        decoder(handler)
     awake, wake = socket.socketpair()
     awake.setblocking(False)
     wake.setblocking(False)
@@ -63,10 +64,10 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
     poll.register(awake, select.POLLIN)
     began = time.monotonic()
     missing = list(modules)
-    told = False
+    logged = False
     while True:
-        if not missing and not told:
-            told = True
+        if not missing and not logged:
+            logged = True
             log.info("imported", extra={"modules": list(modules), "seconds": round(time.monotonic() - began, 2)})
         ready = [fd for fd, _ in poll.poll(0 if missing else None)]
         if awake.fileno() in ready:
@@ -75,7 +76,7 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
         if channel.fileno() in ready:
             message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 3)
             if not message:
-                signal.set_wakeup_fd(-1)  # children may still end while this process does
+                signal.set_wakeup_fd(-1)  # children may end while this process exits
                 return
             order = msgspec.json.decode(message, type=Order)
             wanted = module_of(order.handler)
@@ -95,7 +96,7 @@ def _import(module: str) -> None:
         extra = {"imported": module, "error": f"{type(error).__name__}: {error}"}
         log.warning("import failed", extra=extra, exc_info=None if not_installed(error) else error)
     gc.collect()
-    gc.freeze()  # a collection in a child would touch, and so copy, every page of what was imported here
+    gc.freeze()  # a collection in a child would write to, and so copy, every page of the imported modules
 
 
 def _fork(
@@ -110,7 +111,7 @@ def _fork(
     listener, control = (socket.socket(fileno=fd) for fd in rest)
     try:
         pid = os.fork()
-    except OSError as error:  # a limit on processes, or on memory
+    except OSError as error:  # the limit of processes, or of memory
         lacks = "memory" if error.errno == errno.ENOMEM else "processes"
         _send(channel, {"unborn": order.runner, "cause": f"fork: {error.strerror}", "lacks": lacks})
         pid = -1
@@ -139,7 +140,7 @@ def _fork(
 
 
 def _reap(channel: socket.socket) -> None:
-    """Every child that has ended, not one a signal: signals that arrive together are one signal."""
+    """Report all children that have ended: several exits can arrive as one signal."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -155,7 +156,7 @@ def _send(channel: socket.socket, message: dict[str, object]) -> None:
 
 
 def _offer_to_oom_killer() -> None:
-    """When the container runs out of memory, the kernel shall take a runner and not the processes that serve all."""
+    """When the container runs out of memory, the kernel kills a runner, not the host or nginx."""
     try:
         Path("/proc/self/oom_score_adj").write_text("800")
     except OSError:
@@ -163,32 +164,32 @@ def _offer_to_oom_killer() -> None:
 
 
 class Forkserver:
-    """The forkserver process, by the channel to it."""
+    """The host's client of the forkserver process."""
 
     def __init__(self, settings: Settings, modules: Sequence[str], *, alone: bool) -> None:
-        """`alone`: there will never be more than one runner, and no share of a processor is kept from it."""
+        """`alone`: there is never more than one runner, and it may use whole processors."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._unsent: deque[tuple[bytes, int, socket.socket, socket.socket]] = deque()
         environ = {
             **os.environ,
-            # numpy's OpenBLAS would start its threads at import, and threads do not survive a fork.
+            # numpy's OpenBLAS starts its threads at import by default, and threads do not survive a fork.
             "OPENBLAS_NUM_THREADS": "1",
-            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for pyarrow's allocator
-            # Freed pages go back to the system, and threads share few heaps: what a model held is given back.
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for the allocator of pyarrow
+            # Threads share two heaps, so that more of the freed pages return to the system.
             "MALLOC_ARENA_MAX": "2",
             # torch's large blocks in huge pages: the head of GPT-2 takes 11 ms for one row and not 15.
             "THP_MEM_ALLOC_ENABLE": "1",
-            "TOKENIZERS_PARALLELISM": "false",  # a pool of its own in each runner; threads are ours to give out
-            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, which a model's own code may import too, would call its maker
+            "TOKENIZERS_PARALLELISM": "false",  # no pool of its own in each runner: the server assigns the threads
+            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, also in own code, reports to its vendor by default
             "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": f"{settings.run_dir}/modules",  # copies of a model's own code, where it may run
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is lines of JSON
+            "HF_MODULES_CACHE": f"{settings.run_dir}/modules",  # for copies of a model's own code
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is JSON lines
             "TRANSFORMERS_VERBOSITY": "error",
             "SERVE_RUN_DIR": str(settings.run_dir),
         }
         if not alone:
             # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
-            # libgomp does by default, a short spin ("active" would spin for ever): docs/decisions/0007-threads.md.
+            # libgomp does by default, a short spin ("active" would not end it): docs/decisions/0007-threads.md.
             environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(
@@ -200,10 +201,11 @@ class Forkserver:
         self.channel.setblocking(False)
 
     def fork(self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket) -> None:
-        """Order a runner. Raises EOFError when the forkserver has ended, as do the others.
+        """Order a runner. Raises EOFError when the forkserver has exited, as do the other methods.
 
-        The channel holds some 170 orders, which nobody reads during an import. Those beyond wait here: a host that
-        waits answers nobody, and for ever once the births it does not read fill the other direction.
+        The channel holds some 170 orders, which the forkserver does not read during an import. Further orders wait
+        here. If the host blocked instead, it would answer no requests; and once its unread reports fill the other
+        direction of the channel, both processes would block each other.
         """
         order = Order(runner.number, config.name, config.handler)
         self._unsent.append((msgspec.json.encode(order), _in_memory(config), listener.dup(), runner.hand_over()))
@@ -215,7 +217,7 @@ class Forkserver:
             try:
                 socket.send_fds(self.channel, [message], [config, listener.fileno(), control.fileno()])
             except BlockingIOError:
-                return  # until the next birth, which means that an order was read
+                return  # tried again at the next message: then the forkserver has read an order
             except OSError as broken:
                 raise EOFError from broken
             self._unsent.popleft()
@@ -224,7 +226,7 @@ class Forkserver:
             control.close()
 
     def messages(self) -> Iterator[Mapping[str, Any]]:
-        """Births and deaths since last asked."""
+        """Starts and exits of runners since the last call."""
         while True:
             try:
                 raw = self.channel.recv(MESSAGE)
@@ -238,13 +240,13 @@ class Forkserver:
             yield msgspec.json.decode(raw)
 
     def stop(self) -> None:
+        self.process.kill()  # before the close: otherwise a report that is being sent fails with BrokenPipeError
         self.channel.close()
-        self.process.kill()
         self.process.wait()
 
 
 def _in_memory(config: ModelConfig[Any]) -> int:
-    """A file in memory with a model's record, by its descriptor: no message holds options of a megabyte."""
+    """A descriptor of a file in memory with a model's record. Large options do not fit a message."""
     file = os.memfd_create("model")
     try:
         with open(file, "wb", closefd=False) as writer:

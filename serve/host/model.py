@@ -1,4 +1,4 @@
-"""One model of the catalog as the host keeps it: its socket, its runners, and what it remembers of failures."""
+"""One model as the host serves it: its socket, its runners, and its failures."""
 
 import json
 import logging
@@ -17,6 +17,23 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelFailed, ServeError
 from serve.slots import FIELDS, Slot
 
+log = logging.getLogger(__name__)
+
+MESSAGE = 1 << 16  # bytes; the longest message on a channel to the forkserver or to a runner
+MINUTE = 60.0
+CRASHES = 3  # in a minute; then the model pauses before the next load
+FIRST_PAUSE = 1.0  # seconds without a new attempt after a failed load; doubles with each further failure
+LONGEST_PAUSE = 300.0
+FRESH = 2.0  # seconds for which a crash counts as the cause of a broken connection
+TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
+# The x bit of the socket file means "callers may connect": without it, nginx (-x) and web workers treat it as absent.
+CLOSED, OPEN = 0o600, 0o700
+SUMMED = tuple(
+    field
+    for field in FIELDS
+    if field not in ("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted")
+)
+
 
 class Phase(Enum):
     LOADING = "loading"
@@ -24,43 +41,51 @@ class Phase(Enum):
     RETIRING = "retiring"
 
 
+class Stage(Enum):
+    """The step that a wanted model is in before its runners are ordered."""
+
+    NONE = 0
+    PREPARING = 1  # its archive is being unpacked
+    WAITING = 2  # for memory
+
+
 class RunnerProcess:
-    """A runner from the order to its death; `number` is its slot, and its name until the process id is known."""
+    """A runner from its order to its exit. `number` is its slot, and identifies it before its process id is known."""
 
     def __init__(self, number: int, model: str, slot: Slot, reserved: int) -> None:
         self.number = number
         self.model = model
         self.slot = slot
-        self.bytes = reserved  # an estimate until measured
+        self.bytes = reserved  # an estimate until it is measured
         self.phase = Phase.LOADING
         self.pid = 0
         self.since = time.monotonic()
-        self.retired = 0.0  # time.monotonic() when it was asked to end
+        self.retired = 0.0  # time.monotonic() when it was asked to exit
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
-        self.killed_for = ""  # why it ends, where that is known before its death
-        self.told_failure = False
+        self.kill_reason = ""  # why it exits, if the host knows that before it does
+        self.reported_failure = False
         self.control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
 
     def retire(self) -> None:
-        """Ask it to stop accepting, answer what it holds, and end."""
+        """Ask the runner to stop accepting, answer the requests it holds, and exit."""
         self.phase = Phase.RETIRING
         self.retired = time.monotonic()
         try:
             self.control.send(b"retire")
         except OSError:
-            pass  # it has ended; the forkserver says so soon
+            pass  # it has exited; the forkserver is about to report that
 
-    def kill(self, why: str) -> None:
-        self.killed_for = why
+    def kill(self, reason: str) -> None:
+        self.kill_reason = reason
         if self.pid:
             try:
                 os.kill(self.pid, signal.SIGKILL)
             except ProcessLookupError:
-                pass  # it has ended by itself, and the news of it is on its way
+                pass  # it has exited; the forkserver is about to report that
 
     def messages(self) -> Iterator[Mapping[str, Any]]:
-        """What it has said since last asked; nothing more once it has ended."""
+        """The messages that have arrived from the runner."""
         while True:
             try:
                 raw = self.control.recv(MESSAGE)
@@ -70,8 +95,12 @@ class RunnerProcess:
                 return
             yield json.loads(raw)
 
-    def gone(self) -> bool:
-        """Whether it has ended: the kernel closes its channel before its connections, and its death is told later."""
+    def exited(self) -> bool:
+        """Whether the process has exited, seen by the end of file on its control channel.
+
+        The kernel closes the channel before the runner's connections, so that this is true by the time nginx sees a
+        connection break. The forkserver's report, with the exit status, arrives later.
+        """
         try:
             return not self.control.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -80,32 +109,15 @@ class RunnerProcess:
             return True
 
     def hand_over(self) -> socket.socket:
-        """The end of the control channel that goes to the runner; ours to close once sent."""
+        """The runner's end of the control channel. The caller closes it once it is sent."""
         return self._theirs
 
 
-log = logging.getLogger(__name__)
+class ServedModel:
+    """A model's socket, runners, counters and failures. It decides nothing: serve.host.store does."""
 
-DEATHS = 3  # so many in a minute, and the model is left alone for a while
-MINUTE = 60.0
-FIRST_PAUSE = 1.0  # seconds after a failed load; doubles with each further one
-LONGEST_PAUSE = 300.0
-SHUT, OPEN = 0o600, 0o700  # nginx and the web workers take a socket without the x bit for none
-FRESH = 2.0  # seconds for which a death explains a connection that broke off
-TOLERANCE = 2.0  # milliseconds: nginx stamps arrivals to one
-SUMMED = tuple(f for f in FIELDS if f not in ("pid", "in_flight", "last_used", "busy_since", "begun", "exhausted"))
-
-
-class Stage(Enum):
-    """What a wanted model waits for before a runner is ordered."""
-
-    NONE = 0
-    PREPARING = 1  # its archive is being unpacked
-    WAITING = 2  # for memory
-
-
-class Hosted:
     def __init__(self, entry: Entry, path: Path, backlog: int) -> None:
+        """Bind the socket, closed to callers. Raises OSError."""
         self.entry = entry
         self.name = entry.name
         self.config: ModelConfig[Any] | None = entry.config
@@ -113,40 +125,40 @@ class Hosted:
         self._path = path
         try:
             self.listener.bind(str(path))
-            path.chmod(SHUT)
+            path.chmod(CLOSED)
             self.listener.listen(backlog)
         except OSError:
             self.listener.close()
             raise
         self.listener.setblocking(False)
-        self.opened = False  # callers may come
-        self.leaving = False  # unloaded: nobody may come any more
+        self.opened = False  # callers may connect
+        self.leaving = False  # unloaded: callers may no longer connect
         self.stage = Stage.NONE
-        self.wanted_since = 0.0
+        self.wanted_since = 0.0  # time.monotonic()
         self.runners: list[RunnerProcess] = []
-        self.learned = 0  # the most bytes one runner held when measured; 0 until then
-        self.at_ready = 0  # the same just after a load
+        self.peak_bytes = 0  # the most that one runner held when measured; 0 before the first measurement
+        self.bytes_at_ready = 0  # the same, measured right after the last load
         self.loads = 0
         self.load_seconds = 0.0
         self.evictions = 0
-        self.last_used = 0.0  # time.time(), kept when the last runner ends
-        self.totals = dict.fromkeys(SUMMED, 0)  # of runners that have ended
-        self.deaths: deque[float] = deque(maxlen=DEATHS)
-        self._begun = 0  # as in a runner's slot, of the last that ended
-        self.replaced = -MINUTE  # time.monotonic() when a worn-out runner was
-        self.died = 0
-        self._failures = 0
-        self._until = 0.0
-        self.trouble: tuple[float, ServeError] | None = None  # the newest failure or death, and when
+        self.crashes = 0
+        self.replaced = -MINUTE  # time.monotonic() when a runner was last replaced for running out of memory
+        self.failed: tuple[float, ServeError] | None = None  # the newest failure or crash, and its time.monotonic()
+        self._last_used = 0.0  # time.time(); kept when the last runner exits
+        self._totals = dict.fromkeys(SUMMED, 0)  # of runners that have exited
+        self._crash_times: deque[float] = deque(maxlen=CRASHES)
+        self._begun_arrival_epoch_ms = 0  # the slot field of the runner that exited last
+        self._failures_in_a_row = 0
+        self._paused_until = 0.0
 
     def open(self) -> None:
-        """Let callers see the socket."""
+        """Allow callers to connect."""
         if not self.opened:
             self._path.chmod(OPEN)
             self.opened = True
 
     def close(self) -> None:
-        """Take the socket away: who connects now is told that there is no such model."""
+        """Remove the socket. Later requests are answered with 404."""
         self.leaving = True
         self.opened = False
         self._path.unlink(missing_ok=True)
@@ -162,54 +174,92 @@ class Hosted:
         return [each for each in self.runners if each.phase in phases]
 
     def missing(self) -> int:
+        """How many runners are to be started."""
         return self.copies - len(self.of_phase(Phase.LOADING, Phase.READY))
 
     def bytes_each(self) -> int:
         """Bytes to reserve for one more runner."""
-        return self.learned or (self.config.bytes if self.config else 0)
+        return self.peak_bytes or (self.config.bytes if self.config else 0)
 
     # Failures.
 
     def fail(self, error: ServeError) -> None:
-        """Remember why it cannot serve, and leave it alone for a while that grows with each failure in a row."""
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._failures)
-        self._failures += 1
-        self._until = time.monotonic() + pause
+        """Record a failure, and pause: no load is tried for a time that doubles with each failure in a row."""
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._failures_in_a_row)
+        self._failures_in_a_row += 1
+        self._paused_until = time.monotonic() + pause
         error.model = self.name
         error.retry_after = pause
-        self.trouble = time.monotonic(), error
+        self.failed = time.monotonic(), error
         self.stage = Stage.NONE
         log.error("model failed", extra={"model": self.name, "error": error.message, "pause_s": pause})
 
-    def died_serving(self, error: ServeError) -> None:
-        """A runner ended under a request. The next request starts another, unless it has died too often."""
+    def crashed(self, error: ServeError) -> None:
+        """Record that a runner exited during a request. The next request starts another, except after CRASHES."""
         now = time.monotonic()
-        self.deaths.append(now)
-        self.died += 1
-        self.trouble = now, error
-        if len(self.deaths) == DEATHS and now - self.deaths[0] < MINUTE:
-            self.deaths.clear()
-            self.fail(ModelFailed(f"the model died {DEATHS} times within a minute: {error.message}", hint=error.hint))
+        self._crash_times.append(now)
+        self.crashes += 1
+        self.failed = now, error
+        if len(self._crash_times) == CRASHES and now - self._crash_times[0] < MINUTE:
+            self._crash_times.clear()
+            message = f"the model crashed {CRASHES} times within a minute: {error.message}"
+            self.fail(ModelFailed(message, hint=error.hint))
         else:
-            log.error("runner died", extra={"model": self.name, "error": error.message})
+            log.error("runner crashed", extra={"model": self.name, "error": error.message})
 
-    def proven(self) -> None:
-        """It has served for a minute: earlier failures are forgotten."""
-        self._failures = 0
+    def forgive(self) -> None:
+        """Forget earlier failures: a runner has served for a minute."""
+        self._failures_in_a_row = 0
 
     def pause_left(self) -> float:
-        return max(0.0, self._until - time.monotonic())
+        """Seconds until the next load may be tried; 0 if it may be now."""
+        return max(0.0, self._paused_until - time.monotonic())
 
     def failure(self) -> ServeError | None:
-        """The error to tell while it is left alone, with the seconds that remain."""
+        """During a pause: the failure that caused it, with the remaining seconds as `retry_after`."""
         left = self.pause_left()
-        if not left or self.trouble is None:
+        if not left or self.failed is None:
             return None
-        error = self.trouble[1]
+        error = self.failed[1]
         error.retry_after = left
         return error
 
-    # What others see.
+    def recent_failure(self) -> ServeError | None:
+        """A failure or crash of the last FRESH seconds."""
+        if self.failed and time.monotonic() - self.failed[0] < FRESH:
+            return self.failed[1]
+        return None
+
+    def may_have_begun(self, arrived_epoch: float) -> bool:
+        """Whether work on a request that reached nginx then (seconds since 1970) may have begun. False is certain."""
+        asked = self.runners
+        exited = [each for each in self.runners if each.exited()]
+        if exited or self.recent_failure():
+            # Only crashed runners count: a new runner may already have accepted a request whose client is gone.
+            asked = exited
+        newest = max([self._begun_arrival_epoch_ms, *(each.slot.get("begun_arrival_epoch_ms") for each in asked)])
+        return not newest or arrived_epoch * 1e3 <= newest + TOLERANCE_MS
+
+    # Counters.
+
+    def absorb(self, runner: RunnerProcess) -> None:
+        """Remove a runner that has exited, and keep its counters."""
+        for field in SUMMED:
+            self._totals[field] += runner.slot.get(field)
+        self._note_use(runner)
+        self._begun_arrival_epoch_ms = runner.slot.get("begun_arrival_epoch_ms")
+        self.runners.remove(runner)
+
+    def count(self, field: str) -> int:
+        """The sum of a slot's field over all runners that this model has had."""
+        return self._totals[field] + sum(each.slot.get(field) for each in self.runners)
+
+    def _note_use(self, runner: RunnerProcess) -> None:
+        used = runner.slot.get("last_used")
+        if used:
+            self._last_used = max(self._last_used, time.time() - (time.monotonic_ns() - used) / 1e9)
+
+    # What callers see.
 
     def state(self) -> str:
         if self.of_phase(Phase.READY):
@@ -220,33 +270,8 @@ class Hosted:
             return "retiring"
         return "failed" if self.pause_left() else "absent"
 
-    def absorb(self, runner: RunnerProcess) -> None:
-        """A runner has ended: keep its counts."""
-        for field in SUMMED:
-            self.totals[field] += runner.slot.get(field)
-        self._note_use(runner)
-        self._begun = runner.slot.get("begun")
-        self.runners.remove(runner)
-
-    def may_have_begun(self, arrived: float) -> bool:
-        """Whether work on a request that arrived then (seconds since 1970) may have begun; false is certain."""
-        dying = [each for each in self.runners if each.gone()]
-        asked = self.runners
-        if dying or (self.trouble and time.monotonic() - self.trouble[0] < FRESH):
-            asked = dying  # it is asked about those that died; the next may have taken it up, for nobody
-        newest = max([self._begun, *(each.slot.get("begun") for each in asked)])
-        return not newest or arrived * 1e3 <= newest + TOLERANCE
-
-    def count(self, field: str) -> int:
-        return self.totals[field] + sum(each.slot.get(field) for each in self.runners)
-
-    def _note_use(self, runner: RunnerProcess) -> None:
-        used = runner.slot.get("last_used")
-        if used:
-            self.last_used = max(self.last_used, time.time() - (time.monotonic_ns() - used) / 1e9)
-
     def shown(self) -> dict[str, Any]:
-        """One entry of GET /models."""
+        """The model as an entry of GET /models."""
         for each in self.runners:
             self._note_use(each)
         state = self.state()
@@ -258,10 +283,10 @@ class Hosted:
             "bytes": sum(each.bytes for each in self.runners),
             "runners": len(self.runners),
             "inFlight": sum(each.slot.get("in_flight") for each in self.runners),
-            "lastUsed": round(self.last_used, 3) or None,
+            "lastUsed": round(self._last_used, 3) or None,
             "loads": self.loads,
             "evictions": self.evictions,
-            "deaths": self.died,
+            "deaths": self.crashes,
             "requests": self.count("requests"),
         }
         failure = self.failure()
@@ -269,6 +294,3 @@ class Hosted:
             entry["cause"] = failure.message
             entry["retryAfter"] = round(self.pause_left(), 1)
         return entry
-
-
-MESSAGE = 1 << 16

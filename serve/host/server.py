@@ -1,8 +1,7 @@
-"""The host's loop: it hears sockets nobody serves, runners, the forkserver and the web workers, and acts on each."""
+"""The host process: its loop over the sockets of models, runners, forkserver and web workers."""
 
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -10,26 +9,25 @@ from importlib.util import find_spec
 
 from serve.catalog.catalog import Catalog
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, module_of
-from serve.host.answers import Control
+from serve.host.answers import HostApi
 from serve.host.forkserver import Forkserver
-from serve.host.model import Hosted
-from serve.host.sockets import Watch
+from serve.host.sockets import HostSocket, ModelSockets, Poller
 from serve.host.store import Store
 from serve.settings import Settings
 from serve.slots import Slots, State
 
 log = logging.getLogger(__name__)
 
-BEAT = 0.5  # seconds between looks at what only time brings; /ping calls the host dead after ten of them
-HURRY = 0.02  # the same while a load waits for a runner to become idle
+BEAT = 0.5  # seconds between ticks; /ping takes the host for dead after ten of them
+HURRY = 0.02  # seconds between ticks while a load waits for memory, or a web worker for the cause of a failure
 
 
 class Host:
-    """Built means listening: every model's socket is there, preloads are wanted."""
+    """Once built, every model's socket exists and is listened on."""
 
     def __init__(self, settings: Settings, found: Catalog) -> None:
         used = {entry.config.handler for entry in found.entries.values() if entry.config}
-        # What an archive holds is not known yet, nor what the platform will bring: then all of them.
+        # The handlers of archives, and of models that the platform will load, are unknown: then all are imported.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
         names = [name for name in HANDLERS if unknown or name in used]
         modules = [module_of(name) for name in names]
@@ -45,38 +43,31 @@ class Host:
         self._store = Store(settings, found, self._slots, self._forks, self._wake)
         self._draining = False
         self._ending = False
-        self._poll = select.epoll()
-        for each in (self._woken, self._forks.channel):
-            self._poll.register(each, select.EPOLLIN)
-        self._watch = Watch(self._store, self._poll)
-        self._control = Control(settings, self._store, self._slots, self._watch, self._poll)
-
-    def _wake(self) -> None:
-        try:
-            self._waker.send(b".")
-        except BlockingIOError:
-            pass  # enough wake-ups are on their way
+        self._poller = Poller()
+        self._poller.watch(self._woken, self._woke_up)
+        self._poller.watch(self._forks.channel, self._store.forked)
+        self._model_sockets = ModelSockets(self._store, self._poller)
+        self._api = HostApi(settings, self._store, self._slots, self._model_sockets)
+        HostSocket(settings.host_socket, self._poller, self._api.answer)
 
     def run(self) -> None:
-        """Serve until told to end. SIGTERM: /ping turns 503. SIGQUIT: end, once the launcher knows nobody waits."""
+        """Serve until SIGQUIT. SIGTERM makes /ping answer 503; the launcher sends SIGQUIT when no request is left."""
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._drain)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGQUIT, self._end)
-        for model in list(self._store.readiness.awaited):
-            self._store.want(model)
-        looked = 0.0
+        self._store.preload()
+        ticked = 0.0
         while not self._ending:
-            self._watch.refresh()
+            self._model_sockets.refresh()
             self._beat()
-            pause = HURRY if self._store.waits_for_room() or self._control.waited_for() else BEAT
-            for fd, _ in self._poll.poll(pause):
-                self._hear(fd)
-            self._control.settle()
-            if time.monotonic() - looked >= pause:
-                looked = time.monotonic()
+            pause = HURRY if self._store.waits_for_memory() or self._api.waits() else BEAT
+            self._poller.wait(pause)
+            self._api.settle()
+            if time.monotonic() - ticked >= pause:
+                ticked = time.monotonic()
                 self._store.tick()
-                self._control.tell_who_asked()
+                self._api.explain()
         self._store.runners.retire_all()
         self._forks.stop()
 
@@ -86,58 +77,32 @@ class Host:
     def _end(self, *_: object) -> None:
         self._ending = True
 
-    # Hearing.
+    def _wake(self) -> None:
+        """End the current wait of the loop. Called by threads that unpack archives."""
+        try:
+            self._waker.send(b".")
+        except BlockingIOError:
+            pass  # the buffer is full of earlier wake-ups
 
-    def _hear(self, fd: int) -> None:
-        if model := self._watch.model(fd):
-            self._someone_came(model)
-        elif runner := self._watch.runner(fd):
-            if runner.number in self._store.runners.alive:
-                self._store.heard(runner)
-        elif fd == self._forks.channel.fileno():
-            self._store.forked()
-        elif fd == self._control.door.fileno():
-            self._control.accept()
-        elif fd == self._woken.fileno():
-            self._woken.recv(4096)
-            self._store.prepared()
-        else:
-            self._control.hear(fd)
-
-    def _someone_came(self, model: Hosted) -> None:
-        if not self._store.listens_for(model):
-            return
-        if not model.failure():
-            self._store.want(model)
-        if model.failure():
-            _turn_away(model)
-
-    # Telling.
+    def _woke_up(self) -> None:
+        self._woken.recv(4096)
+        self._store.prepared()
 
     def _beat(self) -> None:
+        """Publish the state for /ping, and that the host is alive."""
         if self._draining:
-            self._slots.beat(State.DRAINING, "draining: told to stop")
+            self._slots.beat(State.DRAINING, "draining: SIGTERM was received")
         else:
-            self._slots.beat(*self._store.readiness.told())
-
-
-def _turn_away(model: Hosted) -> None:
-    """Close on everyone who waits: nginx then sends them to a web worker, which asks here why and says it."""
-    while True:
-        try:
-            sock, _ = model.listener.accept()
-        except OSError:
-            return
-        sock.close()
+            self._slots.beat(*self._store.readiness())
 
 
 def run(settings: Settings, found: Catalog) -> int:
-    """The host, from its start to its end; the exit status."""
+    """Run the host; returns its exit status."""
     host = Host(settings, found)
     log.info("host started", extra={"pid": os.getpid(), "budget": settings.budget_bytes})
     try:
         host.run()
     except EOFError:
-        log.critical("the forkserver died, and all runners with it")
+        log.critical("the forkserver exited, and all runners with it")
         return 1
     return 0

@@ -1,120 +1,145 @@
-"""What the host's loop listens to for its models: sockets nobody serves, and what runners say."""
+"""The sockets of the host's loop: one registry of file descriptors, the models' sockets, and the host's own."""
 
 import logging
 import select
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 
 from serve import errors
 from serve.errors import ServeError
-from serve.host.model import Hosted, RunnerProcess
+from serve.host.model import ServedModel
 from serve.host.store import Store
 from serve.http import wire
-from serve.settings import Settings
-
-
-class Watch:
-    """Which file descriptor is whose. `refresh` costs what has changed since, not what there is."""
-
-    def __init__(self, store: Store, poll: select.epoll) -> None:
-        self._store = store
-        self._poll = poll
-        self._models = {model.listener.fileno(): model for model in store.models.values()}
-        self._listening: set[int] = set()
-        self._runners: dict[int, RunnerProcess] = {}
-
-    def model(self, fd: int) -> Hosted | None:
-        return self._models.get(fd)
-
-    def runner(self, fd: int) -> RunnerProcess | None:
-        """The runner whose channel this is; perhaps one that has ended."""
-        return self._runners.get(fd)
-
-    def add(self, model: Hosted) -> None:
-        self._models[model.listener.fileno()] = model
-
-    def drop(self, model: Hosted) -> None:
-        """Before its socket is closed, for the number may be another's then."""
-        fd = model.listener.fileno()
-        if fd in self._listening:
-            self._poll.unregister(fd)
-            self._listening.remove(fd)
-        del self._models[fd]
-
-    def forget(self, fd: int) -> None:
-        self._runners.pop(fd, None)
-
-    def refresh(self) -> None:
-        """Listen for models nobody serves any more, and to new runners."""
-        while self._store.changed:
-            model = self._store.changed.pop()
-            if model.leaving:
-                continue
-            fd, wanted = model.listener.fileno(), self._store.listens_for(model)
-            if wanted and fd not in self._listening:
-                self._poll.register(fd, select.EPOLLIN)
-                self._listening.add(fd)
-            elif not wanted and fd in self._listening:
-                self._poll.unregister(fd)
-                self._listening.remove(fd)
-            for runner in model.runners:
-                control = runner.control.fileno()
-                if self._runners.get(control) is not runner:
-                    self._runners[control] = runner
-                    # Edge-triggered: an ended runner's end of file is told once.
-                    self._poll.register(control, select.EPOLLIN | select.EPOLLET)
-
 
 log = logging.getLogger(__name__)
 
 
-class Door:
-    def __init__(self, settings: Settings, watch: Watch, poll: select.epoll) -> None:
-        self._watch = watch
-        self._poll = poll
-        self._arriving: dict[int, wire.Connection] = {}
+class Poller:
+    """The registry: every socket that the loop waits for, and the function to call when it is readable.
+
+    The kernel reuses the number of a closed socket at once. An entry therefore holds the socket itself: an event for a
+    socket that was closed earlier in the same turn is dropped, and a new socket replaces the entry of its number.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
+
+    def watch(self, sock: socket.socket, on_readable: Callable[[], None], *, once: bool = False) -> None:
+        """Call `on_readable` in every turn in which the socket is readable; `once`: for each new message or EOF."""
+        self._epoll.register(sock, select.EPOLLIN | (select.EPOLLET if once else 0))
+        self._watched[sock.fileno()] = sock, on_readable
+
+    def watches(self, sock: socket.socket) -> bool:
+        return self._watched.get(sock.fileno(), (None,))[0] is sock
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Needed before a close if another process holds the socket as well: epoll would go on reporting it."""
+        self._epoll.unregister(sock)
+        del self._watched[sock.fileno()]
+
+    def wait(self, seconds: float) -> None:
+        """Wait for events for at most so long, and call the function of each."""
+        for fd, _ in self._epoll.poll(seconds):
+            sock, on_readable = self._watched.get(fd, (None, None))
+            if on_readable and sock and sock.fileno() == fd:
+                on_readable()
+
+
+class ModelSockets:
+    """The models' sockets that no runner serves, and the control channels of runners."""
+
+    def __init__(self, store: Store, poller: Poller) -> None:
+        self._store = store
+        self._poller = poller
+
+    def refresh(self) -> None:
+        """Watch the sockets of models that have lost their last runner, and new runners. Costs what has changed."""
+        while self._store.changed:
+            model = self._store.changed.pop()
+            if model.leaving:
+                continue
+            wanted, watched = self._store.listens_for(model), self._poller.watches(model.listener)
+            if wanted and not watched:
+                self._poller.watch(model.listener, partial(self._connected, model))
+            elif watched and not wanted:
+                self._poller.unwatch(model.listener)
+            for runner in model.runners:
+                if not self._poller.watches(runner.control):
+                    # Once: a runner that has exited stays readable (EOF) until the forkserver has reported it.
+                    self._poller.watch(runner.control, partial(self._store.heard, runner), once=True)
+
+    def drop(self, model: ServedModel) -> None:
+        """Stop watching a model's socket, before it is closed."""
+        if self._poller.watches(model.listener):
+            self._poller.unwatch(model.listener)
+
+    def _connected(self, model: ServedModel) -> None:
+        """A caller has connected to a model without a runner: load it, or refuse during a pause after a failure."""
+        if not self._store.listens_for(model):
+            return
+        if not model.failure():
+            self._store.want(model)
+        if model.failure():
+            _close_queued(model)
+
+
+def _close_queued(model: ServedModel) -> None:
+    """Close every queued connection. nginx sends the request to a web worker, which asks the host for the cause."""
+    while True:
+        try:
+            sock, _ = model.listener.accept()
+        except OSError:
+            return
+        sock.close()
+
+
+class HostSocket:
+    """The host's own socket: reads requests of web workers and nginx, and passes on the complete ones."""
+
+    def __init__(self, path: Path, poller: Poller, on_request: Callable[[wire.Connection], None]) -> None:
+        self._poller = poller
+        self._on_request = on_request
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(settings.host_socket))
+        self._listener.bind(str(path))
         self._listener.listen(1024)
         self._listener.setblocking(False)
-        poll.register(self._listener, select.EPOLLIN)
+        poller.watch(self._listener, self._accept)
 
-    def fileno(self) -> int:
-        return self._listener.fileno()
-
-    def accept(self) -> Iterator[wire.Connection]:
-        """Who has come and said all already."""
+    def _accept(self) -> None:
         while True:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:  # nobody more, or no file descriptor for one, who then waits in the backlog
+            except OSError:  # none left, or out of file descriptors: then the rest waits in the backlog
                 return
             caller = wire.Connection(sock)
-            if self._read(caller):
-                yield caller
-            elif sock.fileno() >= 0:
-                self._watch.forget(sock.fileno())  # an ended runner's channel had this number; what it said is not ours
-                self._arriving[sock.fileno()] = caller
-                self._poll.register(sock, select.EPOLLIN)
+            complete = _read(caller)
+            if complete:
+                self._on_request(caller)
+            elif complete is None:
+                caller.close()
+            else:
+                self._poller.watch(sock, partial(self._read_more, caller))
 
-    def hear(self, fd: int) -> wire.Connection | None:
-        """Whoever has this file descriptor, if he has said all now."""
-        caller = self._arriving.get(fd)
-        if caller is None:
-            return None
-        whole = self._read(caller)
-        if whole:
-            self._poll.unregister(fd)  # he may wait for minutes, and hang up meanwhile
-        if whole or caller.sock.fileno() < 0:
-            del self._arriving[fd]
-        return caller if whole else None
-
-    def _read(self, caller: wire.Connection) -> bool:
-        try:
-            return caller.read()
-        except (wire.Gone, ServeError):
+    def _read_more(self, caller: wire.Connection) -> None:
+        complete = _read(caller)
+        if complete is False:
+            return
+        self._poller.unwatch(caller.sock)  # also if complete: its answer may take minutes, and it may hang up meanwhile
+        if complete:
+            self._on_request(caller)
+        else:
             caller.close()
-            return False
+
+
+def _read(caller: wire.Connection) -> bool | None:
+    """Whether the request is complete; None if the connection is broken or sends no HTTP."""
+    try:
+        return caller.read()
+    except (wire.Gone, ServeError):
+        return None
 
 
 def refuse(caller: wire.Connection, error: ServeError) -> None:
@@ -131,9 +156,9 @@ def reply(
     headers: Mapping[str, str] | None = None,
 ) -> None:
     try:
-        # nginx and web workers take an answer at once; waiting here for one that does not would stop the host.
+        # nginx and web workers read an answer at once. Without a timeout, one that does not would block the host.
         caller.sock.settimeout(1.0)
         caller.sock.sendall(wire.answer(status, content_type, body, headers))
     except OSError:
-        log.warning("a caller went away", extra={"path": caller.target.decode("latin-1")})
+        log.warning("caller hung up before its answer", extra={"path": caller.target.decode("latin-1")})
     caller.close()

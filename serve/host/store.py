@@ -1,13 +1,16 @@
-"""Models in memory: which are wanted, which are there, and what becomes of them when a runner is ready, fails or dies.
+"""The models in memory: which are wanted, which are loaded, which are evicted, and what each failure leads to.
 
-A model is wanted when someone connects to its socket while nobody serves it. Wanting is all a caller does; loading
-once for all who wait follows from there being one socket and one queue here.
+A model is wanted when a caller connects to its socket while no runner serves it. The caller only waits in the socket's
+queue; since there is one socket and one store, all callers share one load.
+
+Everything here runs in the host's loop, one call at a time, so that there are no locks. Only unpacking runs in threads
+(`Preparation`), which touch nothing but their model's directory.
 """
 
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,195 +23,278 @@ from serve.errors import DoesNotFit, InternalError, ModelNotFound, RunnerDied, S
 from serve.failures import HINTS, exhausted
 from serve.host.eviction import Held, can_ever_fit, plan
 from serve.host.forkserver import Forkserver
-from serve.host.model import MINUTE, Hosted, Phase, RunnerProcess, Stage
-from serve.host.runners import Death, Runners, measure
+from serve.host.model import MINUTE, Phase, RunnerProcess, ServedModel, Stage
+from serve.host.runners import Exit, Runners, measure
 from serve.http.addresses import socket_name
 from serve.settings import MB, Settings
 from serve.slots import Slots, State
 
+log = logging.getLogger(__name__)
 
-class Readiness:
-    def __init__(self, preloads: Sequence[Hosted]) -> None:
-        self._count = len(preloads)
-        self.awaited = list(preloads)  # those that have not been ready yet; afterwards they are as any other
-
-    def note(self, model: Hosted) -> None:
-        """One of its runners is ready; it is, once all of its copies are."""
-        if model in self.awaited and not model.missing():
-            self.awaited.remove(model)
-
-    def told(self) -> tuple[State, str]:
-        """The state, and why it is that one."""
-        if not self.awaited:
-            return State.READY, "ready"
-        says = f"starting: {self._count - len(self.awaited)} of {self._count} preloaded models are ready"
-        failures = [f"; {each.name}: {error.message}" for each in self.awaited if (error := each.failure())]
-        return State.STARTING, says + "".join(failures[:1])
+# Bytes of the run directory's disk (or a tenth of it, if that is less) that unpacking leaves to nginx and to temporary
+# files of the models.
+SPARE_DISK = 256 * MB
+# Seconds that a load waits for idle victims before busy runners are retired; then as long for those to exit, before
+# idle runners are evicted in their place.
+PATIENCE = 1.0
 
 
-# Of the run directory's disk, or a tenth of it if that is less: for nginx and the model's own temporary files.
-SPARED = 256 * MB
-
-
-class Preparing:
-    """Models that are being prepared."""
+class Preparation:
+    """Describes models that are not described yet: unpacks archives, in threads, and reads the files."""
 
     def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
         self._settings = settings
         self._unpacked = settings.unpacked
         self._roots = settings.model_roots if settings.multi_model else ()
-        self._wake = wake  # makes the host's loop turn, from a thread
+        self._wake = wake  # wakes the host's loop; called in a thread
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="unpack")
-        self._going_on: list[tuple[Hosted, Future[ModelConfig[Any]]]] = []
+        self._running: list[tuple[ServedModel, Future[ModelConfig[Any]]]] = []
 
-    def begin(self, model: Hosted) -> None:
-        model.stage = Stage.PREPARING
-        future = self._threads.submit(self._prepare, model)
+    def start(self, model: ServedModel) -> None:
+        future = self._threads.submit(self._prepare, model.name, model.entry.path, archived=model.entry.archive)
         future.add_done_callback(lambda _: self._wake())
-        self._going_on.append((model, future))
+        self._running.append((model, future))
 
-    def done(self) -> Iterator[tuple[Hosted, Future[ModelConfig[Any]]]]:
-        """Those that have ended since last asked."""
-        for model, future in [each for each in self._going_on if each[1].done()]:
-            self._going_on.remove((model, future))
-            model.stage = Stage.NONE
+    def finished(self) -> Iterator[tuple[ServedModel, Future[ModelConfig[Any]]]]:
+        """The models whose preparation has ended since the last call."""
+        for model, future in [each for each in self._running if each[1].done()]:
+            self._running.remove((model, future))
             yield model, future
 
-    def tidy(self, model: Hosted) -> None:
-        """Nobody needs what was unpacked for this model any more."""
+    def delete(self, model: ServedModel) -> None:
+        """Delete the files that were unpacked for a model."""
         if model.entry.archive:
-            shutil.rmtree(self._place(model), ignore_errors=True)
+            shutil.rmtree(self._place(model.name), ignore_errors=True)
 
-    def _place(self, model: Hosted) -> Path:
-        return self._unpacked / socket_name(model.name)
+    def _place(self, name: str) -> Path:
+        return self._unpacked / socket_name(name)
 
-    def _prepare(self, model: Hosted) -> ModelConfig[Any]:
-        path = model.entry.path
+    def _prepare(self, name: str, path: Path, *, archived: bool) -> ModelConfig[Any]:
         if self._roots:
-            path = real(path, self._roots)  # again: it may have been swapped for a link meanwhile
+            path = real(path, self._roots)  # checked again: it may have been replaced by a link meanwhile
         if not path.exists():
-            raise ModelNotFound(f"there is nothing at {path} any more", hint="put it there again, then load it")
-        if not model.entry.archive:
-            return describe(model.name, path, self._settings)
+            raise ModelNotFound(f"{path} no longer exists", hint="restore it, then load the model again")
+        if not archived:
+            return describe(name, path, self._settings)
         self._unpacked.mkdir(exist_ok=True)
         free, size = archive.disk(self._unpacked)
-        room = max(free - min(SPARED, size // 10), 0)
-        directory = archive.unpack(path, self._place(model), limit_bytes=room)
-        return describe(model.name, directory, self._settings)
+        limit = max(free - min(SPARE_DISK, size // 10), 0)
+        directory = archive.unpack(path, self._place(name), limit_bytes=limit)
+        return describe(name, directory, self._settings)
 
 
-log = logging.getLogger(__name__)
+class Store:
+    """All models, the queue of loads that wait for memory, and the runners.
 
-# Seconds a load waits for idle victims before busy ones are asked to finish and go, and for those to be gone before it
-# looks for idle ones again.
-PATIENCE = 1.0
+    `changed` holds the models whose socket or runners the loop must look at again (serve.host.sockets.ModelSockets).
+    Every method that changes a model's stage, or the phase or number of its runners, adds the model.
+    """
 
-
-class Room:
-    """What the budget has left, as far as it is measured. `changed` is told of each model that loses a runner."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        runners: Runners,
-        models: Mapping[str, Hosted],
-        pinned: Collection[str],
-        changed: set[Hosted],
-    ) -> None:
+    def __init__(self, settings: Settings, found: Catalog, slots: Slots, forks: Forkserver, wake: Callable[[], None]):
+        self._settings = settings
         self._budget = settings.budget_bytes
         self._multi_model = settings.multi_model
-        self._runners = runners
-        self._models = models
-        self._pinned = pinned
-        self._changed = changed
-        self._waiting: list[Hosted] = []  # oldest first
+        self.models = {
+            name: ServedModel(entry, settings.sockets / socket_name(name), settings.queue_limit)
+            for name, entry in found.entries.items()
+            if not entry.problem
+        }
+        for model in self.models.values():
+            model.open()  # although it is not loaded: the host accepts the first connection, and loads it
+        self.changed: set[ServedModel] = set(self.models.values())
+        self.runners = Runners(settings, slots, forks)
+        self._preparation = Preparation(settings, wake)
+        self._waiting: list[ServedModel] = []  # loads that wait for memory, oldest first
+        self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda config: config.pin)}
+        preloads = self._chosen(settings.preload, found, lambda config: config.preload)
+        self._preloads = len(preloads)
+        self._preloads_missing = preloads  # those that have never been ready
 
-    def ask(self, model: Hosted) -> None:
-        """Wait for room for those of its runners that are missing."""
-        model.stage = Stage.WAITING
-        self._waiting.append(model)
+    def _chosen(
+        self, names: Sequence[str], found: Catalog, option: Callable[[ModelConfig[Any]], bool]
+    ) -> list[ServedModel]:
+        """The models that a setting names, or whose own option in model.toml is true."""
+        named = {found.resolve(name) for name in names if name != "*"}
+        return [
+            model
+            for model in self.models.values()
+            if "*" in names or model.name in named or (model.config is not None and option(model.config))
+        ]
 
-    def withdraw(self, model: Hosted) -> None:
-        if model in self._waiting:
-            self._waiting.remove(model)
-            model.stage = Stage.NONE
+    # Queries.
 
-    def awaited(self) -> bool:
+    def named(self, name: str) -> ServedModel:
+        """Raises ModelNotFound."""
+        if name not in self.models:
+            raise not_found(name)
+        return self.models[name]
+
+    def of_socket(self, file: str) -> ServedModel:
+        """The model whose socket has this file name. Raises ModelNotFound."""
+        for name, model in self.models.items():
+            if socket_name(name) == file:
+                return model
+        raise not_found(file.removesuffix(".sock"))
+
+    def listens_for(self, model: ServedModel) -> bool:
+        """Whether the host must watch the model's socket, because no runner accepts there."""
+        return model.stage is Stage.NONE and not model.leaving and not model.of_phase(Phase.LOADING, Phase.READY)
+
+    def waits_for_memory(self) -> bool:
+        """Whether a load waits for a runner to become idle, which no event reports, so that the loop must poll."""
         return bool(self._waiting)
 
-    def admitted(self) -> Iterator[tuple[Hosted, DoesNotFit | None]]:
-        """Whose waiting ends now: there is room, or there never will be. For the others room is made, oldest first."""
+    def readiness(self) -> tuple[State, str]:
+        """The state for /ping, and its reason."""
+        if not self._preloads_missing:
+            return State.READY, "ready"
+        ready = self._preloads - len(self._preloads_missing)
+        message = f"starting: {ready} of {self._preloads} preloaded models are ready"
+        failures = [f"; {each.name}: {error.message}" for each in self._preloads_missing if (error := each.failure())]
+        return State.STARTING, message + "".join(failures[:1])
+
+    # Loading: want -> (prepare ->) wait for memory -> start runners -> ready.
+
+    def preload(self) -> None:
+        """Want the preloaded models that have never been ready."""
+        for model in list(self._preloads_missing):
+            if not model.pause_left():
+                self.want(model)
+
+    def want(self, model: ServedModel) -> None:
+        """Load a model, unless its load is under way or done."""
+        if model.stage is not Stage.NONE or model.missing() <= 0 or model.leaving:
+            return
+        model.wanted_since = time.monotonic()
+        self.changed.add(model)
+        if model.config is None:
+            model.stage = Stage.PREPARING
+            self._preparation.start(model)
+        else:
+            model.stage = Stage.WAITING
+            self._waiting.append(model)
+            self._admit()
+
+    def prepared(self) -> None:
+        """Continue the loads of models whose preparation has ended."""
+        for model, future in self._preparation.finished():
+            model.stage = Stage.NONE
+            self.changed.add(model)
+            if model.leaving:
+                continue
+            try:
+                model.config = future.result()
+            except Exception as error:
+                failure = exhausted(error) or error
+                if not isinstance(failure, ServeError):
+                    log.exception("unpacking failed", extra={"model": model.name})
+                    failure = InternalError(f"unpacking failed: {error}", hint="see the log")
+                model.fail(failure)
+            else:
+                self.want(model)
+
+    def _admit(self) -> None:
+        """Start the waiting loads that fit, and evict for those that do not, oldest first.
+
+        Each decision (serve.host.eviction) is carried out before the next is made, so that the next one sees it.
+        """
         budget = self._budget
         for model in list(self._waiting):
             need = model.bytes_each() * model.missing()
-            held = self._held() + self._kept(model)
+            held = self._held() + self._reserved(besides=model)
             if not can_ever_fit(need, self._budget, held):
-                self.withdraw(model)
-                yield model, self.does_not_fit(model, need)
+                self._stop_waiting(model)
+                model.fail(self._does_not_fit(model, need))
                 continue
-            patient = time.monotonic() - model.wanted_since < PATIENCE
-            decision = plan(need, budget, held, patient=patient)
+            decision = plan(need, budget, held, patient=time.monotonic() - model.wanted_since < PATIENCE)
             if decision.fits:
-                self.withdraw(model)
-                yield model, None
+                self._stop_waiting(model)
+                self._start_runners(model)
                 continue
             for number in decision.victims:
-                self.evict(self._runners.alive[number], "made room", model.name)
-            budget -= need  # those behind may pass only through what it leaves free
+                self._evict(self.runners.alive[number], "to load another model", model.name)
+            # Later requests in the queue may only use memory that this one does not need (no starvation).
+            budget -= need
 
-    def overfull(self, runner: RunnerProcess) -> bool:
-        """Whether this runner, which has just loaded, holds more than there is for it, measured."""
-        if self._multi_model:  # nobody else will be asked to go
-            kept = sum(each.bytes for each in self._kept(self._models[runner.model]))
-            return self._runners.used() + kept > self._budget
+    def _stop_waiting(self, model: ServedModel) -> None:
+        if model in self._waiting:
+            self._waiting.remove(model)
+            model.stage = Stage.NONE
+            self.changed.add(model)
+
+    def _start_runners(self, model: ServedModel) -> None:
+        try:
+            for _ in range(model.missing()):
+                self.runners.start(model)
+        except (DoesNotFit, OSError) as error:
+            failure = exhausted(error) or InternalError(f"the runner cannot be started: {error}", hint="see the log")
+            model.fail(failure)
+
+    def heard(self, runner: RunnerProcess) -> None:
+        """Act on a runner's messages: it is ready, its load failed, or its device is lost."""
+        if runner.number not in self.runners.alive:
+            return
+        model = self.models[runner.model]
+        for message in runner.messages():
+            if "failed" in message:
+                runner.reported_failure = True
+                model.fail(from_wire(message["failed"]))
+            elif "lost" in message:  # it answers the requests it holds, and exits
+                runner.kill_reason = message["lost"]
+                runner.retire()
+                self.changed.add(model)
+            elif runner.phase is Phase.LOADING:
+                self._ready(model, runner, message["ready"]["seconds"])
+
+    def _ready(self, model: ServedModel, runner: RunnerProcess, seconds: float) -> None:
+        runner.phase = Phase.READY
+        runner.slot.set("last_used", time.monotonic_ns())
+        if model in self._preloads_missing and not model.missing():
+            self._preloads_missing.remove(model)
+        waited = time.monotonic() - model.wanted_since
+        model.load_seconds += waited
+        measure(model, runner)
+        model.bytes_at_ready = runner.bytes
+        extra = {"model": model.name, "bytes": runner.bytes, "load_s": round(seconds, 3), "wait_s": round(waited, 3)}
+        log.info("loaded", extra=extra)
+        if not self._too_large(model, runner):
+            model.open()
+            self._keep_within_budget(just_loaded=runner)
+            return
+        model.fail(self._does_not_fit(model, runner.bytes))
+        if not self._multi_model:  # there, the load's caller is answered 507 and the model is unloaded
+            self._evict(runner, "larger than the budget")
+
+    # Memory and eviction.
+
+    def _too_large(self, model: ServedModel, runner: RunnerProcess) -> bool:
+        """Whether a runner that has just loaded holds more, as measured, than the budget has for it."""
+        if self._multi_model:  # no other model may be evicted
+            reserved = sum(each.bytes for each in self._reserved(besides=model))
+            return self.runners.used() + reserved > self._budget
         return runner.bytes > self._budget
 
-    def keep_within(self, spared: RunnerProcess | None = None) -> None:
-        """Estimates were too low: let the least recently used go until the measured bytes fit.
+    def _keep_within_budget(self, just_loaded: RunnerProcess | None = None) -> None:
+        """Evict the least recently used runners while measured bytes exceed the budget: estimates were too low.
 
-        The one just loaded is spared: those who wait for it have not even connected yet.
+        A runner that has just loaded is spared: the requests that wait for it have not been accepted yet.
         """
-        held = [each for each in self._held() if spared is None or each.runner != spared.number]
-        budget = self._budget - (spared.bytes if spared else 0)
+        held = [each for each in self._held() if just_loaded is None or each.runner != just_loaded.number]
+        budget = self._budget - (just_loaded.bytes if just_loaded else 0)
         for number in plan(0, budget, held, patient=True).victims:
-            self.evict(self._runners.alive[number], "over the budget")
+            self._evict(self.runners.alive[number], "over the budget")
 
-    def evict(self, runner: RunnerProcess, reason: str, by: str | None = None) -> None:
-        model = self._models[runner.model]
+    def _evict(self, runner: RunnerProcess, reason: str, by: str | None = None) -> None:
+        model = self.models[runner.model]
         model.evictions += 1
-        self._changed.add(model)
+        self.changed.add(model)
         idle = time.monotonic() - (runner.slot.get("last_used") / 1e9 or runner.since)
         extra = {"model": runner.model, "bytes": runner.bytes, "idle_s": round(idle, 1), "reason": reason, "for": by}
         log.info("evicted", extra=extra)
         runner.retire()
 
-    def does_not_fit(self, model: Hosted, need: int) -> DoesNotFit:
-        pinned = sum(
-            each.bytes for each in self._held() + self._kept(model) if each.pinned and each.model != model.name
-        )
-        whose = "loaded" if self._multi_model else "pinned"
-        says = f", of which {whose} models hold {_mb(pinned)}" if pinned else ""
-        copies = f" for {model.copies} copies" if model.copies > 1 else ""
-        return DoesNotFit(
-            f"model {model.name!r} needs {_mb(need)}{copies}; the budget is {_mb(self._budget)}{says}",
-            hint="give the container more memory, or set SERVE_MEMORY_BUDGET_MB",
-        )
-
-    def _kept(self, asking: Hosted) -> list[Held]:
-        """On a multi-model endpoint: the room of loaded models whose process has died, the asking one's own aside.
-
-        The platform counts them as loaded, and makes room for a load only; if others took theirs, whoever calls them
-        would be told 507 until somebody unloads something.
-        """
-        if not self._multi_model:
-            return []
-        return [
-            Held(runner=-1, model=model.name, bytes=model.bytes_each(), last_used=0, pinned=True)
-            for model in self._models.values()
-            if model.opened and not model.runners and model is not asking
-        ]
-
     def _held(self) -> list[Held]:
+        """The shares of all runners in the budget."""
         now = time.monotonic()
         return [
             Held(
@@ -217,228 +303,130 @@ class Room:
                 bytes=each.bytes,
                 last_used=each.slot.get("last_used") or int(each.since * 1e9),
                 in_flight=each.slot.get("in_flight"),
-                # On a multi-model endpoint the platform evicts: whatever is loaded stays until it says otherwise.
+                # On a multi-model endpoint the platform evicts: a loaded model stays until it is unloaded.
                 pinned=each.model in self._pinned or (self._multi_model and each.phase is not Phase.RETIRING),
                 loading=each.phase is Phase.LOADING,
                 retiring=each.phase is Phase.RETIRING,
                 slow=each.phase is Phase.RETIRING and now - each.retired > PATIENCE,
             )
-            for each in self._runners.alive.values()
+            for each in self.runners.alive.values()
         ]
 
+    def _reserved(self, besides: ServedModel) -> list[Held]:
+        """On a multi-model endpoint: memory reserved for loaded models whose runner has crashed, except this one.
 
-def _mb(count: int) -> str:
-    return f"{count / MB:.0f} MB"
-
-
-class Store:
-    """All models, those being prepared, those that wait for room, and their runners."""
-
-    def __init__(self, settings: Settings, found: Catalog, slots: Slots, forks: Forkserver, wake: Callable[[], None]):
-        self._settings = settings
-        self.changed: set[Hosted] = set()  # models whose socket or runners the loop must look at again
-        self.models = {
-            name: Hosted(entry, settings.sockets / socket_name(name), settings.queue_limit)
-            for name, entry in found.entries.items()
-            if not entry.problem
-        }
-        for model in self.models.values():
-            model.open()  # before it is loaded: the first to come is heard, and loads it
-        self.changed.update(self.models.values())
-        self.readiness = Readiness(self._chosen(settings.preload, found, lambda config: config.preload))
-        self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda config: config.pin)}
-        self._preparing = Preparing(settings, wake)
-        self.runners = Runners(settings, slots, forks)
-        self._room = Room(settings, self.runners, self.models, self._pinned, self.changed)
-
-    def _chosen(self, names: Sequence[str], found: Catalog, card: Callable[[ModelConfig[Any]], bool]) -> list[Hosted]:
-        """The models that a setting names, or that say so in their own card."""
-        named = {found.resolve(name) for name in names if name != "*"}
+        The platform counts them as loaded, and unloads another model only when a load fails with 507. Without the
+        reservation, requests to a crashed model would be answered 507 until the platform unloads something.
+        """
+        if not self._multi_model:
+            return []
         return [
-            model
+            Held(runner=-1, model=model.name, bytes=model.bytes_each(), last_used=0, pinned=True)
             for model in self.models.values()
-            if "*" in names or model.name in named or (model.config is not None and card(model.config))
+            if model.opened and not model.runners and model is not besides
         ]
 
-    # Wanting.
+    def _does_not_fit(self, model: ServedModel, need: int) -> DoesNotFit:
+        others = self._held() + self._reserved(besides=model)
+        pinned = sum(each.bytes for each in others if each.pinned and each.model != model.name)
+        which = "loaded" if self._multi_model else "pinned"
+        used = f", of which {which} models hold {_mb(pinned)}" if pinned else ""
+        copies = f" for {model.copies} copies" if model.copies > 1 else ""
+        return DoesNotFit(
+            f"model {model.name!r} needs {_mb(need)}{copies}; the budget is {_mb(self._budget)}{used}",
+            hint="give the container more memory, or raise SERVE_MEMORY_BUDGET_MB",
+        )
 
-    def want(self, model: Hosted) -> None:
-        """Bring a model in, if it is not on its way already."""
-        if model.stage is not Stage.NONE or model.missing() <= 0 or model.leaving:
-            return
-        model.wanted_since = time.monotonic()
+    # Exits of runners.
+
+    def forked(self) -> None:
+        """Act on the forkserver's reports of new and exited runners. Raises EOFError when the forkserver has exited."""
+        for ended in self.runners.exits(read_messages=self.heard):
+            self._exited(ended)
+
+    def _exited(self, ended: Exit) -> None:
+        """Count a runner's exit as a failed load, a crash, or the end of a retirement; then admit waiting loads."""
+        runner, model = ended.runner, self.models[ended.runner.model]
+        model.absorb(runner)
         self.changed.add(model)
-        if model.config is None:
-            self._preparing.begin(model)
-        else:
-            self._room.ask(model)
-            self._admit()
+        if ended.exhausted or model.peak_bytes > self._budget:
+            # Reset the estimate to the size right after loading. A peak caused by one large request must not make every
+            # later load fail with 507.
+            model.peak_bytes = model.bytes_at_ready
+        hint = HINTS.get(ended.exhausted, "see the log")
+        if runner.phase is Phase.LOADING and not runner.reported_failure:
+            message = f"the model's process exited during the load: {ended.cause}"
+            model.fail((DoesNotFit if ended.exhausted else InternalError)(message, hint=hint))
+        elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and ended.status):
+            error = DoesNotFit if ended.exhausted else RunnerDied
+            model.crashed(error(f"the model's process crashed: {ended.cause}", hint=hint, model=model.name))
+            if model.of_phase(Phase.READY) or model.name in self._pinned:
+                self.want(model)  # one of several copies, or a model that must always be loaded
+        elif ended.status:
+            log.warning("runner exited with an error", extra={"model": model.name, "cause": ended.cause})
+        self._admit()
 
-    def named(self, name: str) -> Hosted:
-        """Raises ModelNotFound."""
-        if name not in self.models:
-            raise no_such(name)
-        return self.models[name]
+    # Loads and unloads of a multi-model endpoint.
 
-    def of_socket(self, file: str) -> Hosted:
-        """The model whose socket has this file name. Raises ModelNotFound."""
-        for name, model in self.models.items():
-            if socket_name(name) == file:
-                return model
-        raise no_such(file.removesuffix(".sock"))
-
-    def listens_for(self, model: Hosted) -> bool:
-        """Whether the host, and no runner, should hear who connects."""
-        return model.stage is Stage.NONE and not model.leaving and not model.of_phase(Phase.LOADING, Phase.READY)
-
-    def waits_for_room(self) -> bool:
-        """Whether something waits for a change that only looking finds, so that the loop should look often."""
-        return self._room.awaited()
-
-    def _admit(self) -> None:
-        """Order runners for those who have room now, and tell those who never will."""
-        for model, error in self._room.admitted():
-            self.changed.add(model)
-            try:
-                if error is not None:
-                    raise error
-                for _ in range(model.missing()):
-                    self.runners.start(model)
-            except (DoesNotFit, OSError) as refused:
-                model.fail(exhausted(refused) or InternalError(f"no process for it: {refused}", hint="see the log"))
-
-    # What the platform asks for on a multi-model endpoint.
-
-    def add(self, model: Hosted) -> None:
-        """One more, wanted at once; callers see it when it is ready."""
+    def add(self, model: ServedModel) -> None:
+        """Add a model and load it. Its socket is opened to callers once it is ready."""
         self.models[model.name] = model
         self.want(model)
 
-    def unload(self, model: Hosted, why: str) -> None:
-        """Let nobody in any more; what is in flight is answered, what is loading is stopped. `forget` comes later."""
+    def unload(self, model: ServedModel, reason: str) -> None:
+        """Close the socket, kill runners that are loading, retire the others. `forget` completes the unload."""
         model.close()
-        self._room.withdraw(model)
+        self._stop_waiting(model)
         for runner in model.runners:
             if runner.phase is Phase.LOADING:
-                runner.kill(why)
+                runner.kill(reason)
             runner.retire()
 
-    def forget(self, model: Hosted) -> bool:
-        """Whether all of an unloaded model is gone, memory too; then its name is free."""
+    def forget(self, model: ServedModel) -> bool:
+        """Remove an unloaded model if its memory is free; returns whether it is. The name may then be used again."""
         if model.runners or model.stage is not Stage.NONE:
             return False
         del self.models[model.name]
         self.changed.discard(model)
-        self._preparing.tidy(model)
+        self._preparation.delete(model)
         return True
 
-    # What the loop hears.
-
-    def prepared(self) -> None:
-        """Models of which it is known now what they need."""
-        for model, future in self._preparing.done():
-            self.changed.add(model)
-            if model.leaving:
-                continue
-            try:
-                model.config = future.result()
-            except Exception as error:
-                told = exhausted(error) or error
-                if not isinstance(told, ServeError):
-                    log.exception("unpacking failed", extra={"model": model.name})
-                    told = InternalError(f"unpacking failed: {error}", hint="see the log")
-                model.fail(told)
-            else:
-                self.want(model)
-
-    def heard(self, runner: RunnerProcess) -> None:
-        """What a runner says: that it is ready, or why it cannot be, or can be no more."""
-        model = self.models[runner.model]
-        for message in runner.messages():
-            if "failed" in message:
-                runner.told_failure = True
-                model.fail(from_wire(message["failed"]))
-            elif "lost" in message:  # it answers what it holds, and ends
-                runner.killed_for = message["lost"]
-                runner.retire()
-                self.changed.add(model)
-            elif runner.phase is Phase.LOADING:
-                self._ready(model, runner, message["ready"]["seconds"])
-
-    def _ready(self, model: Hosted, runner: RunnerProcess, seconds: float) -> None:
-        runner.phase = Phase.READY
-        runner.slot.set("last_used", time.monotonic_ns())
-        self.readiness.note(model)
-        waited = time.monotonic() - model.wanted_since
-        model.load_seconds += waited
-        measure(model, runner)
-        model.at_ready = runner.bytes
-        extra = {"model": model.name, "bytes": runner.bytes, "load_s": round(seconds, 3), "wait_s": round(waited, 3)}
-        log.info("loaded", extra=extra)
-        if not self._room.overfull(runner):
-            model.open()
-            self._room.keep_within(runner)
-            return
-        model.fail(self._room.does_not_fit(model, runner.bytes))
-        if not self._settings.multi_model:  # there whoever waits for the load has it unloaded
-            self._room.evict(runner, "bigger than the budget")
-
-    def forked(self) -> None:
-        """Births and deaths. Raises EOFError when the forkserver has ended."""
-        for death in self.runners.deaths(last_words=self.heard):
-            self._mourn(death)
-
-    def _mourn(self, death: Death) -> None:
-        runner, model = death.runner, self.models[death.runner.model]
-        model.absorb(runner)
-        self.changed.add(model)
-        if death.lacked or model.learned > self._settings.budget_bytes:
-            # What a request made it hold is not what a load needs: else it would be told for ever that it cannot fit.
-            model.learned = model.at_ready
-        hint = HINTS.get(death.lacked, "see the log")
-        if runner.phase is Phase.LOADING and not runner.told_failure:
-            says = f"the model died while loading: {death.cause}"
-            model.fail((DoesNotFit if death.lacked else InternalError)(says, hint=hint))
-        elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and death.status):
-            died = DoesNotFit if death.lacked else RunnerDied
-            model.died_serving(died(f"the model's process died: {death.cause}", hint=hint, model=model.name))
-            if model.of_phase(Phase.READY) or model.name in self._pinned:
-                self.want(model)  # a copy, or one that must always be there
-        elif death.status:
-            log.warning("runner ended badly", extra={"model": model.name, "cause": death.cause})
-        self._admit()
-
-    # What time brings.
+    # Time.
 
     def tick(self) -> None:
-        """Kill what is stuck, forget old failures, measure again, and look whether those who wait fit now."""
+        """Kill stuck runners, replace worn-out ones, measure, retry preloads, and admit waiting loads."""
         self.runners.kill_stuck()
         now = time.monotonic()
         for runner in self.runners.alive.values():
             if runner.phase is Phase.READY and now - runner.since > MINUTE:
-                self.models[runner.model].proven()
+                self.models[runner.model].forgive()
         for runner in self.runners.worn_out():
             self._replace(runner, now)
         if due := self.runners.to_measure():
             for runner in due:
                 measure(self.models[runner.model], runner)
-            self._room.keep_within()
-        for model in self.readiness.awaited:
-            if not model.pause_left():
-                self.want(model)
+            self._keep_within_budget()
+        self.preload()
         self._admit()
 
     def _replace(self, runner: RunnerProcess, now: float) -> None:
-        """Let a fresh process serve from the next request on. Once a minute: the requests may be what is too large."""
+        """Retire a runner so that the next request starts a fresh one. At most once a minute for each model.
+
+        More often would not help: the requests themselves may be too large.
+        """
         model = self.models[runner.model]
         if now - model.replaced < MINUTE:
             return
         model.replaced = now
         self.changed.add(model)
-        log.warning("replaced", extra={"model": model.name, "reason": "one request after another ran out of memory"})
+        log.warning("replaced", extra={"model": model.name, "reason": "several requests in a row ran out of memory"})
         runner.retire()
 
 
-def no_such(name: str) -> ModelNotFound:
-    """In the words of AWS's own multi-model servers."""
-    return ModelNotFound(f"Model not found: {name[:300]}", hint="GET /models lists those there are", model=name[:300])
+def not_found(name: str) -> ModelNotFound:
+    """The error in the words of AWS's own multi-model servers."""
+    return ModelNotFound(f"Model not found: {name[:300]}", hint="GET /models lists the models", model=name[:300])
+
+
+def _mb(count: int) -> str:
+    return f"{count / MB:.0f} MB"

@@ -1,4 +1,4 @@
-"""How a model's name travels: as the file name of its socket, and as a field of a JSON body."""
+"""How requests address models: paths, the file name of a model's socket, and the field of a JSON body."""
 
 import hashlib
 import re
@@ -14,23 +14,23 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OPENAI = (CHAT, COMPLETIONS)
 OPENAI_FIELD = "model"
 
-SOCKET_PATH = 107  # bytes a socket's path may have (unix(7)), so names stay short
-# nginx's straight lane takes these as they are.
+SOCKET_PATH = 107  # bytes; the limit of a socket's path (unix(7)), so that file names must be short
+# A plain name: nginx's straight lane accepts it, and uses it as the socket's name.
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SHORT_ID = " "  # a name that is not plain, whose socket is as long as that of any other such
+SHORT_ID = " "  # a name that is not plain; the socket names of all such names have the same length
 
 
 def socket_name(model: str) -> str:
-    """The file name of a model's socket: its own name, or for long and odd ones a short id no plain name can equal."""
+    """The file name of a model's socket: a plain name, or else a short hash, which no plain name can equal."""
     if PLAIN.fullmatch(model):
         return model + ".sock"
     return "~" + hashlib.sha256(model.encode(errors="surrogateescape")).hexdigest()[:16] + ".sock"
 
 
 def peek(field: str) -> Callable[[bytes], str | None]:
-    """A function that finds one string field at the top of a JSON object and skips the rest without building it.
+    """A function that returns one string field of a JSON object, and parses the rest without building it.
 
-    It raises BadRequest where the body is not JSON, with the position.
+    The function returns None for a body without the field, and raises BadRequest for invalid JSON.
     """
     found = msgspec.defstruct("Body", [("name", str | None, None)], rename={"name": field})
     decoder = msgspec.json.Decoder(found)
@@ -45,7 +45,7 @@ def peek(field: str) -> Callable[[bytes], str | None]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f"the body is not JSON: {error}") from error
         except RecursionError as error:
-            raise BadRequest("the body is not JSON we read: nested too deep") from error
+            raise BadRequest("the body's JSON is nested too deeply") from error
         return name
 
     return name_in

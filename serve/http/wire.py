@@ -1,7 +1,7 @@
 """HTTP/1.1 on Unix sockets between nginx, web workers, host and runners: one request and one answer a connection.
 
-The only place that turns bytes into requests and answers into bytes. Nothing here blocks: what is not there yet, or
-what the peer cannot take yet, is left for the next turn of the caller's loop.
+The only module that parses requests and writes answers. Nothing here blocks: data that has not arrived, or that the
+peer cannot take, is left for the next turn of the caller's loop.
 """
 
 import io
@@ -15,17 +15,17 @@ import httptools
 
 from serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 
-MEMBERS = 10_000  # of a gzip body; the smallest has 20 bytes, and each costs some 15 µs
-CHUNK = 1 << 18  # a Unix socket holds about 208 kB (net.core.wmem_default): more at once never comes
+MEMBERS = 10_000  # the limit for a gzip body; the smallest member has 20 bytes, and each costs some 15 µs
+CHUNK = 1 << 18  # a Unix socket holds about 208 kB (net.core.wmem_default), so that larger reads return no more
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Gone(Exception):
-    """The peer closed its end, or broke off."""
+    """The peer closed the connection."""
 
 
 class Connection:
-    """One accepted connection. `read` until it says True, then write one answer."""
+    """One accepted connection. Call `read` until it returns True, then write one answer."""
 
     __slots__ = ("_body", "_complete", "_first", "_out", "_parser", "headers", "sock", "target")
 
@@ -33,13 +33,13 @@ class Connection:
         self.sock = sock
         self.target = b""
         self.headers: dict[str, str] = {}
-        self._first = b""  # of the body: most come in one piece
-        self._body: io.BytesIO | None = None  # where they do not
+        self._first = b""  # the first piece of the body, which is usually the only one
+        self._body: io.BytesIO | None = None  # all pieces, if there are several
         self._complete = False
-        self._out: deque[memoryview] = deque()  # what the peer could not take yet
+        self._out: deque[memoryview] = deque()  # data that did not fit into the send buffer
         self._parser = httptools.HttpRequestParser(self)
 
-    # What httptools calls back.
+    # Called by httptools.
 
     def on_url(self, url: bytes) -> None:
         self.target += url
@@ -60,14 +60,14 @@ class Connection:
     def on_message_complete(self) -> None:
         self._complete = True
 
-    # What the loops call.
+    # Called by the loops.
 
     @property
     def method(self) -> str:
         return str(self._parser.get_method().decode())
 
     def read(self) -> bool:
-        """Take in what has arrived; True once the request is whole. Raises Gone, or BadRequest on bytes not HTTP."""
+        """Read the data that has arrived; True once the request is complete. Raises Gone, BadRequest."""
         while not self._complete:
             try:
                 data = self.sock.recv(CHUNK, socket.MSG_DONTWAIT)
@@ -80,21 +80,21 @@ class Connection:
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserError as error:
-                raise BadRequest(f"not an HTTP request: {error}") from error
+                raise BadRequest(f"invalid HTTP request: {error}") from error
         return True
 
     def body(self) -> bytes:
-        """The whole body as sent; given away once, and never held twice.
+        """The complete body, undecoded. It can be taken once.
 
-        BytesIO grows in place (the kernel moves its pages, not their bytes) and gives away what it holds without a
-        copy: 1 GB of asynchronous inference takes 1 GB, where joined pieces would take two.
+        BytesIO grows in place (the kernel moves its pages, not their bytes) and returns its content without a copy: a
+        body of 1 GB, as in asynchronous inference, takes 1 GB. Joined pieces would take 2 GB.
         """
         body = self._first if self._body is None else self._body.getvalue()
         self._first, self._body = b"", None
         return body
 
     def write(self, data: bytes) -> bool:
-        """Send, keeping what the peer cannot take yet; True when all has left. Raises Gone."""
+        """Send, and keep the rest for `flush`; True once everything is sent. Raises Gone."""
         if self._out:
             self._out.append(memoryview(data))
             return self.flush()
@@ -110,7 +110,7 @@ class Connection:
         return False
 
     def flush(self) -> bool:
-        """Send more of what `write` kept; True when all has left. Raises Gone."""
+        """Send more of the data that `write` kept; True once everything is sent. Raises Gone."""
         while self._out:
             try:
                 sent = self.sock.send(self._out[0][:CHUNK], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -129,12 +129,12 @@ class Connection:
 
 
 def answer(status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
-    """A whole answer."""
+    """A complete answer."""
     return head(status, content_type, len(body), headers) + body
 
 
 def head(status: int, content_type: str, length: int, headers: Mapping[str, str] | None = None) -> bytes:
-    """The head of a whole answer, with Content-Length, which async inference demands."""
+    """The head of a complete answer, with Content-Length, which asynchronous inference requires."""
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
         f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
@@ -143,7 +143,7 @@ def head(status: int, content_type: str, length: int, headers: Mapping[str, str]
 
 
 def stream_head(content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
-    """The head of a chunked answer; nginx passes each chunk on at once because of X-Accel-Buffering."""
+    """The head of a chunked answer. X-Accel-Buffering makes nginx pass each chunk on at once."""
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
         f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n"
@@ -159,28 +159,37 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def decompressed(body: bytes, encoding: str, most: int) -> bytes:
-    """A body as its Content-Encoding says; never more than `most` bytes, however far a bomb would unfold."""
+    """A body without its Content-Encoding. Decompression stops after `most` bytes: a bomb fills no memory.
+
+    Raises UnsupportedMediaType, BadRequest or PayloadTooLarge.
+    """
     if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not read", hint="send gzip or no encoding")
+        raise UnsupportedMediaType(
+            f"unsupported Content-Encoding: {encoding[:40]!r}", hint="send gzip, deflate or no encoding"
+        )
     out: list[bytes] = []
     rest, limit, count = memoryview(body), most, 0
-    while rest or not count:  # a gzip body may be several, one behind the other, as bgzip writes it
+    while rest or not count:  # a gzip body may have several members, as bgzip writes them
         count += 1
         if count > MEMBERS:
-            raise BadRequest(f"the {encoding} body has more than {MEMBERS:,} members", hint="pack it as one")
-        unpacker = zlib.decompressobj(47)  # 32 + 15: gzip or zlib header, told apart by zlib itself
+            raise BadRequest(f"the {encoding} body has more than {MEMBERS:,} members", hint="compress it as one member")
+        unpacker = zlib.decompressobj(47)  # 32 + 15: zlib detects a gzip or a zlib header
         while rest and not unpacker.eof:
             try:
-                # In pieces: of each, zlib copies what lies behind the end of a member.
+                # In pieces, because zlib copies the data behind the end of a member.
                 out.append(unpacker.decompress(rest[:CHUNK], limit + 1))
             except zlib.error as error:
-                raise BadRequest(f"the body is not {encoding}: {error}", hint="Content-Encoding says it is") from error
+                raise BadRequest(
+                    f"invalid {encoding} body: {error}", hint="fix the body or its Content-Encoding"
+                ) from error
             limit -= len(out[-1])
             if limit < 0:
-                raise PayloadTooLarge(f"the body unfolds to more than {most} bytes", hint="raise SERVE_MAX_PAYLOAD_MB")
+                raise PayloadTooLarge(
+                    f"the decompressed body is larger than {most} bytes", hint="raise SERVE_MAX_PAYLOAD_MB"
+                )
             rest = rest[len(rest[:CHUNK]) - len(unpacker.unused_data) :]
         if not unpacker.eof:
-            raise BadRequest(f"the {encoding} body is cut short", hint="send it whole")
+            raise BadRequest(f"the {encoding} body is truncated", hint="send the complete body")
     return b"".join(out)

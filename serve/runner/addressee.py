@@ -1,4 +1,4 @@
-"""Whether a request on the straight lane is for this model after all: its path or its body may say otherwise."""
+"""Check that a request is addressed to this model: on the straight lane nginx reads neither path nor body."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from serve.handlers.base import Request
 from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek
 
 
-class Names:
+class Addressee:
     def __init__(self, known_as: Sequence[str], field: str, paths: Sequence[str]) -> None:
         self._known = frozenset(known_as)
         self.model = known_as[0]
@@ -16,11 +16,13 @@ class Names:
         self._in_openai = _Field(OPENAI_FIELD)
 
     def check(self, request: Request) -> None:
-        """Raise PathNotFound, or ModelNotFound when a JSON body asks for a model that is not this one."""
+        """Raise PathNotFound for an unsupported path, ModelNotFound if a JSON body names another model."""
         if request.path not in self._paths:
             raise PathNotFound(
-                f"model {self.model!r} does not answer {request.path}",
-                hint="it answers " + ", ".join(sorted(self._paths)) + "; GET /v1/models lists the models for that path",
+                f"model {self.model!r} does not support the path {request.path}",
+                hint="it supports "
+                + ", ".join(sorted(self._paths))
+                + "; GET /v1/models lists the models of the OpenAI paths",
                 model=self.model,
             )
         if not request.content_type.endswith(("/json", "+json")):
@@ -30,8 +32,8 @@ class Names:
         if asked is None or asked in self._known or (not asked and request.path != INVOCATIONS):
             return
         raise ModelNotFound(
-            f"the body asks for model {asked[:100]!r}; the request went to {self.model!r}",
-            hint=f"leave {field.name!r} out, or name a model of GET /models",
+            f"the body names model {asked[:100]!r}, but the request is addressed to {self.model!r}",
+            hint=f"omit {field.name!r}, or set it to a model of GET /models",
             model=self.model,
         )
 
@@ -43,5 +45,5 @@ class _Field:
         self._peek = peek(name)
 
     def in_body(self, body: bytes) -> str | None:
-        """The field's value. Where its name does not occur nothing is parsed: that costs a memory search."""
+        """The field's value. A body in which its name does not occur is not parsed, only searched."""
         return self._peek(body) if self._needle in body else None

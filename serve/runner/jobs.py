@@ -1,11 +1,15 @@
-"""The way out of a runner: answers, whole or in chunks, to peers that may be slow, or gone. Nothing here blocks."""
+"""Jobs of a runner: their batches, their answers and the connections that the answers leave by. Nothing here blocks.
+
+A job is in exactly one place at a time: in the engine's queue (`Batches`, or a Stepwise handler), in a stream made by a
+generator, or in the send buffer of its connection. `Answers` is the only object that moves it from one to the next.
+"""
 
 import logging
 import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,57 +21,69 @@ from serve.http import wire
 from serve.http.addresses import OPENAI
 from serve.slots import Slot
 
+log = logging.getLogger(__name__)
+
 HANGS_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+# A request that has waited less than this is always tried: one slow batch must not cause all later ones to be refused.
+FRESH_SECONDS = 0.05
 
 
 class Poll:
+    """The runner's epoll, with the events that are registered for each connection."""
+
     def __init__(self, listener: socket.socket, control: socket.socket) -> None:
         self._epoll = select.epoll()
         self.wait = self._epoll.poll
-        self.watched: dict[int, int] = {}  # connections, by file descriptor: the events epoll has been told
-        # EPOLLEXCLUSIVE: with several copies on one socket, wake one of them for a connection and not all.
+        self._events: dict[int, int] = {}  # of connections, by file descriptor
+        # EPOLLEXCLUSIVE: if several copies listen on one socket, a connection wakes one of them and not all.
         self._epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         self._epoll.register(control, select.EPOLLIN)
 
     def retire(self, listener: socket.socket, control: socket.socket) -> None:
-        """Hear no more of new connections, nor of the host."""
+        """Stop watching for new connections and for messages of the host."""
         self._epoll.unregister(listener)
         self._epoll.unregister(control)
 
     def watch(self, fd: int, events: int) -> None:
-        known = self.watched.get(fd)
+        """Watch a connection for these events and no others."""
+        known = self._events.get(fd)
         if known is None:
             self._epoll.register(fd, events)
         elif known != events:
             self._epoll.modify(fd, events)
-        self.watched[fd] = events
+        self._events[fd] = events
+
+    def watches(self, fd: int) -> bool:
+        return fd in self._events
 
     def forget(self, fd: int) -> None:
-        if self.watched.pop(fd, None) is not None:
+        """Stop watching a connection. Call before the connection is closed, since the number is reused."""
+        if self._events.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def blocked(self, fd: int) -> bool:
-        """Whether the peer has yet to take what was sent to it."""
-        return bool(self.watched.get(fd, 0) & select.EPOLLOUT)
+        """Whether the send buffer of this connection is full."""
+        return bool(self._events.get(fd, 0) & select.EPOLLOUT)
 
 
-class Job:
-    """A decoded request and the connection its answer goes to; see serve.handlers.base.Job for what handlers use."""
+class ConnectionJob:
+    """A decoded request and the connection its answer is sent to: the Job of serve.handlers.base."""
 
-    __slots__ = ("_answers", "arrived", "began", "connection", "item", "request", "started")
+    __slots__ = ("_answers", "arrived", "begun_monotonic", "connection", "item", "request", "started")
 
     def __init__(self, answers: "Answers", connection: wire.Connection, request: Request, arrived: float) -> None:
         self._answers = answers
         self.connection = connection
         self.request = request
         self.item: Any = None
-        self.arrived = arrived  # time.monotonic() when nginx had the whole request
-        self.began = 0.0  # when work on it began; 0 while it waits
-        self.started = False  # a stream's head has left
+        self.arrived = arrived  # time.monotonic() when nginx began to receive the request
+        self.begun_monotonic = 0.0  # time.monotonic() when work on it began; 0 while it is queued
+        self.started = False  # the head of its stream has been sent
 
     def begin(self, now: float) -> None:
-        """Work on it begins; whoever arrived later has not been begun yet."""
-        self.began = now
+        """Record that work on this job begins. The host may not retry it, nor any job that arrived before it."""
+        self.begun_monotonic = now
         self._answers.begun(self)
 
     def reply(self, reply: Reply) -> None:
@@ -75,24 +91,25 @@ class Job:
             headers = {**reply.headers, "Server-Timing": self._timing()}
             if len(reply.body) > wire.CHUNK:  # too large to be copied behind its head
                 self._answers.write(self, wire.head(reply.status, reply.content_type, len(reply.body), headers))
-                self._end(reply.body, reply.status)
+                self._answers.end(self, reply.body, reply.status)
             else:
-                self._end(wire.answer(reply.status, reply.content_type, reply.body, headers), reply.status)
+                data = wire.answer(reply.status, reply.content_type, reply.body, headers)
+                self._answers.end(self, data, reply.status)
         else:
             self.start(reply.content_type)
-            self._answers.pull(self, reply.body)
+            self._answers.stream(self, reply.body)
 
     def fail(self, error: ServeError) -> None:
         if isinstance(error, DeviceLost):
             self._answers.lost = error
         if self.started:
-            # 200 has left: only a cut connection cannot be taken for a whole answer.
+            # Status 200 has been sent. A closed connection is the only way left to mark the answer as incomplete.
             self._answers.cut(self, error)
             return
         error.model = error.model or self._answers.model
         body = errors.body(error, self.request.id, openai=self.request.path in OPENAI)
         headers = {**errors.headers(error), "Server-Timing": self._timing()}
-        self._end(wire.answer(error.status, "application/json", body, headers), error.status)
+        self._answers.end(self, wire.answer(error.status, "application/json", body, headers), error.status)
 
     def start(self, content_type: str) -> None:
         self.started = True
@@ -103,32 +120,23 @@ class Job:
             self._answers.write(self, wire.chunk(chunk))
 
     def finish(self) -> None:
-        self._end(wire.LAST_CHUNK, 200)
-
-    def _end(self, data: bytes, status: int) -> None:
-        self._answers.end(self, data, status)
+        self._answers.end(self, wire.LAST_CHUNK, 200)
 
     def _timing(self) -> str:
-        """What the request cost: milliseconds in the queue and at work, as a standard Server-Timing header."""
+        """The Server-Timing header: milliseconds in the queue and at work."""
         now = time.monotonic()
-        began = self.began or now
-        return f"queue;dur={(began - self.arrived) * 1e3:.2f}, work;dur={(now - began) * 1e3:.2f}"
-
-
-log = logging.getLogger(__name__)
-
-# A request that has waited less than this is always tried: one slow batch must not turn all later ones away.
-AT_ONCE = 0.05
+        begun = self.begun_monotonic or now
+        return f"queue;dur={(begun - self.arrived) * 1e3:.2f}, work;dur={(now - begun) * 1e3:.2f}"
 
 
 class Batches:
-    """A Predictor as the loop sees it: one `step` is one batch."""
+    """A Predictor behind the interface of a Stepwise handler: one `step` runs one batch."""
 
     def __init__(self, predictor: Predictor, max_batch: int) -> None:
         self._predictor = predictor
         self._max_batch = max_batch
-        self._pending: deque[Job] = deque()
-        self._usual = 0.0  # seconds a batch takes, smoothed
+        self._pending: deque[ConnectionJob] = deque()
+        self._batch_seconds = 0.0  # the duration of a batch, smoothed; 0 before the first
 
     def decode(self, request: Request) -> Any:
         return self._predictor.decode(request)
@@ -136,44 +144,44 @@ class Batches:
     def room(self) -> int:
         return self._max_batch - len(self._pending)
 
-    def join(self, job: Job) -> None:
+    def join(self, job: ConnectionJob) -> None:
         self._pending.append(job)
 
-    def leave(self, job: Job) -> None:
-        if job in self._pending:  # not when its answer was under way
+    def leave(self, job: ConnectionJob) -> None:
+        if job in self._pending:  # it is absent if the caller hung up during its batch
             self._pending.remove(job)
 
     def step(self) -> None:
         batch = self._take()
         if not batch:
             return
-        began = time.monotonic()
+        begun = time.monotonic()
         for job in batch:
-            if not job.began:
-                job.begin(began)
+            if not job.begun_monotonic:
+                job.begin(begun)
         outcomes = self._outcomes(batch)
-        took = time.monotonic() - began
-        self._usual = took if not self._usual else 0.8 * self._usual + 0.2 * took
+        took = time.monotonic() - begun
+        self._batch_seconds = took if not self._batch_seconds else 0.8 * self._batch_seconds + 0.2 * took
         for job, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
-                self._pending.append(job)  # behind all who have come meanwhile
+                self._pending.append(job)  # behind the requests that arrived during the batch
             elif isinstance(outcome, ServeError):
                 job.fail(outcome)
             else:
                 job.reply(outcome)
 
-    def _take(self) -> list[Job]:
-        """The oldest waiting job and all that may run with it, less those nobody waits for any more."""
-        batch: list[Job] = []
-        others: deque[Job] = deque()
+    def _take(self) -> list[ConnectionJob]:
+        """The oldest job and all that are compatible with it. Jobs that cannot meet their deadline are failed here."""
+        batch: list[ConnectionJob] = []
+        others: deque[ConnectionJob] = deque()
         key: Hashable = None
         now = time.monotonic()
         while self._pending:
             job = self._pending.popleft()
             waited = now - job.arrived
             left = job.request.deadline - now
-            if not job.began and (left <= 0 or (left < self._usual and waited > AT_ONCE)):
-                job.fail(too_late(waited, self._usual))
+            if not job.begun_monotonic and (left <= 0 or (left < self._batch_seconds and waited > FRESH_SECONDS)):
+                job.fail(deadline_exceeded(waited, self._batch_seconds))
             elif not batch:
                 batch.append(job)
                 key = self._predictor.compatible(job.item)
@@ -184,144 +192,110 @@ class Batches:
         self._pending = others
         return batch
 
-    def _outcomes(self, batch: list[Job]) -> Sequence[Reply | ServeError | None]:
-        """One outcome a job; if the batch fails as a whole its members run alone, so that none pays for another."""
+    def _outcomes(self, batch: list[ConnectionJob]) -> Sequence[Reply | ServeError | None]:
+        """One outcome for each job. If the batch raises, its jobs run one by one, so that only the faulty one fails."""
         try:
             return self._predictor.predict([job.item for job in batch])
         except Exception as error:
             if len(batch) == 1:
                 return [outcome_of(error)]
-            log.warning("batch failed, running its members alone", extra={"size": len(batch), "error": repr(error)})
+            log.warning(
+                "batch failed, retrying its requests one by one", extra={"size": len(batch), "error": repr(error)}
+            )
             if exhausted(error):
                 give_back(error)
         return [outcome for job in batch for outcome in self._outcomes([job])]
 
 
 def outcome_of(error: Exception) -> ServeError:
-    """An exception from a handler as the caller may see it; the log has the traceback."""
+    """The error to answer for an exception of a handler. The traceback goes to the log."""
     if isinstance(error, ServeError):
         return error
     if lost := failures.lost(error):
         log.error("device lost", exc_info=error)
         return lost
     if out := exhausted(error):
-        log.error("exhausted in predict", exc_info=error)
-        give_back(error)  # before its neighbours run
+        log.error("out of resources in predict", exc_info=error)
+        give_back(error)  # before the other requests of the batch run
         out.message = f"the model failed on this request: {out.message}"
         return out
     log.error("predict failed", exc_info=error)
     return InternalError(f"the model failed on this request: {type(error).__name__}: {error}", hint="see the log")
 
 
-def too_late(waited: float, usual: float) -> TooLate:
+def deadline_exceeded(waited: float, batch_seconds: float) -> TooLate:
+    """The error for a request that is still queued and can no longer be answered before its deadline."""
     return TooLate(
-        f"waited {waited:.1f} s in the queue and cannot be answered in time (a batch takes {usual:.1f} s)",
-        hint="try again later, raise copies in model.toml, or SAGEMAKER_MODEL_SERVER_TIMEOUT",
-        retry_after=max(1.0, usual),
+        f"timeout: the request waited {waited:.1f} s in the queue and cannot be answered before its deadline "
+        f"(a batch takes {batch_seconds:.1f} s)",
+        hint="retry later, raise copies in model.toml, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT",
+        retry_after=max(1.0, batch_seconds),
     )
 
 
 class Answers:
-    """Everyone who waits for an answer, by file descriptor; each is in one of the three dictionaries."""
+    """The connections that are owed an answer, by file descriptor. Each is in one of three mappings.
 
-    def __init__(self, model: str, poll: Poll, slot: Slot, stream_limit: float, leave: Callable[[Job], None]) -> None:
-        """`leave` is told of a job in the engine's hands whose caller has hung up."""
+    joined   the job is in the engine
+    streams  the job's answer is a generator, from which the loop takes one chunk a turn
+    sending  the answer is complete; the peer has yet to read the rest of it
+
+    The loop reads them (as attributes, since it does so several times for each request); only this class changes them.
+    """
+
+    def __init__(
+        self, model: str, poll: Poll, slot: Slot, stream_limit: float, leave: Callable[[ConnectionJob], None]
+    ) -> None:
+        """`leave` removes from the engine a job whose caller has hung up."""
         self.model = model  # its name, for errors
+        self.lost: DeviceLost | None = None  # set when the process can no longer use its device
         self._poll = poll
         self._slot = slot
-        self._begun = 0.0  # time.monotonic() at the arrival last told of
-        self._ended = False  # somebody at work since then
         self._stream_limit = stream_limit
         self._leave = leave
-        self.lost: DeviceLost | None = None  # what ends this process
-        self.joined: dict[int, Job] = {}  # in the engine's hands
-        self.pulled: dict[int, tuple[Job, Iterator[bytes]]] = {}  # streams made by a generator
-        self.leaving: dict[int, wire.Connection] = {}  # answered, but the peer has not taken all yet
+        self._joined: dict[int, ConnectionJob] = {}
+        self._streams: dict[int, tuple[ConnectionJob, Iterator[bytes]]] = {}
+        self._sending: dict[int, wire.Connection] = {}
+        self.joined: Mapping[int, ConnectionJob] = self._joined
+        self.streams: Mapping[int, tuple[ConnectionJob, Iterator[bytes]]] = self._streams
+        self.sending: Mapping[int, wire.Connection] = self._sending
+        # The arrival (time.monotonic()) of the job last reported to the host as begun, and whether any job has ended
+        # since: then the reported one may be gone, and the newest of the others must be looked for.
+        self._reported_arrival_monotonic = 0.0
+        self._ended_since_report = False
 
-    # What a Job calls.
+    # Called by the loop.
 
-    def begun(self, job: Job) -> None:
-        """Tell the host when the newest request at work arrived, in milliseconds since 1970 as nginx has it."""
-        if job.arrived < self._begun and not self._ended:
-            return  # the one told of is still at work
-        self._begun = job.arrived if job.arrived >= self._begun else max(self._at_work(), job.arrived)
-        self._ended = False
-        self._slot.set("begun", int((time.time() - time.monotonic() + self._begun) * 1e3))
+    def join(self, job: ConnectionJob) -> None:
+        """Note that the engine is about to take this job."""
+        self._joined[job.connection.sock.fileno()] = job
 
-    def _at_work(self) -> float:
-        """The latest arrival among those whose work has begun; looked for when an older one begins after a newer."""
-        jobs = (*self.joined.values(), *(job for job, _ in self.pulled.values()))
-        return max((job.arrived for job in jobs if job.began), default=0.0)
+    def fail_joined(self, error: ServeError) -> None:
+        """Fail every job in the engine."""
+        for job in list(self._joined.values()):
+            job.fail(error)
 
-    def pull(self, job: Job, chunks: Iterator[bytes]) -> None:
-        """Take chunks from a generator, one a turn, as fast as the peer takes them."""
-        fd = job.connection.sock.fileno()
-        if self.joined.pop(fd, None) is None:
-            return  # hung up while its head was sent
-        self.pulled[fd] = job, chunks
-        self._poll.watch(fd, select.EPOLLRDHUP)
+    def watch_joined(self) -> None:
+        """Watch for hang-ups of the jobs that stay in the engine for another turn."""
+        for fd in self._joined:
+            if not self._poll.watches(fd):
+                self._poll.watch(fd, select.EPOLLRDHUP)
 
-    def write(self, job: Job, data: bytes) -> None:
-        """Part of a stream."""
-        fd = job.connection.sock.fileno()
-        if fd < 0:
-            return
-        try:
-            done = job.connection.write(data)
-        except wire.Gone:
-            self.hung_up(fd)
-            return
-        if fd in self.joined or fd in self.pulled:
-            self._poll.watch(fd, select.EPOLLRDHUP if done else select.EPOLLRDHUP | select.EPOLLOUT)
+    def can_advance(self) -> bool:
+        """Whether the peer of a stream can take another chunk."""
+        return any(not self._poll.blocked(fd) for fd in self._streams)
 
-    def end(self, job: Job, data: bytes, status: int) -> None:
-        """The last bytes of an answer; the connection closes when the peer has them."""
-        self._ended = True
-        self._count(job, status)
-        fd = job.connection.sock.fileno()
-        if fd < 0:
-            return
-        self.joined.pop(fd, None)
-        self.pulled.pop(fd, None)
-        try:
-            done = job.connection.write(data)
-        except wire.Gone:
-            done = True
-        if done:
-            self._close(fd, job.connection)
-        else:
-            self.leaving[fd] = job.connection
-            self._poll.watch(fd, select.EPOLLOUT)
-
-    def cut(self, job: Job, error: ServeError) -> None:
-        """A stream failed after its head had left: break the connection off."""
-        self._ended = True
-        log.error("stream cut", extra={"request_id": job.request.id, "error": error.message})
-        self._count(job, int(InternalError.status))
-        fd = job.connection.sock.fileno()
-        if fd < 0:
-            return
-        self.joined.pop(fd, None)
-        self.pulled.pop(fd, None)
-        self._close(fd, job.connection)
-
-    # What the loop calls.
-
-    def may_pull(self) -> bool:
-        """Whether there is a stream to make a chunk of."""
-        return any(not self._poll.blocked(fd) for fd in self.pulled)
-
-    def pull_all(self) -> None:
-        """One chunk of each stream whose peer has taken the last."""
-        for fd, (job, chunks) in list(self.pulled.items()):
+    def advance_streams(self) -> None:
+        """Send one chunk of each stream whose peer has taken the last."""
+        for fd, (job, chunks) in list(self._streams.items()):
             if not self._poll.blocked(fd):
-                self._pull_one(job, chunks)
+                self._advance(job, chunks)
 
     def flush(self, fd: int) -> None:
-        """The peer takes more."""
-        connection = self.leaving.get(fd)
+        """Send more to a peer that can take more."""
+        connection = self._sending.get(fd)
         if connection is None:
-            held = self.joined.get(fd) or self.pulled[fd][0]
+            held = self._joined.get(fd) or self._streams[fd][0]
             connection = held.connection
         try:
             done = connection.flush()
@@ -330,32 +304,105 @@ class Answers:
             return
         if not done:
             return
-        if fd in self.leaving:
-            del self.leaving[fd]
+        if fd in self._sending:
+            del self._sending[fd]
             self._close(fd, connection)
         else:
             self._poll.watch(fd, select.EPOLLRDHUP)
 
     def hung_up(self, fd: int) -> None:
-        """The caller is gone: whatever is being done for it stops here, within one step."""
-        self._ended = True
-        if fd in self.joined:
-            job = self.joined.pop(fd)
+        """The caller closed its connection: stop the work on its request, within one step."""
+        self._ended_since_report = True
+        if fd in self._joined:
+            job = self._joined.pop(fd)
             self._leave(job)
             connection = job.connection
-        elif fd in self.pulled:
-            connection = self.pulled.pop(fd)[0].connection
-        elif fd in self.leaving:
-            connection = self.leaving.pop(fd)
+        elif fd in self._streams:
+            connection = self._streams.pop(fd)[0].connection
+        elif fd in self._sending:
+            connection = self._sending.pop(fd)
         else:
             return
         self._close(fd, connection)
 
-    def _pull_one(self, job: Job, chunks: Iterator[bytes]) -> None:
+    # Called by jobs.
+
+    def begun(self, job: ConnectionJob) -> None:
+        """Report to the host, in the slot, the newest arrival among the requests whose work has begun.
+
+        In milliseconds since 1970, the clock of nginx, because the host compares it with nginx's X-Serve-Clock.
+        """
+        if job.arrived < self._reported_arrival_monotonic and not self._ended_since_report:
+            return  # the newer one that was reported is still at work
+        newest = job.arrived if job.arrived >= self._reported_arrival_monotonic else max(self._newest(), job.arrived)
+        self._reported_arrival_monotonic = newest
+        self._ended_since_report = False
+        self._slot.set("begun_arrival_epoch_ms", int((time.time() - time.monotonic() + newest) * 1e3))
+
+    def _newest(self) -> float:
+        """The latest arrival among the jobs at work. It walks all of them: needed when an older one begins last."""
+        jobs = (*self._joined.values(), *(job for job, _ in self._streams.values()))
+        return max((job.arrived for job in jobs if job.begun_monotonic), default=0.0)
+
+    def stream(self, job: ConnectionJob, chunks: Iterator[bytes]) -> None:
+        """Take chunks from a generator from now on, one a turn, as fast as the peer reads them."""
+        fd = job.connection.sock.fileno()
+        if self._joined.pop(fd, None) is None:
+            return  # the caller hung up while the head was sent
+        self._streams[fd] = job, chunks
+        self._poll.watch(fd, select.EPOLLRDHUP)
+
+    def write(self, job: ConnectionJob, data: bytes) -> None:
+        """Send a part of an answer."""
+        fd = job.connection.sock.fileno()
+        if fd < 0:
+            return
+        try:
+            done = job.connection.write(data)
+        except wire.Gone:
+            self.hung_up(fd)
+            return
+        if fd in self._joined or fd in self._streams:
+            self._poll.watch(fd, select.EPOLLRDHUP if done else select.EPOLLRDHUP | select.EPOLLOUT)
+
+    def end(self, job: ConnectionJob, data: bytes, status: int) -> None:
+        """Send the last bytes of an answer. The connection is closed when the peer has read them."""
+        fd = self._finished(job, status)
+        if fd < 0:
+            return
+        try:
+            done = job.connection.write(data)
+        except wire.Gone:
+            done = True
+        if done:
+            self._close(fd, job.connection)
+        else:
+            self._sending[fd] = job.connection
+            self._poll.watch(fd, select.EPOLLOUT)
+
+    def cut(self, job: ConnectionJob, error: ServeError) -> None:
+        """Close the connection of a stream that failed after its head was sent."""
+        log.error("stream failed, connection closed", extra={"request_id": job.request.id, "error": error.message})
+        fd = self._finished(job, int(InternalError.status))
+        if fd >= 0:
+            self._close(fd, job.connection)
+
+    def _finished(self, job: ConnectionJob, status: int) -> int:
+        """Count a job and forget it; its file descriptor, or -1 if its caller has hung up."""
+        self._ended_since_report = True
+        self._count(job, status)
+        fd = job.connection.sock.fileno()
+        self._joined.pop(fd, None)
+        self._streams.pop(fd, None)
+        return fd
+
+    def _advance(self, job: ConnectionJob, chunks: Iterator[bytes]) -> None:
         self._slot.set("busy_since", time.monotonic_ns())
         try:
             if time.monotonic() > job.request.stream_deadline:
-                raise TooLate(f"the stream took longer than {self._stream_limit:g} s", hint="SERVE_STREAM_LIMIT")
+                raise TooLate(
+                    f"timeout: the stream took longer than {self._stream_limit:g} s", hint="raise SERVE_STREAM_LIMIT"
+                )
             data = next(chunks)
         except StopIteration:
             job.finish()
@@ -365,7 +412,7 @@ class Answers:
             job.send(data)
         self._slot.set("busy_since", 0)
 
-    def _count(self, job: Job, status: int) -> None:
+    def _count(self, job: ConnectionJob, status: int) -> None:
         slot = self._slot
         slot.add("requests")
         if job.started:
@@ -378,7 +425,7 @@ class Answers:
             slot.add("server_errors")
         elif status >= 400:
             slot.add("client_errors")
-        slot.add("queue_ns", int(((job.began or time.monotonic()) - job.arrived) * 1e9))
+        slot.add("queue_ns", int(((job.begun_monotonic or time.monotonic()) - job.arrived) * 1e9))
 
     def _close(self, fd: int, connection: wire.Connection) -> None:
         self._poll.forget(fd)

@@ -1,4 +1,4 @@
-"""A runner from its birth to its end: one process, one model. Called in the forkserver's child, never returns."""
+"""A runner: one process, one model. Called in the forkserver's child."""
 
 import ctypes
 import gc
@@ -23,7 +23,7 @@ from serve.failures import exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise
 from serve.http.addresses import INVOCATIONS
 from serve.runner import own_packages
-from serve.runner.addressee import Names
+from serve.runner.addressee import Addressee
 from serve.runner.jobs import Batches
 from serve.runner.loop import Loop
 from serve.runner.records import Engine, Records
@@ -43,14 +43,14 @@ def run(
     settings: Settings,
     own: Sequence[str] | None = None,
 ) -> None:
-    """Load a model, report to the host, serve.
+    """Load a model, report to the host, and serve until the host retires the runner.
 
     `number`: the runner's slot. `record`: a file descriptor of the model's ModelConfig. `own`: directories of the
-    model's own packages, in an interpreter that was started afresh for them.
+    model's own packages, in an interpreter that was started for them.
     """
     config = decoded(os.pread(record, os.fstat(record).st_size, 0))
     serve_log.start(f"runner {config.name}", settings.log_level)
-    ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # so that `top` tells one model from another
+    ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # shown by `top`
     slot = Slots(settings.slots).slot(number)
     slot.clear()
     began = time.monotonic()
@@ -58,27 +58,27 @@ def run(
         handler = _load(config, settings, own, partial(_afresh, number, record, listener, control))
     except ServeError as error:
         error.model = config.name
-        _tell(control, {"failed": errors.to_wire(error)})
+        _report(control, {"failed": errors.to_wire(error)})
         os._exit(1)
     os.close(record)
-    # What loading needed and does not keep goes back to the system before the host measures what is held, and the
-    # collector need not look at weights and modules again.
+    # Free the temporary memory of the load before the host measures the runner. The collector skips frozen objects:
+    # weights and modules.
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
     engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, config.max_batch))
     engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
-    names = Names(config.names(), settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
-    loop = Loop(engine, names, listener, control, slot, settings)
-    _tell(control, {"ready": {"seconds": time.monotonic() - began}})
+    addressee = Addressee(config.names(), settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
+    loop = Loop(engine, addressee, listener, control, slot, settings)
+    _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)
 
 
 def _afresh(number: int, record: int, listener: socket.socket, control: socket.socket, own: Sequence[str]) -> NoReturn:
-    """The same runner once more, in an interpreter that has imported nothing yet.
+    """Start this runner again, in an interpreter without imports.
 
-    What the forkserver has imported would hide the versions that a model brings: it has transformers 5 in memory, say.
+    Modules that the forkserver has imported, transformers 5 for example, would hide the model's own versions.
     """
     files = (record, listener.fileno(), control.fileno())
     for file in files:
@@ -87,7 +87,7 @@ def _afresh(number: int, record: int, listener: socket.socket, control: socket.s
 
 
 def begin(number: int, record: int, listener: int, control: int, settings: Settings, own: Sequence[str]) -> None:
-    """What `_afresh` began."""
+    """Continue after `_afresh`, in the new interpreter."""
     run(number, record, socket.socket(fileno=listener), socket.socket(fileno=control), settings, own)
 
 
@@ -98,26 +98,26 @@ def _load(
     afresh: Callable[[Sequence[str]], NoReturn],
 ) -> Predictor | Stepwise:
     module, _, cls = HANDLERS[config.handler].partition(":")
-    # For what a model's own code imports: it would take every core of the machine, whatever the container may use.
+    # Libraries that own code imports would use every core of the machine, in spite of the container's limit.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     try:
         if settings.multi_model and settings.run_dir:
-            # Again, since it may have been swapped for a link since the host looked; archives are in the run directory.
+            # Checked again: the path may have become a link since the host's check. Archives are in the run directory.
             real(config.directory, (*settings.model_roots, settings.run_dir))
         if own is None and (packages := own_packages.prepare(config, settings)):
             afresh(list(map(str, packages)))
         sys.path[:0] = own or ()
         return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config))
     except Exception as error:
-        if out := exhausted(error):  # also where the handler took it for the files' fault
+        if out := exhausted(error):  # even if the handler reports it as an error of the files
             log.exception("exhausted while loading")
             if out is error:
                 raise
             out.message = f"while loading: {out.message}"
             raise out from error
         if not config.directory.is_dir():
-            says = f"{config.directory}: the model's directory vanished while it was loading"
-            raise ModelNotFound(says, hint="put it there again, then load it") from error
+            message = f"{config.directory}: the model's directory was removed during the load"
+            raise ModelNotFound(message, hint="restore the directory, then load the model again") from error
         if isinstance(error, ServeError):
             raise
         if missing := not_installed(error):
@@ -126,5 +126,5 @@ def _load(
         raise InternalError(f"loading failed: {type(error).__name__}: {error}", hint="see the log") from error
 
 
-def _tell(control: socket.socket, message: Mapping[str, Any]) -> None:
+def _report(control: socket.socket, message: Mapping[str, Any]) -> None:
     control.send(json.dumps(message).encode())

@@ -1,7 +1,7 @@
-"""What a model's own code needs beside the image: vendored in `code/lib`, or named in `code/requirements.txt`.
+"""Python packages of a model's own code: vendored in `code/lib`, or required by `code/requirements.txt`.
 
-What is named and not there is installed when the operator allows it (SERVE_ALLOW_PIP), into a directory of this
-model's own, from the wheels in `code/wheels` or else from an index. Otherwise the model is unusable, and says why.
+With SERVE_ALLOW_PIP, missing packages are installed into a directory of this model alone, from the wheels in
+`code/wheels` or else from an index. Without it, the load fails and the error lists the missing packages.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from serve.errors import InternalError, ModelUnusable
 from serve.http.addresses import socket_name
 from serve.settings import Settings
 
-# Of these we have what model code imports: serve/handlers/custom/stand_ins.
-OURS = frozenset(
+# The parts that model code imports of these packages are in serve/handlers/custom/stand_ins.
+STAND_INS = frozenset(
     {
         "sagemaker-inference",
         "sagemaker-containers",
@@ -37,12 +37,12 @@ OURS = frozenset(
 
 
 def missing(file: Path, where: Sequence[str]) -> list[str]:
-    """The requirements of a file that nothing in `where` (as sys.path) meets, and why: `tiny==2 (1.0 is here)`."""
+    """The requirements of a file that no package in `where` (as sys.path) meets: `tiny==2 (1.0 is installed)`."""
     return [why for line in _lines(file) if (why := _unmet(line, where))]
 
 
 def _lines(file: Path, depth: int = 0) -> Iterator[str]:
-    """Requirements alone: no comments, no options; those of the files it includes too."""
+    """The requirements of a file and of the files it includes, without comments and options."""
     try:
         text = file.read_text("utf-8-sig").replace("\\\n", "")
     except (OSError, ValueError) as bad:
@@ -62,16 +62,16 @@ def _unmet(line: str, where: Sequence[str]) -> str:
     try:
         wanted = Requirement(line)
     except InvalidRequirement:
-        return line  # a path or a URL: what it would bring cannot be known without fetching it
+        return line  # a path or a URL, whose package is unknown until it is fetched
     name = wanted.name.lower().replace("_", "-")
-    if name in OURS or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+    if name in STAND_INS or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
         return ""
     found = next(iter(metadata.distributions(name=wanted.name, path=list(where))), None)
     if found is None:
-        module = name.replace("-", "_")  # what was copied into code/lib by hand has no metadata
+        module = name.replace("-", "_")  # packages copied into code/lib by hand have no metadata
         return "" if any(Path(each, module).is_dir() for each in where) else f"{line} (not installed)"
     if not wanted.specifier.contains(found.version, prereleases=True):
-        return f"{line} ({found.version} is here)"
+        return f"{line} ({found.version} is installed)"
     for extra in wanted.extras:
         for needed in map(Requirement, found.requires or ()):
             if needed.marker and needed.marker.evaluate({"extra": extra}) and not needed.marker.evaluate({"extra": ""}):
@@ -88,7 +88,7 @@ LISTED = 20
 
 
 def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
-    """Directories to import from before all others, once what the model asks for is there. Raises ModelUnusable."""
+    """The directories to put first in sys.path; missing packages are installed. Raises ModelUnusable, InternalError."""
     if config.handler != "custom":
         return []
     code = config.directory / "code"
@@ -103,17 +103,17 @@ def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
     shown = ", ".join(unmet[:LISTED]) + (f" and {len(unmet) - LISTED} more" if len(unmet) > LISTED else "")
     if not settings.allow_pip:
         raise ModelUnusable(
-            f"code/{FILE} asks for what is not here: {shown}",
-            hint=("loosen what need not be that very version; " if any(" is here)" in each for each in unmet) else "")
-            + "put it into the archive (pip install --target code/lib -r requirements.txt), or into an image built "
-            "on this one, or let it be installed at each load with SERVE_ALLOW_PIP=true",
+            f"missing packages of code/{FILE}: {shown}",
+            hint=("relax the version pin; " if any(" is installed)" in each for each in unmet) else "")
+            + "put the packages into the archive (pip install --target code/lib -r requirements.txt), or into an image "
+            "built on this one, or set SERVE_ALLOW_PIP=true to install them at each load",
         )
     log.info("installing packages", extra={"model": config.name, "missing": unmet})
     began = time.monotonic()
-    # A tenth is kept for the load itself; past the limit the host ends this process, whatever it does.
+    # A tenth of SERVE_LOAD_LIMIT is left for the load itself: the host kills this process at the limit.
     try:
         installed = _install(code, into, began + 0.9 * settings.load_limit, vendored)
-    except OSError as error:  # no room, for one
+    except OSError as error:  # out of disk space, for example
         raise InternalError(f"code/{FILE} cannot be installed: {error}", hint="see the log") from error
     seconds = round(time.monotonic() - began, 2)
     log.info("installed packages", extra={"model": config.name, "packages": installed, "seconds": seconds})
@@ -121,35 +121,38 @@ def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
 
 
 def _digest(code: Path) -> str:
-    """Of what decides which packages come: the requirements, and the wheels beside them by name and size."""
+    """A hash of all that selects the packages: the requirements, and the wheels by name and size."""
     wheels = [(each.name, each.stat().st_size) for each in sorted((code / "wheels").glob("*"))]
     return hashlib.sha256((code / FILE).read_bytes() + repr(wheels).encode()).hexdigest()[:16]
 
 
 def _install(code: Path, into: Path, until: float, vendored: Sequence[Path]) -> list[str]:
-    """Fill `into`, wholly or not at all; what has been installed. Raises ModelUnusable with pip's last useful line."""
+    """Install into `into`, completely or not at all; returns NAME==VERSION of each package.
+
+    Raises ModelUnusable with the last useful line of pip's output.
+    """
     into.parent.mkdir(exist_ok=True)
     wheels = code / "wheels"
     beside = ["--find-links", str(wheels)] if wheels.is_dir() else []
     with tempfile.TemporaryDirectory(dir=into.parent) as work:
         report, target = Path(work, "report"), Path(work, "target")
-        # First what is missing, given what the image has: --target alone would fetch torch again for whatever needs it.
+        # First resolve what the image lacks: --target alone ignores installed packages, and would fetch torch again.
         resolve = ["--dry-run", "--report", str(report), "-r", FILE]
         failure = _pip([*resolve, "--no-index", *beside], code, work, until, vendored) if beside else "no wheels"
         if failure:
             failure = _pip([*resolve, *beside], code, work, until, vendored)
         if failure:
-            raise ModelUnusable(f"code/{FILE} cannot be installed: {failure}", hint="the log has all that pip said")
+            raise ModelUnusable(f"code/{FILE} cannot be installed: {failure}", hint="the log has the output of pip")
         resolved = json.loads(report.read_bytes())["install"]
         urls = [f"{each['metadata']['name']} @ {_url(each['download_info'])}" for each in resolved]
         target.mkdir()
         failure = _pip(["--no-deps", "--target", str(target), *urls], code, work, until, vendored) if urls else ""
         if failure:
-            raise ModelUnusable(f"code/{FILE} cannot be installed: {failure}", hint="the log has all that pip said")
+            raise ModelUnusable(f"code/{FILE} cannot be installed: {failure}", hint="the log has the output of pip")
         try:
             target.rename(into)
         except OSError:
-            if not into.is_dir():  # a copy of this model was quicker
+            if not into.is_dir():  # another copy of this model has installed the same meanwhile
                 raise
     return [f"{each['metadata']['name']}=={each['metadata']['version']}" for each in resolved]
 
@@ -160,7 +163,7 @@ def _url(info: Mapping[str, Any]) -> str:
 
 
 def _pip(arguments: Sequence[str], code: Path, work: str, until: float, path: Sequence[Path]) -> str:
-    """Run `pip install`; "" when all went well, else what went wrong."""
+    """Run `pip install`; "" on success, else the cause of the failure."""
     command = [*_program(), "install", "--quiet", "--retries", "1", "--timeout", "15", *arguments]
     environ = {
         **os.environ,
@@ -184,29 +187,29 @@ def _pip(arguments: Sequence[str], code: Path, work: str, until: float, path: Se
         preexec_fn=die_with_parent,  # noqa: PLW1509 - one thread here
     )
     try:
-        said, _ = child.communicate(timeout=max(0.1, until - time.monotonic()))
+        output, _ = child.communicate(timeout=max(0.1, until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)  # with whatever it has started to build
+        os.killpg(child.pid, signal.SIGKILL)  # with the builds it has started
         child.communicate()
-        return "it took too long (SERVE_LOAD_LIMIT)"
+        return "timeout: pip took longer than 0.9 of SERVE_LOAD_LIMIT"
     if child.returncode == 0:
         return ""
-    log.warning("pip failed", extra={"said": said[-4000:]})
-    return useful(said) or f"pip ended with status {child.returncode}"
+    log.warning("pip failed", extra={"output": output[-4000:]})
+    return useful(output) or f"pip exited with status {child.returncode}"
 
 
-def useful(said: str) -> str:
-    """The last line of pip's that says what is wrong."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def useful(output: str) -> str:
+    """The line of pip's output that names the cause: the last ERROR line, else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     return (errors or lines or [""])[-1].removeprefix("ERROR:").strip()[:500]
 
 
 def _program() -> list[str]:
-    """pip as a module where there is one (a laptop), else the wheel in the image, which Python runs as it is."""
+    """The command of pip: the module if it is installed (a laptop), else the wheel in the image, run as it is."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     wheel = next(Path(sys.prefix, "share", "pip").glob("pip-*.whl"), None)
     if wheel is None:
-        raise ModelUnusable(f"code/{FILE} cannot be installed: there is no pip here", hint="put it into code/lib")
+        raise ModelUnusable(f"code/{FILE} cannot be installed: pip is missing", hint="put the packages into code/lib")
     return [sys.executable, str(wheel / "pip")]

@@ -1,8 +1,8 @@
-"""Bodies of lines where each line is a record: one request a line, one line of answer each, in order.
+"""Bodies in which each line is a record: one request for each line, and one line of answer for each, in order.
 
-Two kinds of body come here. JSON Lines for a handler that reads only JSON: it needs to know nothing of lines, and they
-run in batches with everybody else's requests. And lines of which some are bad, where SERVE_BAD_RECORD wants the others
-answered: the body as a whole could not be read, so each line is read alone.
+Two kinds of body are read line by line. JSON Lines, if the handler reads only JSON: the handler needs no code for
+lines, and the records share batches with other requests. And bodies that the handler rejects as a whole, if
+SERVE_BAD_RECORD is set: each valid line is answered, and that placeholder is the answer to each invalid one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,13 @@ import msgspec
 from serve.errors import BadRequest, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Job, Reply, Request
 from serve.http import media
-from serve.runner.jobs import Job as Answered
-from serve.runner.jobs import outcome_of
+from serve.runner.jobs import ConnectionJob, outcome_of
 
 JSON, JSON_LINES, CSV = "application/json", "application/jsonlines", "text/csv"
 
 
 class Lines:
-    """What `decode` makes of such a body: how to read each line, and why the whole could not be read."""
+    """The decoded item of such a body: its records, how to read each, and why the body as a whole was rejected."""
 
     def __init__(self, request: Request, content_type: str, accept: str, error: ServeError) -> None:
         self.records = _records(request.body)
@@ -29,20 +28,20 @@ class Lines:
         self.error = error
 
 
-class Part:
-    """One line on its way through the engine: a Job whose answer goes to `Whole`."""
+class LineJob:
+    """One record in the engine: a Job whose outcome is collected by its `LinesJob`."""
 
-    def __init__(self, whole: "Whole", number: int, request: Request) -> None:
+    def __init__(self, whole: "LinesJob", number: int, request: Request) -> None:
         self._whole = whole
         self.number = number
         self.request = request
         self.item: Any = None
         self.arrived = whole.job.arrived
-        self.began = 0.0
+        self.begun_monotonic = 0.0
 
     def begin(self, now: float) -> None:
-        self.began = now
-        if not self._whole.job.began:
+        self.begun_monotonic = now
+        if not self._whole.job.begun_monotonic:
             self._whole.job.begin(now)
 
     def reply(self, reply: Reply) -> None:
@@ -61,82 +60,86 @@ class Part:
         pass
 
     def finish(self) -> None:
-        self.fail(BadRequest("a record among lines is not streamed", hint="leave stream out, or send it by itself"))
+        self.fail(BadRequest("a record among lines cannot be streamed", hint="omit stream, or send the record alone"))
 
 
-class Whole:
-    """A job whose body is lines: what has been read of them, and what has become of each."""
+class LinesJob:
+    """A job whose body is lines: the position in the body, and the outcome of each record."""
 
-    def __init__(self, job: Answered, lines: Lines) -> None:
+    def __init__(self, job: ConnectionJob, lines: Lines) -> None:
         self.job = job
         self.lines = lines
-        self.parts: dict[int, Part] = {}  # in the engine's hands, by the number of the line
-        self.outcomes: dict[int, Reply | ServeError] = {}  # by the number of the line
-        self.read = False  # to the end
+        self.in_engine: dict[int, LineJob] = {}  # by the number of the line
+        self._outcomes: dict[int, Reply | ServeError] = {}  # by the number of the line
+        self._read_to_end = False
 
-    def next(self) -> Part | None:
-        """The next record, in the engine's hands from now on; None when there is no more."""
+    def next(self) -> LineJob | None:
+        """The next record, which counts as in the engine from now on; None at the end of the body."""
         found = next(self.lines.records, None)
         if found is None:
-            self.read = True
+            self._read_to_end = True
             return None
         number, record = found
-        asked = self.job.request
+        whole = self.job.request
         request = Request(
             body=record,
-            path=asked.path,
+            path=whole.path,
             content_type=self.lines.content_type,
-            charset=asked.charset,
+            charset=whole.charset,
             accept=self.lines.accept,
-            headers=asked.headers,
-            deadline=asked.deadline,
-            stream_deadline=asked.deadline,
-            id=asked.id,
+            headers=whole.headers,
+            deadline=whole.deadline,
+            stream_deadline=whole.deadline,
+            id=whole.id,
         )
-        self.parts[number] = part = Part(self, number, request)
-        return part
+        self.in_engine[number] = line = LineJob(self, number, request)
+        return line
 
-    def settle(self, part: Part, outcome: Reply | ServeError) -> None:
-        if self.parts.pop(part.number, None):
-            self.outcomes[part.number] = outcome
+    def settle(self, line: LineJob, outcome: Reply | ServeError) -> None:
+        if self.in_engine.pop(line.number, None):
+            self._outcomes[line.number] = outcome
 
     @property
-    def over(self) -> bool:
-        return self.read and not self.parts
+    def complete(self) -> bool:
+        """Whether every record has its outcome."""
+        return self._read_to_end and not self.in_engine
 
     def failure(self, *, lenient: bool) -> ServeError | None:
-        """Why the whole must fail, if it must: lenient, only for what a record alone is not to blame for."""
-        for number, outcome in self.outcomes.items():
+        """The error that fails the whole body, if any.
+
+        `lenient`: an invalid record does not fail the others; a retryable error (out of memory, timeout) still does.
+        """
+        for number, outcome in self._outcomes.items():
             if isinstance(outcome, ServeError) and (outcome.retryable or not lenient):
                 return _of_line(number, outcome)
-        if self.over and not any(isinstance(outcome, Reply) for outcome in self.outcomes.values()):
-            if self.lines.content_type != JSON and self.outcomes:
+        if self.complete and not any(isinstance(outcome, Reply) for outcome in self._outcomes.values()):
+            if self.lines.content_type != JSON and self._outcomes:
                 return self.lines.error
-            for number, outcome in self.outcomes.items():
+            for number, outcome in self._outcomes.items():
                 return _of_line(number, cast(ServeError, outcome))
-            return BadRequest("there are no records", hint="send one on each line")
+            return BadRequest("the body has no records", hint="send one on each line")
         return None
 
     def answer(self, placeholder: str) -> Reply | ServeError:
-        """One line for each record, in order; the end of the last is a newline too."""
-        replies = [outcome for outcome in self.outcomes.values() if isinstance(outcome, Reply)]
+        """One line for each record, in order, each ended by a newline."""
+        replies = [outcome for outcome in self._outcomes.values() if isinstance(outcome, Reply)]
         media_type = JSON_LINES if self.lines.content_type == JSON else replies[0].content_type
         if media_type not in (JSON_LINES, CSV):
-            return self.lines.error  # one answer for all cannot be put together from several
+            return self.lines.error  # answers of this type cannot be concatenated
         lines = []
-        for number, outcome in sorted(self.outcomes.items()):
+        for number, outcome in sorted(self._outcomes.items()):
             if isinstance(outcome, ServeError):
                 text = {"error": placeholder, "message": _of_line(number, outcome).message}
                 line = placeholder.encode() if media_type == CSV else msgspec.json.encode(text)
             else:
                 assert isinstance(outcome.body, bytes)
-                line = outcome.body.strip().replace(b"\n", b" ")  # in JSON a line end is a space between things
+                line = outcome.body.strip().replace(b"\n", b" ")  # in JSON a newline is whitespace
             lines.append(line + b"\n")
         return Reply(body=b"".join(lines), content_type=media_type)
 
 
 def _records(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each line that is not blank, with its number from 1; the body is not held a second time."""
+    """Each line that is not blank, with its number from 1. The lines are cut one by one: no second copy of the body."""
     start, number = 0, 0
     while start < len(body):
         number += 1
@@ -154,7 +157,7 @@ def _of_line(number: int, error: ServeError) -> ServeError:
 
 
 class Engine(Protocol):
-    """What the loop drives: a Stepwise handler, or the Batches of a Predictor."""
+    """The interface that the loop drives: a Stepwise handler, or the Batches of a Predictor."""
 
     def decode(self, request: Request) -> Any: ...
     def room(self) -> int: ...
@@ -164,20 +167,20 @@ class Engine(Protocol):
 
 
 class Records:
-    """An engine that reads lines too. The rest passes through."""
+    """An engine that also reads lines, around one that does not. Other requests pass through unchanged."""
 
     def __init__(self, engine: Engine, kinds: Sequence[str], placeholder: str) -> None:
-        """`kinds` are the media types whose lines the handler can also read one by one (no header line, that is)."""
+        """`kinds`: media types whose lines the handler can also read one by one, i.e. without a header line."""
         self._engine = engine
         self._kinds = (JSON_LINES, *kinds)
         self._placeholder = placeholder
-        self._wholes: list[Whole] = []
+        self._bodies: list[LinesJob] = []
 
     def decode(self, request: Request) -> Any:
         try:
             return self._engine.decode(request)
         except (UnsupportedMediaType, NotAcceptable) as error:
-            if request.content_type != JSON_LINES or not _takes_lines(request.accept):
+            if request.content_type != JSON_LINES or not _accepts_lines(request.accept):
                 raise
             return Lines(request, JSON, JSON, error)
         except BadRequest as error:
@@ -187,11 +190,11 @@ class Records:
 
     def room(self) -> int:
         room = self._engine.room()
-        return (room + 1) // 2 if self._wholes else room  # lines and other callers share it
+        return (room + 1) // 2 if self._bodies else room  # the other half is for records
 
     def join(self, job: Job) -> None:
         if isinstance(job.item, Lines):
-            self._wholes.append(Whole(cast(Answered, job), job.item))
+            self._bodies.append(LinesJob(cast(ConnectionJob, job), job.item))
         else:
             self._engine.join(job)
 
@@ -199,53 +202,53 @@ class Records:
         if not isinstance(job.item, Lines):
             self._engine.leave(job)
             return
-        for whole in self._wholes:
-            if whole.job is job:
-                self._drop(whole)
+        for body in self._bodies:
+            if body.job is job:
+                self._drop(body)
                 return
 
     def step(self) -> None:
-        if not self._wholes:
+        if not self._bodies:
             self._engine.step()
             return
         self._feed()
         try:
             self._engine.step()
         except Exception:
-            self._wholes.clear()  # with all who have joined, their jobs are failed
+            self._bodies.clear()  # the loop fails all joined jobs, these included
             raise
-        for whole in list(self._wholes):
-            failure = whole.failure(lenient=bool(self._placeholder))
-            if failure is None and not whole.over:
+        for body in list(self._bodies):
+            failure = body.failure(lenient=bool(self._placeholder))
+            if failure is None and not body.complete:
                 continue
-            self._drop(whole)
-            outcome = failure or whole.answer(self._placeholder)
+            self._drop(body)
+            outcome = failure or body.answer(self._placeholder)
             if isinstance(outcome, ServeError):
-                whole.job.fail(outcome)
+                body.job.fail(outcome)
             else:
-                whole.job.reply(outcome)
+                body.job.reply(outcome)
 
     def _feed(self) -> None:
-        """Fill the engine's room with lines of the first who has any."""
-        for whole in self._wholes:
+        """Fill the engine's room with records, of the oldest body first."""
+        for body in self._bodies:
             for _ in range(self._engine.room()):
-                part = whole.next()
-                if part is None:
+                line = body.next()
+                if line is None:
                     break
                 try:
-                    part.item = self._engine.decode(part.request)
+                    line.item = self._engine.decode(line.request)
                 except Exception as error:
-                    part.fail(outcome_of(error))
+                    line.fail(outcome_of(error))
                 else:
-                    self._engine.join(part)
+                    self._engine.join(line)
 
-    def _drop(self, whole: Whole) -> None:
-        self._wholes.remove(whole)
-        for part in whole.parts.values():
-            self._engine.leave(part)
+    def _drop(self, body: LinesJob) -> None:
+        self._bodies.remove(body)
+        for line in body.in_engine.values():
+            self._engine.leave(line)
 
 
-def _takes_lines(accept: str) -> bool:
+def _accepts_lines(accept: str) -> bool:
     try:
         media.choose(accept, (JSON_LINES, JSON), JSON_LINES)
     except NotAcceptable:

@@ -1,7 +1,7 @@
-"""The Flask application: it decides and explains, and holds no request while a model works on it.
+"""The Flask application of a web worker. It chooses models and explains errors; no request waits here for a model.
 
-/invocations ends in `X-Accel-Redirect: @runner` and the name of a socket; nginx, which has kept the body, takes it
-there. When nginx comes back because that failed, the same view says why.
+/invocations is answered with `X-Accel-Redirect: @runner` and the name of a socket, and nginx, which keeps the body,
+sends the request there. If that fails, nginx repeats the request, and the same view answers with the cause.
 """
 
 import logging
@@ -26,11 +26,11 @@ from serve.web.model_api import Loaded
 
 log = logging.getLogger(__name__)
 
-SILENCE = 5.0  # seconds without a beat after which the host counts as dead
+SILENCE = 5.0  # seconds without a heartbeat after which the host is taken for dead
 
 
 def create(settings: Settings, slot: int) -> Flask:
-    """The application of one web worker; `slot` is where it counts."""
+    """The application of one web worker. `slot` is the number of its counters."""
     app = Flask("serve", static_folder=None)
     app.url_map.strict_slashes = False  # `GET /ping/` answered with a redirect is not a 200
     slots = Slots(settings.slots)
@@ -42,11 +42,11 @@ def create(settings: Settings, slot: int) -> Flask:
 
     @app.route("/ping", methods=["GET", "HEAD", "POST"])
     def ping() -> Response:
-        state, silence, says = slots.pulse()
+        state, silence, reason = slots.pulse()
         if silence > SILENCE:
-            state, says = State.STARTING, f"the host has been silent for {silence:.0f} s"
+            state, reason = State.STARTING, f"the host process has sent no heartbeat for {silence:.0f} s"
         if state is not State.READY:
-            raise NotReady(says, hint="GET /models shows each model's state", retry_after=1)
+            raise NotReady(reason, hint="GET /models shows each model's state", retry_after=1)
         return Response(b"", mimetype="application/json")
 
     @app.post("/invocations")
@@ -83,7 +83,7 @@ def _published(file: Path) -> Catalog:
 
 
 def _answer_errors(app: Flask) -> None:
-    """One place renders errors, ours and Flask's own, in one shape."""
+    """Render every error, Flask's own included, in the same shape."""
 
     @app.errorhandler(ServeError)
     def ours(error: ServeError) -> Response:
@@ -95,13 +95,13 @@ def _answer_errors(app: Flask) -> None:
         if error.code == 405:
             allowed = " or ".join(sorted(set(getattr(error, "valid_methods", None) or ()) - {"OPTIONS", "HEAD"}))
             return ours(
-                MethodNotAllowed(f"{request.method} {request.path[:200]} is not answered", hint=f"use {allowed}")
+                MethodNotAllowed(f"unsupported method: {request.method} {request.path[:200]}", hint=f"use {allowed}")
             )
         if error.code == 404:
             return ours(
-                PathNotFound(f"no such path: {request.path[:200]}", hint="POST /invocations, GET /ping or /models")
+                PathNotFound(f"no such path: {request.path[:200]}", hint="use POST /invocations or GET /models")
             )
-        log.error("refused", extra={"status": error.code, "path": request.path[:200]})
+        log.error("invalid request", extra={"status": error.code, "path": request.path[:200]})
         return ours(errors.BadRequest(f"{error.name}: {error.description}"))
 
     @app.errorhandler(Exception)
@@ -111,11 +111,11 @@ def _answer_errors(app: Flask) -> None:
 
 
 def _count(app: Flask, counts: Slot) -> None:
-    one_at_a_time = threading.Lock()  # a worker has several threads, and `add` is a read and a write
+    lock = threading.Lock()  # a worker has several threads, and `add` is a read and a write
 
     @app.after_request
     def count(response: Response) -> Response:
-        with one_at_a_time:
+        with lock:
             counts.add("requests")
             if response.status_code >= 500:
                 counts.add("server_errors")

@@ -1,10 +1,17 @@
-"""POST /invocations on the Flask lane: send it to the right model, or say why nginx could not."""
+"""Requests to models on the Flask lane: choose the model and let nginx send the request there, or explain a failure.
+
+nginx asks twice. First the request itself, which is answered with `X-Accel-Redirect: @runner` and the name of the
+model's socket. If the model then cannot be reached, or does not answer in time, nginx repeats the request without its
+body, with headers that describe the attempt (`UpstreamAttempt`); the answer is the error.
+"""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from flask import Response, request
+from werkzeug.datastructures import Headers
 
 from serve.catalog.catalog import Catalog, Entry
 from serve.errors import (
@@ -20,27 +27,25 @@ from serve.errors import (
 from serve.http import wire
 from serve.http.addresses import OPENAI_FIELD, peek, socket_name
 from serve.settings import Settings
-from serve.web.host_client import HostClient
+from serve.web.host_client import BrokenConnection, HostClient
 
-# The platform's header, and the plain name that people type; the platform strips the second (contract, section 5).
+# The header of the platform, and a plain name for use without it; the platform strips the second.
 TARGET_HEADERS = ("X-Amzn-SageMaker-Target-Model", "TargetModel")
-
-
 OPENAI_HANDLER = "text_generation"
 
 
-def speaking_openai(entries: Iterable[Entry]) -> list[str]:
-    """The models that answer OpenAI's paths; what an archive holds is not known: it counts when there is no other."""
+def openai_models(entries: Iterable[Entry]) -> list[str]:
+    """The models that support OpenAI's paths. Archives, whose handler is unknown, count only if there are no others."""
     usable = [entry for entry in entries if not entry.problem]
     known = [entry.name for entry in usable if entry.config and entry.config.handler == OPENAI_HANDLER]
     return known or [entry.name for entry in usable if not entry.config]
 
 
-def openai_default(speaking: Sequence[str], default: str | None) -> str | None:
-    """The model for an empty `model`, as SageMaker's own examples send it: the default, else the only one that can."""
-    if default in speaking:
+def openai_default(models: Sequence[str], default: str | None) -> str | None:
+    """The model for an empty `model`, as SageMaker's own examples send it: the default, or the only one of `models`."""
+    if default in models:
         return default
-    return speaking[0] if len(speaking) == 1 else None
+    return models[0] if len(models) == 1 else None
 
 
 def in_attributes(attributes: str, field: str) -> str | None:
@@ -49,31 +54,104 @@ def in_attributes(attributes: str, field: str) -> str | None:
     return found.group(1) if found else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamAttempt:
+    """nginx's last attempt to reach a model, which failed."""
+
+    socket: str  # file name of the model's socket; "" if nginx was not given one
+    connected: bool  # the socket accepted the connection
+    timed_out: bool  # nginx's own timeout has passed
+    arrived_epoch: float | None  # when nginx began to receive the request, in seconds since 1970
+
+    @classmethod
+    def parse(cls, headers: Headers | Mapping[str, str]) -> "UpstreamAttempt | None":
+        """From the X-Serve-* headers that nginx sets on its second request; None on a first request.
+
+        Tried and Connected are nginx's $upstream_status and $upstream_connect_time: one value for each upstream that
+        this request was sent to, joined by " : ". The last one is the model's; a web worker may stand before it. The
+        connect time is "-" if there was no connection. Clock is "$msec $request_time".
+        """
+        tried = headers.get("X-Serve-Tried", "")
+        if not tried:
+            return None
+        try:
+            now, spent = map(float, headers.get("X-Serve-Clock", "").split())
+            arrived = now - spent
+        except ValueError:
+            arrived = None
+        return cls(
+            socket=headers.get("X-Serve-Socket", ""),
+            connected=_last(headers.get("X-Serve-Connected", "")) not in ("", "-"),
+            timed_out=_last(tried) == "504",
+            arrived_epoch=arrived,
+        )
+
+
+def _last(values: str) -> str:
+    return values.rsplit(" : ", maxsplit=1)[-1].strip()
+
+
+def broken(attempt: UpstreamAttempt, found: BrokenConnection, model: str, request_limit: float) -> ServeError:
+    """The error for a request that reached the model's socket and was not answered, from what the host knows."""
+    # A crash that ended a stuck request says nothing about this one, if this one has not begun.
+    other = isinstance(found.error, RunnerDied) or (found.error is None and found.state != "loading")
+    if attempt.timed_out and not found.may_have_begun and other:
+        return TooLate(
+            f"timeout: work on the request did not begin within {request_limit:g} s: earlier requests are at work",
+            hint="retry; raise copies in model.toml, or SAGEMAKER_MODEL_SERVER_TIMEOUT",
+            model=model,
+            retry_after=1,
+        )
+    if found.error is not None:
+        return found.error
+    if found.state == "loading":
+        return Unavailable(
+            f"model {model!r} is still loading, since {found.since:.0f} s",
+            hint="retry: the load continues",
+            model=model,
+            retry_after=5,
+        )
+    if attempt.timed_out:
+        return TooLate(
+            f"timeout: no answer within {request_limit:g} s",
+            hint="send less at once, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT",
+            model=model,
+            retry_after=1,
+        )
+    return InternalError("the model's process closed the connection without an answer", hint="see the log", model=model)
+
+
+class _Api:
+    """How a request of one API names its model: by a field of its JSON body, or not at all."""
+
+    def __init__(self, field: str, default: str | None) -> None:
+        self.field = field
+        self.default = default  # for a request that names no model
+        self.name_in = peek(field)
+
+
 class Invocations:
     def __init__(self, settings: Settings, catalog: Catalog, host: HostClient) -> None:
         self._settings = settings
         self._catalog = catalog
         self._host = host
-        speaking = speaking_openai(catalog.entries.values())
-        # For each API: the field of the body that names the model, and the model for requests that name none.
-        self._by_api = {
-            False: (settings.model_field, catalog.default(settings.default_model)),
-            True: (OPENAI_FIELD, openai_default(speaking, catalog.default(settings.default_model))),
-        }
-        self._openai = speaking
-        self._name_in = {openai: peek(field) for openai, (field, _) in self._by_api.items()}
+        self._openai_models = openai_models(catalog.entries.values())
+        default = catalog.default(settings.default_model)
+        self._sagemaker = _Api(settings.model_field, default)
+        self._openai = _Api(OPENAI_FIELD, openai_default(self._openai_models, default))
         self._by_socket = {socket_name(name): name for name in catalog.entries}
 
     def resolve(self, asked: str) -> str:
-        """The model called so, if it can be served. Raises ModelNotFound, or ModelUnusable with the cause."""
+        """The name of a model from its name or alias. Raises ModelNotFound, or ModelUnusable with the cause."""
         name = self._catalog.resolve(asked)
         entry = self._catalog.entries.get(name)
         if entry and entry.problem:
-            raise ModelUnusable(entry.problem, model=name, hint="mend the model's files and start the container again")
+            hint = "fix the model's files, then restart the container"
+            raise ModelUnusable(entry.problem, model=name, hint=hint)
         return name
 
     def unusable(self) -> list[dict[str, object]]:
-        """What lies in the model directory and cannot be served, as entries of GET /models."""
+        """The entries of the model directory that cannot be served, as in GET /models."""
         return [
             {"modelName": each.name, "modelUrl": str(each.path), "state": "failed", "cause": each.problem}
             for each in self._catalog.entries.values()
@@ -81,101 +159,64 @@ class Invocations:
         ]
 
     def answer(self, named: str | None = None, *, openai: bool = False) -> Response:
-        """`named` comes from the path; `openai`: it is one of that API's.
+        """Answer a request to a model. `named`: from the path; `openai`: the path is one of OpenAI's."""
+        if attempt := UpstreamAttempt.parse(request.headers):
+            self._explain(attempt, named)
+        return _sent_to(self.resolve(self._requested(named, openai)))
 
-        nginx tells in X-Serve-Tried what it has tried before it came here.
-        """
-        tried = request.headers.get("X-Serve-Tried", "")
-        if tried:
-            self._explain(tried, named)
-        return _sent_to(self.resolve(self._asked(named, openai)))
-
-    def _asked(self, named: str | None, openai: bool) -> str:
-        """What the caller calls the model: path, header, body, custom attributes, default, in this order."""
+    def _requested(self, named: str | None, openai: bool) -> str:
+        """The model's name as the caller gives it: in path, header, body or custom attributes; else the default."""
         if asked := _addressed(named):
             return asked
-        field, default = self._by_api[openai]
-        asked = self._in_body(openai) or in_attributes(
-            request.headers.get("X-Amzn-SageMaker-Custom-Attributes", ""), self._settings.model_field
+        api = self._openai if openai else self._sagemaker
+        asked = (
+            self._in_body(api)
+            or in_attributes(request.headers.get("X-Amzn-SageMaker-Custom-Attributes", ""), self._settings.model_field)
+            or api.default
         )
-        asked = asked or default
         if asked:
             return asked
-        listed = self._openai[:20] if openai else self._catalog.some()
+        listed = self._openai_models[:20] if openai else self._catalog.some()
         raise BadRequest(
-            f"the request names no model; there are: {', '.join(listed) or 'none for this path'}",
-            hint=f"put {field!r} into the JSON body, or send {TARGET_HEADERS[0]}",
+            f"the request names no model; available: {', '.join(listed) or 'none for this path'}",
+            hint=f"put {api.field!r} into the JSON body, or send {TARGET_HEADERS[0]}",
         )
 
-    def _in_body(self, openai: bool) -> str | None:
+    def _in_body(self, api: _Api) -> str | None:
         if request.mimetype not in ("", "application/json") and not request.mimetype.endswith("+json"):
-            return None  # nginx has not even sent it here
+            return None  # nginx has sent the request without its body
         body = request.get_data(cache=False)
         body = wire.decompressed(body, request.headers.get("Content-Encoding", ""), self._settings.payload_bytes)
         if not body:
             raise BadRequest("the body is empty", hint="send JSON")
-        return self._name_in[openai](body)
+        return api.name_in(body)
 
-    def _explain(self, tried: str, named: str | None) -> NoReturn:
-        """Raise why the model could not be reached."""
-        status = tried.rsplit(" : ", maxsplit=1)[-1].strip()
-        began = request.headers.get("X-Serve-Connected", "").split(" : ")[-1].strip() not in ("", "-")
-        sock = request.headers.get("X-Serve-Socket", "")
-        if not sock:
-            raise InternalError("the model's socket is gone", hint="see the log")
-        # On a multi-model endpoint the name is in the address; one in a body, which did not come here, the host knows.
-        name = self._by_socket.get(sock) or _addressed(named) or self._host.name_of(sock)
-        if socket_name(name) == sock:
+    def _explain(self, attempt: UpstreamAttempt, named: str | None) -> NoReturn:
+        """Raise the error for a request that nginx could not get answered."""
+        if not attempt.socket:
+            raise InternalError("the model's socket does not exist", hint="see the log")
+        # On a multi-model endpoint the name is in path or header, or the host knows it: the body was not sent here.
+        name = self._by_socket.get(attempt.socket) or _addressed(named) or self._host.name_of(attempt.socket)
+        if socket_name(name) == attempt.socket:
             self.resolve(name)
-        if not began and status != "504":
+        if not attempt.connected and not attempt.timed_out:
             raise QueueFull(
-                f"{self._settings.queue_limit} requests are waiting for model {name!r}",
-                hint="try again later; raise copies in model.toml, or SERVE_QUEUE_LIMIT",
+                f"the queue is full: {self._settings.queue_limit} requests wait for model {name!r}",
+                hint="retry later; raise copies in model.toml, or SERVE_QUEUE_LIMIT",
                 model=name,
                 retry_after=1,
             )
-        raise self._what_happened(sock, name, late=status == "504")
-
-    def _what_happened(self, sock: str, name: str, *, late: bool) -> ServeError:
-        limit = self._settings.request_limit
-        error, shown = self._host.trouble(sock, _arrived(request.headers.get("X-Serve-Clock", "")))
-        stuck = isinstance(error, RunnerDied)  # the one before it
-        if late and not shown["begun"] and (stuck or (error is None and shown["state"] != "loading")):
-            hint = "try again; raise copies in model.toml, or SAGEMAKER_MODEL_SERVER_TIMEOUT"
-            says = f"not begun within {limit:g} s: the model was at work on requests before it"
-            return TooLate(says, hint=hint, model=name, retry_after=1)
-        if error is not None:
-            return error
-        if shown["state"] == "loading":
-            waited = shown["since"]
-            return Unavailable(
-                f"model {name!r} has been loading for {waited:.0f} s and goes on loading",
-                hint="try again: the load continues",
-                model=name,
-                retry_after=5,
-            )
-        if late:
-            hint = "send less at once, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT"
-            return TooLate(f"no answer within {limit:g} s", hint=hint, model=name, retry_after=1)
-        return InternalError("the model's process broke off without an answer", hint="see the log", model=name)
+        found = self._host.broken_connection(attempt.socket, attempt.arrived_epoch)
+        raise broken(attempt, found, name, self._settings.request_limit)
 
 
 def _addressed(named: str | None) -> str | None:
-    """The model that path or header name."""
+    """The model's name from path or header."""
     return named or next((request.headers[each] for each in TARGET_HEADERS if each in request.headers), None)
 
 
-def _arrived(clock: str) -> float | None:
-    """When nginx began to receive the request, in seconds since 1970, from its `$msec $request_time`."""
-    try:
-        stamped, spent = map(float, clock.split())
-    except ValueError:
-        return None
-    return stamped - spent
-
-
 def _sent_to(name: str) -> Response:
-    # Without a charset: nginx would add it to the runner's Content-Type.
+    # Without a charset, which nginx would add to the runner's Content-Type.
     response = Response(b"", content_type="application/octet-stream")
     response.headers["X-Accel-Redirect"] = "@runner"
     response.headers["X-Serve-Socket"] = socket_name(name)

@@ -1,4 +1,4 @@
-"""GET /models and GET /models/NAME: what there is, in which state. On a multi-model endpoint also load and unload."""
+"""GET /models and GET /models/NAME: the models and their states. On a multi-model endpoint also load and unload."""
 
 import os
 from itertools import islice
@@ -29,14 +29,14 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations, *, multi_
     @app.get("/models/<path:asked>")
     def show_model(asked: str) -> Response:
         if asked.endswith("/invoke"):
-            raise MethodNotAllowed(f"GET {request.path[:200]} is not answered", hint="use POST")
+            raise MethodNotAllowed(f"unsupported method: GET {request.path[:200]}", hint="use POST")
         status, body = host.get(f"/model?name={quote(invocations.resolve(asked))}", _request_id())
         return Response(body, status, content_type="application/json")
 
     if not multi_model:
         return
 
-    # nginx, which has the body, takes them to the host and waits there: a load may take minutes, a web worker has none.
+    # nginx, which has the body, sends the request on to the host: a load may take minutes and would block this worker.
     @app.post("/models")
     def load() -> Response:
         return Response(b"", headers={"X-Accel-Redirect": "@host"}, content_type="application/octet-stream")
@@ -51,7 +51,7 @@ def _request_id() -> str:
 
 
 class Loaded(Catalog):
-    """A catalog without entries: the file system is asked, so that all web workers know the same at the same time."""
+    """The catalog of a multi-model endpoint. It reads the socket files, so that all web workers agree at any time."""
 
     def __init__(self, sockets: Path) -> None:
         super().__init__([])
@@ -59,7 +59,7 @@ class Loaded(Catalog):
 
     def resolve(self, asked: str) -> str:
         if not _is_open(self._sockets / socket_name(asked)):
-            # In the words of AWS's own multi-model servers.
+            # The message of AWS's own multi-model servers.
             raise ModelNotFound(f"Model not found: {asked[:300]}", hint="POST /models loads one", model=asked[:300])
         return asked
 
@@ -69,4 +69,4 @@ class Loaded(Catalog):
 
 
 def _is_open(path: Path) -> bool:
-    return os.access(path, os.X_OK)  # as nginx asks with -x
+    return os.access(path, os.X_OK)  # as nginx does with -x: the host sets the x bit once callers may connect

@@ -1,4 +1,4 @@
-"""OpenAI's paths: which model a request is for, and the list of those that speak them."""
+"""OpenAI's paths: requests to models, and the list of the models that support them."""
 
 import time
 from typing import Any
@@ -8,9 +8,8 @@ from flask import Flask, Response
 
 from serve.errors import ModelNotFound
 from serve.http.addresses import CHAT, COMPLETIONS
-from serve.web import invocations as routing
 from serve.web.host_client import HostClient
-from serve.web.invocations import Invocations
+from serve.web.invocations import OPENAI_HANDLER, Invocations
 
 
 def add_routes(app: Flask, host: HostClient, invocations: Invocations) -> None:
@@ -20,24 +19,26 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations) -> None:
         return invocations.answer(openai=True)
 
     @app.get("/v1/models")
-    def list_speaking() -> Response:
-        return _json({"object": "list", "data": _speaking(host)})
+    def list_openai_models() -> Response:
+        return _json({"object": "list", "data": _models(host)})
 
     @app.get("/v1/models/<path:name>")
-    def show_speaking(name: str) -> Response:
-        for model in _speaking(host):
+    def show_openai_model(name: str) -> Response:
+        for model in _models(host):
             if model["id"] == name:
                 return _json(model)
-        raise ModelNotFound(f"no model named {name[:100]!r} speaks this API", hint="GET /v1/models lists those that do")
+        raise ModelNotFound(
+            f"no model {name[:100]!r} supports the OpenAI API", hint="GET /v1/models lists those that do"
+        )
 
 
-def _speaking(host: HostClient) -> list[dict[str, Any]]:
+def _models(host: HostClient) -> list[dict[str, Any]]:
     _, body = host.get("/models")
     created = int(time.time())
     return [
         {"id": each["modelName"], "object": "model", "created": created, "owned_by": "this server"}
         for each in msgspec.json.decode(body)["models"]
-        if each["handler"] in (routing.OPENAI_HANDLER, None)  # None: an archive that nobody has unpacked yet
+        if each["handler"] in (OPENAI_HANDLER, None)  # None: an archive that is not unpacked yet
     ]
 
 

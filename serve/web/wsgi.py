@@ -1,4 +1,4 @@
-"""What gunicorn calls: the application of this worker, made after the fork."""
+"""The entry point for gunicorn: creates the application of this worker, after the fork."""
 
 from flask import Flask
 

@@ -1,4 +1,4 @@
-"""The platform emulator over the real image: labels, limits and mounts are the engine's here."""
+"""The emulator with the real image: labels, limits and mounts of a Docker engine."""
 
 import io
 import json
@@ -24,23 +24,23 @@ from tests.live.stack import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-Play = Callable[..., tuple[Instance, io.StringIO]]
+StartInstance = Callable[..., tuple[Instance, io.StringIO]]
 
 
 @pytest.fixture
-def play(tmp_path: Path, image: str) -> Iterator[Play]:
-    """play(bucket, spec...) -> an instance, not started, and what it says. Its containers must be gone in the end."""
+def start_instance(tmp_path: Path, image: str) -> Iterator[StartInstance]:
+    """start_instance(bucket, spec...) returns a new instance and its events. It leaves no container."""
     out = io.StringIO()
-    played: list[Instance] = []
+    instances: list[Instance] = []
 
     def run(bucket: Bucket, *specs: ContainerSpec, **options: Any) -> tuple[Instance, io.StringIO]:
         given = Options(work=tmp_path, runtime="docker", **{"ping_every": 0.5, **options})
         events = Events(out, as_json=True)
-        played.append(Instance("image-test", specs, runtime(given, events), bucket, given, events))
-        return played[-1], out
+        instances.append(Instance("image-test", specs, runtime(given, events), bucket, given, events))
+        return instances[-1], out
 
     yield run
-    for each in played:
+    for each in instances:
         each.stop()
     print(out.getvalue())
     assert not docker("ps", "--all", "--quiet", "--filter", "name=^image-test")
@@ -48,7 +48,7 @@ def play(tmp_path: Path, image: str) -> Iterator[Play]:
 
 @pytest.fixture
 def variant_of(image: str) -> Iterator[Callable[..., str]]:
-    """variant_of("LABEL ...") -> the image with that said over it."""
+    """variant_of("LABEL ...") returns an image with these Dockerfile lines added."""
     made: list[str] = []
 
     def build(lines: str) -> str:
@@ -81,15 +81,15 @@ def answer(instance: Instance, target: str) -> Any:
     return json.loads(body)["name"]
 
 
-def test_models_share_a_container_with_a_memory_limit(play: Play, image: str) -> None:
-    """Room for two of three, by the limit alone; killed, it is replaced; stopped, it leaves with status 0."""
-    instance, out = play(hungry("abc", mb=150), mme(image, memory_mb=1050))
+def test_models_share_a_container_with_a_memory_limit(start_instance: StartInstance, image: str) -> None:
+    """The limit fits two of three models. A killed container is replaced; a stopped one exits with status 0."""
+    instance, out = start_instance(hungry("abc", mb=150), mme(image, memory_mb=1050))
     instance.start()
 
     assert [answer(instance, name) for name in "abca"] == ["a", "b", "c", "a"]
 
-    said = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [each["subject"] for each in said if each["event"] == "unload"] == ["a", "b"]
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [each["subject"] for each in events if each["event"] == "unload"] == ["a", "b"]
     running = instance.containers[0].running
     assert isinstance(running, DockerRunning)
     assert docker("inspect", "--format", "{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}}", running.id) == (
@@ -104,12 +104,12 @@ def test_models_share_a_container_with_a_memory_limit(play: Play, image: str) ->
     assert '"event": "stopped", "subject": "image-test", "detail": "status 0"' in out.getvalue()
 
 
-def test_containers_in_a_row(play: Play, image: str) -> None:
-    """Two on ports of their own, by SAGEMAKER_BIND_TO_PORT."""
+def test_a_pipeline_of_containers(start_instance: StartInstance, image: str) -> None:
+    """Two containers, each on its own port, by SAGEMAKER_BIND_TO_PORT."""
     bucket = Bucket()
     bucket.put_toy("echo", "echo")
     one = ContainerSpec(image=image, model=ModelData("s3://b/echo"))
-    instance, _ = play(bucket, one, one)
+    instance, _ = start_instance(bucket, one, one)
     instance.start()
 
     body = instance.invoke(Call(body=b"x", headers={"Content-Type": "text/plain"}, limit=60)).body
@@ -119,18 +119,20 @@ def test_containers_in_a_row(play: Play, image: str) -> None:
     assert body.endswith(b":x")
 
 
-def test_an_image_that_does_not_say_so_is_not_given_many_models(play: Play, variant_of: Callable[..., str]) -> None:
-    """Nor one that is not there; neither is started."""
+def test_an_image_without_its_label_is_refused(start_instance: StartInstance, variant_of: Callable[..., str]) -> None:
+    """A missing image too. Neither is started."""
     image = variant_of("LABEL com.amazonaws.sagemaker.capabilities.multi-models=false")
-    for name, says in ((image, "does not contain required com.*multi-models=true"), ("nowhere:at-all", "not found")):
-        with pytest.raises(ValidationError, match=says):
-            play(Bucket(), mme(name))[0].start()
+    for name, message in ((image, "does not contain required com.*multi-models=true"), ("nowhere:at-all", "not found")):
+        with pytest.raises(ValidationError, match=message):
+            start_instance(Bucket(), mme(name))[0].start()
 
 
-def test_a_container_that_never_answers_is_killed(play: Play, variant_of: Callable[..., str]) -> None:
-    """It ignores SIGTERM too; the reason has its last words."""
-    image = variant_of("""ENTRYPOINT ["sh", "-c", "trap '' TERM; echo last words; while :; do sleep 1; done"]""")
-    instance, _ = play(Bucket(), ContainerSpec(image=image, startup_limit=1.0), stop_limit=0.5)
+def test_a_container_that_never_answers_is_killed(
+    start_instance: StartInstance, variant_of: Callable[..., str]
+) -> None:
+    """It also ignores SIGTERM. The error has the end of its log."""
+    image = variant_of("""ENTRYPOINT ["sh", "-c", "trap '' TERM; echo end of the log; while :; do sleep 1; done"]""")
+    instance, _ = start_instance(Bucket(), ContainerSpec(image=image, startup_limit=1.0), stop_limit=0.5)
 
-    with pytest.raises(Unhealthy, match="last words"):
+    with pytest.raises(Unhealthy, match="end of the log"):
         instance.start()

@@ -1,4 +1,4 @@
-"""A multi-model endpoint on real containers, through boto3 alone, from its creation to the last trace of it."""
+"""A multi-model endpoint on real containers, through boto3 only, from creation to deletion."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ def containers() -> list[str]:
     return docker("ps", "--all", "--quiet", "--filter", f"name=^{NAME}").split()
 
 
-def test_models_make_room_for_one_another_under_a_real_limit(image: str, tmp_path: Path) -> None:
-    """1 GB for the container, models of 200 MB: the limit makes the 507s; each answers whenever it is asked."""
+def test_models_are_unloaded_under_a_real_memory_limit(image: str, tmp_path: Path) -> None:
+    """1 GB for the container, models of 200 MB: the limit causes 507s, and every call is answered."""
     tiny.xgboost_model(tmp_path / "trees")
     big = toy(tmp_path, "hungry", files={"mb.txt": "200"})
     with account(tmp_path / "w", runtime="docker", memory_mb=1024) as aws:
@@ -39,14 +39,14 @@ def test_models_make_room_for_one_another_under_a_real_limit(image: str, tmp_pat
         assert len(scores) == 1
         assert aws.events("507")
         assert "big-0.tar.gz" in [each["subject"] for each in aws.events("unload")]
-        assert not aws.events("replace")  # the container outlived it all
+        assert not aws.events("replace")  # the container was never replaced
         aws.delete(NAME)
         assert containers() == []
         assert refusal(lambda: aws.invoke(NAME))[0] == "ValidationError"
 
 
-def test_an_image_that_is_not_there_fails_the_endpoint(image: str, tmp_path: Path) -> None:
-    """As on AWS: the endpoint is made, and says why it failed; no container is left."""
+def test_a_missing_image_fails_the_endpoint(image: str, tmp_path: Path) -> None:
+    """As on AWS: the endpoint is created, then Failed with the reason. No container is left."""
     with account(tmp_path / "w", runtime="docker") as aws:
         aws.model(NAME, {"Image": "no-such-image:ever"})
         aws.config(

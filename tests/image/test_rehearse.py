@@ -1,4 +1,4 @@
-"""The rehearsal of images: ours passes; a container with one fault is caught at it."""
+"""The rehearsal of images: this repository's image passes, and each fault of a faulty image is found."""
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from local_test.rehearse.engine import Docked, Terms, running
+from local_test.rehearse.engine import EngineContainer, RunTerms, running
 from local_test.rehearse.rehearsal import ALL, START, STOP, CannotRun, rehearse
 from local_test.rehearse.under_test import RehearsalOptions
 from local_test.rehearse.verdict import Verdict
@@ -30,7 +30,7 @@ ROWS = RehearsalOptions(
 STOPS = {each.name for each in STOP}
 MULTI = ("mme-memory", "mme-out-of-memory")
 
-# fault -> the check that must find it, and how bad that is
+# fault -> the check that must find it, and its outcome
 FAULTS = {
     "does-not-start": ("starts", "FAIL"),
     "needs-network": ("starts-without-network", "FAIL"),
@@ -39,7 +39,7 @@ FAULTS = {
     "needs-root": ("starts-as-any-user", "warn"),
     "writes-to-root": ("starts-with-read-only-root", "warn"),
     "fixed-port": ("follows-bind-to-port", "FAIL"),
-    "ends-at-once": ("stop-answers-what-is-in-hand", "FAIL"),
+    "ends-at-once": ("stop-answers-requests-in-flight", "FAIL"),
     "ignores-sigterm": ("stops-in-time", "FAIL"),
     "ends-with-3": ("stops-in-time", "warn"),
     "no-websocket": ("label-bidirectional-streaming", "FAIL"),
@@ -52,7 +52,7 @@ def verdicts(image: str, options: RehearsalOptions, only: Collection[str] = ()) 
     return {each.name: each for each in rehearse(image, options, only, lambda _: None)}
 
 
-def told(found: dict[str, Verdict], *outcomes: str) -> dict[str, str]:
+def outcomes_of(found: dict[str, Verdict], *outcomes: str) -> dict[str, str]:
     return {name: each.seen for name, each in found.items() if each.outcome in outcomes}
 
 
@@ -73,7 +73,7 @@ ENTRYPOINT ["/opt/serve/bin/python", "/faulty.py"]
 
 @pytest.fixture(scope="module")
 def faulty(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An image of the container that has the fault named in FAULT."""
+    """An image of the container with the fault that FAULT names."""
     directory = tmp_path_factory.mktemp("faulty")
     code = directory / "faulty.py"
     code.write_text((ROOT / "tests" / "live" / "faulty.py").read_text())
@@ -95,13 +95,13 @@ def built(lines: str, directory: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def seen(faulty: str, model: Path) -> dict[str, dict[str, Verdict]]:
-    """What the rehearsal says of each fault, asked for one check; several at once, since containers wait a lot."""
+    """The verdict on each fault, with its check only. A rehearsal mostly waits, so several run concurrently."""
     options = RehearsalOptions(
         payload=b"1,2\n",
         content_type="text/csv",
         model=model,
         startup_limit=60.0,
-        slack=10.0,  # of it, and of the stop, only faults that never come to an end use all
+        slack=10.0,  # only faults that never end use up this limit and the next one
         stop_limit=10.0,
         memory_mb=512,
         scarce_mb=160,
@@ -111,7 +111,7 @@ def seen(faulty: str, model: Path) -> dict[str, dict[str, Verdict]]:
         return of(fault, {FAULTS[fault][0]})
 
     def of(fault: str, checks: set[str]) -> dict[str, Verdict]:
-        # A request that takes a second is in hand when the signal comes, however busy this machine is.
+        # A request of one second is in flight at the signal, also on a busy machine.
         env = {"FAULT": fault, "WORK": "1" if checks <= STOPS else "0.01"}
         return verdicts(faulty, replace(options, env=env), checks)
 
@@ -121,42 +121,42 @@ def seen(faulty: str, model: Path) -> dict[str, dict[str, Verdict]]:
         return found | {"": without[0].result() | without[1].result()}
 
 
-def test_our_image_passes(image: str, models: Path) -> None:
-    """Every check, with a real model, by itself and on the multi-model API."""
+def test_this_repositorys_image_passes(image: str, models: Path) -> None:
+    """All checks, with a real model, alone and on the multi-model API."""
     found = verdicts(image, replace(ROWS, model=models / "abalone-1"))
 
-    assert told(found, "FAIL", "warn") == {}
+    assert outcomes_of(found, "FAIL", "warn") == {}
     assert set(found) == {each.name for each in ALL}
 
 
-def test_our_image_answers_what_it_has_in_hand(image: str, models: Path) -> None:
-    """With a model that takes its time, so that there is something."""
+def test_this_repositorys_image_answers_requests_in_flight(image: str, models: Path) -> None:
+    """With a slow model, so that requests are in flight at SIGTERM."""
     story = (ROOT / "local_test" / "payloads" / "story.json").read_bytes()
     options = replace(ROWS, model=models, target="gpt2", payload=story, content_type="application/json")
 
     found = verdicts(image, options, STOPS)
 
-    assert set(told(found, "pass")) == STOPS, found
+    assert set(outcomes_of(found, "pass")) == STOPS, found
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_container_with_a_fault_is_caught_at_it(fault: str, seen: dict[str, dict[str, Verdict]]) -> None:
-    """And the breach says what was seen of it."""
+def test_a_fault_is_found_by_its_check(fault: str, seen: dict[str, dict[str, Verdict]]) -> None:
+    """With the outcome of the table above."""
     check, outcome = FAULTS[fault]
 
     assert seen[fault][check].outcome == outcome, seen[fault]
 
 
 def test_the_same_container_without_a_fault_passes(seen: dict[str, dict[str, Verdict]]) -> None:
-    assert told(seen[""], "FAIL", "warn", "skip") == {}
+    assert outcomes_of(seen[""], "FAIL", "warn", "skip") == {}
 
 
-def test_every_check_of_a_running_image_is_seen_to_fail() -> None:
+def test_every_check_of_a_running_image_fails_for_some_fault() -> None:
     assert {check for check, _ in FAULTS.values()} == {each.name for each in START} | STOPS | set(MULTI)
 
 
-def test_what_an_image_says_of_itself_is_read(image: str, tmp_path: Path) -> None:
-    """All of it at once, from a real image."""
+def test_the_configuration_of_an_image_is_checked(image: str, tmp_path: Path) -> None:
+    """Several faults of one real image."""
     label = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port=false"
     worst = f"FROM {image}\nLABEL {label}\nENTRYPOINT python serve.py\nVOLUME /opt/ml/model\nUSER 1000\n"
 
@@ -165,27 +165,28 @@ def test_what_an_image_says_of_itself_is_read(image: str, tmp_path: Path) -> Non
             tag, ROWS, ["entrypoint", "volumes", "image-user", "image-platform", "label-accept-bind-to-port"]
         )
 
-    assert set(told(found, "FAIL")) == {"entrypoint", "volumes"}
-    assert set(told(found, "warn")) == {"image-user", "label-accept-bind-to-port"}
+    assert set(outcomes_of(found, "FAIL")) == {"entrypoint", "volumes"}
+    assert set(outcomes_of(found, "warn")) == {"image-user", "label-accept-bind-to-port"}
 
 
-def test_nothing_is_left_of_a_rehearsal(seen: dict[str, dict[str, Verdict]]) -> None:
-    """No container, no network."""
+def test_a_rehearsal_removes_its_containers(seen: dict[str, dict[str, Verdict]]) -> None:
+    """And its networks."""
     assert seen
     assert docker("ps", "--all", "--quiet", "--filter", "name=rehearse-") == ""
     assert docker("network", "ls", "--quiet", "--filter", "name=rehearse-") == ""
 
 
-def test_a_container_that_has_ended_is_not_taken_for_another_server(faulty: str) -> None:
-    """One that listens on the container's port on this very machine."""
-    with Faulty() as stranger:
-        terms = Terms(env={"SAGEMAKER_BIND_TO_PORT": str(stranger.port), "FAULT": "does-not-start"})
-        with running(faulty, ROWS, terms) as ended:
-            wait_until(lambda: not ended.lives())
+def test_another_server_is_not_mistaken_for_a_container_that_exited(faulty: str) -> None:
+    """The other server listens on the container's port on this machine."""
+    with Faulty() as other:
+        terms = RunTerms(env={"SAGEMAKER_BIND_TO_PORT": str(other.port), "FAULT": "does-not-start"})
+        with running(faulty, ROWS, terms) as exited:
+            wait_until(lambda: not exited.alive())
             for published in (True, False):
-                assert Docked(ended.id, stranger.port, ROWS, published=published).wait(1.0) is None
+                container = EngineContainer(exited.id, other.port, ROWS, published=published)
+                assert container.wait_until_healthy(1.0) is None
 
 
-def test_an_image_that_is_not_there_cannot_be_rehearsed() -> None:
+def test_a_missing_image_is_an_error() -> None:
     with pytest.raises(CannotRun, match="no-such-image"):
         verdicts("no-such-image:at-all", ROWS)

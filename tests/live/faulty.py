@@ -1,6 +1,6 @@
-"""A small container that keeps the whole contract, or breaks one point of it: `faulty.py serve`, FAULT=NAME.
+"""A small container that keeps SageMaker's contract, or breaks one point of it: `faulty.py serve`, FAULT=NAME.
 
-Standard library alone, so that it runs in any image that has Python.
+Standard library only, so that it runs in any image with Python.
 """
 
 import json
@@ -20,10 +20,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 WORK = 0.01  # seconds of an invocation
-LOADING = 0.02  # and of a load
-# Of faults that only several at once can see: so long that they do meet, on a machine that is busy too.
+LOADING = 0.02  # seconds of a load
+# For faults that need concurrent requests: long enough to overlap, also on a busy machine.
 LONG_WORK, LONG_LOADING = 0.5, 0.25
-MODEL_MB = 16  # that a loaded model fills, where memory is limited
+MODEL_MB = 16  # memory of a loaded model, in a container with a memory limit
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 SEEN_TOGETHER = {
     "ping-needs-a-worker",
@@ -46,7 +46,7 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "serve.py", line 1, in p
 
 
 class Faulty(ThreadingHTTPServer):
-    """One container; a with block serves on 127.0.0.1 in a thread."""
+    """One container. A `with` block serves on 127.0.0.1 in a thread."""
 
     daemon_threads = True
     request_queue_size = 1024
@@ -64,9 +64,9 @@ class Faulty(ThreadingHTTPServer):
         self.roots = roots
         self.models: dict[str, tuple[str, Filled]] = {}
         self.coming: set[str] = set()
-        self.loads = 0  # ever begun
+        self.loads = 0  # started so far
         self.leaked: list[Filled] = []
-        self.at_work = 0  # invocations
+        self.at_work = 0  # invocations in progress
         self.poisoned = False
         self.served = 0
         self.lock = threading.Lock()
@@ -97,7 +97,7 @@ class Faulty(ThreadingHTTPServer):
         return super().get_request()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that left is nobody's fault."""
+        """A client disconnected: no traceback."""
 
     @contextmanager
     def working(self) -> Iterator[int]:
@@ -128,9 +128,9 @@ class Handler(BaseHTTPRequestHandler):
     def has(self, fault: str) -> bool:
         return self.server.fault == fault
 
-    # Saying.
+    # Responses
 
-    def say(self, status: int, body: object = b"", kind: str = "application/json", **headers: str) -> None:
+    def send(self, status: int, body: object = b"", kind: str = "application/json", **headers: str) -> None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         if kind:
@@ -147,12 +147,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(raw)
 
     def refuse(self, status: int, message: str) -> None:
-        self.say(status, {"code": status, "message": message})
+        self.send(status, {"code": status, "message": message})
 
-    # Hearing.
+    # Requests
 
     def body(self) -> bytes | None:
-        """None: the client left before its end."""
+        """The body; None if the client disconnected before its end."""
         if self.headers.get("Transfer-Encoding") == "chunked":
             got = b""
             while size := int(self.rfile.readline(), 16):
@@ -173,20 +173,20 @@ class Handler(BaseHTTPRequestHandler):
         if target.path in ("/ping", "/ping/"):
             self.ping()
         elif target.path == "/invocations-bidirectional-stream" and not self.has("no-websocket"):
-            self.say(101, kind="", Connection="Upgrade", Upgrade="websocket")  # and nothing is ever said on it
+            self.send(101, kind="", Connection="Upgrade", Upgrade="websocket")  # no frame follows
         elif target.path == "/execution-parameters":
             if self.has("parameters-junk"):
-                self.say(200, b"<b>8</b>", "text/html")
+                self.send(200, b"<b>8</b>", "text/html")
             else:
                 spelled = "MULTI_RECORD" if self.has("parameters-as-in-the-guide") else "MultiRecord"
-                self.say(200, {"MaxConcurrentTransforms": 8, "BatchStrategy": spelled, "MaxPayloadInMB": 6})
+                self.send(200, {"MaxConcurrentTransforms": 8, "BatchStrategy": spelled, "MaxPayloadInMB": 6})
         elif target.path == "/metrics":
             text = b'# TYPE served counter\nserved_total{a="b c"} 1\n'
-            self.say(200, b"<h1>metrics</h1>" if self.has("metrics-as-html") else text, "text/plain; version=0.0.4")
+            self.send(200, b"<h1>metrics</h1>" if self.has("metrics-as-html") else text, "text/plain; version=0.0.4")
         elif target.path.startswith("/models") and self.server.multi_model:
             self.show(target.path.removeprefix("/models").strip("/"), parse_qs(target.query))
         elif self.has("every-path-answers"):
-            self.say(200, b"welcome", "text/plain")
+            self.send(200, b"welcome", "text/plain")
         else:
             self.refuse(404, "no such path")
 
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "no such path")
         if self.has("no-chunks") and self.headers.get("Transfer-Encoding"):
             self.close_connection = True
-            return self.refuse(411, "Content-Length, please")
+            return self.refuse(411, "Content-Length required")
         length = int(self.headers.get("Content-Length") or 0)
         limit = {"limit-of-5-mb": 5_000_000, "limit-of-20-mb": 20_000_000}.get(self.server.fault, 1 << 30)
         if length > limit:
@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(413, "too large")
         body = self.body()
         if body is None:
-            self.server.poisoned |= self.has("poisoned-by-who-leaves")
+            self.server.poisoned |= self.has("poisoned-by-a-disconnect")
             self.close_connection = True
         elif self.path == "/models":
             self.load(body)
@@ -223,29 +223,29 @@ class Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         name = self.path.removeprefix("/models/")
         with self.server.lock:
-            gone = self.server.models.pop(name, None)
-        found = gone is not None
+            removed = self.server.models.pop(name, None)
+        found = removed is not None
         if not found and not self.has("delete-is-always-200"):
             return self.refuse(404, "not loaded")
-        if gone and self.has("keeps-memory"):
-            self.server.leaked.append(gone[1])
-        elif gone and gone[1]:
-            gone[1].close()
-        return self.say(200, {"status": f'Model "{name}" unregistered'})
+        if removed and self.has("keeps-memory"):
+            self.server.leaked.append(removed[1])
+        elif removed and removed[1]:
+            removed[1].close()
+        return self.send(200, {"status": f'Model "{name}" unregistered'})
 
-    # The contract.
+    # The contract
 
     def ping(self) -> None:
         if self.has("ping-redirects"):
-            return self.say(308, Location="/ping/")
+            return self.send(308, Location="/ping/")
         if self.has("ping-is-slow"):
             time.sleep(0.15)
         if self.has("ping-says-unhealthy"):
-            return self.say(200, {"status": "Unhealthy"})
+            return self.send(200, {"status": "Unhealthy"})
         waits = self.has("ping-needs-a-worker") and self.server.at_work >= 4
         empty = self.has("ping-needs-a-model") and not self.server.models
         loading = self.has("load-holds-ping") and self.server.coming
-        return self.say(503 if waits or empty or loading else 200)
+        return self.send(503 if waits or empty or loading else 200)
 
     def invoke(self, name: str, body: bytes, count: int) -> None:
         server = self.server
@@ -253,7 +253,7 @@ class Handler(BaseHTTPRequestHandler):
         if name and name not in server.models:
             return self.refuse(500 if self.has("invoking-unknown-is-500") else 404, "not loaded")
         if name and self.has("invoke-is-500"):
-            return self.refuse(500, "oh")
+            return self.refuse(500, "internal error")
         if self.has("drops-when-busy") and count > 8:
             self.close_connection = True
             return None
@@ -261,13 +261,13 @@ class Handler(BaseHTTPRequestHandler):
         together = server.fault in SEEN_TOGETHER and count > 1
         time.sleep(LONG_WORK if together else float(os.environ.get("WORK") or WORK))
         if server.poisoned or (self.has("ready-too-early") and server.served == 1):
-            return self.refuse(503 if server.served == 1 else 500, "not quite")
+            return self.refuse(503 if server.served == 1 else 500, "not ready")
         if kind != "text/csv" or (parameter and self.has("no-media-type-parameters")):
             return self.refuse(500 if self.has("unknown-type-is-500") and kind != "text/csv" else 415, "text/csv only")
         if self.has("no-attributes") and ATTRIBUTES in self.headers:
-            return self.refuse(400, "what is this?")
+            return self.refuse(400, "unsupported header")
         if self.has("no-unknown-headers") and {key.lower() for key in self.headers} - KNOWN - {ATTRIBUTES.lower()}:
-            return self.refuse(400, "what is this?")
+            return self.refuse(400, "unsupported header")
         try:
             total = sum(float(cell) for line in body.split() for cell in line.decode().split(","))
         except ValueError:
@@ -275,19 +275,19 @@ class Handler(BaseHTTPRequestHandler):
         if not body and self.has("empty-is-500"):
             return self.refuse(500, "index out of range")
         if body and self.has("always-500"):
-            return self.refuse(500, "oh")
+            return self.refuse(500, "internal error")
         headers = {ATTRIBUTES: self.headers[ATTRIBUTES]} if ATTRIBUTES in self.headers else {}
         if self.has("large-headers"):
             headers["X-Debug"] = "x" * 5000
-        return self.say(200, f"{total}\n".encode(), "" if self.has("no-content-type") else "text/csv", **headers)
+        return self.send(200, f"{total}\n".encode(), "" if self.has("no-content-type") else "text/csv", **headers)
 
     def refuse_junk(self) -> None:
         if self.has("html-errors"):
-            return self.say(400, b"<!doctype html><h1>Bad Request</h1>", "text/html")
-        said = {"traceback-to-caller": TRACEBACK, "endless-errors": "not a number, " * 500}
-        return self.refuse(500 if self.has("junk-is-500") else 400, said.get(self.server.fault, "not a number"))
+            return self.send(400, b"<!doctype html><h1>Bad Request</h1>", "text/html")
+        texts = {"traceback-to-caller": TRACEBACK, "endless-errors": "not a number, " * 500}
+        return self.refuse(500 if self.has("junk-is-500") else 400, texts.get(self.server.fault, "not a number"))
 
-    # Multi-model.
+    # Multi-model API
 
     def show(self, name: str, query: dict[str, list[str]]) -> None:
         with self.server.lock:
@@ -296,10 +296,10 @@ class Handler(BaseHTTPRequestHandler):
             found = [each for each in models if each["modelName"] == name]
             if not found and not self.has("get-is-always-200"):
                 return self.refuse(404, "not loaded")
-            return self.say(200, found[0] if found else {})
+            return self.send(200, found[0] if found else {})
         token, limit = query.get("next_page_token", [""])[0], int(query.get("limit", ["100"])[0])
-        if token and not re.fullmatch("[+][0-9a-f]{32}=", token):  # which must be quoted in a query
-            return self.refuse(500 if self.has("token-is-500") else 400, "no token of ours")
+        if token and not re.fullmatch("[+][0-9a-f]{32}=", token):  # contains characters that must be quoted in a query
+            return self.refuse(500 if self.has("token-is-500") else 400, "invalid token")
         rest = [each for each in models if each["modelName"] > token[1:-1]]
         shown: dict[str, Any] = {"models": rest[:limit]}
         if self.has("list-without-urls"):
@@ -308,16 +308,16 @@ class Handler(BaseHTTPRequestHandler):
             shown = {"models": [each["modelName"] for each in rest[:limit]]}
         if len(rest) > limit:
             last = rest[limit] if self.has("pages-lose-one") else rest[limit - 1]
-            return self.say(200, shown | {"nextPageToken": f"+{last['modelName']}="})
-        return self.say(200, shown | ({"nextPageToken": ""} if self.has("empty-token") else {}))
+            return self.send(200, shown | {"nextPageToken": f"+{last['modelName']}="})
+        return self.send(200, shown | ({"nextPageToken": ""} if self.has("empty-token") else {}))
 
     def load(self, raw: bytes) -> None:
         server = self.server
         try:
-            asked = json.loads(raw)
-            name, url = asked["model_name"], asked["url"]
+            load = json.loads(raw)
+            name, url = load["model_name"], load["url"]
         except (ValueError, KeyError, TypeError):
-            return self.refuse(500 if self.has("junk-load-is-500") else 400, "model_name and url, please")
+            return self.refuse(500 if self.has("junk-load-is-500") else 400, "model_name and url required")
         plain = isinstance(name, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name)
         if not plain and not self.has("any-name"):
             return self.refuse(400, "not a model name")
@@ -328,11 +328,11 @@ class Handler(BaseHTTPRequestHandler):
             busy = bool(server.coming)
             server.coming.add(str(name))
         try:
-            status, said = self.fill(str(name), url, busy)
+            status, message = self.fill(str(name), url, busy)
         finally:
             with server.lock:
                 server.coming.discard(str(name))
-        return self.refuse(status, said) if status != 200 else self.say(200, {"status": "Workers scaled"})
+        return self.refuse(status, message) if status != 200 else self.send(200, {"status": "Workers scaled"})
 
     def fill(self, name: str, url: object, busy: bool) -> tuple[int, str]:
         server = self.server
@@ -348,7 +348,7 @@ class Handler(BaseHTTPRequestHandler):
         if not there and not outside and not self.has("loads-nothing"):
             if self.has("ghosts"):
                 server.models[name] = (str(url), None)
-            return 404, "nothing there"
+            return 404, "no such model"
         contained = Path("/opt/ml").exists()
         if contained and not _room(len(server.models)):
             return 500 if self.has("out-of-memory-is-500") else 507, "no memory"
@@ -357,13 +357,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _room(others: int) -> bool:
-    """Whether one more model would leave half of the container's memory free."""
+    """Whether half of the container's memory stays free with one more model."""
     limits = [path.read_text().strip() for path in LIMITS if path.exists()]
     return not limits or limits[0] == "max" or (others + 1) * (MODEL_MB << 20) <= int(limits[0]) / 2
 
 
 def _filled() -> mmap.mmap:
-    """A model's memory, in a mapping of its own: what malloc has been given back it may keep, 48 of 64 MB (ran)."""
+    """A model's memory, as a separate mapping: malloc may keep freed memory (measured: 48 of 64 MB)."""
     memory = mmap.mmap(-1, MODEL_MB << 20)
     memory[:: mmap.PAGESIZE] = bytes(len(memory) // mmap.PAGESIZE)
     return memory
@@ -376,7 +376,7 @@ def main() -> None:
     fault = os.environ.get("FAULT", "")
     model = Path("/opt/ml/model")
     if fault == "does-not-start":
-        sys.exit("no, thanks")
+        sys.exit("configured to fail")
     if fault == "needs-network" and "127.0.0.11" in Path("/etc/resolv.conf").read_text():
         sys.exit("cannot reach the model hub")
     if fault == "writes-to-model":

@@ -1,4 +1,4 @@
-"""A packed model is unpacked by its first request; an archive not to be trusted is refused by name."""
+"""An archive is unpacked by its first request; an unsafe archive is refused, and the error names the member."""
 
 import gzip
 import io
@@ -66,7 +66,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 
 @pytest.mark.parametrize("name", ["flat", "wrapped"])
 def test_an_archive_is_unpacked_by_its_first_request(server: Server, name: str) -> None:
-    """Not before; with or without a directory around the model; under its name with or without .tar.gz."""
+    """Not earlier; with or without a directory around the model; under its name with or without .tar.gz."""
     assert server.model(name)["handler"] is None
     assert not list(server.run_dir.glob(f"unpacked/{name}*"))
 
@@ -79,8 +79,8 @@ def test_an_archive_is_unpacked_by_its_first_request(server: Server, name: str) 
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_archive_is_refused_and_leaves_nothing(server: Server, name: str) -> None:
-    """424 naming what is wrong in it; nothing of it is on the disk, inside or outside; the neighbours answer."""
+def test_an_invalid_archive_is_refused_and_leaves_nothing(server: Server, name: str) -> None:
+    """424 names the fault; nothing of it is on the disk, inside or outside; other models answer."""
     answer = server.invoke(name, {})
 
     assert answer.status == 424, answer.body

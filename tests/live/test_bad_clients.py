@@ -1,4 +1,4 @@
-"""Clients that do not speak HTTP, or stop half way: each is told so where it can be told, and nobody else notices."""
+"""Clients that send no HTTP, or stop halfway: each gets an error if possible, and no other request is affected."""
 
 import http.client
 import io
@@ -20,7 +20,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 
 
 class _Bytes(socket.socket):
-    """Bytes that were read, as http.client wants them."""
+    """Received bytes, in the form that http.client expects."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -68,8 +68,8 @@ RAW = {
 
 
 @pytest.mark.parametrize("case", RAW)
-def test_what_is_no_request_is_refused(server: Server, case: str) -> None:
-    """In the shape of every error, whoever of us finds it."""
+def test_an_invalid_request_is_refused(server: Server, case: str) -> None:
+    """In the shape of every error, whether nginx, gunicorn or Flask finds it."""
     data, status = RAW[case]
     before = neighbours.pids(server)
 
@@ -100,7 +100,7 @@ def test_what_is_no_request_is_refused(server: Server, case: str) -> None:
         ("BREW", "/ping", 405),
     ],
 )
-def test_a_path_or_method_there_is_not_is_told(server: Server, method: str, path: str, status: int) -> None:
+def test_an_unsupported_path_or_method_is_refused(server: Server, method: str, path: str, status: int) -> None:
     """404 or 405 as JSON."""
     answer = server.request(method, path, headers={"TargetModel": "echo"})
     assert answer.status == status, answer.body
@@ -109,7 +109,7 @@ def test_a_path_or_method_there_is_not_is_told(server: Server, method: str, path
 
 
 @pytest.mark.parametrize("lane", [b"TargetModel: echo\r\n", b"X-Amzn-SageMaker-Custom-Attributes: model_type=echo\r\n"])
-def test_a_body_in_chunks_is_read_whole(server: Server, lane: bytes) -> None:
+def test_a_body_in_chunks_is_read_completely(server: Server, lane: bytes) -> None:
     """On both lanes, as batch transform sends it."""
     pieces = b"5\r\nhello\r\n1\r\n,\r\n6\r\n world\r\n0\r\n\r\n"
     head = POST.replace(b"application/json", b"text/plain")
@@ -120,8 +120,8 @@ def test_a_body_in_chunks_is_read_whole(server: Server, lane: bytes) -> None:
     assert answer.body.partition(b":")[2] == b"hello, world"
 
 
-def test_who_asks_before_sending_is_told_to_go_on(server: Server) -> None:
-    """`Expect: 100-continue`, as curl says for a body of some size."""
+def test_expect_100_continue_is_answered(server: Server) -> None:
+    """curl sends it for larger bodies."""
     with server.connect() as sock:
         sock.sendall(POST + b"TargetModel: echo\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         assert sock.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -129,8 +129,8 @@ def test_who_asks_before_sending_is_told_to_go_on(server: Server) -> None:
         assert re.match(rb"HTTP/1.1 200 .*:{}$", sock.recv(4096), re.DOTALL)
 
 
-def test_slow_and_vanishing_clients_cost_nobody_anything(server: Server) -> None:
-    """Fifty with half a header, fifty with half a body, byte by byte: all others are answered; then they hang up."""
+def test_slow_and_vanishing_clients_delay_no_other_request(server: Server) -> None:
+    """Fifty with half a header, fifty with half a body, byte by byte: others are answered; then they hang up."""
     before = neighbours.pids(server)
     heads = [server.connect() for _ in range(50)]
     bodies = [server.connect() for _ in range(50)]
@@ -151,8 +151,8 @@ def test_slow_and_vanishing_clients_cost_nobody_anything(server: Server) -> None
     wait_until(lambda: server.queued("echo") == 0)
 
 
-def test_who_hangs_up_before_the_answer_costs_nobody_anything(server: Server) -> None:
-    """Whole requests, and nobody there to hear the answers."""
+def test_clients_that_hang_up_before_the_answer_delay_no_other_request(server: Server) -> None:
+    """Complete requests whose clients do not read the answers."""
     before = neighbours.pids(server)
     for model in ("gpt2", "bart", "trees", "echo", "tally"):
         for _ in range(5):

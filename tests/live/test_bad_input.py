@@ -1,4 +1,4 @@
-"""Whatever a body, a parameter or a model's name may hold, the caller is told what is wrong and nobody else is hurt."""
+"""For any body, parameter or model name, the error states what is invalid, and no other request is affected."""
 
 import gzip
 import json
@@ -50,8 +50,8 @@ BODIES: dict[str, tuple[str | None, bytes | str, str, dict[str, str], int, str]]
     "naming no model": (None, '{"inputs": "x"}', JSON, {}, 400, "gpt2"),
     "a number for a model": (None, '{"model_type": 7}', JSON, {}, 400, "string"),
     "a list for a body": ("gpt2", "[1, 2]", JSON, {}, 400, ""),
-    "gzip cut short": ("trees", gzip.compress(ROW * 100)[:-20], CSV, GZIP, 400, "cut short"),
-    "gzip cut short, to nobody": (None, gzip.compress(b'{"model_type": "gpt2"}')[:-9], JSON, GZIP, 400, "cut short"),
+    "gzip cut short": ("trees", gzip.compress(ROW * 100)[:-20], CSV, GZIP, 400, "truncated"),
+    "gzip cut short, to nobody": (None, gzip.compress(b'{"model_type": "gpt2"}')[:-9], JSON, GZIP, 400, "truncated"),
     "gzip bomb": ("trees", gzip.compress(bytes(60 << 20)), CSV, GZIP, 413, "SERVE_MAX_PAYLOAD_MB"),
     "gzip bomb to nobody": (None, gzip.compress(b" " * (60 << 20)), JSON, GZIP, 413, "SERVE_MAX_PAYLOAD_MB"),
     "not gzip": ("trees", ROW, CSV, GZIP, 400, "gzip"),
@@ -80,7 +80,7 @@ BODIES: dict[str, tuple[str | None, bytes | str, str, dict[str, str], int, str]]
     "an image to gpt2": ("gpt2", "{}", "image/png", {}, 415, "image/png"),
     "an image to bart": ("bart", "{}", "image/png", {}, 415, "image/png"),
     "an image to trees": ("trees", "{}", "image/png", {}, 415, "image/png"),
-    "no such charset": ("bart", "w1", "text/plain; charset=klingon", {}, 400, "klingon"),
+    "no such charset": ("bart", "w1", "text/plain; charset=klingon", {}, 415, "klingon"),
     "a type that is no type": ("trees", ROW, "nonsense", {}, 415, "nonsense"),
     "-1 new tokens": ("gpt2", _parameter("-1"), JSON, {}, 400, "max_new_tokens is -1"),
     "a billion new tokens": ("gpt2", _parameter("1000000000"), JSON, {}, 400, "max_new_tokens is 1000000000"),
@@ -97,7 +97,7 @@ BODIES: dict[str, tuple[str | None, bytes | str, str, dict[str, str], int, str]]
 
 @pytest.mark.parametrize("case", BODIES)
 def test_a_bad_request_is_refused_with_its_reason(server: Server, case: str) -> None:
-    """The right status, words and model, and every model goes on in the process it had."""
+    """The right status, words and model, and every model keeps its process."""
     model, body, content_type, headers, status, says = BODIES[case]
     before = neighbours.pids(server)
     types = {"Content-Type": content_type} if content_type else {}
@@ -115,7 +115,7 @@ def test_a_bad_request_is_refused_with_its_reason(server: Server, case: str) -> 
 @pytest.mark.parametrize("how", ["header", "long header", "path", "body", "attributes"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strange_name_reaches_nothing(server: Server, name: str, how: str) -> None:
-    """In whatever place it stands: 404, or 400 where HTTP itself forbids it."""
+    """In path, header or body: 404, or 400 if HTTP itself forbids it."""
     said = NAMES[name]
     headers: dict[str, str] = {"Content-Type": JSON}
     path, body = "/invocations", '{"inputs": "w1"}'
@@ -139,7 +139,7 @@ def test_a_strange_name_reaches_nothing(server: Server, name: str, how: str) -> 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_model_that_must_not_be_loaded_is_refused(server: Server, name: str) -> None:
-    """424 naming the file; no code of it has run."""
+    """424 names the file; none of its code has run."""
     before = neighbours.pids(server)
 
     answer = server.invoke(name, {"inputs": "w1"})
@@ -164,7 +164,7 @@ def test_a_model_that_must_not_be_loaded_is_refused(server: Server, name: str) -
     ],
     ids=["gzip", "gzip to nobody", "a charset", "upper case", "Accept with weights", "missing values"],
 )
-def test_what_only_looks_odd_is_answered(
+def test_an_unusual_but_valid_request_is_answered(
     server: Server, model: Any, body: Any, content_type: str, headers: Any
 ) -> None:
     """Compressed bodies, parameters of media types, weights of Accept."""

@@ -1,4 +1,4 @@
-"""Batch transform as the platform does it: asks what suits, sends lines of records, maybe in chunks, maybe twice."""
+"""Batch transform as the platform runs it: execution parameters, records in lines, bodies in chunks, repeats."""
 
 import json
 import socket
@@ -24,8 +24,8 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     return start_shared(shared_models, SAGEMAKER_BATCH="true", SERVE_BAD_RECORD="ERROR")
 
 
-def test_it_is_told_how_much_to_send(server: Server) -> None:
-    """And nothing of BatchStrategy, on which the SDK's local mode ends."""
+def test_the_execution_parameters_are_answered(server: Server) -> None:
+    """Without BatchStrategy, on which the SDK's local mode exits."""
     answer = server.get("/execution-parameters")
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
@@ -35,7 +35,7 @@ def test_it_is_told_how_much_to_send(server: Server) -> None:
 
 
 def test_json_lines_are_answered_line_by_line(server: Server) -> None:
-    """By code that reads JSON only: one record each, in order, the last with its end."""
+    """By code that reads JSON only: one record each, in order, the last with its newline."""
     body = "".join(json.dumps({"id": number}) + "\n" for number in range(100))
 
     answer = server.invoke("tally", body, LINES, Accept=LINES)
@@ -45,14 +45,14 @@ def test_json_lines_are_answered_line_by_line(server: Server) -> None:
     assert [json.loads(line)["id"] for line in answer.body.splitlines()] == list(range(100))
 
 
-def test_a_bad_row_of_own_code_has_its_place_too(server: Server) -> None:
-    """Where the code leaves the reading of CSV to us."""
+def test_an_invalid_row_has_its_place_with_own_code_too(server: Server) -> None:
+    """If the code leaves the parsing of CSV to the server."""
     answer = server.invoke("sums", "1,2\nthree,4\n5,6\n", "text/csv", Accept="text/csv")
     assert (answer.status, answer.body) == (200, b"3.0\nERROR\n11.0\n")
 
 
-def test_a_bad_row_does_not_lose_the_file(server: Server) -> None:
-    """The others have the very scores they have without it."""
+def test_an_invalid_row_does_not_fail_the_file(server: Server) -> None:
+    """The other rows have the same scores as without it."""
     good = server.invoke("trees", "1,2,3,4\n5,6,7,8\n", "text/csv", Accept="text/csv").body.splitlines()
 
     answer = server.invoke("trees", "1,2,3,4\n1,2\n5,6,7,8\n", "text/csv", Accept="text/csv")
@@ -85,7 +85,7 @@ def test_a_body_in_chunks_sent_twice_is_answered_twice_the_same(server: Server) 
 
 
 def test_a_body_as_large_as_a_job_may_send_is_answered(server: Server) -> None:
-    """100 MB there and back; one byte more is refused, by name of the setting."""
+    """100 MB there and back; one byte more is refused, and the error names the setting."""
     whole = bytes(range(256)) * (100 * (1 << 20) // 256)
     answer = server.invoke("echo", whole, "application/octet-stream")
     assert answer.status == 200

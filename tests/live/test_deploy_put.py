@@ -341,7 +341,7 @@ def test_an_archive_is_checked_before_the_upload(to: Place, tmp_path: Path, caps
     for name, says in (
         ("model.pkl", "a pickle runs code"),
         ("link", "link: a symbolic link"),
-        ("to", "not a whole tar"),
+        ("to", "invalid or truncated tar"),
     ):
         with tarfile.open(tmp_path / "m.tar.gz", "w:gz") as tar:
             if name == "to":

@@ -1,4 +1,4 @@
-"""When a part ends, all end and nothing is left; when told to stop, what has begun is answered first."""
+"""When a part exits, all exit and no process is left; at SIGTERM, requests in progress are answered first."""
 
 import http.client
 import os
@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 
 @pytest.fixture
 def server(start: Start, models: Path) -> Server:
-    """With one model loaded, so that there is a runner too."""
+    """With one model loaded, so that there is a runner."""
     toy(models, "tally")
     server = start(models)
     assert server.invoke("tally", {"id": "warm"}).status == 200
@@ -22,7 +22,7 @@ def server(start: Start, models: Path) -> Server:
 
 
 def _all_busy(server: Server, later: Later) -> set[int]:
-    """Every process below the launcher, the runner at work on a request without end."""
+    """Every process below the launcher, with the runner at work on an endless request."""
     later(_ignored, server)
     wait_until(lambda: "endless" in (server.models / "tally" / "seen").read_text())
     below = descendants(server.process.pid)
@@ -48,11 +48,11 @@ def test_when_one_part_is_killed_all_end(server: Server, later: Later, part: str
     wait_until(lambda: not any(map(alive, below)))
     last = [line for line in server.log.splitlines() if '"CRITICAL"' in line]
     assert part in "".join(last), last
-    assert server.events("ended, so all end")[-1]["part"] == {"forkserver": "host"}.get(part, part)
+    assert server.events("a process ended, so the server stops")[-1]["part"] == {"forkserver": "host"}.get(part, part)
 
 
 def test_nothing_outlives_a_killed_launcher(server: Server, later: Later) -> None:
-    """kill -9: every process goes with it, a runner too that is in the middle of a request."""
+    """kill -9: every process is killed with it, even a runner in the middle of a request."""
     below = _all_busy(server, later)
 
     server.process.kill()
@@ -62,8 +62,8 @@ def test_nothing_outlives_a_killed_launcher(server: Server, later: Later) -> Non
         server.connect()
 
 
-def test_a_stop_answers_what_has_begun(server: Server, tmp_path: Path, later: Later) -> None:
-    """Then the end with status 0; meanwhile the door is closed, and /ping says 503 to who is still inside."""
+def test_a_stop_answers_the_requests_in_progress(server: Server, tmp_path: Path, later: Later) -> None:
+    """Then exit status 0. Meanwhile the port is closed, and /ping is 503 on open connections."""
     gate = tmp_path / "gate"
     held = later(server.invoke, "tally", {"id": "held", "gate": str(gate)})
     wait_until(lambda: "held" in (server.models / "tally" / "seen").read_text())
@@ -90,7 +90,7 @@ def _refuses(server: Server) -> bool:
 
 
 def test_an_idle_server_stops_at_once(server: Server) -> None:
-    """With status 0, though a client keeps its connection open; long before the platform's patience ends."""
+    """With status 0, although a client keeps its connection open; long before the platform's timeout."""
     below = descendants(server.process.pid)
     with server.connect() as idle:
         idle.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -1,4 +1,4 @@
-"""What is evicted when memory is short, and that nobody who calls ever notices."""
+"""Which runners are evicted when memory is short; no caller notices an eviction."""
 
 import os
 import random
@@ -26,15 +26,15 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 
 
 def _pid(server: Server, name: str) -> int:
-    """Which process answers for this model."""
+    """The process that answers for this model."""
     answer = server.invoke(name, {})
     assert answer.status == 200, answer.body
     server.loaded(name)
     return int(answer.json["pid"])
 
 
-def test_the_least_recently_used_model_goes(server: Server) -> None:
-    """A third model ends the process of the one whose last request is oldest; looking at models is no use of them."""
+def test_the_least_recently_used_model_is_evicted(server: Server) -> None:
+    """A third model evicts the one whose last request is oldest; GET /models does not count as use."""
     first, second = _pid(server, "a"), _pid(server, "b")
     assert _pid(server, "a") == first
     for path in ("/models", "/models/b", "/metrics", "/ping"):
@@ -52,8 +52,8 @@ def test_the_least_recently_used_model_goes(server: Server) -> None:
     assert server.model("b")["bytes"] == 0
 
 
-def test_a_victim_finishes_what_it_holds(server: Server, tmp_path: Path, later: Later) -> None:
-    """With every model at work a new one gets in after a while: the victim answers first and then ends."""
+def test_a_victim_answers_the_requests_it_holds(server: Server, tmp_path: Path, later: Later) -> None:
+    """If every model is busy, a new one is loaded after a while: the victim answers first, then exits."""
     gates = {name: tmp_path / name for name in ("a", "b")}
     held = {name: _pid(server, name) for name in gates}
     busy = {name: later(server.invoke, name, {"gate": str(gate)}) for name, gate in gates.items()}
@@ -74,8 +74,8 @@ def test_a_victim_finishes_what_it_holds(server: Server, tmp_path: Path, later: 
     assert busy[other].result().json["pid"] == held[other]
 
 
-def test_a_victim_that_dies_at_its_last_work_says_so(server: Server, tmp_path: Path, later: Later) -> None:
-    """Its caller hears the cause, as from any other; the model that wanted the room gets it."""
+def test_a_victim_that_crashes_at_its_last_request_is_explained(server: Server, tmp_path: Path, later: Later) -> None:
+    """Its caller gets the cause, as after any crash; the waiting model is loaded."""
     gate = tmp_path / "never"
     held = {name: _pid(server, name) for name in ("a", "b")}
     busy = {name: later(server.invoke, name, {"gate": str(gate)}) for name in held}
@@ -93,7 +93,7 @@ def test_a_victim_that_dies_at_its_last_work_says_so(server: Server, tmp_path: P
     assert all(call.done() or call.result().status == 200 for call in busy.values())
 
 
-def test_what_is_bigger_than_the_budget_is_refused(server: Server) -> None:
+def test_a_model_larger_than_the_budget_is_refused(server: Server) -> None:
     """507 with its name, its size and the budget; nothing is evicted for it."""
     resident = _pid(server, "a")
 
@@ -109,7 +109,7 @@ def test_what_is_bigger_than_the_budget_is_refused(server: Server) -> None:
 
 
 def test_two_copies_work_at_the_same_time(server: Server, tmp_path: Path, later: Later) -> None:
-    """While one copy is held up by a request, the other answers."""
+    """While one copy is busy with a request, the other answers."""
     assert server.invoke("twins", {}).status == 200
     wait_until(lambda: server.model("twins")["runners"] == 2 and server.model("twins")["state"] == "ready")
     held = later(server.invoke, "twins", {"gate": str(tmp_path / "gate"), "id": "held"})
@@ -123,7 +123,7 @@ def test_two_copies_work_at_the_same_time(server: Server, tmp_path: Path, later:
 
 
 def test_traffic_over_more_models_than_fit_loses_nothing(server: Server) -> None:
-    """Several hundred requests from many threads: each answer is right, and the memory is given back."""
+    """Several hundred requests from many threads: each answer is right, and the memory is freed."""
     before = server.model("a")["evictions"]
     order = random.Random(3)
     wanted = [[order.choice("abc") for _ in range(50)] for _ in range(8)]
@@ -144,7 +144,7 @@ def test_traffic_over_more_models_than_fit_loses_nothing(server: Server) -> None
 
 
 def test_a_pinned_model_stays(start: Start, models: Path) -> None:
-    """Others take turns in what is left of the budget, however long the pinned one has been idle."""
+    """The other models share the rest of the budget, however long the pinned one has been idle."""
     toy(models, "hungry", "pinned", {"model.toml": "pin = true"})
     toy(models, "hungry", "x")
     toy(models, "hungry", "y")

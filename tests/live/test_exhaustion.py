@@ -1,4 +1,4 @@
-"""What happens when the machine runs out of something: 507 with the next step, and nobody else is the worse for it."""
+"""When a resource runs out: 507 with the next step, and no other request is affected."""
 
 import resource
 from pathlib import Path
@@ -28,7 +28,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 
 @pytest.mark.parametrize("what", RUN_OUT)
 def test_a_load_that_runs_out_of_something_is_507(server: Server, what: str) -> None:
-    """With what it was and what to do; nothing of the load is left, and /ping is 200."""
+    """With the resource and what to do; nothing of the load is left, and /ping is 200."""
     answer = load(server, "m", server.models / f"loads-{what}")
 
     assert answer.status == 507, answer.body
@@ -44,7 +44,7 @@ def test_a_load_that_runs_out_of_something_is_507(server: Server, what: str) -> 
 
 @pytest.mark.parametrize("what", RUN_OUT)
 def test_a_request_that_runs_out_of_something_is_507(server: Server, what: str) -> None:
-    """It alone: the model lives, in the same process, and answers the next."""
+    """Only that request: the same process answers the next."""
     assert load(server, "m", server.models / "exhaust").status == 200
     pid = invoke(server, "m").json["pid"]
 
@@ -56,8 +56,8 @@ def test_a_request_that_runs_out_of_something_is_507(server: Server, what: str) 
     assert unload(server, "m").status == 200
 
 
-def test_a_neighbour_in_the_batch_does_not_pay(server: Server, later: Later) -> None:
-    """The batch is run again one by one, after what it held has been given back."""
+def test_other_requests_of_the_batch_do_not_fail(server: Server, later: Later) -> None:
+    """They are retried one by one, after the memory of the batch is freed."""
     assert load(server, "m", server.models / "exhaust").status == 200
     invoke(server, "m")
 
@@ -71,7 +71,7 @@ def test_a_neighbour_in_the_batch_does_not_pay(server: Server, later: Later) -> 
 
 
 def test_a_process_that_keeps_running_out_is_replaced(server: Server) -> None:
-    """After three 507 in a row another takes its place, without the platform: never 507 for ever."""
+    """After three 507 in a row a new process takes its place, without the platform: 507 is not permanent."""
     assert load(server, "m", server.models / "exhaust").status == 200
     pid = invoke(server, "m").json["pid"]
     assert invoke(server, "m", '{"of": "memory", "keeps": true}').status == 507
@@ -87,7 +87,7 @@ def test_a_process_that_keeps_running_out_is_replaced(server: Server) -> None:
 
 
 def test_a_process_that_has_lost_its_device_is_replaced(server: Server) -> None:
-    """After some errors of CUDA each further call fails too: the next request has another process, and its answer."""
+    """After some errors of CUDA each further call fails too: a new process answers the next request."""
     assert load(server, "m", server.models / "exhaust").status == 200
     pid = invoke(server, "m").json["pid"]
 
@@ -96,17 +96,17 @@ def test_a_process_that_has_lost_its_device_is_replaced(server: Server) -> None:
 
     assert (lost.status, lost.json["type"]) == (500, "DeviceLostException"), lost.body
     assert "CUDA error: device-side assert triggered" in lost.json["message"]
-    assert "another process" in lost.json["hint"]
+    assert "new process" in lost.json["hint"]
     assert lost.json["retryable"]
     assert (answer.status, listed(server)) == (200, ["m"])
     assert answer.json["pid"] != pid
     assert not alive(pid)
-    assert server.model("m")["deaths"] == 1
+    wait_until(lambda: server.model("m")["deaths"] == 1)  # the forkserver reports it after the answer, perhaps
     assert unload(server, "m").status == 200
 
 
-def test_a_model_that_loses_its_device_each_time_is_left_alone(server: Server) -> None:
-    """After the third within a minute 503 with the cause, as after any three deaths."""
+def test_a_model_that_loses_its_device_each_time_pauses(server: Server) -> None:
+    """After the third time within a minute: 503 with the cause, as after any three crashes."""
     assert load(server, "m", server.models / "exhaust").status == 200
     lost = [invoke(server, "m", '{"of": "context", "keeps": true}') for _ in range(3)]
 
@@ -120,8 +120,8 @@ def test_a_model_that_loses_its_device_each_time_is_left_alone(server: Server) -
     assert unload(server, "m").status == 200
 
 
-def test_what_a_model_has_grown_to_does_not_keep_it_out(start: Start, models: Path) -> None:
-    """It grew beyond the budget at work, and died: it is loaded again as it was at first, not refused for ever."""
+def test_a_model_that_grew_beyond_the_budget_is_loaded_again(start: Start, models: Path) -> None:
+    """It grew beyond the budget during a request, and crashed. The next load reserves its size right after loading."""
     path = toy(models, "exhaust")
     server = start(models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=models, SERVE_MEMORY_BUDGET_MB=60)
     assert load(server, "m", path).status == 200
@@ -134,7 +134,7 @@ def test_what_a_model_has_grown_to_does_not_keep_it_out(start: Start, models: Pa
 
 
 def test_too_many_models_for_the_hosts_files_is_507(start: Start, models: Path) -> None:
-    """The host keeps some file descriptors for those who ask it things; after an unload the next load fits."""
+    """The host keeps spare file descriptors for its own connections; after an unload the next load fits."""
     path = toy(models, "echo")
     server = start(models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=models)
     host = server.part("host")

@@ -1,4 +1,4 @@
-"""A model that crashes, hangs or is overrun costs only what was in its hands, and the caller hears why."""
+"""A model that crashes, hangs or is overloaded fails only the requests it holds, and each answer states the cause."""
 
 import os
 import re
@@ -40,14 +40,14 @@ def hasty(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> Serv
 
 
 def _seen(server: Server, name: str = "tally") -> list[str]:
-    """The ids of all requests that a tally has begun, in order."""
+    """The ids of all requests whose work the tally model has begun, in order."""
     path = server.models / name / "seen"
     return path.read_text().split() if path.exists() else []
 
 
 @pytest.mark.parametrize("how", DEATHS)
-def test_a_death_is_told_to_its_caller_alone(server: Server, how: str) -> None:
-    """500 with the cause to the one in its hands; the next request has a new process."""
+def test_a_crash_fails_only_its_own_request(server: Server, how: str) -> None:
+    """500 with the cause for the request at work; a new process answers the next one."""
     body, cause = DEATHS[how]
     first = server.invoke(how, {}).json["pid"]
 
@@ -61,8 +61,8 @@ def test_a_death_is_told_to_its_caller_alone(server: Server, how: str) -> None:
     assert server.model(how)["deaths"] == 1
 
 
-def test_those_in_the_queue_of_a_dying_model_are_answered(server: Server, tmp_path: Path, later: Later) -> None:
-    """By its next process, each sent once; the one that may have begun is not sent again."""
+def test_queued_requests_of_a_crashing_model_are_answered(server: Server, tmp_path: Path, later: Later) -> None:
+    """By its next process, each sent once; a request that may have begun is not sent again."""
     gate = tmp_path / "gate"
     crashed = later(server.invoke, "tally", {"id": "first", "gate": str(gate), "crash": True})
     wait_until(lambda: _seen(server) == ["first"])
@@ -77,8 +77,8 @@ def test_those_in_the_queue_of_a_dying_model_are_answered(server: Server, tmp_pa
     assert sorted(_seen(server)) == ["first", *(f"next-{number}" for number in range(5))]
 
 
-def test_a_model_that_keeps_dying_is_left_alone_for_a_while(server: Server) -> None:
-    """After three deaths in a minute 503 with cause and Retry-After; later it is tried again."""
+def test_a_model_that_keeps_crashing_pauses(server: Server) -> None:
+    """After three crashes in a minute: 503 with the cause and Retry-After. Later it is loaded again."""
     answers = [server.invoke("often", {"crash": True}) for _ in range(3)]
 
     assert [each.status for each in answers] == [500, 500, 503]
@@ -89,8 +89,8 @@ def test_a_model_that_keeps_dying_is_left_alone_for_a_while(server: Server) -> N
     wait_until(lambda: server.invoke("often", {}).status == 200)
 
 
-def test_a_batch_that_fails_runs_its_members_alone(server: Server, tmp_path: Path, later: Later) -> None:
-    """The one at fault gets its error, the others their answers."""
+def test_the_requests_of_a_failed_batch_are_retried_one_by_one(server: Server, tmp_path: Path, later: Later) -> None:
+    """The faulty request gets its error, the others their answers."""
     gate = tmp_path / "gate"
     first = later(server.invoke, "batch", {"gate": str(gate)})
     wait_until(lambda: server.model("batch")["inFlight"] == 1)
@@ -104,12 +104,12 @@ def test_a_batch_that_fails_runs_its_members_alone(server: Server, tmp_path: Pat
     assert [each.status for each in answers] == [200, 500, 200]
     assert [(each.json["id"], each.json["batch"]) for each in (answers[0], answers[2])] == [(1, 1), (2, 1)]
     assert "ValueError: told to fail" in answers[1].json["message"]
-    assert [each["size"] for each in server.events("batch failed, running its members alone")] == [3]
+    assert [each["size"] for each in server.events("batch failed, retrying its requests one by one")] == [3]
 
 
 @pytest.mark.parametrize(("model", "body"), [("stuck", {"stuck": True}), ("slow", {"seconds": 3600})])
-def test_a_request_beyond_the_limit_is_ended(hasty: Server, model: str, body: dict[str, Any]) -> None:
-    """The caller hears of limit and setting, before the platform gives up; the process is gone, the next one works."""
+def test_a_request_beyond_the_limit_is_killed(hasty: Server, model: str, body: dict[str, Any]) -> None:
+    """The answer names limit and setting before the platform's own timeout; the process is killed, the next works."""
     good = {"seconds": 0}
     pid = hasty.invoke(model, good).json["pid"]
     began = time.monotonic()
@@ -125,8 +125,8 @@ def test_a_request_beyond_the_limit_is_ended(hasty: Server, model: str, body: di
     assert hasty.invoke(model, good).status == 200
 
 
-def test_who_waited_behind_a_stuck_request_is_told_so(hasty: Server, later: Later) -> None:
-    """503, to be tried again, or the answer of the next process: nobody began it. 500 is for the stuck one."""
+def test_a_request_queued_behind_a_stuck_one_is_retryable(hasty: Server, later: Later) -> None:
+    """503, or the answer of the next process, since its work did not begin. The stuck request gets 500."""
     assert hasty.invoke("stuck", {}).status == 200
     stuck = later(hasty.invoke, "stuck", {"stuck": True})
     wait_until(lambda: hasty.model("stuck")["inFlight"] == 1)
@@ -137,13 +137,13 @@ def test_who_waited_behind_a_stuck_request_is_told_so(hasty: Server, later: Late
     if answer.status != 200:
         assert (answer.status, answer.json["type"]) == (503, "DeadlineExceededException")
         assert re.search(
-            "not begun|waited .* in the queue", answer.json["message"]
+            "did not begin|waited .* in the queue", answer.json["message"]
         )  # nginx, or the next process, says it
         assert answer.json["retryable"]
 
 
-def test_who_waited_behind_a_stuck_text_is_told_so_too(start: Start, models: Path) -> None:
-    """Text generation tells as well whose prompts it has begun with: the next caller's it had not."""
+def test_a_request_queued_behind_a_stuck_text_is_retryable(start: Start, models: Path) -> None:
+    """Text generation also reports which requests it has begun; the next one it has not."""
     tiny.gpt2(models / "gpt2")
     hasty = start(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=3)
     body = {"inputs": "w1", "parameters": {"max_new_tokens": 2}}
@@ -158,12 +158,14 @@ def test_who_waited_behind_a_stuck_text_is_told_so_too(start: Start, models: Pat
             os.kill(pid, signal.SIGCONT)
 
     assert (answer.status, answer.json["type"]) == (503, "DeadlineExceededException"), answer.body
-    assert "not begun" in answer.json["message"]
+    assert "did not begin" in answer.json["message"]
     assert answer.json["retryable"]
 
 
-def test_what_cannot_be_done_in_time_is_not_begun(start: Start, models: Path, tmp_path: Path, later: Later) -> None:
-    """A request that has waited too long in the queue gets 503 with Retry-After, and the model never sees it."""
+def test_a_request_that_cannot_meet_its_deadline_is_not_begun(
+    start: Start, models: Path, tmp_path: Path, later: Later
+) -> None:
+    """A request that has waited too long in the queue gets 503 with Retry-After, and never reaches the model."""
     gate = tmp_path / "gate"
     toy(models, "tally")
     hasty = start(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=12)
@@ -187,7 +189,7 @@ def test_what_cannot_be_done_in_time_is_not_begun(start: Start, models: Path, tm
 
 
 def test_a_full_queue_refuses_at_once(start: Start, models: Path, tmp_path: Path, later: Later) -> None:
-    """503 with Retry-After while the model is at work; those that found room are answered."""
+    """503 with Retry-After while the model is busy; the queued requests are answered."""
     toy(models, "tally")
     server = start(models, SERVE_QUEUE_LIMIT=2)
     gate = tmp_path / "gate"

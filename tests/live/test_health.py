@@ -31,7 +31,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 @pytest.mark.parametrize("path", ["/ping", "/ping/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 def test_ping_is_answered(server: Server, method: str, path: str) -> None:
-    """By every method the platform is said to use, with and without a slash, without a redirect, without a body."""
+    """For every method that the platform may use, with and without a slash, without a redirect, without a body."""
     answer = server.request(method, path)
     assert (answer.status, answer.body) == (200, b"")
     assert "x-request-id" in answer.headers
@@ -68,7 +68,7 @@ def _took_pings(server: Server) -> float:
 
 @pytest.mark.parametrize("lane", LANES)
 def test_a_request_keeps_its_id(server: Server, lane: str) -> None:
-    """X-Request-Id, else the platform's inference id, else one of ours; in the answer and in the body of an error."""
+    """X-Request-Id, else the platform's inference id, else one made by nginx; in the answer and in an error's body."""
     given = {"X-Request-Id": "mine-1", "X-Amzn-SageMaker-Inference-Id": "theirs-1"}
     inference = {"X-Amzn-SageMaker-Inference-Id": "theirs-1"}
     unfit = {"X-Request-Id": "no spaces, please"}
@@ -90,8 +90,8 @@ def test_a_request_keeps_its_id(server: Server, lane: str) -> None:
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_custom_attributes_come_back(server: Server, lane: str) -> None:
-    """On success and on error, once each: the platform hands the caller what the container answers."""
+def test_custom_attributes_are_echoed(server: Server, lane: str) -> None:
+    """On success and on error, once each: the platform passes the container's value to the caller."""
     attributes = {"X-Amzn-SageMaker-Custom-Attributes": "trace=abc;tenant=7"}
 
     good = server.request("POST", "/invocations", BODIES[lane], {**LANES[lane], **JSON, **attributes})
@@ -103,7 +103,7 @@ def test_custom_attributes_come_back(server: Server, lane: str) -> None:
 
 
 def test_the_log_is_json_and_holds_no_payload(server: Server) -> None:
-    """One line a request with its id and model, on both lanes; nothing of pings, nothing of bodies, good or bad."""
+    """One line a request with its id and model, on both lanes; no successful pings, no bodies, valid or invalid."""
     bodies = {"good": MARKER, "bad": f'{{"{MARKER}": ', "named": json.dumps({"model_type": "echo", "x": MARKER})}
     before = server.log.count('"/ping"')
     server.invoke("echo", bodies["good"], "text/plain", **{"X-Request-Id": "straight-1"})
@@ -138,7 +138,7 @@ def _metrics(server: Server) -> dict[tuple[str, str], float]:
     return {(sample.name, sample.labels.get("model", "")): sample.value for sample in samples}
 
 
-def test_metrics_count_what_all_processes_answered(server: Server) -> None:
+def test_metrics_count_the_answers_of_all_processes(server: Server) -> None:
     """In Prometheus text: requests of a model, and those of every web worker."""
     before = _metrics(server)
 

@@ -1,4 +1,4 @@
-"""Which model gets a request, by every way of naming one."""
+"""The model that a request reaches, for every way of naming it."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.live.stack import toy
 
 
 def test_each_way_of_naming_a_model_reaches_it(start: Start, models: Path) -> None:
-    """Path, either header, body field, custom attributes: the echo answers on both lanes."""
+    """Path, either header, body field, custom attributes: the echo model answers on both lanes."""
     toy(models, "echo")
     toy(models, "slow")
     server = start(models)
@@ -37,8 +37,8 @@ def output_fn(prediction, accept):
 """
 
 
-def test_a_models_own_headers_send_nobody_elsewhere(start: Start, models: Path) -> None:
-    """What nginx obeys from a web worker it passes on from a model, on both lanes."""
+def test_a_models_own_headers_redirect_no_request(start: Start, models: Path) -> None:
+    """nginx obeys X-Accel headers of a web worker; those of a model it passes on, on both lanes."""
     toy(models, "echo", "own", {"code/inference.py": OBEYED})
     toy(models, "echo")
     server = start(models)
@@ -48,8 +48,8 @@ def test_a_models_own_headers_send_nobody_elsewhere(start: Start, models: Path) 
 
 
 @pytest.mark.parametrize("name", ["nope", "../echo", "a/../../b", "%2e%2e", "x" * 10_000, "ec ho"])
-def test_an_unknown_name_is_404_and_says_what_there_is(start: Start, models: Path, name: str) -> None:
-    """Whatever the name looks like, nothing outside the model directory is reached."""
+def test_an_unknown_name_is_404_and_lists_the_models(start: Start, models: Path, name: str) -> None:
+    """No name reaches anything outside the model directory."""
     toy(models, "echo")
     toy(models, "slow")
     server = start(models)

@@ -1,4 +1,4 @@
-"""What is large or long: bodies of asynchronous inference, held once; headers that stay short; streams with an end."""
+"""Large and long things: bodies of asynchronous inference are held once, headers stay short, streams have a limit."""
 
 import http.client
 import shutil
@@ -27,7 +27,7 @@ def _peak(pid: int) -> int:
 
 
 def test_a_large_body_is_held_once(server: Server) -> None:
-    """128 MB in: the runner holds them, and what its model makes of them (here one copy), and no third."""
+    """128 MB: the runner holds the body and the model's own copy, and no third."""
     pid = int(server.invoke("echo", b"x", BYTES).body.partition(b":")[0])
     before = _peak(pid)
     body = bytes(128 << 20)
@@ -50,8 +50,8 @@ def test_headers_stay_short(server: Server) -> None:
         assert int(answer.headers["content-length"]) == len(answer.body)
 
 
-def test_no_room_on_the_disk_is_told(server: Server) -> None:
-    """507 where the body cannot be written; what fits in memory is answered, and all of it again once there is room."""
+def test_a_full_disk_is_507(server: Server) -> None:
+    """507 if the body cannot be written; bodies that fit into memory are answered, and all once there is space."""
     spool = server.run_dir / "body"
     shutil.rmtree(spool)
     try:
@@ -66,15 +66,15 @@ def test_no_room_on_the_disk_is_told(server: Server) -> None:
     assert server.invoke("echo", bytes(1 << 20), BYTES).status == 200
 
 
-def test_a_reference_is_refused_unless_somebody_allowed_it(server: Server) -> None:
-    """And the setting that allows it is named."""
+def test_a_reference_is_refused_unless_it_is_allowed(server: Server) -> None:
+    """The error names the setting that allows it."""
     answer = server.invoke("echo", "s3://bucket/key", "text/uri-list")
     assert (answer.status, answer.json["type"]) == (403, "AccessDeniedException")
     assert "SERVE_S3_INPUTS" in answer.json["hint"]
 
 
 def test_a_stream_ends_at_its_own_limit(server: Server) -> None:
-    """It is broken off, not ended; the limit of other requests, an hour here, is not its limit."""
+    """The connection is closed without the last chunk; the limit of other requests, an hour here, does not apply."""
     assert server.invoke("stream", {"chunks": 1}).status == 200
     with pytest.raises(http.client.IncompleteRead) as broken:
         server.invoke("stream", {"chunks": 1000, "delay": 0.05})

@@ -1,4 +1,4 @@
-"""A model comes in with its first request, once for all who wait, and a load that fails says why."""
+"""A model is loaded by its first request, once for all that wait; a failed load states its cause."""
 
 import time
 from pathlib import Path
@@ -24,19 +24,19 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 
 @pytest.fixture
 def gate(server: Server, request: pytest.FixtureRequest) -> Path:
-    """The file that the model named by the test's parameter waits for."""
+    """The file that the model of the test's parameter waits for."""
     return server.models.parent / f"gate-{request.param}"
 
 
 def _calls(server: Server, model: str, later: Later, count: int) -> list[Any]:
-    """So many calls, all of them waiting in the model's socket."""
+    """So many requests, all of them waiting in the model's socket."""
     calls = [later(server.invoke, model, {}) for _ in range(count)]
     wait_until(lambda: server.queued(model) >= count)
     return calls
 
 
 def test_a_model_is_loaded_by_its_first_request(server: Server) -> None:
-    """GET /models tells absent before, and ready with bytes, loads, requests and lastUsed after."""
+    """GET /models shows `absent` before, and `ready` with bytes, loads, requests and lastUsed after."""
     before = server.model("lazy")
     assert (before["state"], before["bytes"], before["loads"], before["lastUsed"]) == ("absent", 0, 0, None)
 
@@ -49,8 +49,8 @@ def test_a_model_is_loaded_by_its_first_request(server: Server) -> None:
     assert server.get("/models/lazy").json["loads"] == 1
 
 
-def test_first_requests_that_come_together_share_one_load(server: Server) -> None:
-    """32 at once: one load, and one process answers them all."""
+def test_concurrent_first_requests_share_one_load(server: Server) -> None:
+    """32 at once: one load, and one process answers all of them."""
     answers = at_once(32, lambda number: server.invoke("stampeded", {"id": number}))
 
     assert [each.status for each in answers] == [200] * 32
@@ -61,8 +61,8 @@ def test_first_requests_that_come_together_share_one_load(server: Server) -> Non
 
 
 @pytest.mark.parametrize("gate", ["fails"], indirect=True)
-def test_a_failed_load_is_told_to_all_who_wait_and_remembered(server: Server, gate: Path, later: Later) -> None:
-    """Each gets the cause; whoever comes at once gets it too, with Retry-After, and nothing is loaded again."""
+def test_a_failed_load_answers_all_waiting_requests_and_is_remembered(server: Server, gate: Path, later: Later) -> None:
+    """Each gets the cause. A request soon after gets it too, with Retry-After, and no load is tried."""
     calls = _calls(server, "fails", later, 8)
 
     gate.write_text("weights are corrupt")
@@ -76,7 +76,7 @@ def test_a_failed_load_is_told_to_all_who_wait_and_remembered(server: Server, ga
 
 
 def _assert_remembered(server: Server, model: str, first: Answer) -> None:
-    """The pause doubles with each failure, so on a slow machine a later round is quick enough to see it."""
+    """The pause doubles with each failure, so that on a slow machine a later round falls into it."""
     for _ in range(6):
         began, loads = time.monotonic(), server.model(model)["loads"]
         again = server.invoke(model, {})
@@ -91,8 +91,8 @@ def _assert_remembered(server: Server, model: str, first: Answer) -> None:
 
 
 @pytest.mark.parametrize("gate", ["mended"], indirect=True)
-def test_a_failed_model_is_tried_again_after_its_pause(server: Server, gate: Path) -> None:
-    """Once its files are mended it works, without anybody starting anything again."""
+def test_a_failed_model_is_loaded_again_after_its_pause(server: Server, gate: Path) -> None:
+    """Once its files are fixed it works, without a restart."""
     gate.write_text("weights are corrupt")
     assert server.invoke("mended", {}).status == 424
 
@@ -103,7 +103,7 @@ def test_a_failed_model_is_tried_again_after_its_pause(server: Server, gate: Pat
 
 
 @pytest.mark.parametrize("gate", ["slowly"], indirect=True)
-def test_while_one_model_loads_everything_else_answers(server: Server, gate: Path, later: Later) -> None:
+def test_while_one_model_loads_all_others_answer(server: Server, gate: Path, later: Later) -> None:
     """/ping, GET /models and other models, all before the load may end."""
     waiting = later(server.invoke, "slowly", {})
     wait_until(lambda: server.model("slowly")["state"] == "loading")
@@ -116,13 +116,13 @@ def test_while_one_model_loads_everything_else_answers(server: Server, gate: Pat
     assert waiting.result().status == 200
 
 
-def test_a_model_has_the_aliases_and_options_of_its_card(server: Server) -> None:
-    """By each alias it answers, backwards as its options say."""
+def test_a_model_has_the_aliases_and_options_of_its_model_toml(server: Server) -> None:
+    """It answers to each alias, backwards as its options demand."""
     answers = [server.invoke(name, "abc", "text/plain").body for name in ("carded", "first", "second")]
     assert [each.split(b":")[1] for each in answers] == [b"cba"] * 3
 
 
-def test_a_card_with_an_unknown_key_makes_a_model_unusable(server: Server) -> None:
+def test_a_model_toml_with_an_unknown_key_makes_a_model_unusable(server: Server) -> None:
     """424 with the key and a suggestion; the other models are served."""
     answer = server.invoke("mistyped", {})
     assert answer.status == 424
@@ -131,8 +131,8 @@ def test_a_card_with_an_unknown_key_makes_a_model_unusable(server: Server) -> No
     assert server.model("mistyped")["state"] == "failed"
 
 
-def test_a_load_beyond_its_limit_is_killed_and_says_so(start: Start, models: Path, later: Later) -> None:
-    """SERVE_LOAD_LIMIT ends it: the caller hears of the setting, the process is gone."""
+def test_a_load_beyond_its_limit_is_killed(start: Start, models: Path, later: Later) -> None:
+    """The answer names SERVE_LOAD_LIMIT, and the process is gone."""
     toy(models, "slowload")
     server = start(models, SERVE_LOAD_LIMIT=2)
     call = later(server.invoke, "slowload", {})

@@ -1,4 +1,4 @@
-"""The multi-model API as the platform speaks it, against the whole stack."""
+"""The multi-model API as the platform calls it, against the whole stack."""
 
 import json
 import os
@@ -26,14 +26,14 @@ def platform(start: Start, models: Path) -> Callable[..., Server]:
 
 @pytest.fixture(scope="module")
 def server(start_shared: Start, shared_models: Path) -> Server:
-    """One that tests share which leave nothing behind."""
+    """A server for the tests that leave nothing behind."""
     toy(shared_models, "echo")
     toy(shared_models, "hungry")
     return start_shared(shared_models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=shared_models)
 
 
 def test_a_model_is_loaded_listed_invoked_and_unloaded(platform: Callable[..., Server], models: Path) -> None:
-    """Exact bodies and codes, as AWS's own servers have them; nothing is left of it, process and memory included."""
+    """Bodies and statuses are those of AWS's own servers; nothing of the model is left, process and memory included."""
     path = toy(models, "hungry", files={"mb.txt": "64"})
     server = platform()
     assert server.get("/models").json == {"models": []}
@@ -59,7 +59,7 @@ def test_a_model_is_loaded_listed_invoked_and_unloaded(platform: Callable[..., S
 
 
 def test_a_failed_load_leaves_nothing_behind(platform: Callable[..., Server], models: Path) -> None:
-    """It says why; /ping stays 200; the next load is a fresh try, never a 409."""
+    """The answer states the cause; /ping stays 200; the next load is tried afresh, never a 409."""
     path = toy(models, "badload")
     server = platform()
 
@@ -74,7 +74,7 @@ def test_a_failed_load_leaves_nothing_behind(platform: Callable[..., Server], mo
     assert invoke(server, "bad").status == 200
 
 
-def test_what_does_not_fit_is_507_and_evicts_nobody(platform: Callable[..., Server], models: Path) -> None:
+def test_a_model_that_does_not_fit_is_507_and_evicts_none(platform: Callable[..., Server], models: Path) -> None:
     """The platform unloads, and then the same load fits at once."""
     big = toy(models, "hungry", files={"mb.txt": "120"})
     server = platform(SERVE_MEMORY_BUDGET_MB=200)
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_507_and_evicts_nobody(platform: Callable[..., Serv
 def test_two_loads_of_one_model_are_one_load_and_a_conflict(
     platform: Callable[..., Server], models: Path, tmp_path: Path
 ) -> None:
-    """While other models load beside it, and answer."""
+    """While other models load at the same time, and answer."""
     gate = tmp_path / "gate"
     slow = toy(models, "slowload", files={"gate.txt": str(gate)})
     quick = toy(models, "echo")
@@ -112,7 +112,7 @@ def test_two_loads_of_one_model_are_one_load_and_a_conflict(
     assert first[0].status == 200
 
 
-def test_an_unload_waits_for_what_is_in_flight(platform: Callable[..., Server], models: Path) -> None:
+def test_an_unload_waits_for_requests_in_flight(platform: Callable[..., Server], models: Path) -> None:
     """The request is answered, then the model is gone."""
     path = toy(models, "slow")
     server = platform()
@@ -128,7 +128,7 @@ def test_an_unload_waits_for_what_is_in_flight(platform: Callable[..., Server], 
     assert (gone.status, answers[0].status) == (200, 200)
 
 
-def test_a_load_can_be_called_off(platform: Callable[..., Server], models: Path, tmp_path: Path) -> None:
+def test_a_load_can_be_cancelled(platform: Callable[..., Server], models: Path, tmp_path: Path) -> None:
     """DELETE during a load ends the load; both are answered and nothing stays."""
     path = toy(models, "slowload", files={"gate.txt": str(tmp_path / "never")})
     server = platform()
@@ -145,8 +145,8 @@ def test_a_load_can_be_called_off(platform: Callable[..., Server], models: Path,
     assert load(server, "slow", toy(models, "echo")).status == 200
 
 
-def test_a_loaded_model_that_dies_comes_back_by_itself(platform: Callable[..., Server], models: Path) -> None:
-    """It stays loaded for the platform: 500 to whom it died on, 200 to the next."""
+def test_a_loaded_model_that_crashes_is_loaded_again(platform: Callable[..., Server], models: Path) -> None:
+    """For the platform it stays loaded: 500 for the request at work, 200 for the next."""
     path = toy(models, "crash")
     server = platform()
     load(server, "crash", path)
@@ -158,8 +158,8 @@ def test_a_loaded_model_that_dies_comes_back_by_itself(platform: Callable[..., S
     assert listed(server) == ["crash"]
 
 
-def test_a_model_named_in_the_body_is_told_by_its_name(platform: Callable[..., Server], models: Path) -> None:
-    """Also where the name is too long for a socket, which then has a short id."""
+def test_an_error_has_the_name_of_a_model_that_the_body_names(platform: Callable[..., Server], models: Path) -> None:
+    """Also if the name is too long for a socket, which then has a hash as its name."""
     name = "crash-" + "x" * 80
     server = platform()
     assert load(server, name, toy(models, "crash")).status == 200
@@ -188,8 +188,8 @@ JUNK = [
 ]
 
 
-def test_junk_is_refused_and_hurts_nobody(platform: Callable[..., Server], models: Path) -> None:
-    """400 in the one shape of errors, for bodies, names and tokens; then everything works as before."""
+def test_invalid_requests_are_refused_and_affect_no_model(platform: Callable[..., Server], models: Path) -> None:
+    """400 in the shape of every error, for bodies, names and tokens; then all works as before."""
     (models / "out").symlink_to("/etc")
     server = platform()
     junk = [
@@ -219,7 +219,7 @@ def test_junk_is_refused_and_hurts_nobody(platform: Callable[..., Server], model
 
 @pytest.mark.parametrize("name", ["m", "x" * 65, "x" * 255, "a.b-c_d", "0"])
 def test_a_name_may_be_as_long_as_the_platform_makes_it(server: Server, name: str) -> None:
-    """Each with a socket, an entry and an end of its own."""
+    """Each has its own socket and its own entry, and is unloaded."""
     path = server.models / "echo"
     beside = name[:-1] + "y"
     assert load(server, name, path).status == load(server, beside, path).status == 200
@@ -238,7 +238,7 @@ def test_a_name_may_be_as_long_as_the_platform_makes_it(server: Server, name: st
 
 
 def test_an_unload_holds_the_name_until_it_is_answered(server: Server, later: Later, tmp_path: Path) -> None:
-    """A second DELETE meanwhile finds no such model, a load is a conflict; after the answer it is a fresh one."""
+    """Meanwhile a second DELETE is 404 and a load is 409; after the answer a load succeeds."""
     gate = tmp_path / "gate"
     path = server.models / "hungry"
     load(server, "busy", path)
@@ -258,10 +258,10 @@ def test_an_unload_holds_the_name_until_it_is_answered(server: Server, later: La
     assert unload(server, "busy").status == 200
 
 
-def test_a_directory_that_vanishes_while_it_loads_is_told(
+def test_a_directory_that_vanishes_during_its_load_is_404(
     platform: Callable[..., Server], models: Path, tmp_path: Path, later: Later
 ) -> None:
-    """404 that names it, nothing is left, and the next load is a fresh try."""
+    """The error names it, nothing is left, and the next load is tried afresh."""
     gate = tmp_path / "gate"
     path = toy(models, "slowload", files={"gate.txt": str(gate)})
     server = platform()
@@ -274,16 +274,16 @@ def test_a_directory_that_vanishes_while_it_loads_is_told(
 
     assert answer.status == 404, answer.body
     assert str(path) in answer.json["message"]
-    assert "vanished" in answer.json["message"]
+    assert "was removed during the load" in answer.json["message"]
     assert load(server, "slow", path).status == 404
     gate.write_text("")
     assert load(server, "slow", toy(models, "slowload", files={"gate.txt": str(gate)})).status == 200
 
 
-def test_loads_go_on_side_by_side_and_others_are_served(
+def test_loads_are_concurrent_and_other_models_are_served(
     platform: Callable[..., Server], models: Path, tmp_path: Path, later: Later
 ) -> None:
-    """Two loads that wait for the same thing; /ping, /invocations by header and by body, all answer meanwhile."""
+    """Two loads wait for the same file; /ping and /invocations, by header and by body, answer meanwhile."""
     gate = tmp_path / "gate"
     slow = [toy(models, "slowload", f"slow{number}", {"gate.txt": str(gate)}) for number in range(2)]
     server = platform()
@@ -302,8 +302,8 @@ def test_loads_go_on_side_by_side_and_others_are_served(
     assert listed(server) == ["ready", "slow0", "slow1"]
 
 
-def test_a_dead_models_room_is_kept_for_it(platform: Callable[..., Server], models: Path) -> None:
-    """The platform still counts it as loaded: another load is told 507, and the dead one serves its next caller."""
+def test_the_memory_of_a_crashed_model_stays_reserved(platform: Callable[..., Server], models: Path) -> None:
+    """The platform still counts it as loaded: another load is 507, and the crashed model answers its next request."""
     path = toy(models, "hungry", files={"mb.txt": "60"})
     server = platform(SERVE_MEMORY_BUDGET_MB=170)
     assert [load(server, name, path).status for name in ("a", "b")] == [200, 200]
@@ -318,8 +318,8 @@ def test_a_dead_models_room_is_kept_for_it(platform: Callable[..., Server], mode
     assert load(server, "c", path).status == 200
 
 
-def test_what_only_just_fits_fits_again_and_again(platform: Callable[..., Server], models: Path) -> None:
-    """When DELETE has answered the memory is back: twenty times over, no 507."""
+def test_a_model_that_just_fits_can_be_loaded_again_and_again(platform: Callable[..., Server], models: Path) -> None:
+    """When DELETE is answered the memory is free: twenty times, no 507."""
     path = toy(models, "hungry", files={"mb.txt": "100"})
     server = platform(SERVE_MEMORY_BUDGET_MB=150)
 
@@ -330,8 +330,8 @@ def test_what_only_just_fits_fits_again_and_again(platform: Callable[..., Server
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_every_web_worker_knows_the_same(platform: Callable[..., Server], models: Path, workers: int) -> None:
-    """As soon as a load or an unload is answered, whichever worker is asked, and under traffic."""
+def test_all_web_workers_agree(platform: Callable[..., Server], models: Path, workers: int) -> None:
+    """As soon as a load or an unload is answered, and under traffic."""
     path = toy(models, "echo")
     server = platform(SERVE_WEB_WORKERS=workers)
 
@@ -351,8 +351,8 @@ def test_every_web_worker_knows_the_same(platform: Callable[..., Server], models
     assert at_once(6, in_turns) == [[(200,) * 7, (200,) + (404,) * 6] * 2] * 6
 
 
-def test_pages_hold_while_models_come_and_go(platform: Callable[..., Server], models: Path) -> None:
-    """More than a page of models: each that stays is on exactly one of the pages, whatever else happens."""
+def test_pages_are_stable_while_models_are_loaded_and_unloaded(platform: Callable[..., Server], models: Path) -> None:
+    """More than a page of models: each that stays loaded is on exactly one of the pages."""
     path = toy(models, "echo")
     server = platform()
     stay = [f"s{number:03}" for number in range(102)]
@@ -385,8 +385,8 @@ def test_pages_hold_while_models_come_and_go(platform: Callable[..., Server], mo
         moving.join(PATIENCE)
 
 
-def test_more_loads_than_the_forkserver_can_be_told_of_at_once(platform: Callable[..., Server], models: Path) -> None:
-    """While it imports, say, and hears nothing: the host answers all the same, and then they are all loaded."""
+def test_more_loads_than_fit_into_the_forkservers_channel(platform: Callable[..., Server], models: Path) -> None:
+    """During an import the forkserver reads nothing: the host still answers, and later all models are loaded."""
     path = toy(models, "echo")
     server = platform()
     forkserver = server.part("forkserver")
@@ -413,7 +413,7 @@ def test_more_loads_than_the_forkserver_can_be_told_of_at_once(platform: Callabl
 
 
 def test_many_models_one_after_another_leave_nothing(platform: Callable[..., Server], models: Path) -> None:
-    """Thirty come and go: no process, socket or file descriptor more than before."""
+    """Thirty are loaded and unloaded: no process, socket or file descriptor more than before."""
     path = toy(models, "echo")
     server = platform()
 

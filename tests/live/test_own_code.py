@@ -1,4 +1,4 @@
-"""Models with code of their own live side by side: each sees its own modules and its own versions of packages."""
+"""Models with their own code run side by side: each has its own modules and its own versions of packages."""
 
 import zipfile
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def own(models: Path, name: str, files: Mapping[str, str]) -> None:
 
 
 def wheel(models: Path, model: str, name: str, version: str, requires: str = "") -> None:
-    """A package whose module says its version, as a wheel beside a model's requirements."""
+    """A package whose module has its version, as a wheel beside a model's requirements."""
     info = f"{name}-{version}.dist-info"
     needs = f"Requires-Dist: {requires}\n" if requires else ""
     directory = models / model / "code" / "wheels"
@@ -71,18 +71,18 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 
 
 def test_modules_of_the_same_name_are_each_models_own(server: Server) -> None:
-    """In turns, so that neither finds what the other has imported."""
+    """In alternation, so that neither finds the other's imports."""
     assert [server.invoke(name, "0").json for name in ("ada", "bob", "ada")] == ["ada", "bob", "ada"]
 
 
-def test_what_is_printed_is_in_the_log(server: Server) -> None:
+def test_printed_text_is_in_the_log(server: Server) -> None:
     """At once, not when the process ends."""
     server.invoke("bob", "0")
     wait_until(lambda: "printed by bob\n" in server.log)
 
 
 def test_two_models_have_two_versions_of_one_package(server: Server) -> None:
-    """Installed from the wheels beside them when they are loaded, with what those need; again only if that changes."""
+    """They are installed from the wheels beside the models, with dependencies; again only after a change."""
     answers = {name: server.invoke(name, "0").json for name in ("needs-1", "needs-2")}
     assert answers == {"needs-1": ["1.0", "1.0.1"], "needs-2": ["2.0", "2.0.1"]}
     installed = {event["model"]: sorted(event["packages"]) for event in server.events("installed packages")}
@@ -93,8 +93,8 @@ def test_two_models_have_two_versions_of_one_package(server: Server) -> None:
     assert not list(server.models.rglob("*.dist-info"))
 
 
-def test_what_cannot_be_installed_is_said(server: Server) -> None:
-    """With pip's own last word."""
+def test_a_failed_installation_states_its_cause(server: Server) -> None:
+    """With pip's last line."""
     refused = server.invoke("lacks", "0")
     assert refused.status == 424
     assert refused.json["message"] == (
@@ -103,7 +103,7 @@ def test_what_cannot_be_installed_is_said(server: Server) -> None:
 
 
 def test_a_vendored_package_hides_one_that_the_server_has_in_memory(server: Server) -> None:
-    """Even one that all runners are forked with."""
+    """Even one that the forkserver has imported."""
     assert server.invoke("trees", "1,2,3,4", "text/csv").status == 200
     assert server.invoke("vendors", "0").json == "vendored"
 
@@ -114,8 +114,8 @@ def test_the_program_may_have_another_name(server: Server) -> None:
     assert "SAGEMAKER_SUBMIT_DIRECTORY is not fetched" in server.log
 
 
-def test_what_the_code_imports_gets_the_threads_of_the_model(server: Server) -> None:
-    """OpenMP reads their number when torch or another library is loaded, which may be in model_fn."""
+def test_imported_libraries_use_the_threads_of_the_model(server: Server) -> None:
+    """OpenMP reads the number when torch or another library is imported, which may be in model_fn."""
     assert server.invoke("threads", "0").json == "3"
 
 

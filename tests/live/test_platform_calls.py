@@ -220,7 +220,7 @@ def test_openais_path_reaches_the_container(aws: Account) -> None:
     # The endpoint's only model is no language model: the error came from /v1/chat/completions.
     assert [each.status_code for each in responses] == [424, 400]
     assert responses[0].json()["OriginalStatusCode"] == 404
-    assert "does not answer /v1/chat/completions" in responses[0].json()["OriginalMessage"]
+    assert "does not support the path /v1/chat/completions" in responses[0].json()["OriginalMessage"]
     assert responses[1].json()["Message"] == "Endpoint nowhere of account 123456789012 not found."
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,13 @@ CLEAN = {key: value for key, value in os.environ.items() if not key.startswith((
 class Command:
     """The running command, with its output in a file."""
 
-    def __init__(self, out: Path, *arguments: str, wrapper: Sequence[str] = ()) -> None:
+    def __init__(self, out: Path, *arguments: str) -> None:
         self._out = out
         with out.open("w") as stdout:
-            emulator = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", *arguments]
-            self.process = subprocess.Popen([*wrapper, *emulator], cwd=ROOT, env=CLEAN, stdout=stdout, stderr=stdout)
+            command = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", *arguments]
+            self.process = subprocess.Popen(
+                [*IGNORING_SIGINT, *command], cwd=ROOT, env=CLEAN, stdout=stdout, stderr=stdout
+            )
 
     @property
     def output(self) -> str:
@@ -44,8 +46,8 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """run(arguments...) starts the command. It is killed after the test if it still runs."""
     commands: list[Command] = []
 
-    def start(*arguments: str, wrapper: Sequence[str] = ()) -> Command:
-        commands.append(Command(tmp_path / "out", *arguments, wrapper=wrapper))
+    def start(*arguments: str) -> Command:
+        commands.append(Command(tmp_path / "out", *arguments))
         return commands[-1]
 
     yield start
@@ -152,14 +154,3 @@ def test_help_goes_to_stdout_with_status_0(capsys: pytest.CaptureFixture[str]) -
     assert exited.value.code == 0
     assert output.out.startswith("usage: ")
     assert output.err == ""
-
-
-def test_sigint_stops_a_command_that_inherited_it_as_ignored(run: Callable[..., Command]) -> None:
-    """A shell without job control starts background processes with SIGINT ignored."""
-    command = run(wrapper=IGNORING_SIGINT)
-    command.exported()
-
-    command.process.send_signal(signal.SIGINT)
-
-    assert command.process.wait(PATIENCE) == 0
-    assert "calls    0, errors: none" in command.output

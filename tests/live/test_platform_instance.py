@@ -20,7 +20,7 @@ from local_test.platform.fleet.container import Unhealthy
 from local_test.platform.fleet.resident_models import opaque_id
 from tests.live.bucket import Bucket
 from tests.live.conftest import Later
-from tests.live.played import Play, Played, hungry, mme, player, single
+from tests.live.instances import ObservedInstance, StartInstance, hungry, instance_factory, mme, single
 from tests.live.stack import alive, at_once, descendants, wait_until
 from tests.patience import PATIENCE
 
@@ -37,31 +37,31 @@ def bucket(shared_bucket: Bucket) -> Bucket:
 
 
 @pytest.fixture
-def play(tmp_path: Path, bucket: Bucket) -> Iterator[Play]:
-    """play(spec...) returns a started instance. After the test no process and no file of it may exist."""
-    with player(tmp_path, bucket) as run:
+def start_instance(tmp_path: Path, bucket: Bucket) -> Iterator[StartInstance]:
+    """start_instance(spec...) returns a started instance. After the test no process and no file of it may exist."""
+    with instance_factory(tmp_path, bucket) as run:
         yield run
 
 
 @pytest.fixture(scope="module")
-def shared_play(tmp_path_factory: pytest.TempPathFactory, shared_bucket: Bucket) -> Iterator[Play]:
-    with player(tmp_path_factory.mktemp("platform"), shared_bucket) as run:
+def start_shared(tmp_path_factory: pytest.TempPathFactory, shared_bucket: Bucket) -> Iterator[StartInstance]:
+    with instance_factory(tmp_path_factory.mktemp("platform"), shared_bucket) as run:
         yield run
 
 
 @pytest.fixture(scope="module")
-def shared(shared_play: Play) -> Played:
-    return shared_play(mme(environment={"SERVE_MEMORY_BUDGET_MB": "170"}), ping_every=600)
+def shared(start_shared: StartInstance) -> ObservedInstance:
+    return start_shared(mme(environment={"SERVE_MEMORY_BUDGET_MB": "170"}), ping_every=600)
 
 
 @pytest.fixture
-def instance(shared: Played, bucket: Bucket) -> Iterator[Played]:
+def instance(shared: ObservedInstance, bucket: Bucket) -> Iterator[ObservedInstance]:
     """A multi-model instance with memory for two models of 60 MB, and without periodic checks of its container."""
     yield shared
     shared.forget_all()
 
 
-def test_a_cold_call_loads_and_the_next_is_a_hit(instance: Played, bucket: Bucket) -> None:
+def test_a_cold_call_loads_and_the_next_is_a_hit(instance: ObservedInstance, bucket: Bucket) -> None:
     """The container gets an opaque id. A path in the target is part of the name."""
     hungry(bucket, "one.tar.gz", "team/one.tar.gz")
 
@@ -76,7 +76,7 @@ def test_a_cold_call_loads_and_the_next_is_a_hit(instance: Played, bucket: Bucke
     assert len(instance.events_of("load")) == 2
 
 
-def test_the_least_recently_used_model_is_unloaded(instance: Played, bucket: Bucket) -> None:
+def test_the_least_recently_used_model_is_unloaded(instance: ObservedInstance, bucket: Bucket) -> None:
     """507, one DELETE, and the same load fits. The unloaded model is off the disk, and its next call loads it again."""
     hungry(bucket, "a", "b", "c", mb=60)
 
@@ -89,7 +89,9 @@ def test_the_least_recently_used_model_is_unloaded(instance: Played, bucket: Buc
     assert instance.answer("b")["name"] == "b"
 
 
-def test_a_model_in_use_is_never_unloaded(instance: Played, bucket: Bucket, later: Later, tmp_path: Path) -> None:
+def test_a_model_in_use_is_never_unloaded(
+    instance: ObservedInstance, bucket: Bucket, later: Later, tmp_path: Path
+) -> None:
     """The load waits until one of the models in use becomes idle."""
     hungry(bucket, "a", "b", "c", mb=60)
     instance.answer("a")
@@ -108,7 +110,9 @@ def test_a_model_in_use_is_never_unloaded(instance: Played, bucket: Bucket, late
     assert (busy["a"].result(PATIENCE)["name"], busy["b"].result(PATIENCE)["name"]) == ("a", "b")
 
 
-def test_a_model_that_never_fits_is_an_error_with_the_containers_text(instance: Played, bucket: Bucket) -> None:
+def test_a_model_that_never_fits_is_an_error_with_the_containers_text(
+    instance: ObservedInstance, bucket: Bucket
+) -> None:
     """When no model is left to unload: 424, with the original status 507."""
     hungry(bucket, "small")
     hungry(bucket, "huge", mb=300)
@@ -123,7 +127,7 @@ def test_a_model_that_never_fits_is_an_error_with_the_containers_text(instance: 
 
 
 def test_calls_of_one_model_share_a_load_and_other_models_load_in_parallel(
-    instance: Played, bucket: Bucket, later: Later, tmp_path: Path
+    instance: ObservedInstance, bucket: Bucket, later: Later, tmp_path: Path
 ) -> None:
     """Eight calls, one load. Another model is loaded and answers before that load ends."""
     gate = tmp_path / "gate"
@@ -140,7 +144,9 @@ def test_calls_of_one_model_share_a_load_and_other_models_load_in_parallel(
     assert [each["subject"] for each in instance.events_of("load")] == ["quick", "slow"]
 
 
-def test_a_slow_load_continues_after_its_call_timed_out(instance: Played, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_slow_load_continues_after_its_call_timed_out(
+    instance: ObservedInstance, bucket: Bucket, tmp_path: Path
+) -> None:
     """429 during the load, 200 after it. The model is loaded once."""
     gate = tmp_path / "gate"
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(gate)})
@@ -155,10 +161,10 @@ def test_a_slow_load_continues_after_its_call_timed_out(instance: Played, bucket
     assert bucket.reads == ["models/slow"]
 
 
-def test_a_load_that_times_out_is_cancelled(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_load_that_times_out_is_cancelled(start_instance: StartInstance, bucket: Bucket, tmp_path: Path) -> None:
     """No file and no model in the container remains."""
     bucket.put_toy("models/slow", "slowload", {"gate.txt": str(tmp_path / "never")})
-    instance = play(mme(), load_limit=0.5)
+    instance = start_instance(mme(), load_limit=0.5)
 
     with pytest.raises(ModelError, match=r"loading took more than 0.5 s"):
         instance.call("slow")
@@ -167,7 +173,7 @@ def test_a_load_that_times_out_is_cancelled(play: Play, bucket: Bucket, tmp_path
     assert instance.behind("GET", f"/models/{opaque_id('slow')}") == 404
 
 
-def test_missing_and_invalid_models_are_errors(instance: Played, bucket: Bucket) -> None:
+def test_missing_and_invalid_models_are_errors(instance: ObservedInstance, bucket: Bucket) -> None:
     """400 in SageMaker's words for the data, 424 with the model's own text. No file stays on disk."""
     bucket.objects["models/junk"] = b"not an archive"
     bucket.put_toy("models/bad", "badload")
@@ -184,7 +190,7 @@ def test_missing_and_invalid_models_are_errors(instance: Played, bucket: Bucket)
     assert instance.on_disk == set()
 
 
-def test_a_model_that_the_container_lost_is_loaded_again(instance: Played, bucket: Bucket) -> None:
+def test_a_model_that_the_container_lost_is_loaded_again(instance: ObservedInstance, bucket: Bucket) -> None:
     """After a call that gets 404, or a check whose GET /models does not list the model."""
     hungry(bucket, "one")
     first = instance.answer("one")
@@ -199,7 +205,7 @@ def test_a_model_that_the_container_lost_is_loaded_again(instance: Played, bucke
     assert len({first["pid"], second["pid"], instance.answer("one")["pid"]}) == 3
 
 
-def test_a_model_that_another_client_loaded_is_unloaded_first(instance: Played, bucket: Bucket) -> None:
+def test_a_model_that_another_client_loaded_is_unloaded_first(instance: ObservedInstance, bucket: Bucket) -> None:
     """A model in GET /models that the emulator did not load also uses memory."""
     hungry(bucket, "a", "b", mb=60)
     instance.answer("a")
@@ -214,10 +220,10 @@ def test_a_model_that_another_client_loaded_is_unloaded_first(instance: Played, 
     assert [each["subject"] for each in instance.events_of("unload")] == ["stranger"]
 
 
-def test_without_caching_a_model_is_unloaded_after_each_call(play: Play, bucket: Bucket) -> None:
+def test_without_caching_a_model_is_unloaded_after_each_call(start_instance: StartInstance, bucket: Bucket) -> None:
     """ModelCacheSetting Disabled: the model is out of memory and off the disk."""
     hungry(bucket, "one")
-    instance = play(mme(caching=False))
+    instance = start_instance(mme(caching=False))
 
     assert instance.answer("one")["name"] == "one"
 
@@ -225,10 +231,10 @@ def test_without_caching_a_model_is_unloaded_after_each_call(play: Play, bucket:
     assert instance.targets == frozenset()
 
 
-def test_a_container_that_was_killed_is_replaced(play: Play, bucket: Bucket) -> None:
+def test_a_container_that_was_killed_is_replaced(start_instance: StartInstance, bucket: Bucket) -> None:
     """Afterwards models are loaded again."""
     hungry(bucket, "one")
-    instance = play(mme())
+    instance = start_instance(mme())
     before, pid = instance.answer("one"), instance.process.pid
 
     os.kill(pid, signal.SIGKILL)
@@ -239,10 +245,10 @@ def test_a_container_that_was_killed_is_replaced(play: Play, bucket: Bucket) -> 
     assert instance.answer("one")["pid"] != before["pid"]
 
 
-def test_a_container_that_stays_unhealthy_is_replaced(play: Play, bucket: Bucket) -> None:
+def test_a_container_that_stays_unhealthy_is_replaced(start_instance: StartInstance, bucket: Bucket) -> None:
     """It runs, but answers no ping. After three pings it gets SIGTERM, then SIGKILL."""
     hungry(bucket, "one")
-    instance = play(mme(), ping_limit=2.0, stop_limit=0.2)
+    instance = start_instance(mme(), ping_limit=2.0, stop_limit=0.2)
     stopped = instance.process.pid
     frozen = {stopped} | descendants(stopped)
     for pid in frozen:
@@ -258,10 +264,12 @@ def test_a_container_that_stays_unhealthy_is_replaced(play: Play, bucket: Bucket
     wait_until(lambda: not any(map(alive, frozen)))
 
 
-def test_a_call_while_the_container_is_stopped_is_503(play: Play, bucket: Bucket, later: Later) -> None:
+def test_a_call_while_the_container_is_stopped_is_503(
+    start_instance: StartInstance, bucket: Bucket, later: Later
+) -> None:
     """Also a call whose model is being loaded at the stop."""
     hungry(bucket, "one")
-    instance = play(mme())
+    instance = start_instance(mme())
     bucket.gate = threading.Event()
     waiting = later(instance.call, "one")
     wait_until(lambda: bucket.reads)
@@ -275,9 +283,11 @@ def test_a_call_while_the_container_is_stopped_is_503(play: Play, bucket: Bucket
         instance.call("one")
 
 
-def test_a_pipeline_forwards_body_and_content_type(play: Play, bucket: Bucket) -> None:
+def test_a_pipeline_forwards_body_and_content_type(start_instance: StartInstance, bucket: Bucket) -> None:
     """Two containers, each on its own port. The caller gets the last one's answer."""
-    instance = play(single(bucket, "echo"), single(bucket, "echo", {"model.toml": "[options]\nreverse = true\n"}))
+    instance = start_instance(
+        single(bucket, "echo"), single(bucket, "echo", {"model.toml": "[options]\nreverse = true\n"})
+    )
 
     reply = instance.call(body=b"a,b", headers={"Content-Type": "text/csv"})
 
@@ -289,9 +299,11 @@ def test_a_pipeline_forwards_body_and_content_type(play: Play, bucket: Bucket) -
     assert reply.headers["content-type"] == "text/csv"
 
 
-def test_a_container_is_called_by_its_hostname(play: Play, bucket: Bucket) -> None:
+def test_a_container_is_called_by_its_hostname(start_instance: StartInstance, bucket: Bucket) -> None:
     """With direct invocation each call names a container. A wrong or missing name is a ValidationError."""
-    instance = play(single(bucket, "echo", hostname="first"), single(bucket, "tally", hostname="second"), direct=True)
+    instance = start_instance(
+        single(bucket, "echo", hostname="first"), single(bucket, "tally", hostname="second"), direct=True
+    )
 
     assert instance.call(body=b"x", target_container="first").body.endswith(b":x")  # type: ignore[union-attr]
     assert instance.answer(body={"id": 7}, target_container="second")["id"] == 7
@@ -301,15 +313,15 @@ def test_a_container_is_called_by_its_hostname(play: Play, bucket: Bucket) -> No
         instance.call()
 
 
-def test_a_call_of_a_single_container_must_not_name_it(play: Play, bucket: Bucket) -> None:
+def test_a_call_of_a_single_container_must_not_name_it(start_instance: StartInstance, bucket: Bucket) -> None:
     """SageMaker refuses it too."""
     with pytest.raises(ValidationError, match="not invoked directly"):
-        play(single(bucket, "echo")).call(target_container="any")
+        start_instance(single(bucket, "echo")).call(target_container="any")
 
 
-def test_errors_of_a_container_are_model_errors(play: Play, bucket: Bucket) -> None:
+def test_errors_of_a_container_are_model_errors(start_instance: StartInstance, bucket: Bucket) -> None:
     """424 with the container's status and the first 2,048 characters of its text."""
-    instance = play(single(bucket, "crash"))
+    instance = start_instance(single(bucket, "crash"))
 
     with pytest.raises(ModelError, match=r'Received client error \(400\) from primary with message "\{') as bad:
         instance.call(body=b"{")
@@ -321,9 +333,9 @@ def test_errors_of_a_container_are_model_errors(play: Play, bucket: Bucket) -> N
     assert instance.events.summary.errors == {"ModelError 400": 1, "ModelError 500": 1}
 
 
-def test_a_body_over_the_limit_never_reaches_the_container(play: Play, bucket: Bucket) -> None:
+def test_a_body_over_the_limit_never_reaches_the_container(start_instance: StartInstance, bucket: Bucket) -> None:
     """25 MB pass in both directions, 26 MB are refused."""
-    instance = play(single(bucket, "echo"))
+    instance = start_instance(single(bucket, "echo"))
 
     reply = instance.call(body=b"x" * ((25 << 20) - 64), headers={"Content-Type": "text/plain"})
     with pytest.raises(ValidationError, match="HTTP content length exceeded 26214400 bytes"):
@@ -333,9 +345,9 @@ def test_a_body_over_the_limit_never_reaches_the_container(play: Play, bucket: B
     assert len(reply.body) > (25 << 20) - 64
 
 
-def test_a_stuck_container_times_out(play: Play, bucket: Bucket) -> None:
+def test_a_stuck_container_times_out(start_instance: StartInstance, bucket: Bucket) -> None:
     """With the text that callers of a SageMaker endpoint get, and status 0."""
-    instance = play(single(bucket, "stuck", environment={"SAGEMAKER_MODEL_SERVER_TIMEOUT": "1"}))
+    instance = start_instance(single(bucket, "stuck", environment={"SAGEMAKER_MODEL_SERVER_TIMEOUT": "1"}))
 
     with pytest.raises(ModelError, match=r"server error \(0\) from primary .*Your invocation timed out") as raised:
         instance.call(body={"stuck": True}, limit=0.3)
@@ -343,9 +355,9 @@ def test_a_stuck_container_times_out(play: Play, bucket: Bucket) -> None:
     assert raised.value.original_status == 0
 
 
-def test_a_stream_arrives_as_the_model_yields_it(play: Play, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_stream_arrives_as_the_model_yields_it(start_instance: StartInstance, bucket: Bucket, tmp_path: Path) -> None:
     """The first part arrives before the model starts the second. A broken stream is an error."""
-    instance = play(single(bucket, "stream"))
+    instance = start_instance(single(bucket, "stream"))
     gate = tmp_path / "gate"
 
     reply = instance.call(body={"chunks": 2, "gate": str(gate)}, stream=True)
@@ -362,9 +374,9 @@ def test_a_stream_arrives_as_the_model_yields_it(play: Play, bucket: Bucket, tmp
     assert raised.value.error_code == "StreamBroken"
 
 
-def test_a_container_that_exits_fails_the_start(play: Play, bucket: Bucket) -> None:
+def test_a_container_that_exits_fails_the_start(start_instance: StartInstance, bucket: Bucket) -> None:
     """With SageMaker's sentence, the exit status and the end of the log. No process and no file remains."""
-    instance = play(single(bucket, "echo", environment={"SERVE_NONSENSE": "1"}), up=False)
+    instance = start_instance(single(bucket, "echo", environment={"SERVE_NONSENSE": "1"}), up=False)
 
     with pytest.raises(Unhealthy, match="primary container for production variant AllTraffic did not pass") as raised:
         instance.start()
@@ -374,7 +386,7 @@ def test_a_container_that_exits_fails_the_start(play: Play, bucket: Bucket) -> N
 
 
 def test_a_container_that_is_unhealthy_at_the_startup_limit_fails_the_start(
-    play: Play, bucket: Bucket, tmp_path: Path
+    start_instance: StartInstance, bucket: Bucket, tmp_path: Path
 ) -> None:
     """It preloads a model that never loads. The spec has its own startup limit."""
     spec = single(
@@ -384,22 +396,22 @@ def test_a_container_that_is_unhealthy_at_the_startup_limit_fails_the_start(
         startup_limit=1.0,
         environment={"SERVE_DRAIN_LIMIT": "0"},
     )
-    instance = play(spec, up=False)
+    instance = start_instance(spec, up=False)
 
     with pytest.raises(Unhealthy, match=r"the last ping after \d+ s:"):
         instance.start()
 
 
-def test_a_stop_is_a_sigterm(play: Play, bucket: Bucket) -> None:
+def test_a_stop_is_a_sigterm(start_instance: StartInstance, bucket: Bucket) -> None:
     """The server exits with status 0, and the instance's files are removed."""
-    instance = play(mme())
+    instance = start_instance(mme())
 
     instance.stop()
 
     assert [each["detail"] for each in instance.events_of("stopped")] == ["status 0"]
 
 
-def test_every_concurrent_call_gets_its_own_models_answer(instance: Played, bucket: Bucket) -> None:
+def test_every_concurrent_call_gets_its_own_models_answer(instance: ObservedInstance, bucket: Bucket) -> None:
     """Six models, memory for two, eight callers at once."""
     names = [f"m{number}" for number in range(6)]
     hungry(bucket, *names, mb=60)

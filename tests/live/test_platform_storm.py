@@ -20,7 +20,7 @@ import pytest
 from local_test.platform.calls import ModelError, ModelNotReadyException
 from local_test.platform.fleet.resident_models import opaque_id
 from tests.live.bucket import Bucket
-from tests.live.played import Played, hungry, mme, player
+from tests.live.instances import ObservedInstance, hungry, instance_factory, mme
 from tests.live.stack import alive, descendants, private, wait_until
 
 CALLS = int(os.environ.get("STORM_CALLS", "200"))
@@ -107,7 +107,7 @@ def watched(forkserver: int) -> Iterator[Memory]:
     memory.stop()
 
 
-def forkserver_of(instance: Played) -> int:
+def forkserver_of(instance: ObservedInstance) -> int:
     below = descendants(instance.process.pid)
     named = [pid for pid in below if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return min(named)  # the runners are its children and have its name
@@ -124,8 +124,8 @@ def test_under_load_every_answer_is_right_or_an_allowed_error(tmp_path: Path) ->
     errors: Counter[str] = Counter()
     wrong: list[str] = []
 
-    with player(tmp_path, bucket) as play:
-        instance = play(mme(environment={"SERVE_MEMORY_BUDGET_MB": str(BUDGET_MB)}), ping_every=1.0)
+    with instance_factory(tmp_path, bucket) as start_instance:
+        instance = start_instance(mme(environment={"SERVE_MEMORY_BUDGET_MB": str(BUDGET_MB)}), ping_every=1.0)
         for name in names[: 2 * ROOM]:  # the first models are larger: their memory includes imports
             instance.answer(name)
         assert len(instance.targets) == ROOM

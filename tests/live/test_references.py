@@ -1,4 +1,4 @@
-"""A body may be a line that says where in S3 it is; what cannot be read is told by its cause, and holds up nobody."""
+"""A body may be a reference to an S3 object. A failed fetch states its cause, and delays no other request."""
 
 import gzip
 import socket
@@ -24,7 +24,7 @@ def server(start_shared: Start, shared_models: Path, s3: BucketServer) -> Server
 
 
 def refused(answer: Answer, status: int, *says: str) -> None:
-    """It is this error, and says all of that in its message and its hint."""
+    """The answer is this error, with all these words in its message and hint."""
     assert answer.status == status, answer.body
     text = f"{answer.json['message']}; {answer.json['hint']}"
     for each in says:
@@ -32,7 +32,7 @@ def refused(answer: Answer, status: int, *says: str) -> None:
 
 
 def test_the_object_is_the_body_with_its_own_type(s3: BucketServer, server: Server) -> None:
-    """Of several pieces, or in gzip; as if it had been sent."""
+    """In several pieces, or in gzip; as if it had been sent."""
     rows = b"1,2,3\n" * 500_000
     large = server.invoke("echo", s3.put("in/rows.csv", rows, ContentType="text/csv; charset=utf-8"), LIST)
     same = large.body.partition(b":")[2] == rows
@@ -45,8 +45,8 @@ def test_the_object_is_the_body_with_its_own_type(s3: BucketServer, server: Serv
     assert server.invoke("tally", b"# comment\r\n" + json + b"\r\n", LIST).json["id"] == 7
 
 
-def test_a_type_may_be_told_where_the_object_has_none(s3: BucketServer, server: Server) -> None:
-    """S3's own default says nothing, and whoever uploads may not be whoever asks."""
+def test_the_request_may_name_the_type_of_an_object(s3: BucketServer, server: Server) -> None:
+    """S3's default type names no format, and the uploader may not be the caller."""
     plain = s3.put("in/plain", b"1,2", ContentType="binary/octet-stream")
     refused(server.invoke("echo", plain, LIST), 415, "binary/octet-stream", "--content-type", "; type=")
 
@@ -54,7 +54,7 @@ def test_a_type_may_be_told_where_the_object_has_none(s3: BucketServer, server: 
     assert (told.status, told.headers["content-type"]) == (200, "text/csv")
 
 
-def test_each_thing_that_may_be_wrong_is_told_apart(s3: BucketServer, server: Server) -> None:
+def test_each_cause_of_a_failed_fetch_has_its_error(s3: BucketServer, server: Server) -> None:
     """Key, bucket, permission, size, prefix, form; a multi-model endpoint would take a 404 for a missing model."""
     hidden = s3.put("x", b"1", bucket="secret", ContentType="text/csv")
     outside = s3.put("inner", b"1", ContentType="text/csv")
@@ -63,13 +63,13 @@ def test_each_thing_that_may_be_wrong_is_told_apart(s3: BucketServer, server: Se
     refused(server.invoke("echo", b"s3://inputs/in/none", LIST), 400, "bucket 'inputs' has no key 'in/none'")
     refused(server.invoke("echo", b"s3://nowhere/x", LIST), 403, "s3://nowhere/x")
     refused(server.invoke("echo", hidden, LIST), 403, "access denied", "s3:GetObject")
-    refused(server.invoke("echo", outside, LIST), 403, "may not be read", "SERVE_S3_INPUTS")
+    refused(server.invoke("echo", outside, LIST), 403, "not below any prefix", "SERVE_S3_INPUTS")
     refused(server.invoke("echo", huge, LIST), 413, "4194305", "SERVE_MAX_PAYLOAD_MB")
     refused(server.invoke("echo", b"https://x/y", LIST), 400, "s3://BUCKET/KEY")
 
 
-def test_a_slow_object_holds_up_nobody(later: Later, start: Start, models: Path) -> None:
-    """While S3 says nothing the model answers others; who hangs up is forgotten, who waits is told in time."""
+def test_a_slow_object_delays_no_other_request(later: Later, start: Start, models: Path) -> None:
+    """While S3 does not answer, the model answers other requests; a hang-up ends the fetch, a deadline is a 503."""
     toy(models, "echo")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = start(
@@ -84,7 +84,7 @@ def test_a_slow_object_holds_up_nobody(later: Later, start: Start, models: Path)
         waiting = later(server.invoke, "echo", b"s3://b/k", LIST)
         wait_until(lambda: server.model("echo")["inFlight"] == 1)
         assert server.invoke("echo", b"x", "text/csv").status == 200
-        refused(waiting.result(), 503, "S3 has not given the object", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
+        refused(waiting.result(), 503, "S3 did not return the object", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
         wait_until(lambda: server.model("echo")["inFlight"] == 0)
 
 
@@ -93,16 +93,26 @@ def test_a_slow_object_holds_up_nobody(later: Later, start: Start, models: Path)
     [
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "s3://inputs/ready", 403, "SignatureDoesNotMatch"),
         ({"AWS_ACCESS_KEY_ID": "nobody"}, "s3://inputs/ready", 403, "InvalidAccessKeyId"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "s3://inputs/ready", 403, "no AWS credentials"),
-        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "s3://inputs/ready", 503, "cannot be reached"),
-        ({"AWS_ACCESS_KEY_ID": "owner", "AWS_SECRET_ACCESS_KEY": "owner-secret"}, "s3://no-such/x", 400, "no bucket"),
+        (
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+            "s3://inputs/ready",
+            403,
+            "AWS credentials are missing",
+        ),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "s3://inputs/ready", 503, "cannot connect to S3"),
+        (
+            {"AWS_ACCESS_KEY_ID": "owner", "AWS_SECRET_ACCESS_KEY": "owner-secret"},
+            "s3://no-such/x",
+            400,
+            "does not exist",
+        ),
     ],
     ids=["a wrong secret", "an unknown key", "no credentials", "no way there", "no such bucket"],
 )
-def test_whose_fault_it_is_is_told(
+def test_each_fault_of_the_environment_has_its_error(
     s3: BucketServer, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], uri: str, status: int, says: str
 ) -> None:
-    """Credentials, network and bucket: asked in this process, since each server has one identity only."""
+    """Credentials, network and bucket: fetched in this process, since each server has one identity only."""
     for name, value in {**s3.environ(), "AWS_CONFIG_FILE": "/dev/null", **environ}.items():
         monkeypatch.setenv(name, value)
     runner_s3._client.cache_clear()

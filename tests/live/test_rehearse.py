@@ -1,4 +1,4 @@
-"""The rehearsal finds each fault, and only it: a container that keeps the contract but for one point, by URL."""
+"""The rehearsal by URL finds each fault of a container that breaks exactly one point of the contract."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ import pytest
 
 from local_test.rehearse.__main__ import main
 from local_test.rehearse.rehearsal import HEALTH, INVOCATIONS, MULTI_MODEL, rehearse
-from local_test.rehearse.under_test import RehearsalOptions, waited
+from local_test.rehearse.under_test import RehearsalOptions, accept_time
 from local_test.rehearse.verdict import Verdict
 from tests.live import tiny
 from tests.live.conftest import Start
@@ -35,7 +35,7 @@ PROBE = RehearsalOptions(
 
 REAL = replace(PROBE, startup_limit=30.0, invoke_limit=30.0)
 
-# fault -> the checks that must find it
+# fault -> the checks that must fail
 SINGLE = {
     "ping-redirects": {"ping"},
     "ping-is-slow": {"ping-is-quick"},
@@ -67,7 +67,7 @@ SINGLE = {
     "drops-when-busy": {"parallel-invocations"},
     "worker-per-connection": {"idle-connections"},
     "reads-in-turn": {"slow-client"},
-    "poisoned-by-who-leaves": {"client-that-leaves"},
+    "poisoned-by-a-disconnect": {"client-that-disconnects"},
 }
 MULTI = {
     "ping-needs-a-model": {"mme-ping", "mme-ping-while-loading"},
@@ -91,7 +91,7 @@ MULTI = {
     "one-load-at-a-time": {"mme-parallel-loads"},
     "load-holds-ping": {"mme-ping-while-loading"},
 }
-WARNED = {"ping-by-get-only", "parameters-as-in-the-guide"}  # works today: told, and no breach
+WARNED = {"ping-by-get-only", "parameters-as-in-the-guide"}  # a warning: these work today
 NEED_AN_IMAGE = {"mme-memory", "mme-out-of-memory"}
 
 
@@ -105,7 +105,7 @@ def outcomes(verdicts: list[Verdict], *kinds: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that the container takes for a model."""
+    """A directory that the container accepts as a model."""
     directory = tmp_path_factory.mktemp("model")
     (directory / "weights").touch()
     return directory
@@ -113,12 +113,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(model: Path) -> dict[str, list[Verdict]]:
-    """The verdicts on each fault. Rehearsals wait more than they work, so several go on at once."""
+    """The verdicts on each fault. A rehearsal mostly waits, so several run concurrently."""
 
     def one(fault: str) -> list[Verdict]:
         multi_model = fault in MULTI
         with Faulty(fault, multi_model=multi_model, roots=str(model)) as container:
-            # Where every /ping is slow a short limit shows it as well as a long one.
+            # Every /ping has this fault, so a short limit is enough.
             options = replace(PROBE, ping_limit=0.1) if fault == "ping-is-slow" else PROBE
             options = replace(options, multi_model=multi_model, model=model)
             return by_url(container.port, options, {each.name for each in MULTI_MODEL} if multi_model else ())
@@ -129,7 +129,7 @@ def seen(model: Path) -> dict[str, list[Verdict]]:
 
 
 def test_a_container_without_a_fault_passes() -> None:
-    """Every check that a URL allows has run, and none complains."""
+    """All checks that a URL allows have run and passed."""
     with Faulty() as container:
         verdicts = by_url(container.port, PROBE)
 
@@ -147,40 +147,40 @@ def test_a_multi_model_container_without_a_fault_passes(model: Path) -> None:
 
 @pytest.mark.parametrize("fault", SINGLE)
 def test_one_fault_is_found_by_its_check_alone(fault: str, seen: dict[str, list[Verdict]]) -> None:
-    """All other checks still pass."""
+    """All other checks pass."""
     assert set(outcomes(seen[fault], "FAIL", "warn")) == SINGLE[fault], outcomes(seen[fault], "FAIL", "warn")
     assert set(outcomes(seen[fault], "warn")) == (SINGLE[fault] if fault in WARNED else set())
 
 
 @pytest.mark.parametrize("fault", MULTI)
 def test_one_fault_of_the_multi_model_api_is_found(fault: str, seen: dict[str, list[Verdict]]) -> None:
-    """By its check, and by those that cannot do without what is broken."""
+    """By its check, and by the checks that depend on the broken point."""
     assert set(outcomes(seen[fault], "FAIL")) == MULTI[fault], outcomes(seen[fault], "FAIL", "warn")
 
 
-def test_connections_that_wait_to_be_accepted_are_found() -> None:
-    """With a backlog of two; what becomes of the requests of those who wait is the kernel's affair."""
+def test_slow_accepts_are_found() -> None:
+    """With a backlog of two connections."""
     with Faulty("slow-accept") as container:
         (verdict,) = by_url(container.port, PROBE, {"accepts"})
 
     assert verdict.outcome == "FAIL", verdict
 
 
-def test_what_a_busy_caller_waited_for_is_not_held_against_a_container() -> None:
-    """A connection that stood at once, and of which its caller heard five seconds later."""
+def test_the_time_of_a_busy_caller_does_not_count_as_accept_time() -> None:
+    """The kernel accepted the connection immediately; `connect` returned five seconds later."""
     with Faulty() as container, socket.create_connection(("127.0.0.1", container.port)) as connection:
-        assert waited(connection, 5.0) < PROBE.accept_limit
+        assert accept_time(connection, 5.0) < PROBE.accept_limit
 
 
-def test_every_check_is_seen_to_fail() -> None:
-    """A check that no fault trips proves nothing; those of images have theirs in tests/image."""
+def test_every_check_fails_for_some_fault() -> None:
+    """The checks of images have their faults in tests/image."""
     tripped = {"accepts"}.union(*SINGLE.values(), *MULTI.values())
 
     assert tripped | NEED_AN_IMAGE == {each.name for each in HEALTH + INVOCATIONS + MULTI_MODEL}
 
 
-def test_our_own_server_passes(start: Start, tmp_path: Path) -> None:
-    """With one model, all that can be seen by URL; a Content-Length, no traceback and so on included."""
+def test_this_repositorys_server_passes(start: Start, tmp_path: Path) -> None:
+    """With one model: all checks that a URL allows."""
     tiny.xgboost_model(tmp_path / "m")
     server = start(tmp_path / "m")
 
@@ -190,8 +190,8 @@ def test_our_own_server_passes(start: Start, tmp_path: Path) -> None:
     assert set(outcomes(verdicts, "pass")) == {each.name for each in HEALTH + INVOCATIONS}
 
 
-def test_our_own_multi_model_server_passes(start: Start, tmp_path: Path) -> None:
-    """As above, in the platform's multi-model mode."""
+def test_this_repositorys_multi_model_server_passes(start: Start, tmp_path: Path) -> None:
+    """In multi-model mode: all checks that a URL allows."""
     tiny.xgboost_model(tmp_path / "m")
     server = start(tmp_path, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=tmp_path)
 
@@ -202,24 +202,24 @@ def test_our_own_multi_model_server_passes(start: Start, tmp_path: Path) -> None
     assert set(outcomes(verdicts, "pass")) == {each.name for each in HEALTH + MULTI_MODEL} - NEED_AN_IMAGE
 
 
-def test_the_command_tells_what_was_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A breach with what it breaks and what to do: exits 1; 0 without one, 2 when nobody listens."""
+def test_the_command_reports_a_failed_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With its consequence and the next step. Exit status 1; 0 without a failure, 2 if no server listens."""
     payload = tmp_path / "rows.csv"
-    payload.write_bytes(PROBE.sent)
+    payload.write_bytes(PROBE.body)
     with Faulty("no-content-type") as container:
         command = [f"http://127.0.0.1:{container.port}", "--payload", str(payload), "--only", "reply-content-type"]
-        breached, said = main(command), capsys.readouterr().out
-        as_json, told = main([*command, "--json"]), json.loads(capsys.readouterr().out)
-        held = main([*command[:-1], "ping"])
+        failed, output = main(command), capsys.readouterr().out
+        as_json, result = main([*command, "--json"]), json.loads(capsys.readouterr().out)
+        passed = main([*command[:-1], "ping"])
 
-    assert (breached, as_json, held, main(command)) == (1, 1, 0, 2)
-    assert said.startswith("FAIL  reply-content-type")
-    assert all(f"      {word}" in said for word in ("wants", "breaks", "do", "source  https://docs.aws.amazon.com/"))
-    assert [(each["name"], each["outcome"]) for each in told["checks"]] == [("reply-content-type", "FAIL")]
+    assert (failed, as_json, passed, main(command)) == (1, 1, 0, 2)
+    assert output.startswith("FAIL  reply-content-type")
+    assert all(f"      {word}" in output for word in ("wants", "breaks", "do", "source  https://docs.aws.amazon.com/"))
+    assert [(each["name"], each["outcome"]) for each in result["checks"]] == [("reply-content-type", "FAIL")]
 
 
-def test_ctrl_c_ends_a_rehearsal() -> None:
-    """While a container does not answer. SIGINT works although it is ignored, as in a shell's background job."""
+def test_sigint_ends_a_rehearsal() -> None:
+    """While a container does not answer, and although the command inherited SIGINT as ignored."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(PATIENCE)
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -240,9 +240,19 @@ def test_ctrl_c_ends_a_rehearsal() -> None:
         (["no-such-image", "--model", "/nowhere"], "no such directory"),
     ],
 )
-def test_a_command_that_cannot_run_says_why(
+def test_the_error_of_an_invalid_command_names_the_next_step(
     arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And exits 2, before anything is started."""
+    """The exit status is 2, and no container is started."""
     assert main(arguments) == 2
     assert word in capsys.readouterr().err
+
+
+def test_help_goes_to_stdout_with_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["--help"])
+
+    output = capsys.readouterr()
+    assert exited.value.code == 0
+    assert output.out.startswith("usage: ")
+    assert output.err == ""

@@ -1,4 +1,4 @@
-"""The three sample models behind one port, on real input: what a new user's first minute looks like."""
+"""The sample models in one server, with the sample payloads."""
 
 import json
 import re
@@ -16,7 +16,7 @@ ROW = (ROOT / "local_test" / "payloads" / "abalone.csv").read_text()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """gpt2, bart and both abalones, made as `make run` makes them."""
+    """gpt2, bart and both abalone models, made as `make run` makes them."""
     models = tmp_path_factory.mktemp("models")
     only = ["--only", "gpt2", "bart", "abalone-1", "abalone-2"]
     subprocess.run([sys.executable, "-m", "local_test.make_models", str(models), *only], cwd=ROOT, check=True)
@@ -27,8 +27,17 @@ def server(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     wait_until(lambda: not any(map(alive, below)))
 
 
-def test_gpt2_goes_on_with_a_story_in_english(server: Server) -> None:
-    """Greedy, so the same each time; words, not tokens strung together."""
+COMMON = {"the", "a", "and", "was", "to", "she", "he", "her", "his", "it", "in", "there", "with", "day", "little"}
+
+
+def is_english(text: str) -> bool:
+    """Whether the text has at least 20 words, a fifth of which are common ones."""
+    words = re.findall(r"[a-z]+", text.lower())
+    return len(words) >= 20 and len([word for word in words if word in COMMON]) >= len(words) / 5
+
+
+def test_gpt2_continues_a_story_in_english(server: Server) -> None:
+    """Greedy, so the answer is the same each time."""
     body = {**STORY, "model_type": "gpt2", "parameters": {"max_new_tokens": 40, "do_sample": False}}
 
     first = server.invoke(None, body)
@@ -37,27 +46,35 @@ def test_gpt2_goes_on_with_a_story_in_english(server: Server) -> None:
     text = first.json[0]["generated_text"]
     assert (first.status, first.json) == (200, second.json)
     assert text.startswith(STORY["inputs"])
-    words = re.findall(r"[a-z]+", text.removeprefix(STORY["inputs"]).lower())
-    common = {"the", "a", "and", "was", "to", "she", "he", "her", "his", "it", "in", "there", "with", "day", "little"}
-    assert len(words) >= 20
-    assert len([word for word in words if word in common]) >= len(words) / 5, text
+    assert is_english(text.removeprefix(STORY["inputs"])), text
+
+
+def test_sampling_by_default_gives_english(server: Server) -> None:
+    """OpenAI's API samples. A request without a temperature gets the model's, and so does the sample payload."""
+    body = {"model": "gpt2", "prompt": STORY["inputs"], "max_tokens": 60, "seed": 1}
+
+    completion = server.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    story = server.invoke(None, {**STORY, "parameters": {**STORY["parameters"], "seed": 1}})
+
+    assert is_english(completion.json["choices"][0]["text"]), completion.body
+    assert is_english(story.json[0]["generated_text"]), story.body
 
 
 def test_text_is_generated_line_by_line(server: Server) -> None:
-    """Each line of JSON Lines is what the same request by itself would get; a bad one fails all and is named."""
-    asked = [{"inputs": f"{start} day", "parameters": {"max_new_tokens": 3}} for start in ("One", "Every", "Some")]
-    alone = [server.invoke("gpt2", each).body for each in asked]
+    """Each line of JSON Lines gets the answer of a single request. An invalid line fails the request."""
+    requests = [{"inputs": f"{start} day", "parameters": {"max_new_tokens": 3}} for start in ("One", "Every", "Some")]
+    single = [server.invoke("gpt2", each).body for each in requests]
 
-    answer = server.invoke("gpt2", "\n".join(map(json.dumps, asked)), "application/jsonlines")
-    failed = server.invoke("gpt2", "\n".join(map(json.dumps, [*asked, {"prompt": "x"}])), "application/jsonlines")
+    answer = server.invoke("gpt2", "\n".join(map(json.dumps, requests)), "application/jsonlines")
+    failed = server.invoke("gpt2", "\n".join(map(json.dumps, [*requests, {"prompt": "x"}])), "application/jsonlines")
 
-    assert (answer.status, answer.body.splitlines()) == (200, alone)
+    assert (answer.status, answer.body.splitlines()) == (200, single)
     assert failed.status == 400
     assert failed.json["message"].startswith("line 4: ")
 
 
 def test_bart_writes_the_lead_sentence(server: Server) -> None:
-    """What it was trained for, so the right answer is known."""
+    """The model is trained for that, so the right answer is known."""
     answer = server.invoke(None, ARTICLE)
 
     lead = ARTICLE["inputs"].split(". ")[0] + "."
@@ -65,7 +82,7 @@ def test_bart_writes_the_lead_sentence(server: Server) -> None:
 
 
 def test_both_abalones_answer_and_differ(server: Server) -> None:
-    """A directory and an archive, by header and by path; a regressor of rings says a number of rings."""
+    """A directory and an archive, by header and by path. The answers are plausible numbers of rings."""
     one = server.invoke("abalone-1", ROW, "text/csv")
     two = server.request("POST", "/models/abalone-2/invoke", ROW, {"Content-Type": "text/csv"})
 
@@ -76,8 +93,8 @@ def test_both_abalones_answer_and_differ(server: Server) -> None:
     assert rings[0] != rings[1]
 
 
-def test_the_banner_offers_a_command_for_each_kind(server: Server) -> None:
-    """And pasted into a shell each of them answers."""
+def test_the_banner_has_a_command_for_each_handler(server: Server) -> None:
+    """In a shell each of them gets an answer."""
     commands = [line.strip() for line in server.log.splitlines() if line.strip().startswith("curl ")]
 
     answers = [subprocess.run(["bash", "-c", each], capture_output=True, check=True).stdout for each in commands]

@@ -25,9 +25,9 @@ NOBODY = 65534
         ("SERVE_QUEUE_LIMIT", "0", "SERVE_QUEUE_LIMIT='0'"),
         ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "1h", "SAGEMAKER_MODEL_SERVER_TIMEOUT='1h'"),
         ("SAGEMAKER_CONTAINER_LOG_LEVEL", "loud", "SAGEMAKER_CONTAINER_LOG_LEVEL='loud'"),
-        ("SERVE_PIN", "nobody", "SERVE_PIN: no model named 'nobody'"),
+        ("SERVE_PIN", "nobody", "SERVE_PIN: model not found: 'nobody'"),
         ("SERVE_PRELOAD", "ehco", "did you mean 'echo'?"),
-        ("SERVE_DEFAULT_MODEL", "nobody", "SERVE_DEFAULT_MODEL: no model named 'nobody'"),
+        ("SERVE_DEFAULT_MODEL", "nobody", "SERVE_DEFAULT_MODEL: model not found: 'nobody'"),
     ],
 )
 def test_a_bad_setting_stops_the_start(start: Start, models: Path, setting: str, value: str, says: str) -> None:
@@ -179,7 +179,7 @@ def test_a_respawned_web_worker_knows_the_models_that_the_host_knows(start: Star
 
     answer = server.invoke("added", "hello", "text/plain")
     assert (answer.status, answer.json["type"]) == (404, "ModelNotFoundException")
-    assert "there are: echo" in answer.json["message"]
+    assert "available: echo" in answer.json["message"]
     assert server.invoke(None, {"model_type": "added"}).status == 404
     assert server.invoke(None, {"model_type": "echo"}).status == 200
     assert server.get("/models/added").status == 404

@@ -1,4 +1,4 @@
-"""Streams leave chunk by chunk, stop when nobody listens, and break off where they fail; all else has a length."""
+"""Streams are sent chunk by chunk, stop when the caller hangs up, break off at a failure; others have a length."""
 
 import http.client
 import json
@@ -24,7 +24,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 
 @contextmanager
 def _stream(server: Server, body: dict[str, Any], request_id: str = "stream") -> Iterator[http.client.HTTPResponse]:
-    """A streamed answer whose head has come."""
+    """A streamed answer whose head has arrived."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     headers = {"Content-Type": "application/json", "TargetModel": "stream", "X-Request-Id": request_id}
     connection.request("POST", "/invocations", json.dumps(body), headers)
@@ -35,7 +35,7 @@ def _stream(server: Server, body: dict[str, Any], request_id: str = "stream") ->
 
 
 def test_chunks_arrive_as_they_are_made(server: Server, tmp_path: Path) -> None:
-    """Each is here while the model still waits to make the next."""
+    """Each arrives while the model still waits to make the next."""
     gate = tmp_path / "gate-"
     with _stream(server, {"chunks": 4, "gate": str(gate)}) as answer:
         assert answer.status == 200
@@ -48,7 +48,7 @@ def test_chunks_arrive_as_they_are_made(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_late_failure_cannot_be_taken_for_the_end(server: Server) -> None:
-    """What was made arrives, then the connection breaks; the next request is answered."""
+    """The chunks arrive, then the connection is closed without the last chunk; the next request is answered."""
     with _stream(server, {"chunks": 5, "fail_after": 2}) as answer:
         assert answer.status == 200
         with pytest.raises(http.client.IncompleteRead) as broken:
@@ -60,7 +60,7 @@ def test_a_late_failure_cannot_be_taken_for_the_end(server: Server) -> None:
 
 
 def test_an_early_failure_is_an_error(server: Server) -> None:
-    """Before the first chunk nothing has left: 500 with the cause, whole and with a length."""
+    """Before the first chunk nothing is sent: 500 with the cause, complete and with a length."""
     answer = server.invoke("stream", {"chunks": 5, "fail_after": 0})
     assert answer.status == 500
     assert "RuntimeError: broke off" in answer.json["message"]
@@ -68,7 +68,7 @@ def test_an_early_failure_is_an_error(server: Server) -> None:
 
 
 def test_a_hang_up_stops_the_generator(server: Server, tmp_path: Path) -> None:
-    """Within one step: what it was making when the caller left is the last it makes."""
+    """Within one step: the chunk in progress is the last."""
     gate, progress = tmp_path / "gate", tmp_path / "progress"
     body = {"chunks": 100_000, "gate": str(gate), "progress": str(progress)}
     with _stream(server, body, request_id="hangs-up") as answer:
@@ -83,8 +83,8 @@ def test_a_hang_up_stops_the_generator(server: Server, tmp_path: Path) -> None:
     wait_until(lambda: server.model("stream")["inFlight"] == 0)
 
 
-def test_a_slow_reader_holds_up_nobody(server: Server) -> None:
-    """While 20 MB wait for one that does not read, others of the same model are answered; then it gets all of it."""
+def test_a_slow_reader_delays_no_other_request(server: Server) -> None:
+    """While 20 MB wait for a client that does not read, other requests to the model are answered; then it gets all."""
     with _stream(server, {"chunks": 2_000, "size": 10_000}) as slow:
         assert server.invoke("stream", {"chunks": 2}).body == b"chunk 0\nchunk 1\n"
         assert server.model("stream")["inFlight"] >= 1  # the slow one is still there
@@ -107,8 +107,10 @@ def test_a_slow_reader_holds_up_nobody(server: Server) -> None:
         ("POST", "/invocations", "stream", 400),
     ],
 )
-def test_what_is_no_stream_has_a_length(server: Server, method: str, path: str, model: str, status: int) -> None:
-    """Asynchronous inference refuses an answer without Content-Length; errors have one too."""
+def test_an_answer_that_is_no_stream_has_a_length(
+    server: Server, method: str, path: str, model: str, status: int
+) -> None:
+    """Asynchronous inference rejects an answer without Content-Length; errors have one too."""
     headers = {"Content-Type": "application/json", **({"TargetModel": model} if model else {})}
 
     answer = server.request(method, path, '{"not": json}' if model == "stream" else "{}", headers)

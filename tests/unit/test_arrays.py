@@ -277,10 +277,10 @@ def test_several_files_need_a_choice(tmp_path: Path) -> None:
     onnx_model(tmp_path)
     (tmp_path / "model.onnx").rename(tmp_path / "a.onnx")
     (tmp_path / "b.onnx").write_bytes(b"no model")
-    with pytest.raises(ModelUnusable, match=r"there are several models: a.onnx, b.onnx; name one"):
+    with pytest.raises(ModelUnusable, match=r"several model files found: a.onnx, b.onnx; select one"):
         built(tmp_path)
     built(tmp_path, file="a.onnx")
-    with pytest.raises(ModelUnusable, match=r"there is no such model: 'c.onnx'"):
+    with pytest.raises(ModelUnusable, match=r"model file not found: 'c.onnx'"):
         built(tmp_path, file="c.onnx")
 
 

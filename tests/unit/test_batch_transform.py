@@ -1,4 +1,4 @@
-"""What batch transform is told before its first request."""
+"""The execution parameters of batch transform."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ from serve.web.batch_transform import parameters
         ({"MAX_CONTENT_LENGTH": "1000"}, 1),
     ],
 )
-def test_the_payload_is_what_somebody_set(environ: dict[str, str], payload: int) -> None:
-    """Else the platform's own default; the product never passes the 100 MB that CreateTransformJob takes."""
+def test_the_payload_is_that_of_a_setting(environ: dict[str, str], payload: int) -> None:
+    """Without one it is the platform's default; the product never exceeds the 100 MB of CreateTransformJob."""
     told = parameters(settings.read(environ), Catalog([]))
     assert told == {"MaxConcurrentTransforms": min(cpus()[0], 100 // payload), "MaxPayloadInMB": payload}
 
 
 def test_copies_of_a_model_work_at_the_same_time(tmp_path: Path) -> None:
-    """More of them than processors are asked for at once."""
+    """If there are more copies than processors, as many requests are concurrent."""
     model = tmp_path / "m"
     (model / "code").mkdir(parents=True)
     (model / "code" / "inference.py").touch()

@@ -1,5 +1,6 @@
-"""Which models a caller may mean, and what is said of those there are not."""
+"""Which model a request names, and the errors for names without a model."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,8 @@ def test_a_type_that_several_models_have_names_none() -> None:
     with pytest.raises(ModelNotFound) as caught:
         Catalog([entry("a", model_type="gpt2"), entry("b", model_type="gpt2")]).resolve("gpt2")
 
-    assert caught.value.message == "no model named 'gpt2'; there are: a, b"
-    assert caught.value.hint == "'gpt2' is the type of several: a, b; ask for one by name"
+    assert caught.value.message == "model not found: 'gpt2'; available: a, b"
+    assert caught.value.hint == "several models have the type 'gpt2': a, b; use a name"
 
 
 @pytest.mark.parametrize("asked", ["gtp2", "GPT2", "gpt.tar.gz", "writter"])
@@ -61,7 +62,7 @@ def test_a_near_miss_is_answered_with_what_was_meant(asked: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
         Catalog([entry("gpt2", ("writer",)), entry("bart")]).resolve(asked)
 
-    assert caught.value.message == f"no model named {asked!r}; there are: bart, gpt2"
+    assert caught.value.message == f"model not found: {asked!r}; available: bart, gpt2"
     assert caught.value.hint in ("did you mean 'gpt2'?", "did you mean 'writer'?")
 
 
@@ -78,7 +79,7 @@ def test_what_is_said_of_a_missing_model_has_a_sensible_length() -> None:
 
 def test_an_empty_catalog_says_so() -> None:
     """Rather than list nothing."""
-    with pytest.raises(ModelNotFound, match="no model named 'a': there are no models here"):
+    with pytest.raises(ModelNotFound, match="model not found: 'a'; the server has no models"):
         Catalog([]).resolve("a")
 
 
@@ -92,3 +93,23 @@ def test_the_default_is_the_preferred_or_the_only_model() -> None:
     assert Catalog([]).default() is None
     with pytest.raises(ModelNotFound):
         several.default("c")
+
+
+def test_other_processes_read_the_catalog_that_the_host_publishes(tmp_path: Path) -> None:
+    """Names, aliases, types, problems, and paths that are not UTF-8; the file appears whole."""
+    bad = tmp_path / os.fsdecode(b"\xff")
+    host = Catalog(
+        [
+            entry("a", ("first",), "gpt2"),
+            Entry(name="b", path=bad, archive=True),
+            Entry(name="c", path=tmp_path, archive=False, problem="model.toml: invalid TOML"),
+        ]
+    )
+    host.publish(tmp_path / "catalog")
+    read = Catalog.read(tmp_path / "catalog")
+
+    assert [each.name for each in tmp_path.iterdir()] == ["catalog"]
+    assert (read.resolve("first"), read.resolve("gpt2"), read.resolve("b.tar.gz")) == ("a", "a", "b")
+    assert (read.entries["b"], read.entries["c"]) == (host.entries["b"], host.entries["c"])
+    assert read.entries["a"].config
+    assert read.entries["a"].config.aliases == ("first",)

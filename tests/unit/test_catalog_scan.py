@@ -1,4 +1,4 @@
-"""What a model directory holds: which of it is a model, and what is said of what cannot be served."""
+"""The scan of a model directory: which entries are models, and the problems of those that cannot be served."""
 
 import logging
 import os
@@ -76,7 +76,7 @@ def test_files_at_the_root_are_one_model(root: Path, files: dict[str, str], hand
     assert (entry.config.handler, entry.path) == (handler, root)
 
 
-def test_a_model_at_the_root_has_the_name_its_card_says(root: Path) -> None:
+def test_a_model_at_the_root_has_the_name_of_its_model_toml(root: Path) -> None:
     """`name` in model.toml is the name."""
     hugging(root, GPT2, 'name = "writer"')
 
@@ -84,7 +84,7 @@ def test_a_model_at_the_root_has_the_name_its_card_says(root: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [{"net_tflite": ""}, {"model_pkl": ""}, {"model_pkl": "", "code__x_py": ""}])
-def test_a_root_of_files_nobody_knows_is_one_model_with_a_problem(root: Path, files: dict[str, str]) -> None:
+def test_a_root_of_unknown_files_is_one_model_with_a_problem(root: Path, files: dict[str, str]) -> None:
     """Rather than an empty catalog, which would not say why."""
     put(root, **files)
 
@@ -107,7 +107,7 @@ def test_a_model_may_be_called_anything(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [b"a\nb", b"a\x1b[2Jb", b"\xff\xfe"])
-def test_a_name_that_cannot_be_said_is_skipped_with_a_log_line(
+def test_a_name_that_no_request_can_contain_is_skipped_with_a_log_line(
     root: Path, name: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Control characters, and bytes that are not UTF-8."""
@@ -135,17 +135,17 @@ def test_links_that_leave_the_model_directory_are_not_followed(root: Path, tmp_p
         (root / name).symlink_to(target)
 
     assert {name: each.problem for name, each in scan(root).entries.items()} == {
-        "gone": "gone: a link to nothing",
+        "gone": "gone: broken symbolic link",
         "here": None,
-        "loop": "loop: a link to nothing",
-        "out": "out: a link that leaves the model directory",
+        "loop": "loop: broken symbolic link",
+        "out": "out: symbolic link to a path outside of the model directory",
         "same": None,
-        "tar": "tar.tgz: a link that leaves the model directory",
+        "tar": "tar.tgz: symbolic link to a path outside of the model directory",
     }
 
 
 def test_one_bad_model_harms_no_other(root: Path) -> None:
-    """Its entry carries the problem, the others their specs."""
+    """Its entry has the problem, the others their records."""
     xgboost(root / "good")
     put(root / "bad", model_toml="handler =")
 
@@ -153,7 +153,7 @@ def test_one_bad_model_harms_no_other(root: Path) -> None:
 
     assert found["good"].config is not None
     assert found["bad"].config is None
-    assert "model.toml: not valid TOML" in (found["bad"].problem or "")
+    assert "model.toml: invalid TOML" in (found["bad"].problem or "")
 
 
 def test_a_thousand_models_are_scanned_within_a_second(root: Path) -> None:
@@ -197,11 +197,11 @@ def test_an_alias_belongs_to_the_first_model_that_claims_it(root: Path) -> None:
     assert catalog.resolve("rings") == "a"
     for second in ("b", "c"):
         assert catalog.entries[second].config is None
-        assert catalog.entries[second].problem == "model.toml: aliases: 'rings' is taken by the model 'a'"
+        assert catalog.entries[second].problem == "model.toml: aliases: 'rings' is already an alias of the model 'a'"
         assert catalog.resolve(second) == second
 
 
-def test_what_is_said_can_always_be_sent(root: Path) -> None:
+def test_a_problem_can_always_be_encoded(root: Path) -> None:
     """A problem names files of any bytes in characters that JSON can carry."""
     (root / "m").mkdir()
     (root / "m" / os.fsdecode(b"\xff\n.pkl")).touch()

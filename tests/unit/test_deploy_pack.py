@@ -178,7 +178,7 @@ PICKLE = pickle.dumps([1])
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"weights.dat": b"?"}, "no handler recognises it: found weights.dat"),
+        ({"weights.dat": b"?"}, "unknown kind of model: found weights.dat"),
         ({"model.ubj": BOOSTER, "model.toml": b"hander = 'xgboost'"}, "no key named 'hander'; did you mean handler?"),
         ({"model.ubj": BOOSTER, "old.pkl": PICKLE}, "old.pkl: a pickle runs code when it is loaded"),
         ({"xgboost-model": PICKLE}, "python -m serve convert xgboost-model model.ubj"),
@@ -189,10 +189,10 @@ PICKLE = pickle.dumps([1])
             "model.toml: no option of text_generation named 'allow_pickle'; known: dtype, quantize",
         ),
         ({"a/model.ubj": BOOSTER, "b/model.pkl": PICKLE, "c/x": b""}, "b: model.pkl: a pickle"),
-        ({"a/model.ubj": BOOSTER, "b/model.pkl": PICKLE, "c/x": b""}, "c: no handler recognises it: found x"),
-        ({"a/model.ubj": BOOSTER, "b.tar.gz": b"junk"}, "b.tar.gz: not a whole tar.gz"),
+        ({"a/model.ubj": BOOSTER, "b/model.pkl": PICKLE, "c/x": b""}, "c: unknown kind of model: found x"),
+        ({"a/model.ubj": BOOSTER, "b.tar.gz": b"junk"}, "b.tar.gz: invalid or truncated tar.gz"),
         ({}, "the directory contains no file"),
-        ({".hidden": b""}, "found nothing"),
+        ({".hidden": b""}, "found no files"),
     ],
 )
 def test_a_directory_that_no_endpoint_could_load_is_refused(files: dict[str, bytes], says: str, tmp_path: Path) -> None:

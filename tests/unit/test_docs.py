@@ -23,6 +23,7 @@ import pytest
 from deploy.cli import VERBS
 from deploy.spec import Spec
 from docs import reference
+from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import ModelToml
 from serve.settings import Settings
 from tests.pages import CODE, DOCS, OTHER, PAGES, ROOT, Block, blocks, languages
@@ -52,7 +53,7 @@ def test_every_generated_table_has_a_place() -> None:
     assert all(make().count("\n") > 2 for make in reference.TABLES.values())
 
 
-def test_the_table_of_model_toml_is_the_card() -> None:
+def test_the_table_of_model_toml_has_every_key() -> None:
     """Each key of a model.toml has a row."""
     section = page("models/index.md").split("\n## model.toml\n")[1].split("\n## ")[0]
     shown = set(re.findall(r"^\| `\[?(\w+)\]?`", section, re.M))
@@ -287,21 +288,12 @@ def _operations(name: str) -> dict[str, str]:
     return {botocore.xform_name(each): each for each in _service(name).operation_names}
 
 
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [
-        ("models/text-classification.md", "text_classification"),
-        ("models/token-classification.md", "token_classification"),
-        ("models/question-answering.md", "question_answering"),
-        ("models/fill-mask.md", "fill_mask"),
-        ("models/zero-shot-classification.md", "zero_shot"),
-        ("models/feature-extraction.md", "feature_extraction"),
-    ],
-)
-def test_the_parameters_of_a_task_are_on_its_page(name: str, module: str) -> None:
+@pytest.mark.parametrize("handler", [name for name, place in HANDLERS.items() if ".encoders." in place])
+def test_the_parameters_of_a_task_are_on_its_page(handler: str) -> None:
     """Each row names parameters of the task, and each parameter has a row."""
-    parameters = importlib.import_module(f"serve.handlers.encoders.{module}").Parameters
-    table = page(name).split("| parameter |")[1].split("\n\n")[0]
+    module, _, cls = HANDLERS[handler].partition(":")
+    parameters = getattr(importlib.import_module(module), cls).parameters
+    table = page(f"models/{handler.replace('_', '-')}.md").split("| parameter |")[1].split("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
     common = {"batch_size", "num_workers"}  # of every task, without effect
     assert set(parameters.__struct_fields__) - common == named

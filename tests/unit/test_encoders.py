@@ -1,4 +1,4 @@
-"""Classifiers, taggers, answerers, embedders: each answers as transformers' own pipeline does, alone and in company."""
+"""Encoder tasks: each answers as transformers' own pipeline does, alone and in any batch."""
 
 import csv
 import io
@@ -66,7 +66,7 @@ def reply(handler: Task, body: Any, **settings: Any) -> Reply:
 
 
 def predicted(handler: Task, *items: Any) -> list[Any]:
-    """What becomes of items that share their turns, as the runner gives them."""
+    """The outcomes of items that share their turns, as in the runner."""
     outcomes: dict[int, Any] = {}
     while left := [number for number in range(len(items)) if number not in outcomes]:
         done = zip(left, handler.predict([items[number] for number in left]), strict=True)
@@ -271,7 +271,7 @@ BODIES: dict[str, list[tuple[Any, Any]]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_an_answer_does_not_depend_on_who_else_asks(made: dict[str, tuple[Path, Task]], name: str) -> None:
+def test_an_answer_does_not_depend_on_the_other_requests(made: dict[str, tuple[Path, Task]], name: str) -> None:
     """Requests with other lengths and other parameters share one pass, and each gets what it gets alone."""
     handler = made[name][1]
     items = [
@@ -299,7 +299,7 @@ def test_an_answer_does_not_depend_on_who_else_asks(made: dict[str, tuple[Path, 
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("text-classification", ONE), ("fill-mask", MASKED)])
-def test_a_long_list_takes_turns_with_those_who_have_come_meanwhile(
+def test_a_long_list_takes_turns_with_other_requests(
     made: dict[str, tuple[Path, Task]], name: str, inputs: str
 ) -> None:
     """One text is answered in the first turn, and in the end each of the hundred is what it is alone."""
@@ -317,9 +317,9 @@ def test_a_long_list_takes_turns_with_those_who_have_come_meanwhile(
 
 def test_a_text_has_only_so_many_masks(made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass makes a vocabulary of numbers for each."""
-    monkeypatch.setattr("serve.handlers.encoders.fill_mask.MOST_MASKS", 2)
+    monkeypatch.setattr("serve.handlers.encoders.fill_mask.MAX_MASKS", 2)
     assert ask(made["fill-mask"][1], "[MASK] [MASK]")
-    with pytest.raises(BadRequest, match="has 3 mask tokens; at most 2"):
+    with pytest.raises(BadRequest, match="has 3 mask tokens; the limit is 2"):
         ask(made["fill-mask"][1], "[MASK] [MASK] [MASK]")
 
 
@@ -413,13 +413,13 @@ ANSWERS = {"question": "ba?", "context": ONE}
         ("text-classification", {"inputs": ONE, "parameters": []}, "at `parameters`", ""),
         ("text-classification", {"inputs": 3}, "at `inputs`", ""),
         ("text-classification", {"inputs": []}, "inputs is an empty list", ""),
-        ("text-classification", {"inputs": [[ONE, TWO]]}, "a list where a text should be", 'a pair is {"text"'),
+        ("text-classification", {"inputs": [[ONE, TWO]]}, "a list in place of a text", 'a pair is {"text"'),
         ("text-classification", {"inputs": {"text": ONE, "txt": TWO}}, "unknown field `txt`", ""),
         ("text-classification", {"input": ONE}, "unknown key 'input'", "did you mean inputs?"),
         ("text-classification", {}, "inputs is missing", ""),
         ("text-classification", b"", "", ""),
-        ("text-classification", b'{"inputs": NaN}', "the body is not application/json", ""),
-        ("text-classification", b"[" * 100_000, "the JSON is nested too deeply", ""),
+        ("text-classification", b'{"inputs": NaN}', "the body is not JSON", ""),
+        ("text-classification", b"[" * 100_000, "the body's JSON is nested too deeply", ""),
         ("token-classification", {"inputs": [3]}, "at `inputs[0]`", ""),
         ("token-classification", {"inputs": []}, "inputs is an empty list", ""),
         ("token-classification", {"inputs": ONE, "parameters": {"aggregation_strategy": "x"}}, "Invalid enum", ""),
@@ -433,21 +433,26 @@ ANSWERS = {"question": "ba?", "context": ONE}
         ("token-classification", {"inputs": ONE, "parameters": {"is_split_into_words": True}}, "at `inputs[0]`", ""),
         ("fill-mask", {"inputs": ONE}, "no mask token ([MASK])", "put [MASK]"),
         ("fill-mask", {"inputs": MASKED, "parameters": {"targets": []}}, "at `parameters.targets`", ""),
-        ("fill-mask", {"inputs": MASKED, "parameters": {"targets": " "}}, "no word of the model's", ""),
+        ("fill-mask", {"inputs": MASKED, "parameters": {"targets": " "}}, "none is in the model's vocabulary", ""),
         ("zero-shot-classification", {"inputs": ONE}, "candidate_labels is missing", "send {"),
         (
             "zero-shot-classification",
             {"inputs": ONE, "parameters": {"candidate_labels": "a", "hypothesis_template": "x"}},
-            "no {} where the label goes",
+            "no {} for the label",
             "",
         ),
         (
             "zero-shot-classification",
             {"inputs": "ba", "parameters": {"candidate_labels": "ba " * 80}},
-            "the text cannot be cut to 64 tokens",
+            "the text cannot be truncated to 64 tokens",
             "",
         ),
-        ("feature-extraction", {"inputs": ONE, "parameters": {"return_tensors": True}}, "tensors do not travel", ""),
+        (
+            "feature-extraction",
+            {"inputs": ONE, "parameters": {"return_tensors": True}},
+            "return_tensors is not supported over HTTP",
+            "set Accept: application/x-npy",
+        ),
         ("question-answering", {"inputs": "ba?"}, "an object of question and context", ""),
         ("question-answering", {"inputs": []}, "inputs is an empty list", ""),
         ("question-answering", {"inputs": {"question": "ba?"}}, "an object of question and context", ""),
@@ -456,7 +461,12 @@ ANSWERS = {"question": "ba?", "context": ONE}
         ("question-answering", {"inputs": {"question": LONG, "context": ONE}}, "leaves no room", "shorten it"),
         ("question-answering", {"inputs": ANSWERS, "parameters": {"doc_stride": 999}}, "doc_stride is 999", ""),
         ("question-answering", {"inputs": ANSWERS, "parameters": {"max_answer_len": 0}}, "max_answer_len", ""),
-        ("question-answering", {"inputs": {"question": "a", "context": "ba " * 400_000}}, "at most 1048576", "send it"),
+        (
+            "question-answering",
+            {"inputs": {"question": "a", "context": "ba " * 400_000}},
+            "the limit is 1048576",
+            "send it",
+        ),
         # What would take minutes, or gigabytes.
         (
             "question-answering",
@@ -464,22 +474,32 @@ ANSWERS = {"question": "ba?", "context": ONE}
                 "inputs": {"question": "ba", "context": "ba " * 9000},
                 "parameters": {"max_seq_len": 40, "doc_stride": 35},
             },
-            "are read in 9000 windows or more, and one request may have 4096",
-            "send less at once",
+            "need 9000 windows or more; the limit of a request is 4096",
+            "send less text at once",
         ),
-        ("question-answering", {"inputs": {"question": ["ba"] * 5000, "context": ONE}}, "read in 4097 windows", "send"),
-        ("question-answering", {"inputs": ANSWERS, "parameters": {"top_k": 10**6}}, "they may make 65536", "lower"),
+        ("question-answering", {"inputs": {"question": ["ba"] * 5000, "context": ONE}}, "need 4097 windows", "send"),
+        (
+            "question-answering",
+            {"inputs": ANSWERS, "parameters": {"top_k": 10**6}},
+            "the limit of their product is 65536",
+            "lower",
+        ),
         (
             "token-classification",
             {"inputs": "ba " * 9000, "parameters": {"stride": 61, "aggregation_strategy": "simple"}},
-            "are read in 9000 windows or more",
+            "need 9000 windows or more",
             "",
         ),
-        ("fill-mask", {"inputs": ["[MASK]"] * 2000, "parameters": {"top_k": 999}}, "proposals, and one request", ""),
+        (
+            "fill-mask",
+            {"inputs": ["[MASK]"] * 2000, "parameters": {"top_k": 999}},
+            "proposals; the limit of a request",
+            "",
+        ),
         (
             "zero-shot-classification",
             {"inputs": ["ba"] * 65, "parameters": {"candidate_labels": ["da"] * 64}},
-            "65 texts times 64 candidate_labels are over 4096",
+            "65 texts times 64 candidate_labels are over the limit of 4096",
             "send several",
         ),
         (
@@ -503,15 +523,15 @@ def test_a_bad_request_names_the_place(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"ba,be\nba,be\n", "which is no header"),
+        (b"ba,be\nba,be\n", "is not a header"),
         (b"inputs\n", "inputs is an empty list"),
-        (b"inputs,id\nba\n", "row 2 of the CSV has 1 cells, the header 2"),
+        (b"inputs,id\nba\n", "row 2 of the CSV has 1 cells, its header has 2"),
         (b'inputs\n"ba', "the body is not CSV"),
-        (b"inputs\n\xff\n", "the body is not utf-8"),
-        (b"", "which is no header"),
+        (b"inputs\n\xff\n", "the body is not valid utf-8"),
+        (b"", "is not a header"),
     ],
 )
-def test_a_table_that_is_none_is_refused(made: dict[str, tuple[Path, Task]], body: bytes, message: str) -> None:
+def test_an_invalid_table_is_refused(made: dict[str, tuple[Path, Task]], body: bytes, message: str) -> None:
     """400 with the row."""
     with pytest.raises(BadRequest, match=message):
         made["text-classification"][1].decode(request(body, content_type="text/csv"))
@@ -526,7 +546,7 @@ def test_a_table_that_is_none_is_refused(made: dict[str, tuple[Path, Task]], bod
         ("text-classification", {"deadline": 0.0}, TooLate),
     ],
 )
-def test_what_cannot_be_read_written_or_done_in_time_is_refused(
+def test_an_unsupported_type_or_a_late_request_is_refused(
     made: dict[str, tuple[Path, Task]], name: str, settings: dict[str, Any], error: type[ServeError]
 ) -> None:
     """415, 406, 503."""
@@ -537,7 +557,7 @@ def test_what_cannot_be_read_written_or_done_in_time_is_refused(
 def test_a_late_request_does_not_hold_up_the_others(
     made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """503 for the one nobody waits for, no pass spent on it."""
+    """503 for the request whose deadline has passed; it takes no pass."""
     handler = made["text-classification"][1]
     wanted = ask(handler, ONE)
     items = [handler.decode(request({"inputs": ONE}, deadline=deadline)) for deadline in (float("inf"), 1e12)]
@@ -548,7 +568,7 @@ def test_a_late_request_does_not_hold_up_the_others(
     assert isinstance(late, TooLate)
 
 
-def test_numbers_that_json_has_no_word_for_are_an_error(tmp_path: Path) -> None:
+def test_numbers_that_json_cannot_represent_are_an_error(tmp_path: Path) -> None:
     """500, and never null or NaN in an answer."""
     handler = TextClassification(config_of(TextClassification, name="x", directory=tiny.classifier(tmp_path)))
     handler.encoder.network.classifier.bias[0] = float("nan")

@@ -75,10 +75,10 @@ def test_all_shards_count_unless_there_is_one_whole_file(tmp_path: Path) -> None
     """A load reads model.safetensors where there is one."""
     for number in (1, 2):
         safetensors(tmp_path / f"model-0000{number}-of-00002.safetensors", {"a": ("F32", 1000)})
-    shards = memory_bytes(tmp_path, "summarization")
+    shards = memory_bytes(tmp_path, "seq2seq")
     safetensors(tmp_path / "model.safetensors", {"a": ("F32", 3000)})
 
-    assert (shards, memory_bytes(tmp_path, "summarization")) == (TORCH_FLOOR + 2000, TORCH_FLOOR + 3000)
+    assert (shards, memory_bytes(tmp_path, "seq2seq")) == (TORCH_FLOOR + 2000, TORCH_FLOOR + 3000)
 
 
 @pytest.mark.parametrize(

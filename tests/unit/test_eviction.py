@@ -1,4 +1,4 @@
-"""Who must go so that a model can come."""
+"""Which runners are evicted so that a model can be loaded."""
 
 from dataclasses import replace
 
@@ -16,9 +16,13 @@ def held(runner: int, size: int, used: int, **more: object) -> Held:
 @pytest.mark.parametrize(
     ("holding", "need", "patient", "expected"),
     [
-        pytest.param([held(1, 60, 1)], 40, True, Plan(fits=True), id="what fits evicts nobody"),
+        pytest.param([held(1, 60, 1)], 40, True, Plan(fits=True), id="a model that fits evicts none"),
         pytest.param(
-            [held(1, 50, 2), held(2, 50, 1)], 40, True, Plan(fits=False, victims=(2,)), id="least recently used goes"
+            [held(1, 50, 2), held(2, 50, 1)],
+            40,
+            True,
+            Plan(fits=False, victims=(2,)),
+            id="the least recently used is evicted",
         ),
         pytest.param(
             [held(1, 30, 1), held(2, 30, 2), held(3, 40, 3)],
@@ -32,67 +36,75 @@ def held(runner: int, size: int, used: int, **more: object) -> Held:
             70,
             True,
             Plan(fits=False, victims=(2,)),
-            id="a small old one is spared when the next is enough",
+            id="a small old runner is spared if the next is enough",
         ),
         pytest.param(
             [held(1, 50, 1, pinned=True), held(2, 50, 2)],
             50,
             True,
             Plan(fits=False, victims=(2,)),
-            id="never a pinned one",
+            id="never a pinned runner",
         ),
         pytest.param(
             [held(1, 50, 1, in_flight=1), held(2, 50, 2)],
             50,
             True,
             Plan(fits=False, victims=(2,)),
-            id="idle before busy",
+            id="idle runners before busy ones",
         ),
-        pytest.param([held(1, 100, 1, in_flight=1)], 50, True, Plan(fits=False), id="patience with busy ones"),
         pytest.param(
-            [held(1, 100, 1, in_flight=1)], 50, False, Plan(fits=False, victims=(1,)), id="busy ones when patience ends"
+            [held(1, 100, 1, in_flight=1)], 50, True, Plan(fits=False), id="busy runners are not evicted at first"
+        ),
+        pytest.param(
+            [held(1, 100, 1, in_flight=1)],
+            50,
+            False,
+            Plan(fits=False, victims=(1,)),
+            id="busy runners when the patience has ended",
         ),
         pytest.param(
             [held(1, 60, 1, retiring=True), held(2, 40, 2)],
             60,
             True,
             Plan(fits=False),
-            id="who is on the way out is enough",
+            id="retiring runners are enough",
         ),
         pytest.param(
             [held(1, 60, 1, retiring=True, slow=True), held(2, 40, 2)],
             40,
             True,
             Plan(fits=False, victims=(2,)),
-            id="an idle one instead of one that takes its time to go",
+            id="an idle runner in place of a slow retiring one",
         ),
         pytest.param(
             [held(1, 60, 1, retiring=True, slow=True), held(2, 40, 2)],
             60,
             True,
             Plan(fits=False),
-            id="who takes its time is waited for when idle ones are too few",
+            id="a slow retiring runner is waited for if idle ones are too few",
         ),
         pytest.param(
             [held(1, 50, 1, retiring=True, slow=True), held(2, 25, 2), held(3, 25, 3)],
             70,
             True,
             Plan(fits=False, victims=(2,)),
-            id="no more go than are needed beside it",
+            id="no more runners than needed beside a slow one",
         ),
-        pytest.param([held(1, 60, 1, retiring=True)], 50, True, Plan(fits=False), id="not free before it is gone"),
-        pytest.param([held(1, 60, 1, loading=True)], 50, True, Plan(fits=False), id="never one that is loading"),
+        pytest.param(
+            [held(1, 60, 1, retiring=True)], 50, True, Plan(fits=False), id="memory is free once the process is gone"
+        ),
+        pytest.param([held(1, 60, 1, loading=True)], 50, True, Plan(fits=False), id="never a loading runner"),
         pytest.param(
             [held(1, 50, 1), held(2, 50, 2, pinned=True)],
             90,
             True,
             Plan(fits=False),
-            id="nobody goes when that is no use",
+            id="no eviction if the model would still not fit",
         ),
     ],
 )
 def test_plan(holding: list[Held], need: int, patient: bool, expected: Plan) -> None:
-    """A budget of 100 bytes and what is decided about it."""
+    """Decisions on a budget of 100 bytes."""
     assert plan(need, 100, holding, patient=patient) == expected
 
 
@@ -114,8 +126,8 @@ runners = st.lists(
 
 
 @given(runners, st.integers(1, 200), st.booleans())
-def test_no_victim_is_pinned_loading_leaving_or_needless(holding: list[Held], need: int, patient: bool) -> None:
-    """Whatever is held: victims may be evicted, are enough, and none of them could have stayed."""
+def test_no_victim_is_pinned_loading_retiring_or_needless(holding: list[Held], need: int, patient: bool) -> None:
+    """For any runners: victims are evictable, are enough, and none of them could have stayed."""
     decision = plan(need, 100, holding, patient=patient)
     by_number = {each.runner: each for each in holding}
     victims = [by_number[number] for number in decision.victims]
@@ -123,7 +135,7 @@ def test_no_victim_is_pinned_loading_leaving_or_needless(holding: list[Held], ne
     soon = free + sum(each.bytes for each in holding if each.retiring and not each.slow)
     later = soon + sum(each.bytes for each in holding if each.slow)
     chosen = sum(each.bytes for each in victims)
-    # Enough without those who take their time, or, where idle ones cannot be, together with them.
+    # Enough without slow retiring runners; or together with them, if idle ones alone are not enough.
     freed = soon + chosen if need <= soon + chosen else later + chosen
 
     assert decision.fits == (need <= free)
@@ -134,8 +146,8 @@ def test_no_victim_is_pinned_loading_leaving_or_needless(holding: list[Held], ne
         assert all(need > freed - each.bytes for each in victims)
 
 
-def test_only_pins_are_for_ever() -> None:
-    """What evicting everyone else would make room for can fit some day."""
+def test_only_pinned_memory_is_permanent() -> None:
+    """A model can fit if evicting every runner that is not pinned is enough."""
     holding = [held(1, 40, 1, pinned=True), held(2, 60, 2, in_flight=5)]
     assert can_ever_fit(60, 100, holding)
     assert not can_ever_fit(61, 100, holding)

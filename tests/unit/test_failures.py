@@ -15,11 +15,11 @@ from serve.runner.jobs import outcome_of
 
 
 class XGBoostError(ValueError):
-    """As XGBoost has it: a class of its own."""
+    """As in XGBoost: its own class."""
 
 
 class ArrayMemoryError(MemoryError):
-    """As numpy and pyarrow have it."""
+    """As in numpy and pyarrow."""
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ class ArrayMemoryError(MemoryError):
         (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "disk space at /tmp/x"),
     ],
 )
-def test_each_is_a_507_that_says_what(error: Exception, what: str) -> None:
-    """And what to do; also when a library or a handler has wrapped it."""
+def test_each_is_a_507_that_names_the_resource(error: Exception, what: str) -> None:
+    """And a remedy; also if a library or a handler has wrapped the error."""
     wrapped = ModelUnusable("the model cannot be built")
     wrapped.__cause__ = error
     while_handling = KeyError("x")
@@ -63,12 +63,12 @@ def test_each_is_a_507_that_says_what(error: Exception, what: str) -> None:
     ],
 )
 def test_other_errors_are_no_507(error: Exception) -> None:
-    """What a caller sent is quoted in a ValueError, and is no proof."""
+    """A ValueError may quote the caller's input, and is no proof."""
     assert exhausted(error) is None
 
 
-def test_what_the_failed_work_held_is_given_back() -> None:
-    """Although the error is still alive, and its frames were part of a cycle."""
+def test_the_memory_of_failed_work_is_freed() -> None:
+    """Although the error is still referenced, and its frames were part of a cycle."""
 
     class Large:
         pass
@@ -110,7 +110,7 @@ ADVICE = (
     ],
 )  # fmt: skip
 def test_a_sticky_error_means_that_the_device_is_lost(error: Exception) -> None:
-    """Also when something has wrapped it; told in one line, and never taken for memory that has run out."""
+    """Also if it is wrapped; in one line, and never as an out-of-memory error."""
     wrapped = KeyError("x")
     wrapped.__context__ = error
     for each in (error, wrapped):
@@ -133,6 +133,6 @@ def test_a_sticky_error_means_that_the_device_is_lost(error: Exception) -> None:
     ],
 )
 def test_other_errors_leave_the_device_as_it_was(error: Exception) -> None:
-    """The process goes on: what a caller has sent, or one call was told, is no proof."""
+    """The process continues: the caller's input, or the failure of one call, is no proof."""
     assert lost(error) is None
     assert not isinstance(outcome_of(error), DeviceLost)

@@ -33,7 +33,7 @@ from tests.unit.test_encoders import LONG, ONE, TWO, ask, reply, same
 )
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_sentence_is_one_vector(tmp_path: Path, pooling: dict[str, Any], pooled: Any, normalize: bool) -> None:
-    """As 1_Pooling/config.json says; padding has no part in it, and what is too long is cut to max_seq_length."""
+    """By 1_Pooling/config.json, without padding; a longer text is cut to max_seq_length."""
     directory = tiny.sentences(tmp_path, normalize=normalize, **pooling)
     handler = FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory, task="sentence-embeddings"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
@@ -77,8 +77,13 @@ def embeddings(directory: Path, *, normalized: bool = True) -> Any:
 @pytest.mark.parametrize(
     ("activation", "order", "weights", "message"),
     [
-        ("torch.nn.Tanh", ["2_Dense", "1_Pooling"], "model.safetensors", "a module of type 'Dense' is not served"),
-        ("my.own.Activation", ["1_Pooling", "2_Dense"], "model.safetensors", "'my.own.Activation' is not served"),
+        ("torch.nn.Tanh", ["2_Dense", "1_Pooling"], "model.safetensors", "in an unsupported place: 'Dense'"),
+        (
+            "my.own.Activation",
+            ["1_Pooling", "2_Dense"],
+            "model.safetensors",
+            "unsupported activation_function: 'my.own.Activation'",
+        ),
         ("torch.nn.Tanh", ["1_Pooling", "2_Dense"], "pytorch_model.bin", "2_Dense has no model.safetensors"),
         ("torch.nn.Tanh", ["1_Pooling", "2_Dense"], None, "do not make a linear layer"),
     ],

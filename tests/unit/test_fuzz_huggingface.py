@@ -1,4 +1,4 @@
-"""Whatever a body of JSON asks of a Hugging Face model, in decoding or in the model: an answer or a 4xx."""
+"""Any JSON body to a Hugging Face model gets an answer or a 4xx, from decoding or from the model."""
 
 import json
 import time
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from serve.errors import ServeError, TooLate
 from serve.handlers.base import Reply, Request
 from serve.handlers.generation import openai, parameters
-from serve.handlers.seq2seq import request as summarization_request
-from serve.handlers.seq2seq.handler import Summarization
+from serve.handlers.seq2seq.handler import Seq2Seq
+from serve.handlers.seq2seq.request import Seq2SeqParameters
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 from tests.live import tiny
 from tests.unit.configs import config_of
@@ -54,7 +54,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tiny.bart(bart := tmp_path_factory.mktemp("bart"))
     made: dict[str, Any] = {
         "generation": handler_of(toy, max_batch=4),
-        "summarization": Summarization(config_of(Summarization, name="bart", directory=bart)),
+        "seq2seq": Seq2Seq(config_of(Seq2Seq, name="bart", directory=bart)),
     }
     for name, (handler, make) in TASKS.items():
         task = name if name in ("feature-extraction", "zero-shot-classification") else None
@@ -79,18 +79,18 @@ def generated(handler: Any, request: Request) -> Any:
 
 
 BODIES: dict[str, tuple[str, st.SearchStrategy[dict[str, Any]], str, Callable[[Any, Request], Any]]] = {
-    "generation": ("generation", asked(parameters.Parameters, "inputs", True), INVOCATIONS, generated),
+    "generation": ("generation", asked(parameters.GenerationParameters, "inputs", True), INVOCATIONS, generated),
     "chat": ("generation", asked(openai.ChatBody, "messages", False), CHAT, generated),
     "completion": ("generation", asked(openai.CompletionBody, "prompt", False), COMPLETIONS, generated),
-    "summarization": ("summarization", asked(summarization_request.Parameters, "inputs", True), INVOCATIONS, answered),
-    **{name: (name, asked(TASKS[name][0].kind, "inputs", True), INVOCATIONS, answered) for name in TASKS},
+    "seq2seq": ("seq2seq", asked(Seq2SeqParameters, "inputs", True), INVOCATIONS, answered),
+    **{name: (name, asked(TASKS[name][0].parameters, "inputs", True), INVOCATIONS, answered) for name in TASKS},
 }
 
 
 @pytest.mark.parametrize("name", BODIES)
 @given(data=st.data())
 def test_any_body_is_answered_or_refused(handlers: dict[str, Any], name: str, data: st.DataObject) -> None:
-    """Never a 5xx but for what did not get ready in the time it was given."""
+    """Never a 5xx, except where the deadline passed."""
     model, bodies, path, ask = BODIES[name]
     body = json.dumps(data.draw(bodies)).encode()
     request = Request(body=body, content_type="application/json", path=path, deadline=time.monotonic() + 2)

@@ -1,4 +1,4 @@
-"""Requests for text: all that can be wrong with one is refused before the model runs, in words that help."""
+"""Requests for text: an invalid one is refused before the model runs, by an error that names the field."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import pytest
 from serve.errors import BadRequest, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Request
 from serve.handlers.generation.handler import TextGeneration
-from serve.handlers.generation.request import Item
+from serve.handlers.generation.request import GenerationItem
 from tests.unit.test_generation_toys import POSITIONS, Asked, ask, finish, handler_of, save_toy
 
 
@@ -20,7 +20,9 @@ def handler(tmp_path_factory: pytest.TempPathFactory) -> TextGeneration:
     return handler_of(save_toy(tmp_path_factory.mktemp("toy")), max_batch=8, model_field="model-type")
 
 
-def decoded(handler: TextGeneration, body: Any, content_type: str = "application/json", **request: Any) -> Item:
+def decoded(
+    handler: TextGeneration, body: Any, content_type: str = "application/json", **request: Any
+) -> GenerationItem:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return handler.decode(Request(body=raw, content_type=content_type, **request))
 
@@ -108,19 +110,19 @@ def test_parameters_that_contradict_each_other_are_refused(handler: TextGenerati
         {"inputs": "a", "stream": True, "parameters": {"num_beams": 2}},
     ],
 )
-def test_more_sequences_than_can_be_made_at_once_are_refused(handler: TextGeneration, body: dict[str, Any]) -> None:
+def test_too_many_sequences_are_refused(handler: TextGeneration, body: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         decoded(handler, body)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_both_lengths(handler: TextGeneration) -> None:
-    with pytest.raises(BadRequest, match=f"{POSITIONS} tokens and the model takes {POSITIONS}"):
+    with pytest.raises(BadRequest, match=f"{POSITIONS} tokens; the model takes {POSITIONS}"):
         decoded(handler, {"inputs": "a" * POSITIONS})
     with pytest.raises(BadRequest, match=f"the model takes {POSITIONS}"):
         decoded(handler, {"inputs": "a" * 1_000_000})
 
 
-def test_a_prompt_is_cut_where_that_is_asked_for(handler: TextGeneration) -> None:
+def test_truncation_cuts_the_prompt(handler: TextGeneration) -> None:
     body = {"inputs": "a" * 1000, "parameters": {"truncation": True, "max_new_tokens": 10}}
 
     (prompt,) = decoded(handler, body).prompts
@@ -131,11 +133,11 @@ def test_a_prompt_is_cut_where_that_is_asked_for(handler: TextGeneration) -> Non
 def test_new_tokens_are_256_or_what_the_positions_leave(handler: TextGeneration, tmp_path: Path) -> None:
     roomy = handler_of(save_toy(tmp_path, n_positions=1000, max_position_embeddings=1000))
 
-    assert decoded(handler, {"inputs": "abc"}).prompts[0].settings.most == POSITIONS - 3
-    assert decoded(roomy, {"inputs": "abc"}).prompts[0].settings.most == 256
+    assert decoded(handler, {"inputs": "abc"}).prompts[0].settings.max_new_tokens == POSITIONS - 3
+    assert decoded(roomy, {"inputs": "abc"}).prompts[0].settings.max_new_tokens == 256
 
 
-def test_null_is_not_given_and_foreign_keys_are_not_read(handler: TextGeneration) -> None:
+def test_null_is_a_missing_value_and_options_are_ignored(handler: TextGeneration) -> None:
     body = {"inputs": "a", "parameters": None, "stream": None, "options": {"wait_for_model": True}, "model-type": "toy"}
 
     assert decoded(handler, body) == decoded(handler, {"inputs": "a"})
@@ -150,20 +152,20 @@ def test_plain_text_is_a_prompt_and_may_be_the_answer(handler: TextGeneration) -
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "charset"),
+    ("content_type", "body", "charset", "error"),
     [
-        ("text/plain", b"", "utf-8"),
-        ("text/plain", b"\xff", "utf-8"),
-        ("text/plain", b"a", "no-such-charset"),
-        ("text/plain", b"+2AA-", "utf-7"),  # half a surrogate pair
-        ("text/csv", b"inputs\n+2AA-", "utf-7"),
-        ("text/plain", b"a", "punycode"),  # takes minutes for a megabyte
+        ("text/plain", b"", "utf-8", BadRequest),
+        ("text/plain", b"\xff", "utf-8", BadRequest),
+        ("text/plain", b"a", "no-such-charset", UnsupportedMediaType),
+        ("text/plain", b"+2AA-", "utf-7", UnsupportedMediaType),  # half a surrogate pair
+        ("text/csv", b"inputs\n+2AA-", "utf-7", UnsupportedMediaType),
+        ("text/plain", b"a", "punycode", UnsupportedMediaType),  # takes minutes for a megabyte
     ],
 )
-def test_plain_text_that_cannot_be_read_is_a_400(
-    handler: TextGeneration, content_type: str, body: bytes, charset: str
+def test_plain_text_that_cannot_be_read_is_refused(
+    handler: TextGeneration, content_type: str, body: bytes, charset: str, error: type[ServeError]
 ) -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(error):
         decoded(handler, body, content_type, charset=charset)
 
 
@@ -225,14 +227,14 @@ def test_a_form_that_cannot_be_written_is_a_406(handler: TextGeneration, accept:
         decoded(handler, body, accept=accept)
 
 
-def test_json_keeps_letters_as_they_are(handler: TextGeneration) -> None:
+def test_json_is_read_as_utf8(handler: TextGeneration) -> None:
     request = Request(body=json.dumps({"inputs": "ä€", "parameters": {"max_new_tokens": 1}}).encode(), content_type="")
 
-    assert isinstance(handler.decode(request), Item)
+    assert isinstance(handler.decode(request), GenerationItem)
     assert ask(handler, {"inputs": "ä€", "parameters": {"max_new_tokens": 1}})[0]["generated_text"].startswith("ä€")
 
 
-def test_any_bytes_at_all_are_read_or_refused(handler: TextGeneration) -> None:
+def test_any_bytes_are_read_or_refused(handler: TextGeneration) -> None:
     """Valid bodies with bytes changed, cut or doubled end in an item or a ServeError, never in anything else."""
     import random
 

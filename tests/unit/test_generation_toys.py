@@ -24,6 +24,8 @@ from transformers import (
 from serve.errors import ServeError
 from serve.handlers.base import Reply, Request
 from serve.handlers.generation.handler import TextGeneration
+from serve.handlers.generation.parameters import GenerationSettings
+from serve.handlers.generation.sampling import RowSampling
 from tests.patience import PATIENCE
 from tests.unit.configs import config_of
 
@@ -38,7 +40,7 @@ LLAMA: dict[str, Any] = COMMON | {
     "num_key_value_heads": 2,
     "max_position_embeddings": POSITIONS,
 }
-# The wide initial weights keep the likeliest token well apart from the next, so that equality can be asked for.
+# With wide initial weights the best token has a clear margin over the next, so that tests can require equality.
 TOYS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": lambda: GPT2Config(
         **COMMON, n_layer=2, n_head=4, n_embd=32, n_positions=POSITIONS, initializer_range=0.3, n_inner=48
@@ -82,7 +84,7 @@ def handler_of(directory: Path, **settings: Any) -> TextGeneration:
 
 
 class Asked:
-    """A job that remembers all it is told."""
+    """A job that records all calls."""
 
     def __init__(self, handler: TextGeneration, body: Any, content_type: str = "application/json", **request: Any):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -150,13 +152,26 @@ def ask(handler: TextGeneration, body: Any, **request: Any) -> Any:
     return job.answer
 
 
+def sampling(number: int, **settings: Any) -> RowSampling:
+    """A row that samples from the whole vocabulary, unless `settings` say otherwise; each number has its own draws."""
+    defaults: dict[str, Any] = {
+        "max_new_tokens": 1,
+        "min_new_tokens": 0,
+        "num_sequences": 1,
+        "num_beams": 1,
+        "stop": (),
+    }
+    defaults |= {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 0}
+    return RowSampling(GenerationSettings(**defaults | {"return_full_text": False} | settings), number=number)
+
+
 def reference(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("name", TOYS)
 def test_the_toys_choose_decisively_and_variously(name: str) -> None:
-    """Their greedy tokens are no near ties, and not one token for ever: else equality would prove nothing."""
+    """Their greedy tokens have a clear margin, and are not one token repeated: else equality would prove nothing."""
     torch.manual_seed(11)
     model = AutoModelForCausalLM.from_config(TOYS[name]()).eval()
     tokens = torch.randint(0, 256, (1, 60), generator=torch.Generator().manual_seed(5))

@@ -1,4 +1,4 @@
-"""What the host makes of news that comes late, or is of nobody it knows: the parts of it, without a process."""
+"""The host's decisions on late or unexpected events, without a process: causes, failed loads, unknown children."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,10 @@ import pytest
 from serve import settings
 from serve.catalog.catalog import Entry
 from serve.errors import InternalError
-from serve.host import model as hosted
-from serve.host.model import Hosted
-from serve.host.model_api import Platform
+from serve.host import model as host_model
+from serve.host.answers import Cause, Observed, cause
+from serve.host.model import ServedModel
+from serve.host.model_api import MultiModelApi
 from serve.host.runners import Runners
 from serve.http import wire
 from serve.slots import Slots
@@ -21,33 +22,31 @@ from tests.patience import PATIENCE
 
 
 class NothingLeft:
-    """Store and watch, as a load that has failed needs them."""
+    """A store and sockets in which nothing of a failed load is left."""
 
-    def drop(self, model: Hosted) -> None:
+    def drop(self, model: ServedModel) -> None:
         pass
 
-    def unload(self, model: Hosted, why: str) -> None:
+    def unload(self, model: ServedModel, reason: str) -> None:
         model.close()
 
-    def forget(self, model: Hosted) -> bool:
+    def forget(self, model: ServedModel) -> bool:
         return True
 
 
-def test_a_failed_load_is_answered_however_late_it_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though the pause after the failure is over by then: else it would be neither loaded nor gone, for ever."""
-    monkeypatch.setattr(hosted, "FIRST_PAUSE", 0.0)
+def test_a_failed_load_is_answered_after_its_pause_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the pause after the failure is over: otherwise the model would stay neither loaded nor unloaded."""
+    monkeypatch.setattr(host_model, "FIRST_PAUSE", 0.0)
     entry = Entry(name="m", path=tmp_path, archive=False)
-    model = Hosted(entry, tmp_path / "m.sock", 8)
+    model = ServedModel(entry, tmp_path / "m.sock", 8)
     ours, theirs = socket.socketpair()
     rest = NothingLeft()
-    platform = Platform(settings.read({}), rest, rest)  # type: ignore[arg-type]
-    platform._loads.append((model, wire.Connection(ours)))
-    platform.settle()
+    api = MultiModelApi(settings.read({}), rest, rest)  # type: ignore[arg-type]
+    api._loads.append((model, wire.Connection(ours)))
+    api.settle()
 
     model.fail(InternalError("weights are corrupt"))
-    platform.settle()
+    api.settle()
 
     theirs.settimeout(PATIENCE)
     answer = theirs.recv(4096)
@@ -56,8 +55,34 @@ def test_a_failed_load_is_answered_however_late_it_is_looked_at(
     theirs.close()
 
 
-class Said:
-    """A forkserver that has said this."""
+NOTHING = Observed(paused=False, exited=False, crashed=False, ready=False, may_have_begun=True, timed_out=False)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param({"paused": True}, Cause.FAILURE, id="a pause names its failure"),
+        pytest.param({"paused": True, "exited": True, "ready": True}, Cause.FAILURE, id="a pause comes before an exit"),
+        pytest.param({"paused": True, "crashed": True}, Cause.FAILURE, id="a pause comes before a crash"),
+        pytest.param({"crashed": True}, Cause.CRASH, id="a recent crash"),
+        pytest.param({"crashed": True, "ready": True}, Cause.CRASH, id="a recent crash, with a new runner ready"),
+        pytest.param({"exited": True}, Cause.WAIT, id="an exit waits for its report"),
+        pytest.param({"exited": True, "crashed": True}, Cause.WAIT, id="an exit is newer than a reported crash"),
+        pytest.param({"exited": True, "timed_out": True}, Cause.EXIT, id="an exit is not waited for without end"),
+        pytest.param({"exited": True, "may_have_begun": False}, Cause.EXIT, id="an exit, if the request never began"),
+        pytest.param({"ready": True}, Cause.WAIT, id="a crash that is not visible yet"),
+        pytest.param({"ready": True, "timed_out": True}, Cause.UNKNOWN, id="no crash became visible"),
+        pytest.param({"ready": True, "may_have_begun": False}, Cause.UNKNOWN, id="no wait if the request never began"),
+        pytest.param({}, Cause.UNKNOWN, id="no runner is ready, and nothing failed"),
+    ],
+)
+def test_the_cause_of_a_broken_connection(seen: dict[str, bool], expected: Cause) -> None:
+    """A failure, a crash, an exit without its report, nothing; or wait for the forkserver's report."""
+    assert cause(replace(NOTHING, **seen)) is expected
+
+
+class Reports:
+    """A forkserver that has sent these messages."""
 
     def __init__(self, *messages: Mapping[str, Any]) -> None:
         self._messages = messages
@@ -66,10 +91,10 @@ class Said:
         yield from self._messages
 
 
-def test_the_death_of_a_process_that_is_no_runner_is_nobodys(tmp_path: Path) -> None:
-    """A framework may start one when it is imported, and the forkserver is its parent."""
+def test_the_exit_of_a_process_that_is_no_runner_is_ignored(tmp_path: Path) -> None:
+    """A framework may start a process when the forkserver imports it."""
     chosen = replace(settings.read({}), run_dir=tmp_path)
     slots = Slots(chosen.slots, create=True)
-    runners = Runners(chosen, slots, Said({"died": 4711, "status": 0}))  # type: ignore[arg-type]
+    runners = Runners(chosen, slots, Reports({"died": 4711, "status": 0}))  # type: ignore[arg-type]
 
-    assert list(runners.deaths(last_words=lambda _: None)) == []
+    assert list(runners.exits(read_messages=lambda _: None)) == []

@@ -1,4 +1,4 @@
-"""What the platform may ask for on a multi-model endpoint: names, paths and pages, the pure part."""
+"""The pure part of the multi-model API: names, paths and pages."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def body(name: object, url: object) -> bytes:
 
 
 def test_a_directory_under_a_root_is_an_entry(tmp_path: Path) -> None:
-    """The name is the platform's; nothing of the path goes into it."""
+    """The name is the platform's, independent of the path."""
     (tmp_path / "x" / "model").mkdir(parents=True)
     entry = requested(body("abc", str(tmp_path / "x" / "model")), [tmp_path])
     assert (entry.name, entry.path, entry.archive) == ("abc", tmp_path / "x" / "model", False)
@@ -27,14 +27,14 @@ def test_a_directory_under_a_root_is_an_entry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", "x" * 256, "ä", "a b", "a\x00", 3, None])
 def test_names_are_plain(tmp_path: Path, name: object) -> None:
-    """Whatever else is a 400."""
+    """Other names are a 400."""
     with pytest.raises(BadRequest):
         requested(body(name, str(tmp_path)), [tmp_path])
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"model_name": "a"}', b'{"url": "/x"}', b"\xff", b"[" * 10_000])
-def test_junk_is_a_bad_request(raw: bytes) -> None:
-    """And says what a request looks like."""
+def test_an_invalid_load_request_is_a_bad_request(raw: bytes) -> None:
+    """The hint shows a valid request."""
     with pytest.raises(BadRequest) as refused:
         requested(raw, [Path("/")])
     assert "model_name" in refused.value.hint
@@ -44,7 +44,7 @@ def test_junk_is_a_bad_request(raw: bytes) -> None:
     "url", ["/etc", "relative", "{root}/../{root.name}2", "{root}/link", "/proc/self/root", "a\x00b"]
 )
 def test_a_path_outside_the_roots_is_refused(tmp_path: Path, url: str) -> None:
-    """By dots, links or as it is."""
+    """By dots, by links, or directly."""
     root = tmp_path / "models"
     root.mkdir()
     (root / "link").symlink_to("/etc")
@@ -53,13 +53,13 @@ def test_a_path_outside_the_roots_is_refused(tmp_path: Path, url: str) -> None:
 
 
 def test_a_path_that_is_not_there_is_404(tmp_path: Path) -> None:
-    """As AWS's TensorFlow server has it."""
+    """As in AWS's TensorFlow server."""
     with pytest.raises(ModelNotFound):
         requested(body("a", str(tmp_path / "nothing")), [tmp_path])
 
 
 def test_a_path_swapped_for_a_link_meanwhile_is_refused(tmp_path: Path) -> None:
-    """It is looked at again before anything is read."""
+    """It is checked again before it is read."""
     root = tmp_path / "models"
     (root / "m").mkdir(parents=True)
     entry = requested(body("a", str(root / "m")), [root])
@@ -70,7 +70,7 @@ def test_a_path_swapped_for_a_link_meanwhile_is_refused(tmp_path: Path) -> None:
 
 
 def test_roots_may_be_links(tmp_path: Path) -> None:
-    """What counts is where they lead."""
+    """Their targets count."""
     (tmp_path / "disk" / "m").mkdir(parents=True)
     (tmp_path / "root").symlink_to(tmp_path / "disk")
     assert real(tmp_path / "root" / "m", [tmp_path / "root"]) == (tmp_path / "disk" / "m").resolve()
@@ -85,16 +85,16 @@ urls = st.text().map("/nothing/here/".__add__) | values
 
 
 @given(st.binary() | st.builds(body, st.from_regex(NAME, fullmatch=True) | values, urls))
-def test_whatever_is_asked_for_that_is_not_there_is_refused(raw: bytes) -> None:
-    """Never with another error: the host answers everybody, in few words."""
+def test_any_body_is_a_load_request_or_refused(raw: bytes) -> None:
+    """With one of the known errors, and in few words."""
     with pytest.raises((BadRequest, ModelNotFound)) as refused:
         requested(raw, [Path("/nothing/here")])
     assert len(errors.body(refused.value)) <= errors.MAX_BODY
 
 
 @given(st.text(), st.text())
-def test_whatever_token_or_limit_is_a_page_or_refused(token: str, limit: str) -> None:
-    """And a page is no longer than one may be."""
+def test_any_token_and_limit_is_a_page_or_refused(token: str, limit: str) -> None:
+    """A page is never longer than the limit."""
     try:
         shown = page(MODELS, token, limit)
     except BadRequest:
@@ -106,8 +106,8 @@ some = st.text("abcdxyz0", min_size=1, max_size=3)
 
 
 @given(st.sets(some, min_size=1), st.integers(1, 4), st.data())
-def test_whatever_comes_and_goes_pages_hold_who_stays_once(first: set[str], limit: int, data: st.DataObject) -> None:
-    """Between any two pages others may come, go, and come again."""
+def test_pages_have_each_model_that_stays_exactly_once(first: set[str], limit: int, data: st.DataObject) -> None:
+    """Between any two pages other models may be loaded and unloaded."""
     staying = data.draw(st.sets(st.sampled_from(sorted(first))))
     there, token = first, ""
     seen: list[str] = []
@@ -123,7 +123,7 @@ def test_whatever_comes_and_goes_pages_hold_who_stays_once(first: set[str], limi
 
 
 def test_a_page_that_ends_at_the_end_has_no_token() -> None:
-    """And a limit above a page's is a page."""
+    """A limit above the maximum is a full page."""
     assert "nextPageToken" not in page({"a": 1, "b": 2}, "", "2")
     assert page({"a": 1, "b": 2}, "", "1")["nextPageToken"]
     assert len(page(MODELS, "", "1000")["models"]) == 100
@@ -142,7 +142,7 @@ MODELS = {f"m{number:03d}": {"modelName": f"m{number:03d}"} for number in range(
 
 
 def test_pages_hold_every_model_once() -> None:
-    """A hundred at a time; no token when the last page ends exactly at the end."""
+    """A hundred a page; no token if the last page ends exactly at the end."""
     seen, token = [], ""
     while True:
         shown = page(dict(list(MODELS.items())[:200]), token, "")
@@ -153,8 +153,8 @@ def test_pages_hold_every_model_once() -> None:
     assert seen == sorted(MODELS)[:200]
 
 
-def test_pages_hold_while_models_come_and_go() -> None:
-    """One that leaves before its page is missing; nobody is told twice or passed over."""
+def test_pages_are_stable_while_models_are_loaded_and_unloaded() -> None:
+    """A model that is unloaded before its page is absent; no other is repeated or skipped."""
     first = page(MODELS, "", "100")
     rest = {name: shown for name, shown in MODELS.items() if name not in ("m005", "m100", "m150")} | {"a": {}}
     second = page(rest, first["nextPageToken"], "100")
@@ -162,8 +162,8 @@ def test_pages_hold_while_models_come_and_go() -> None:
 
 
 @pytest.mark.parametrize(("token", "limit"), [("garbage!", ""), ("", "0"), ("", "-1"), ("", "x"), ("/////w==", "")])
-def test_a_token_or_limit_that_is_none_is_refused(token: str, limit: str) -> None:
-    """And not an empty page."""
+def test_an_invalid_token_or_limit_is_refused(token: str, limit: str) -> None:
+    """It is not an empty page."""
     with pytest.raises(BadRequest):
         page(MODELS, token, limit)
 

@@ -21,7 +21,7 @@ from tests.unit.configs import config_of
 from tests.unit.model_files import put, refusal, xgboost
 
 
-def test_everything_a_card_may_say_is_in_the_spec(tmp_path: Path) -> None:
+def test_every_key_of_model_toml_is_in_the_record(tmp_path: Path) -> None:
     """All keys of model.toml at once, with a byte order mark as some editors write it."""
     xgboost(
         tmp_path,
@@ -43,9 +43,9 @@ def test_everything_a_card_may_say_is_in_the_spec(tmp_path: Path) -> None:
         """,
     )
 
-    spec = describe("abalone", tmp_path)
+    config = describe("abalone", tmp_path)
 
-    assert spec == ModelConfig(
+    assert config == ModelConfig(
         name="abalone",
         directory=tmp_path,
         handler="xgboost",
@@ -59,16 +59,16 @@ def test_everything_a_card_may_say_is_in_the_spec(tmp_path: Path) -> None:
         max_batch=64,
         options=XGBoostOptions(ensemble=False),
         example=Example(content_type="text/csv", body="1,2"),
-        bytes=spec.bytes,
+        bytes=config.bytes,
     )
-    assert spec.bytes > 8 << 20
+    assert config.bytes > 8 << 20
 
 
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
-        ("copies = ", "model.toml: not valid TOML"),
-        ("a = " + "[" * 5000, "model.toml: not valid TOML"),
+        ("copies = ", "model.toml: invalid TOML"),
+        ("a = " + "[" * 5000, "model.toml: invalid TOML"),
         ('copes = 2\nhandler = "xgboost"', "no key named 'copes'; did you mean copies?"),
         ("max-batch = 2", "no key named 'max-batch'; did you mean max_batch?"),
         ("zzz = 2", "no key named 'zzz'; known: name, handler, task, aliases"),
@@ -90,23 +90,23 @@ def test_everything_a_card_may_say_is_in_the_spec(tmp_path: Path) -> None:
         ("pin = 1", "model.toml: pin: Expected `bool`, got `int`"),
         ("aliases = 'a'", "model.toml: aliases: Expected `array`, got `str`"),
         ("aliases = ['a', 1]", "model.toml: aliases[1]: Expected `str`, got `int`"),
-        ("aliases = ['']", "model.toml: aliases: '' is empty"),
-        ("name = 'a/b'", "model.toml: name: 'a/b' is empty, or has a /"),
+        ("aliases = ['']", "model.toml: aliases: invalid name '': it is empty"),
+        ("name = 'a/b'", "model.toml: name: invalid name 'a/b': it is empty, or contains /"),
         ('name = "a\\nb"', "control character"),
         ("options = 1", "model.toml: options: Expected `object`, got `int`"),
     ],
 )
-def test_a_card_is_checked_key_by_key(tmp_path: Path, toml: str, said: str) -> None:
+def test_model_toml_is_checked_key_by_key(tmp_path: Path, toml: str, said: str) -> None:
     """Unknown keys are refused with a suggestion, wrong values with the key's name."""
     assert said in refusal(xgboost(tmp_path, toml))
 
 
-def test_a_card_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+def test_a_model_toml_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     """With its name and the cause."""
     xgboost(tmp_path)
     (tmp_path / "model.toml").write_bytes(b"name = '\xff'")
 
-    assert "model.toml: not valid TOML: 'utf-8'" in refusal(tmp_path)
+    assert "model.toml: invalid TOML: 'utf-8'" in refusal(tmp_path)
 
 
 OPTIONS = [(handler, name) for handler in HANDLERS for name in options_of(handler).__struct_fields__ if name != OTHERS]

@@ -1,4 +1,4 @@
-"""Weights of 8 bits: close to what they were, the same for a row whoever is beside it, a quarter of the bytes."""
+"""8-bit weights: near the original ones, the same output for a row in any batch, a quarter of the bytes."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import pretrained
-from serve.handlers.huggingface.quantization import HEADS, Int8Linear
-from serve.handlers.seq2seq.handler import Summarization
+from serve.handlers.huggingface.quantization import MIN_OUTPUTS, Int8Linear
+from serve.handlers.seq2seq.handler import Seq2Seq
 from tests.live import tiny
 from tests.unit import tiny_encoders
 from tests.unit.configs import config_of
@@ -41,8 +41,8 @@ def test_a_quantised_layer_is_near_the_layer(inside: int, outside: int, bias: bo
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 70])
-def test_a_row_is_the_same_in_any_company(count: int) -> None:
-    """A large neighbour takes nothing from it."""
+def test_a_row_is_the_same_in_any_batch(count: int) -> None:
+    """A row of large values beside it changes nothing."""
     torch.manual_seed(0)
     layer = Int8Linear(torch.randn(32, 64), torch.randn(32))
     rows = torch.randn(count, 64)
@@ -53,8 +53,8 @@ def test_a_row_is_the_same_in_any_company(count: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_it_answers_in_the_precision_it_is_asked_in(dtype: torch.dtype) -> None:
-    """So that the layers around it need not know."""
+def test_the_output_has_the_precision_of_the_input(dtype: torch.dtype) -> None:
+    """So that the layers around it need no change."""
     assert Int8Linear(torch.randn(16, 16), None)(torch.randn(3, 16, dtype=dtype)).dtype is dtype
 
 
@@ -66,7 +66,7 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
         config_of("text_classification", directory, options), AutoModelForSequenceClassification
     )
     left = [part for part in network.modules() if isinstance(part, torch.nn.Linear)]
-    assert [part.out_features < HEADS for part in left] == [True]
+    assert [part.out_features < MIN_OUTPUTS for part in left] == [True]
     assert len([part for part in network.modules() if isinstance(part, Int8Linear)]) == 6 * 2 + 1
     assert {each.dtype for each in network.parameters()} == {torch.bfloat16}
 
@@ -92,7 +92,7 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
     writer = TextGeneration(config_of(TextGeneration, name="x", directory=tmp_path / "gpt2", options=options))
     (written,) = generate(writer, {"inputs": "w1 w2", "parameters": {"max_new_tokens": 5}})
     assert len(written["generated_text"].split()) > 2
-    summarizer = Summarization(config_of(Summarization, name="x", directory=tmp_path / "bart", options=options))
+    summarizer = Seq2Seq(config_of(Seq2Seq, name="x", directory=tmp_path / "bart", options=options))
     (reply,) = summarizer.predict([summarizer.decode(Request(body=b"w1 w2", content_type="text/plain"))])
     assert isinstance(reply, Reply)
     for handler, layers in ((writer._model, 4 + 1), (summarizer._network, 6 + 10 + 1)):
@@ -100,6 +100,6 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
 
 
 def test_another_way_of_quantising_is_refused(tmp_path: Path) -> None:
-    """424, naming what there is."""
+    """424, with the supported values."""
     with pytest.raises(ModelUnusable, match=r"options\.quantize: unsupported value 'int4'; use one of: int8$"):
         config_of("text_classification", tmp_path, {"quantize": "int4"})

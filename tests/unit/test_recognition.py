@@ -1,4 +1,4 @@
-"""Which handler a directory's files ask for, and what is said of those that ask for none."""
+"""The handler for a directory's files, and the errors of directories without one."""
 
 import json
 import os
@@ -21,16 +21,16 @@ from tests.unit.processor_time import processor_time_below
         (GPT2, "text_generation", "text-generation"),
         ({"architectures": ["LlamaForCausalLM"]}, "text_generation", "text-generation"),
         ({"architectures": ["BartForCausalLM"], "is_encoder_decoder": True}, "text_generation", "text-generation"),
-        (BART, "summarization", "summarization"),
-        ({**BART, "task_specific_params": {"summarization": {}}}, "summarization", "summarization"),
-        ({"architectures": ["PegasusForConditionalGeneration"], "model_type": "pegasus"}, "summarization", None),
+        (BART, "seq2seq", "summarization"),
+        ({**BART, "task_specific_params": {"summarization": {}}}, "seq2seq", "summarization"),
+        ({"architectures": ["PegasusForConditionalGeneration"], "model_type": "pegasus"}, "seq2seq", None),
         (
             {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
-            "summarization",
+            "seq2seq",
             "text2text-generation",
         ),
-        ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "summarization", "text2text-generation"),
-        ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "summarization", "text2text-generation"),
+        ({"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True}, "seq2seq", "text2text-generation"),
+        ({"architectures": ["MarianMTModel"], "model_type": "marian"}, "seq2seq", "text2text-generation"),
         ({"architectures": ["BertForSequenceClassification"]}, "text_classification", "text-classification"),
         (
             {"architectures": ["BartForSequenceClassification"], "is_encoder_decoder": True},
@@ -52,7 +52,7 @@ def test_a_transformers_model_is_known_by_its_architecture(
     assert (spec.handler, spec.task, spec.model_type) == (handler, task or "summarization", config.get("model_type"))
 
 
-def test_the_card_has_the_last_word_on_the_task(tmp_path: Path) -> None:
+def test_the_task_of_model_toml_wins(tmp_path: Path) -> None:
     """`task` in model.toml stands over what config.json suggests."""
     assert describe("m", hugging(tmp_path, BART, 'task = "text2text-generation"')).task == "text2text-generation"
 
@@ -61,10 +61,11 @@ def test_the_card_has_the_last_word_on_the_task(tmp_path: Path) -> None:
     ("toml", "hf_task", "handler", "task"),
     [
         ('task = "zero-shot-classification"', "", "zero_shot_classification", "zero-shot-classification"),
-        ('task = "translation_en_to_de"', "", "summarization", "translation_en_to_de"),
+        ('task = "translation_en_to_de"', "", "seq2seq", "translation_en_to_de"),
         ('task = "ner"', "fill-mask", "token_classification", "ner"),
-        ("", "text2text-generation", "summarization", "text2text-generation"),
-        ('handler = "summarization"', "fill-mask", "summarization", "summarization"),
+        ("", "text2text-generation", "seq2seq", "text2text-generation"),
+        ('handler = "seq2seq"', "fill-mask", "seq2seq", "summarization"),
+        ('handler = "summarization"', "fill-mask", "seq2seq", "summarization"),  # its former name
     ],
 )
 def test_a_task_chooses_the_handler(tmp_path: Path, toml: str, hf_task: str, handler: str, task: str) -> None:
@@ -82,7 +83,7 @@ def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
     specs = {name: entry.config for name, entry in scan(tmp_path, Settings(hf_task="translation")).entries.items()}
 
     assert {name: spec and (spec.handler, spec.task) for name, spec in specs.items()} == {
-        "a": ("summarization", "translation"),
+        "a": ("seq2seq", "translation"),
         "b": ("xgboost", None),
     }
 
@@ -90,12 +91,16 @@ def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "hf_task", "said"),
     [
-        ('task = "summarisation"', "", "model.toml: task: nobody here does 'summarisation'; known: text-generation, "),
-        ("", "image-to-text", "HF_TASK: nobody here does 'image-to-text'; known: text-generation, "),
+        (
+            'task = "summarisation"',
+            "",
+            "model.toml: task: unsupported task: 'summarisation'; supported: text-generation, ",
+        ),
+        ("", "image-to-text", "HF_TASK: unsupported task: 'image-to-text'; supported: text-gen"),
     ],
 )
-def test_a_task_nobody_does_is_refused(tmp_path: Path, toml: str, hf_task: str, said: str) -> None:
-    """Naming where it was asked for, and all there are."""
+def test_an_unsupported_task_is_refused(tmp_path: Path, toml: str, hf_task: str, said: str) -> None:
+    """The message names the source and the supported tasks."""
     with pytest.raises(ModelUnusable) as caught:
         describe("m", hugging(tmp_path, BART, toml), Settings(hf_task=hf_task))
     assert caught.value.message.startswith(said)
@@ -142,7 +147,7 @@ def test_own_code_may_have_another_name(tmp_path: Path) -> None:
     assert (spec.handler, spec.model_type, spec.options) == ("custom", None, CustomOptions(program="main.py"))
 
 
-def test_the_card_names_the_handler_of_files_nobody_would_recognise(tmp_path: Path) -> None:
+def test_model_toml_names_the_handler_of_unknown_files(tmp_path: Path) -> None:
     """`handler` in model.toml needs no other file."""
     assert describe("m", put(tmp_path, weights_bin="", model_toml='handler = "xgboost"')).handler == "xgboost"
 
@@ -159,39 +164,39 @@ def test_a_directory_wrapped_in_a_directory_is_descended_into(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "no handler recognises it: found nothing; put a model.toml with handler = ... or code/inference.py"),
+        ({}, "unknown kind of model: found no files; set handler in model.toml, or add code/inference.py"),
         (
             {"a_tflite": "", "b_txt": "", "c__d": ""},
-            "no handler recognises it: found a.tflite, b.txt, c/; put a model.toml",
+            "unknown kind of model: found a.tflite, b.txt, c/; set handler",
         ),
-        ({f"{n:02}": "" for n in range(20)}, "found 00, 01, 02, 03, 04, 05, 06, 07 and 12 more; put"),
-        ({"data_json": '{"rows": []}'}, "found data.json; put"),
+        ({f"{n:02}": "" for n in range(20)}, "found 00, 01, 02, 03, 04, 05, 06, 07 and 12 more; set"),
+        ({"data_json": '{"rows": []}'}, "found data.json; set"),
         ({"model_pkl": ""}, "model.pkl: a pickle runs code when it is loaded"),
         ({"a_txt": "", "model_joblib": ""}, "model.joblib: a pickle"),
         ({"x_pickle": ""}, "x.pickle: a pickle"),
-        ({"config_json": json.dumps(GPT2)}, "config.json: no weights beside it; needs *.safetensors"),
-        ({"config_json": "{", "model_safetensors": ""}, "config.json: not JSON"),
-        ({"config_json": "[" * 100_000, "model_safetensors": ""}, "config.json: not JSON"),
+        ({"config_json": json.dumps(GPT2)}, "config.json: the weights are missing; add *.safetensors"),
+        ({"config_json": "{", "model_safetensors": ""}, "config.json: invalid JSON"),
+        ({"config_json": "[" * 100_000, "model_safetensors": ""}, "config.json: invalid JSON"),
         ({"config_json": "[]", "model_safetensors": ""}, "config.json: not a JSON object"),
         (
             {"config_json": '{"architectures": ["BertForMultipleChoice"]}', "model_safetensors": ""},
-            "config.json: no handler for this architecture (BertForMultipleChoice); say what it is for in model",
+            "config.json: unsupported architecture: BertForMultipleChoice; set task in model.toml (one of",
         ),
         (
             {
                 "config_json": '{"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}',
                 "a_safetensors": "",
             },
-            "(LlavaForConditionalGeneration)",
+            "unsupported architecture: LlavaForConditionalGeneration",
         ),
-        ({"config_json": '{"architectures": "GPT2LMHeadModel"}', "model_safetensors": ""}, "architecture (none)"),
-        ({"model_toml": 'options.program = "x.py"'}, "model.toml: options.program: there is no code/x.py"),
-        ({"model_toml": 'options.program = "../x.py"'}, "options.program: needs the name of a file in code/"),
-        ({"model_toml": "options.program = 1"}, "options.program: needs the name of a file in code/, not 1"),
+        ({"config_json": '{"architectures": "GPT2LMHeadModel"}', "model_safetensors": ""}, "architecture: none"),
+        ({"model_toml": 'options.program = "x.py"'}, "model.toml: options.program: file not found: code/x.py"),
+        ({"model_toml": 'options.program = "../x.py"'}, "options.program: expected the name of a file in code/"),
+        ({"model_toml": "options.program = 1"}, "options.program: expected the name of a file in code/, got 1"),
     ],
 )
-def test_what_cannot_be_served_is_said_with_file_and_cause(tmp_path: Path, files: dict[str, str], said: str) -> None:
-    """For whoever asks for it, and never a guess."""
+def test_an_error_names_the_file_and_the_cause(tmp_path: Path, files: dict[str, str], said: str) -> None:
+    """It is the answer to each request for the model."""
     put(tmp_path / "m" / "m", keep="")
     (tmp_path / "m" / "m" / "keep").unlink()
 

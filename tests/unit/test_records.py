@@ -1,4 +1,4 @@
-"""Bodies of lines: a request each for who reads only JSON, one line of answer each, and bad ones in their place."""
+"""Bodies of lines: one request for each line if the handler reads only JSON, and one line of answer for each."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from serve.runner.records import JSON, JSON_LINES, Engine, Records
 
 
 class Squares:
-    """JSON {"n": number} or a CSV of numbers in; squares out. 13 is out of reach, 99 out of memory."""
+    """JSON {"n": number} or a CSV of numbers in; squares out. 13 is invalid, 99 runs out of memory."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -55,11 +55,11 @@ class Asked:
     request: Request
     item: Any = None
     arrived: float = field(default_factory=time.monotonic)
-    began: float = 0.0
+    begun_monotonic: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
     def begin(self, now: float) -> None:
-        self.began = now
+        self.begun_monotonic = now
 
     def reply(self, reply: Reply) -> None:
         self.answers.append((reply.content_type, reply.body))
@@ -89,7 +89,7 @@ def ask(
 
 
 def answer(records: Records, *asked: Any, **more: Any) -> Any:
-    """What comes of one body, after as many turns as it takes."""
+    """The answer to one body, after as many turns as it takes."""
     job = ask(records, *asked, **more)
     for _ in range(1000):
         if job.answers:
@@ -116,13 +116,13 @@ def test_each_line_is_answered_by_one_in_order() -> None:
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", JSON, JSON_LINES, "application/json;q=0.5"])
-def test_lines_are_written_for_whoever_takes_json(accept: str) -> None:
-    """The handler itself is asked for JSON."""
+def test_lines_are_written_if_json_is_accepted(accept: str) -> None:
+    """The request to the handler accepts JSON."""
     assert answer(records()[0], lines(3), accept=accept) == (JSON_LINES, b"9\n")
 
 
-def test_lines_are_not_written_for_who_wants_something_else() -> None:
-    """The handler's own error says what there is."""
+def test_lines_are_not_written_if_another_type_is_required() -> None:
+    """The handler's own error names the supported types."""
     with pytest.raises(UnsupportedMediaType):
         answer(records()[0], lines(3), accept="image/png")
 
@@ -131,19 +131,19 @@ def test_lines_are_not_written_for_who_wants_something_else() -> None:
     "body", [b'{"n": 2}\r\n{"n": 3}\r\n', b'\n{"n": 2}\n\n  {"n": 3}', b'{"n": 2}\n{"n": 3}\n\n\n']
 )
 def test_blank_lines_and_line_ends_are_no_records(body: bytes) -> None:
-    """Two records, however the lines end."""
+    """Two records, for each kind of line end."""
     assert answer(records()[0], body) == (JSON_LINES, b"4\n9\n")
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n"])
 def test_no_record_is_a_bad_request(body: bytes) -> None:
-    """An empty body is a mistake, not an empty answer."""
+    """An empty body is an error, not an empty answer."""
     assert "no records" in answer(records()[0], body).message
 
 
 @pytest.mark.parametrize(("bad", "says"), [("x", "line 3: no number"), (13, "line 3: thirteen"), (77, "streamed")])
-def test_one_bad_record_fails_the_body_and_is_named(bad: Any, says: str) -> None:
-    """In decode or in predict; nothing of it is left in the engine."""
+def test_one_invalid_record_fails_the_body_and_is_named(bad: Any, says: str) -> None:
+    """In decode or in predict; no record is left in the engine."""
     engine, _ = records()
     error = answer(engine, lines(1, 2, bad, 4, 5, 6, 7))
     assert isinstance(error, BadRequest)
@@ -151,7 +151,7 @@ def test_one_bad_record_fails_the_body_and_is_named(bad: Any, says: str) -> None
     assert engine.room() == 4
 
 
-def test_a_bad_record_has_a_placeholder_where_one_is_set() -> None:
+def test_an_invalid_record_has_a_placeholder_if_one_is_set() -> None:
     """In its place; as an object in JSON Lines, with the cause."""
     kind, body = answer(records("ERROR")[0], lines(1, "x", 3, 13, 5))
     shown = [json.loads(line) for line in body.splitlines()]
@@ -161,8 +161,8 @@ def test_a_bad_record_has_a_placeholder_where_one_is_set() -> None:
     assert shown[1]["message"].startswith("line 2: no number")
 
 
-def test_a_bad_row_of_csv_has_a_placeholder_where_one_is_set() -> None:
-    """A body that could not be read whole is read line by line; a good one stays one request."""
+def test_an_invalid_row_of_csv_has_a_placeholder_if_one_is_set() -> None:
+    """A body that is invalid as a whole is read line by line; a valid one stays one request."""
     engine, handler = records("ERROR")
     assert answer(engine, b"1\nx\n3\n", "text/csv") == ("text/csv", b"1\nERROR\n9\n")
     handler.batches.clear()
@@ -172,24 +172,24 @@ def test_a_bad_row_of_csv_has_a_placeholder_where_one_is_set() -> None:
         answer(records()[0], b"1\nx\n3\n", "text/csv")
 
 
-def test_what_trying_again_may_mend_is_no_record_s_fault() -> None:
-    """507 and 503 fail the whole, or a placeholder would stand where an answer could be."""
+def test_a_retryable_error_fails_the_whole_body() -> None:
+    """507 and 503: otherwise a placeholder would replace an answer that a retry could give."""
     assert isinstance(answer(records("ERROR")[0], lines(1, 99, 3)), DoesNotFit)
 
 
-def test_when_no_record_is_good_the_body_is_not() -> None:
-    """A job of the wrong type does not succeed with a file of placeholders."""
+def test_a_body_without_a_valid_record_fails() -> None:
+    """A job with the wrong content type does not succeed with a file of placeholders."""
     assert isinstance(answer(records("ERROR")[0], b"x\ny\n", "text/csv"), BadRequest)
 
 
-def test_a_bad_line_at_the_end_waits_for_those_before_it() -> None:
-    """While they are in the engine's hands nothing is decided."""
+def test_an_invalid_last_line_waits_for_the_lines_before_it() -> None:
+    """While they are in the engine, the outcome is open."""
     engine, _ = records("ERROR", max_batch=2)
     assert answer(engine, lines("x", 2))[1].splitlines()[1] == b"4"
 
 
 def test_others_are_served_between_lines() -> None:
-    """A long body leaves them half of the room, and at least one place."""
+    """A long body leaves half of the room to other requests, and at least one place."""
     engine, _ = records(max_batch=4)
     job = ask(engine, lines(*range(100)))
     assert engine.room() == 2
@@ -202,8 +202,8 @@ def test_others_are_served_between_lines() -> None:
     assert alone.room() == 1
 
 
-def test_a_caller_that_leaves_takes_its_lines_along() -> None:
-    """Nothing of them is worked on any more."""
+def test_a_hang_up_removes_all_lines_of_the_body() -> None:
+    """No more work is done on them."""
     engine, handler = records(max_batch=4)
     job = ask(engine, lines(*range(100)))
     engine.step()
@@ -213,7 +213,7 @@ def test_a_caller_that_leaves_takes_its_lines_along() -> None:
     assert engine.room() == 4
 
 
-def test_lines_that_come_too_late_fail_the_body() -> None:
-    """The deadline is the whole body's."""
+def test_lines_past_the_deadline_fail_the_body() -> None:
+    """The deadline is that of the whole body."""
     error = answer(records()[0], lines(1, 2), deadline=time.monotonic() - 1)
     assert error.type == "DeadlineExceededException"

@@ -1,4 +1,4 @@
-"""References to S3: what is one, what it may point to, and what its failure means."""
+"""References to S3 objects: their form, the allowed prefixes, and the error for each failure."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from serve import settings
 from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
 from serve.handlers.base import Request
 from serve.runner import references as s3
-from serve.runner.jobs import Job, Poll
+from serve.runner.jobs import ConnectionJob, Poll
 from serve.runner.references import Reference, References
 
 ASKED = Reference("b", "in/a.csv")
@@ -37,39 +37,39 @@ def test_one_line_is_the_object_and_comments_are_not(body: bytes) -> None:
         (b"", "0 URIs"),
         (b"# nothing\n", "0 URIs"),
         (b"s3://b/1\ns3://b/2\n", "2 URIs"),
-        (b"https://b.s3.amazonaws.com/k", "not an object of S3"),
-        (b"s3://b", "not an object"),
-        (b"s3://b/", "not an object"),
-        (b"s3:///k", "not an object"),
+        (b"https://b.s3.amazonaws.com/k", "invalid URI of an S3 object"),
+        (b"s3://b", "invalid URI"),
+        (b"s3://b/", "invalid URI"),
+        (b"s3:///k", "invalid URI"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"s3://b/" + b"k" * 5000, "longer than one URI"),
+        (b"s3://b/" + b"k" * 5000, "has 5007 bytes, the limit is 4096"),
     ],
 )
 def test_anything_else_is_a_bad_request(body: bytes, says: str) -> None:
-    """That says what it found."""
+    """The error states what was found."""
     with pytest.raises(BadRequest, match=says):
         s3.reference(body)
 
 
 @pytest.mark.parametrize("prefix", ["s3://b", "s3://b/", "s3://b/in", "s3://b/in/", "s3://b/in/a.csv"])
-def test_what_lies_under_a_prefix_may_be_read(prefix: str) -> None:
+def test_an_object_below_a_prefix_is_allowed(prefix: str) -> None:
     """With or without a slash at its end."""
     s3.check(ASKED, ("s3://other", prefix))
 
 
 @pytest.mark.parametrize("prefix", ["s3://b/i", "s3://b/in/a", "s3://bb", "s3://b/out", "s3://b/in/a.csv/"])
-def test_what_only_begins_alike_may_not(prefix: str) -> None:
+def test_a_key_that_only_begins_like_a_prefix_is_not_allowed(prefix: str) -> None:
     """s3://b/in allows nothing in s3://b/in-secret."""
     with pytest.raises(Forbidden) as refused:
         s3.check(ASKED, (prefix,))
     assert "SERVE_S3_INPUTS" in refused.value.hint
 
 
-def test_nothing_may_be_read_by_default() -> None:
-    """The setting is named."""
+def test_no_object_is_allowed_by_default() -> None:
+    """The error names the setting."""
     with pytest.raises(Forbidden) as refused:
         s3.check(ASKED, ())
-    assert "SERVE_S3_INPUTS, now: nothing" in refused.value.hint
+    assert "SERVE_S3_INPUTS, now: none" in refused.value.hint
 
 
 def said(code: str, status: int, message: str = "") -> Any:
@@ -83,35 +83,35 @@ def said(code: str, status: int, message: str = "") -> Any:
     ("error", "kind", "says"),
     [
         (said("NoSuchKey", 404), BadRequest, "no key 'in/a.csv'"),
-        (said("NoSuchBucket", 404), BadRequest, "no bucket 'b'"),
+        (said("NoSuchBucket", 404), BadRequest, "bucket 'b' does not exist"),
         (said("AccessDenied", 403, "Access Denied"), Forbidden, "s3:GetObject"),
         (said("AccessDenied", 403, "not authorized to perform: kms:Decrypt"), Forbidden, "give the role kms:Decrypt"),
         (said("KMS.DisabledException", 400, "key is disabled"), Forbidden, "cannot be decrypted"),
-        (said("InvalidAccessKeyId", 403), Forbidden, "not accepted: InvalidAccessKeyId"),
-        (said("ExpiredToken", 400), Forbidden, "not accepted: ExpiredToken"),
+        (said("InvalidAccessKeyId", 403), Forbidden, "rejects the container's AWS credentials: InvalidAccessKeyId"),
+        (said("ExpiredToken", 400), Forbidden, "rejects the container's AWS credentials: ExpiredToken"),
         (said("PermanentRedirect", 301, "use eu-west-1"), BadRequest, "another region than us-east-1: use eu-west-1"),
         (said("AuthorizationHeaderMalformed", 400, "expecting 'eu-west-1'"), BadRequest, "AWS_REGION"),
         (said("InvalidObjectState", 403), BadRequest, "restore"),
         (said("SlowDown", 503), Unavailable, "SlowDown"),
         (said("TooManyRequests", 429), Unavailable, "TooManyRequests"),
         (said("InvalidRequest", 400, "odd"), BadRequest, "InvalidRequest: odd"),
-        (boto.NoCredentialsError(), Forbidden, "no AWS credentials"),
+        (boto.NoCredentialsError(), Forbidden, "AWS credentials are missing"),
         (boto.ParamValidationError(report="Invalid bucket name"), BadRequest, "Invalid bucket name"),
-        (boto.EndpointConnectionError(endpoint_url="https://x"), Unavailable, "cannot be reached"),
+        (boto.EndpointConnectionError(endpoint_url="https://x"), Unavailable, "cannot connect to S3"),
         (boto.ConnectTimeoutError(endpoint_url="https://x"), Unavailable, "VPC"),
         (boto.ReadTimeoutError(endpoint_url="https://x"), Unavailable, "ReadTimeoutError"),
         (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), Unavailable, "IncompleteReadError"),
     ],
 )
-def test_each_failure_says_which_of_all_things_is_wrong(error: Exception, kind: type[ServeError], says: str) -> None:
-    """Bucket, key, permission, KMS, region, credentials or the way there."""
+def test_each_failure_has_its_error(error: Exception, kind: type[ServeError], says: str) -> None:
+    """Bucket, key, permission, KMS, region, credentials or network."""
     told = s3.explained(error, ASKED, "us-east-1")
     assert type(told) is kind
     assert says in f"{told.message}; {told.hint}"
     assert told.retryable == (kind is Unavailable)
 
 
-def test_a_thread_that_cannot_start_costs_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_start_fails_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The container's limit on processes is a 507; the next reference is fetched again."""
     failed: list[ServeError] = []
     listener, control, caller, ours = (end for _ in range(2) for end in socket.socketpair())
@@ -123,8 +123,8 @@ def test_a_thread_that_cannot_start_costs_its_own_request_only(monkeypatch: pyte
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    references.begin(cast(Job, job))
-    references.begin(cast(Job, job))
+    references.add(cast(ConnectionJob, job))
+    references.add(cast(ConnectionJob, job))
 
     assert [(each.status, each.message.partition(":")[0]) for each in failed] == [
         (507, "the model failed on this request")

@@ -1,4 +1,4 @@
-"""What an image's description tells a rehearsal."""
+"""The checks of an image's configuration."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ CONFIG: dict[str, Any] = {
 GOOD: dict[str, Any] = {"Os": "linux", "Architecture": "amd64", "Size": 1 << 30, "Config": CONFIG}
 
 
-def found(inspected: dict[str, Any], **options: Any) -> dict[str, str]:
+def problems(inspected: dict[str, Any], **options: Any) -> dict[str, str]:
     image = Image(name="x", inspected=inspected, options=RehearsalOptions(**options))
     verdicts = [each.verdict(image) for each in IMAGE]
     return {each.name: each.outcome for each in verdicts if each.outcome != "pass"}
 
 
 def test_a_good_image_passes() -> None:
-    assert found(GOOD) == {}
+    assert problems(GOOD) == {}
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_a_good_image_passes() -> None:
     ],
 )
 def test_a_fault_of_the_configuration_is_found(config: dict[str, Any], check: str, outcome: str) -> None:
-    """By its check alone."""
-    assert found(GOOD | {"Config": CONFIG | config}) == {check: outcome}
+    """By its check only."""
+    assert problems(GOOD | {"Config": CONFIG | config}) == {check: outcome}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_fault_of_the_configuration_is_found(config: dict[str, Any], check: st
     ],
 )
 def test_a_fault_of_the_image_is_found(inspected: dict[str, Any], check: str, outcome: str) -> None:
-    assert found(GOOD | inspected) == {check: outcome}
+    assert problems(GOOD | inspected) == {check: outcome}
 
 
-def test_a_missing_label_is_a_breach_where_multi_model_was_asked_for() -> None:
-    assert found(GOOD | {"Config": CONFIG | {"Labels": None}}, multi_model=True)["label-multi-models"] == "FAIL"
+def test_with_multi_model_a_missing_label_is_a_failure() -> None:
+    assert problems(GOOD | {"Config": CONFIG | {"Labels": None}}, multi_model=True)["label-multi-models"] == "FAIL"

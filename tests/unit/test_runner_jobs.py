@@ -1,4 +1,4 @@
-"""A runner's jobs: which of them run together, why one never fails for another, and what the host is told of them."""
+"""A runner's jobs: which of them share a batch, that each fails alone, and which arrival is reported to the host."""
 
 import socket
 import time
@@ -13,7 +13,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Reply, Request
 from serve.http.wire import Connection
-from serve.runner.jobs import Answers, Batches, Job
+from serve.runner.jobs import Answers, Batches, ConnectionJob
 from serve.slots import Slots
 
 
@@ -43,11 +43,11 @@ class FakeJob:
     item: int
     request: Request = field(default_factory=lambda: Request(body=b"", content_type=""))
     arrived: float = field(default_factory=time.monotonic)
-    began: float = 0.0
+    begun_monotonic: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
     def begin(self, now: float) -> None:
-        self.began = now
+        self.begun_monotonic = now
 
     def reply(self, reply: Reply) -> None:
         self.answers.append(reply.body)
@@ -65,8 +65,8 @@ def run(predictor: Any, jobs: Sequence[FakeJob], max_batch: int = 8) -> Batches:
     return batches
 
 
-def test_what_is_compatible_runs_together_in_order_of_arrival() -> None:
-    """The oldest chooses the batch; the others keep their turn."""
+def test_compatible_jobs_run_together_in_order_of_arrival() -> None:
+    """The oldest job determines the batch; the others keep their order."""
     doubler, jobs = Doubler(), [FakeJob(item) for item in (2, 3, 4, 5, 6)]
 
     run(doubler, jobs)
@@ -76,7 +76,7 @@ def test_what_is_compatible_runs_together_in_order_of_arrival() -> None:
 
 
 def test_a_batch_has_a_size() -> None:
-    """More than max_batch wait for the next turn."""
+    """Jobs beyond max_batch wait for the next turn."""
     doubler = Doubler()
     batches = Batches(doubler, 2)
     for item in (2, 4):
@@ -86,8 +86,8 @@ def test_a_batch_has_a_size() -> None:
     assert doubler.batches == [[2, 4]]
 
 
-def test_who_fails_a_batch_fails_alone() -> None:
-    """The members run again one by one: neighbours are answered as if nothing had been."""
+def test_the_job_that_fails_a_batch_fails_alone() -> None:
+    """The jobs are retried one by one, and the others are answered."""
     jobs = [FakeJob(2), FakeJob(-4), FakeJob(6)]
 
     run(Doubler(), jobs)
@@ -96,7 +96,7 @@ def test_who_fails_a_batch_fails_alone() -> None:
 
 
 def test_a_handlers_own_error_reaches_its_caller() -> None:
-    """A ServeError among the outcomes is an answer like any other."""
+    """A ServeError among the outcomes is answered as it is."""
 
     class Picky(Doubler):
         def predict(self, items: Sequence[int]) -> Sequence[Reply | ServeError]:
@@ -107,8 +107,8 @@ def test_a_handlers_own_error_reaches_its_caller() -> None:
     assert job.answers == [BadRequest]
 
 
-def test_what_nobody_waits_for_is_not_begun() -> None:
-    """A deadline that has passed in the queue costs no work, and the next batch is not smaller for it."""
+def test_a_job_past_its_deadline_is_not_begun() -> None:
+    """If the deadline passes in the queue, no work is done for the job, and it takes no place in a batch."""
     doubler, now = Doubler(), time.monotonic()
     late = FakeJob(2, Request(body=b"", content_type="", deadline=now - 1), arrived=now - 60)
     good = FakeJob(4)
@@ -120,7 +120,7 @@ def test_what_nobody_waits_for_is_not_begun() -> None:
 
 
 @pytest.mark.parametrize(("waited", "expected"), [(5.0, [TooLate]), (0.0, [b"4"])])
-def test_who_cannot_be_done_in_time_is_refused_unless_just_come(
+def test_a_job_that_cannot_meet_its_deadline_is_refused_unless_it_is_fresh(
     waited: float, expected: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that takes 0.1 s, and 0.01 s left: refused after a wait; but a fresh one is tried, or one slow batch
@@ -144,8 +144,8 @@ def test_who_cannot_be_done_in_time_is_refused_unless_just_come(
     assert job.answers == expected
 
 
-def test_who_left_is_forgotten() -> None:
-    """And leaving twice, or after the answer, is nothing."""
+def test_a_job_whose_caller_hung_up_is_forgotten() -> None:
+    """Leaving twice, or after the answer, has no effect."""
     doubler, stays, leaves = Doubler(), FakeJob(2), FakeJob(4)
     batches = Batches(doubler, 8)
     batches.join(stays)  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def test_who_left_is_forgotten() -> None:
 
 
 class Counted(dict[int, Any]):
-    """Jobs by file descriptor, and how often all of them were looked at."""
+    """Jobs by file descriptor; counts how often all of them are walked."""
 
     looked = 0
 
@@ -172,30 +172,30 @@ class NoPoll:
         pass
 
 
-def test_a_batch_is_not_looked_through_for_each_of_its_members(tmp_path: Path) -> None:
-    """The newest arrival at work is told, whatever order they begin in, and again when the newest has left."""
+def test_a_batch_is_not_walked_for_each_of_its_jobs(tmp_path: Path) -> None:
+    """The newest arrival at work is reported, whatever the order of begin, and again after the newest has ended."""
     slot = Slots(tmp_path / "slots", create=True).slot(70)
     answers = Answers("m", NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
-    answers.joined = joined = Counted()
+    answers._joined = joined = Counted()
     now = time.monotonic()
     peers, jobs = [], []
     for age in range(50):
         ours, theirs = socket.socketpair()
         peers.append(theirs)
-        jobs.append(Job(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
+        jobs.append(ConnectionJob(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
         joined[ours.fileno()] = jobs[-1]
 
-    def told() -> float:
-        """Seconds since the arrival that the host is told of."""
-        return round(time.time() - slot.get("begun") / 1e3 - (time.monotonic() - now))
+    def reported() -> float:
+        """Seconds since the reported arrival."""
+        return round(time.time() - slot.get("begun_arrival_epoch_ms") / 1e3 - (time.monotonic() - now))
 
     for job in jobs[:-1]:
         job.begin(now)
-    assert (joined.looked, told()) == (0, 0)
+    assert (joined.looked, reported()) == (0, 0)
     for job in jobs[:10]:
         answers.end(job, b"x", 200)
     jobs[-1].begin(now)
-    assert (joined.looked, told()) == (1, 10)
+    assert (joined.looked, reported()) == (1, 10)
 
     for job, peer in zip(jobs, peers, strict=True):
         job.connection.close()

@@ -37,8 +37,8 @@ def test_a_value_remembers_its_variable() -> None:
     ],
 )
 def test_a_bad_value_is_named(variable: str, value: str) -> None:
-    """The start stops, and says which variable and what it takes."""
-    with pytest.raises(BadSetting, match=f"{variable}='{value}': needs "):
+    """The start stops with an error that names the variable and its valid values."""
+    with pytest.raises(BadSetting, match=f"{variable}='{value}': invalid value; expected "):
         settings.read({variable: value})
 
 
@@ -57,7 +57,7 @@ def test_a_batch_is_one_for_the_platform_and_for_the_local_mode(value: str) -> N
 
 def test_an_unknown_name_of_ours_is_refused_with_a_suggestion() -> None:
     """A typing mistake does not become a silent default."""
-    with pytest.raises(BadSetting, match=r"SERVE_PRELAOD: no such setting; did you mean SERVE_PRELOAD\?"):
+    with pytest.raises(BadSetting, match=r"SERVE_PRELAOD: unknown setting; did you mean SERVE_PRELOAD\?"):
         settings.read({"SERVE_PRELAOD": "x"})
 
 

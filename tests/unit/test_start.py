@@ -2,16 +2,22 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xgboost
 
 from serve import banner, launcher, nginx, settings
+from serve.catalog import examples
 from serve.catalog.catalog import Catalog
+from serve.catalog.model_config import Example
 from serve.catalog.scan import check, scan
 from serve.log import JsonLines
 from serve.slots import Slots, State
+from tests.unit import tiny_encoders
 
 
 def model(models: Path, name: str, card: str = "") -> None:
@@ -83,6 +89,29 @@ def test_the_commands_to_paste_name_the_model(tmp_path: Path) -> None:
     text = banner.curls(settings.read({}), scan(tmp_path))
     assert text.count("curl ") == 1
     assert '"model_type": "a"' in text
+
+
+def test_models_without_an_example_have_a_command_too(tmp_path: Path) -> None:
+    """XGBoost's has as many columns as the model; a wrong guess would be answered 400. Own code has none."""
+    rows = np.random.default_rng(0).random((20, 7))
+    booster = xgboost.train({"nthread": 1}, xgboost.DMatrix(rows, rows.sum(1), nthread=1), 2)
+    for name in ("ours.ubj", "theirs.json"):
+        directory = tmp_path / name.partition(".")[0]
+        directory.mkdir()
+        booster.save_model(directory / name)
+        config = scan(tmp_path).entries[directory.name].config
+        assert config is not None
+        assert examples.of(config) == Example(content_type="text/csv", body="1,1,1,1,1,1,1")
+    tiny_encoders.masked(tmp_path / "masks")
+    (tmp_path / "own" / "code").mkdir(parents=True)
+    (tmp_path / "own" / "code" / "inference.py").touch()
+
+    commands = banner.curls(settings.read({}), scan(tmp_path)).splitlines()
+
+    assert sorted(re.findall(r"TargetModel: (\w+)|\"model_type\": \"(\w+)\"", "".join(commands))) == [
+        ("", "masks"),
+        ("ours", ""),
+    ]
 
 
 def test_counters_cross_processes_by_name(tmp_path: Path) -> None:

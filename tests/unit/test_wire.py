@@ -1,4 +1,4 @@
-"""HTTP on our sockets: whole requests in pieces, answers that wait for their reader, bodies that do not explode."""
+"""HTTP on Unix sockets: requests in pieces, answers that wait for their reader, limits of decompression."""
 
 import gzip
 import random
@@ -25,7 +25,7 @@ REQUEST = b"POST /invocations?x=1 HTTP/1.1\r\nHost: h\r\nContent-Type: text/csv\
 
 
 def test_a_request_may_come_byte_by_byte(pair: tuple[wire.Connection, socket.socket]) -> None:
-    """`read` says when it is whole and not before."""
+    """`read` returns True once the request is complete."""
     connection, peer = pair
     for byte in REQUEST[:-1]:
         peer.send(bytes([byte]))
@@ -36,8 +36,8 @@ def test_a_request_may_come_byte_by_byte(pair: tuple[wire.Connection, socket.soc
     assert connection.headers["content-type"] == "text/csv"
 
 
-def test_a_peer_that_leaves_half_way_is_gone(pair: tuple[wire.Connection, socket.socket]) -> None:
-    """Half a request is nobody's request."""
+def test_a_peer_that_closes_halfway_is_gone(pair: tuple[wire.Connection, socket.socket]) -> None:
+    """Half a request is not answered."""
     connection, peer = pair
     peer.send(REQUEST[:40])
     assert not connection.read()
@@ -46,16 +46,16 @@ def test_a_peer_that_leaves_half_way_is_gone(pair: tuple[wire.Connection, socket
         connection.read()
 
 
-def test_what_is_not_http_is_a_bad_request(pair: tuple[wire.Connection, socket.socket]) -> None:
-    """And not an exception of the parser's."""
+def test_bytes_that_are_not_http_are_a_bad_request(pair: tuple[wire.Connection, socket.socket]) -> None:
+    """It is not an exception of the parser."""
     connection, peer = pair
     peer.send(b"\x16\x03\x01 hello\r\n\r\n")
-    with pytest.raises(BadRequest, match="not an HTTP request"):
+    with pytest.raises(BadRequest, match="invalid HTTP request"):
         connection.read()
 
 
 def test_an_answer_larger_than_the_socket_waits_for_its_reader(pair: tuple[wire.Connection, socket.socket]) -> None:
-    """Nothing blocks and nothing is lost."""
+    """No call blocks, and no byte is lost."""
     connection, peer = pair
     peer.setblocking(False)
     sent = wire.answer(200, "text/plain", bytes(range(256)) * 20_000)
@@ -71,13 +71,13 @@ def test_an_answer_larger_than_the_socket_waits_for_its_reader(pair: tuple[wire.
 
 
 def test_gzip_is_read_and_never_beyond_the_limit() -> None:
-    """A bomb of 10 MB is stopped at the limit; one byte less than cut short is cut short."""
+    """A bomb of 10 MB is stopped at the limit; a body that lacks its last byte is truncated."""
     packed = gzip.compress(b"hello" * 100)
     assert wire.decompressed(packed, "gzip", 1000) == b"hello" * 100
     assert wire.decompressed(zlib.compress(b"x"), "deflate", 10) == b"x"
     with pytest.raises(PayloadTooLarge):
         wire.decompressed(gzip.compress(bytes(10 << 20)), "gzip", 1 << 20)
-    with pytest.raises(BadRequest, match="cut short"):
+    with pytest.raises(BadRequest, match="truncated"):
         wire.decompressed(packed[:-1], "gzip", 1000)
     with pytest.raises(BadRequest):
         wire.decompressed(b"not gzip", "gzip", 1000)
@@ -86,29 +86,29 @@ def test_gzip_is_read_and_never_beyond_the_limit() -> None:
 
 
 def test_a_gzip_body_may_have_several_members() -> None:
-    """As bgzip writes it: all of them are read, within one limit, and within a sensible time."""
+    """As bgzip writes it: all are read, within one limit and in bounded time."""
     lines = [b"%d,2,3\n" % number for number in range(100)]
     members = b"".join(map(gzip.compress, lines))
     assert wire.decompressed(members, "gzip", 1000) == b"".join(lines)
     with pytest.raises(PayloadTooLarge):
         wire.decompressed(members, "gzip", 500)
-    with pytest.raises(BadRequest, match="cut short"):
+    with pytest.raises(BadRequest, match="truncated"):
         wire.decompressed(members[:-1], "gzip", 1000)
-    with pytest.raises(BadRequest, match="not gzip"):
+    with pytest.raises(BadRequest, match="invalid gzip body"):
         wire.decompressed(members + b"rest", "gzip", 1000)
     with pytest.raises(BadRequest, match="10,000 members"):
         wire.decompressed(gzip.compress(b"") * 500_000, "gzip", 1000)
 
 
 @pytest.mark.parametrize("size", [0, 1, wire.CHUNK, 3 * wire.CHUNK + 7])
-def test_gzip_of_any_length_is_read_whole(size: int) -> None:
-    """To the byte that the limit allows."""
+def test_gzip_of_any_length_is_read_completely(size: int) -> None:
+    """Up to the last byte that the limit allows."""
     body = random.Random(0).randbytes(size)
     assert wire.decompressed(gzip.compress(body, 1), "gzip", size) == body
 
 
 def test_a_body_in_many_pieces_is_held_once(pair: tuple[wire.Connection, socket.socket]) -> None:
-    """8 MB take 8 MB and no second 8 for putting the pieces together."""
+    """8 MB take 8 MB; joining the pieces takes no second copy."""
     connection, _ = pair
     body = bytes(8 << 20)
     tracemalloc.start()

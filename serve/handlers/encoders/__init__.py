@@ -1,1 +1,1 @@
-"""Models that read a text in one pass: classifiers, taggers, answerers, embedders. One pass serves all callers."""
+"""Encoder tasks: classifiers, taggers, question answering, embeddings. Requests of all callers share one pass."""

@@ -1,4 +1,4 @@
-"""Feature extraction: a vector for each token, or for each text where the model's directory says how to pool them."""
+"""Feature extraction: a vector for each token, or for each text if the model's directory defines a pooling."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,30 +9,30 @@ from transformers import AutoModel
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest
-from serve.handlers.encoders import pooling, task
-from serve.handlers.encoders.fill_mask import Tokenizing
-from serve.handlers.encoders.forward import Row
-from serve.handlers.encoders.text_classification import Truncation
+from serve.handlers.encoders import pooling
+from serve.handlers.encoders.forward import EncoderRow
+from serve.handlers.encoders.task import EncoderItem, Task, TaskParameters, TokenizerArguments, Truncation
 from serve.handlers.huggingface import bodies
 from serve.handlers.huggingface.options import HuggingFaceOptions
 
 
-class Parameters(task.Parameters, frozen=True, kw_only=True):
+class FeatureExtractionParameters(TaskParameters, frozen=True, kw_only=True):
     truncation: Truncation | None = None
-    tokenize_kwargs: Tokenizing | None = None
+    tokenize_kwargs: TokenizerArguments | None = None
     return_tensors: bool | None = None
 
 
-class FeatureExtraction(task.Task):
-    """`task`: "feature-extraction" gives tokens, as the pipeline does; "sentence-embeddings" one vector a text.
+class FeatureExtraction(Task):
+    """The task "feature-extraction" returns a vector for each token, as the pipeline does; "sentence-embeddings" one
+    for each text.
 
-    Without one, modules.json decides, sentence-transformers' file.
+    Without a task, modules.json, the file of sentence-transformers, decides.
     """
 
     auto_class = AutoModel
-    kind = Parameters
+    parameters = FeatureExtractionParameters
     offers = (bodies.JSON, bodies.NPY)
-    unused = ("pooler.",)  # BERT's own, for the task it was trained on; ours are the hidden states below it
+    optional_weights = ("pooler.",)  # BERT's own pooling, trained for another task and not used here
 
     def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._pooling = None
@@ -41,32 +41,37 @@ class FeatureExtraction(task.Task):
         if self._pooling is None and model.task == pooling.SENTENCES:
             self._pooling = pooling.Pooling()
         super().__init__(model)
-        if self._pooling and self._pooling.after:
+        if self._pooling and self._pooling.layers:
             self._pooling.check(self.config.hidden_size)
         if self._pooling and self._pooling.limit:
             self.encoder.limit = min(self.encoder.limit, self._pooling.limit)
             self.tokenizer.model_max_length = self.encoder.limit
 
-    def read(self, inputs: Any, parameters: Parameters, deadline: float) -> tuple[list[Row], Any]:
+    def read(
+        self, inputs: Any, parameters: FeatureExtractionParameters, deadline: float
+    ) -> tuple[list[EncoderRow], Any]:
         if parameters.return_tensors:
-            raise BadRequest("parameters.return_tensors: tensors do not travel", hint=f"Accept: {bodies.NPY} is near")
-        said = parameters.tokenize_kwargs or Tokenizing()
+            raise BadRequest(
+                "parameters.return_tensors is not supported over HTTP", hint=f"set Accept: {bodies.NPY} for an array"
+            )
+        asked = parameters.tokenize_kwargs or TokenizerArguments()
         if parameters.truncation is not None:
-            said = msgspec.structs.replace(said, truncation=parameters.truncation)
-        if self._pooling:  # sentence-transformers cuts what is too long
-            said = msgspec.structs.replace(said, truncation=True)
-        chosen = task.settings(msgspec.structs.asdict(said), self.encoder.limit)
+            asked = msgspec.structs.replace(asked, truncation=parameters.truncation)
+        if self._pooling:  # as sentence-transformers does
+            asked = msgspec.structs.replace(asked, truncation=True)
+        arguments = self.tokenizer_arguments(asked)
         texts = bodies.texts(inputs)
         if self._pooling and self._pooling.lower:
             texts = [text.lower() for text in texts]
-        return [Row(self.tokens(deadline, text, **chosen), deadline) for text in texts], isinstance(inputs, str)
+        rows = [EncoderRow(self.tokens(deadline, text, **arguments), deadline) for text in texts]
+        return rows, isinstance(inputs, str)
 
-    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
-        hidden: torch.Tensor = output[0][number, kept]
+    def extract(self, output: Any, number: int, columns: slice, row: EncoderRow) -> Sequence[Any]:
+        hidden: torch.Tensor = output[0][number, columns]
         return [self._pooling.pooled(hidden.float().cpu()) if self._pooling else hidden[None]]
 
-    def answer(self, item: task.Item) -> Any:
-        vectors = [row.outputs[0] for row in item.rows]
+    def answer(self, item: EncoderItem) -> Any:
+        vectors, single = [row.outputs[0] for row in item.rows], item.context
         if item.content_type == bodies.NPY:
-            return vectors[0] if item.what else vectors
-        return vectors[0].tolist() if item.what else [each.tolist() for each in vectors]
+            return vectors[0] if single else vectors
+        return vectors[0].tolist() if single else [each.tolist() for each in vectors]

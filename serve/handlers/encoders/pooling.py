@@ -1,9 +1,9 @@
-"""From vectors of tokens to one of a text, as a sentence-transformers directory (modules.json) asks for it.
+"""Pooling of token vectors to one vector of a text, as the modules.json of a sentence-transformers model defines it.
 
-Modules follow one another: the transformer, the pooling, then any of dense layers and normalization.
+The modules are applied in order: the transformer, the pooling, then any number of dense layers and normalizations.
+Source: https://sbert.net/docs/package_reference/sentence_transformer/models.html
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from serve.errors import ModelUnusable
+from serve.handlers.huggingface.pretrained import read_json
 
 FEATURES, SENTENCES = "feature-extraction", "sentence-embeddings"
 MODULES = "modules.json"
+COPY = "copy the whole directory of the model again"
 
 
 def _weighted(hidden: Tensor) -> Tensor:
@@ -25,8 +27,9 @@ def _weighted(hidden: Tensor) -> Tensor:
     return (hidden * weights[:, None]).sum(0) / weights.sum()
 
 
-# By the keys of 1_Pooling/config.json, in the order in which several are put side by side. [tokens, size] -> [size]
-WAYS: Mapping[str, Callable[[Tensor], Tensor]] = {
+# By the keys of 1_Pooling/config.json; the vectors of several modes are concatenated in this order.
+# [tokens, size] -> [size]
+MODES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "pooling_mode_cls_token": lambda hidden: hidden[0],
     "pooling_mode_max_tokens": lambda hidden: hidden.amax(0),
     "pooling_mode_mean_tokens": lambda hidden: hidden.mean(0),
@@ -46,78 +49,78 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "Sigmoid": nn.Sigmoid,
 }
 
-Step = Callable[[Tensor], Tensor]
+Layer = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """`after`: what is done to the pooled vector, in order; `limit`: the most tokens of a text; `lower`: whether texts
-    are put in lower case first.
+    """`layers`: applied to the pooled vector, in order. `limit`: the most tokens of a text. `lower`: whether texts are
+    converted to lower case first.
     """
 
-    ways: tuple[str, ...] = ("pooling_mode_mean_tokens",)
-    after: tuple[Step, ...] = ()
+    modes: tuple[str, ...] = ("pooling_mode_mean_tokens",)
+    layers: tuple[Layer, ...] = ()
     limit: int | None = None
     lower: bool = False
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        """One row's hidden states [tokens, size], without padding, as one vector."""
-        vector = torch.cat([WAYS[way](hidden) for way in self.ways])
-        for step in self.after:
-            vector = step(vector)
+        """The hidden states of one row [tokens, size], without padding, as one vector."""
+        vector = torch.cat([MODES[mode](hidden) for mode in self.modes])
+        for layer in self.layers:
+            vector = layer(vector)
         return vector
 
     def check(self, size: int) -> None:
-        """Raises ModelUnusable where the layers do not fit one another, or hidden states of this size."""
+        """Raise ModelUnusable if the layers do not fit each other, or hidden states of this size."""
         try:
             self.pooled(torch.zeros(1, size))
         except RuntimeError as error:
             raise ModelUnusable(
                 f"{MODULES}: its modules do not fit the model's vectors of {size}: {error}",
-                hint="they are of another model: copy the whole directory again",
+                hint=f"the modules belong to another model: {COPY}",
             ) from error
 
 
 def read(directory: Path) -> Pooling | None:
-    """What the directory says of pooling; None when there is no modules.json. Raises ModelUnusable."""
+    """The pooling that the directory defines, None without a modules.json. Raises ModelUnusable."""
     if not (directory / MODULES).is_file():
         return None
-    ways: tuple[str, ...] = ()
-    after: list[Step] = []
-    for module in _json(directory / MODULES, list):
+    modes: tuple[str, ...] = ()
+    layers: list[Layer] = []
+    for module in read_json(directory, MODULES, list, COPY):
         kind = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
-        place = directory / Path(str(module.get("path") or "")).name if isinstance(module, dict) else directory
+        place = Path(str(module.get("path") or "")).name if isinstance(module, dict) else ""
         if kind == "Pooling":
-            ways = _ways(place / "config.json")
+            modes = _modes(directory, str(Path(place, "config.json")))
         elif kind == "Normalize":
-            after.append(_normalized)
-        elif kind == "Dense" and ways:
-            after.append(_dense(place))
+            layers.append(_normalized)
+        elif kind == "Dense" and modes:
+            layers.append(_dense(directory, place))
         elif kind != "Transformer":
             raise ModelUnusable(
-                f"{MODULES}: a module of type {kind or module!r} is not served",
-                hint="Transformer, Pooling, and behind it Dense and Normalize are; for others write code/inference.py",
+                f"{MODULES}: unsupported module, or in an unsupported place: {kind or module!r}",
+                hint="supported: Transformer, then Pooling, then Dense and Normalize; others need a code/inference.py",
             )
-    if not ways:
+    if not modes:
         raise ModelUnusable(
-            f"{MODULES} names no Pooling", hint='task = "feature-extraction" gives the tokens\' vectors'
+            f"{MODULES} names no Pooling", hint='task = "feature-extraction" in model.toml returns vectors of tokens'
         )
-    settings = directory / "sentence_bert_config.json"
-    said = _json(settings, dict) if settings.is_file() else {}
-    limit = said.get("max_seq_length") or 0
+    name = "sentence_bert_config.json"
+    settings = read_json(directory, name, dict, COPY) if (directory / name).is_file() else {}
+    limit = settings.get("max_seq_length") or 0
     if not isinstance(limit, int) or limit < 0:
-        raise ModelUnusable(f"{settings.name}: max_seq_length is {limit!r}", hint="it is a number of tokens")
-    return Pooling(ways, tuple(after), limit or None, bool(said.get("do_lower_case")))
+        raise ModelUnusable(f"{name}: max_seq_length is {limit!r}", hint="it must be a number of tokens")
+    return Pooling(modes, tuple(layers), limit or None, bool(settings.get("do_lower_case")))
 
 
-def _ways(path: Path) -> tuple[str, ...]:
-    said = _json(path, dict)
-    chosen = tuple(way for way in WAYS if said.get(way))
-    named = said.get("pooling_mode")  # how newer versions say it: mean, cls, max...
-    if not chosen and isinstance(named, str):
-        chosen = tuple(way for way in WAYS if way.split("_")[2] == named)
+def _modes(directory: Path, name: str) -> tuple[str, ...]:
+    settings = read_json(directory, name, dict, COPY)
+    chosen = tuple(mode for mode in MODES if settings.get(mode))
+    short = settings.get("pooling_mode")  # in newer versions: mean, cls, max...
+    if not chosen and isinstance(short, str):
+        chosen = tuple(mode for mode in MODES if mode.split("_")[2] == short)
     if not chosen:
-        raise ModelUnusable(f"{path.parent.name}/{path.name} names no way of pooling that is known")
+        raise ModelUnusable(f"{name} names no known pooling mode", hint="supported: " + ", ".join(MODES))
     return chosen
 
 
@@ -125,39 +128,28 @@ def _normalized(vector: Tensor) -> Tensor:
     return nn.functional.normalize(vector, dim=0)
 
 
-def _dense(directory: Path) -> Step:
-    """A linear layer and its activation, from sentence-transformers' config.json and model.safetensors."""
-    said, name = _json(directory / "config.json", dict), directory.name
-    activation = ACTIVATIONS.get(str(said.get("activation_function", "Tanh")).rpartition(".")[2])
+def _dense(directory: Path, place: str) -> Layer:
+    """A linear layer and its activation, from the config.json and model.safetensors in a module's folder."""
+    settings: Any = read_json(directory, str(Path(place, "config.json")), dict, COPY)
+    activation = ACTIVATIONS.get(str(settings.get("activation_function", "Tanh")).rpartition(".")[2])
     if activation is None:
         raise ModelUnusable(
-            f"{name}/config.json: the activation_function {said['activation_function']!r} is not served",
+            f"{place}/config.json: unsupported activation_function: {settings['activation_function']!r}",
             hint="it must be one of: " + ", ".join(ACTIVATIONS),
         )
     try:
-        weights = load_file(directory / "model.safetensors")
-        layer = nn.Linear(int(said["in_features"]), int(said["out_features"]), bias=bool(said.get("bias", True)))
+        weights = load_file(directory / place / "model.safetensors")
+        layer = nn.Linear(
+            int(settings["in_features"]), int(settings["out_features"]), bias=bool(settings.get("bias", True))
+        )
         layer.load_state_dict({key.removeprefix("linear."): weight.float() for key, weight in weights.items()})
     except FileNotFoundError as error:
         raise ModelUnusable(
-            f"{name} has no model.safetensors",
+            f"{place} has no model.safetensors",
             hint="a pickle (pytorch_model.bin) is not read; save the model again with sentence-transformers",
         ) from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelUnusable(
-            f"{name}: config.json and model.safetensors do not make a linear layer: {error}",
-            hint="copy the whole directory again",
+            f"{place}: config.json and model.safetensors do not make a linear layer: {error}", hint=COPY
         ) from error
     return nn.Sequential(layer.requires_grad_(False), activation())
-
-
-def _json(path: Path, kind: type) -> Any:
-    try:
-        parsed = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelUnusable(
-            f"{path.parent.name}/{path.name}: {error}", hint="copy the whole directory again"
-        ) from error
-    if not isinstance(parsed, kind):
-        raise ModelUnusable(f"{path.parent.name}/{path.name} is no {kind.__name__}")
-    return parsed

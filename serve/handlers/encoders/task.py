@@ -1,155 +1,164 @@
-"""What all tasks of encoders share: decode into rows of tokens, one pass for all, an answer from each item's rows.
+"""The common part of all encoder tasks: a request becomes rows of tokens, one pass runs the rows of all requests.
 
-A request of more rows than a batch has takes turns with those who have come meanwhile.
+A request with more rows than one batch holds runs in several turns; other requests run in the same turns.
 """
 
 import abc
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Reply, Request
-from serve.handlers.encoders.forward import Encoder, Row
+from serve.handlers.encoders.forward import Encoder, EncoderRow
 from serve.handlers.huggingface import bodies
 from serve.handlers.huggingface.options import HuggingFaceOptions
 
-Truncation = bool | str
-MOST_WINDOWS = 4096  # of one request: a text of a megabyte has 1,000, of 384 tokens each; what they hold is 200 MB
+# Of one request. A text of a megabyte has 1,000 windows of 384 tokens; the results of 4,096 windows take 200 MB.
+MAX_WINDOWS = 4096
+
+Length = Annotated[int, Meta(ge=1)]
+Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
 
 
-class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every pipeline takes; both say how it batches, which is our business."""
+class TaskParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The parameters of every pipeline. Both are ignored: the server batches by itself."""
 
     batch_size: int | None = None
     num_workers: int | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Item:
-    """`what`: whatever the task needs to make the answer. `waiting`: the rows without an output, by length."""
+class TokenizerArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The arguments of a tokenizer that a request may set."""
 
-    rows: list[Row]
-    what: Any
+    truncation: Truncation | None = None
+    padding: bool | str | None = None  # ignored: each pass pads its rows
+    max_length: Length | None = None
+
+
+@dataclass(slots=True, eq=False)
+class EncoderItem:
+    """A decoded request. `context`: what the task's `answer` needs. `pending`: rows without outputs, by length."""
+
+    rows: list[EncoderRow]
+    context: Any
     parameters: Any
     content_type: str
-    waiting: list[Row]
+    pending: list[EncoderRow]
 
 
 class Task(abc.ABC):
-    """A Predictor of one task."""
+    """The Predictor of one task."""
 
     auto_class: ClassVar[Any]
-    kind: ClassVar[type[msgspec.Struct]]
-    bare: ClassVar[tuple[str, ...]] = ()
+    parameters: ClassVar[type[TaskParameters]]
+    bare: ClassVar[tuple[str, ...]] = ()  # see bodies.parse, as for `table`
     table: ClassVar[bool] = True
-    offers: ClassVar[tuple[str, ...]] = (bodies.JSON, bodies.CSV)
-    unused: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that may be missing
+    offers: ClassVar[tuple[str, ...]] = (bodies.JSON, bodies.CSV)  # media types of the reply
+    optional_weights: ClassVar[tuple[str, ...]] = ()  # see pretrained.load
 
     def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._model = model
-        self.encoder = Encoder(model, self.auto_class, self.unused)
+        self.encoder = Encoder(model, self.auto_class, self.optional_weights)
         self.tokenizer, self.config = self.encoder.tokenizer, self.encoder.config
 
-    def decode(self, request: Request) -> Item:
+    def decode(self, request: Request) -> EncoderItem:
         content_type = bodies.accepted(request, self._model, self.offers)
-        inputs, parameters = bodies.parse(request, self._model.model_field, self.kind, bare=self.bare, table=self.table)
-        rows, what = self.read(inputs, parameters, request.deadline)
-        for row in rows:
-            if not row.ids:
-                raise BadRequest("a text is empty, and this model has no token for an empty one", hint="send a text")
-        return Item(rows, what, parameters, content_type, self.encoder.by_length(rows))
+        inputs, parameters = bodies.parse(
+            request, self._model.model_field, self.parameters, bare=self.bare, table=self.table
+        )
+        rows, context = self.read(inputs, parameters, request.deadline)
+        if not all(row.ids for row in rows):
+            raise bodies.no_tokens()
+        return EncoderItem(rows, context, parameters, content_type, self.encoder.by_length(rows))
 
     @abc.abstractmethod
-    def read(self, inputs: Any, parameters: Any, deadline: float) -> tuple[list[Row], Any]:
-        """The rows the inputs need, and what `answer` needs to know. Raises BadRequest."""
+    def read(self, inputs: Any, parameters: Any, deadline: float) -> tuple[list[EncoderRow], Any]:
+        """The rows of the inputs, and the context that `answer` needs. Raises BadRequest."""
 
     @abc.abstractmethod
-    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
-        """What is wanted of one row of the model's output; see `forward.Take`."""
+    def extract(self, output: Any, number: int, columns: slice, row: EncoderRow) -> Sequence[Any]:
+        """The part of the model's output that `answer` needs of one row; see `forward.Extract`."""
 
     @abc.abstractmethod
-    def answer(self, item: Item) -> Any:
-        """What the pipeline would return."""
+    def answer(self, item: EncoderItem) -> Any:
+        """The return value of the pipeline."""
 
-    def compatible(self, item: Item) -> Hashable:
-        return None  # parameters matter before and after the pass, never in it
+    def compatible(self, item: EncoderItem) -> Hashable:
+        return None  # parameters are used before and after the pass, never in it
 
-    def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError | None]:
+    def predict(self, items: Sequence[EncoderItem]) -> Sequence[Reply | ServeError | None]:
         most = max(1, self._model.max_batch)
         turn = [
-            row for each in zip_longest(*(item.waiting[:most] for item in items)) for row in each if row is not None
+            row for each in zip_longest(*(item.pending[:most] for item in items)) for row in each if row is not None
         ]
-        self.encoder.run(turn[:most], self.take)
+        self.encoder.run(turn[:most], self.extract)
         done = set(map(id, turn[:most]))
         for item in items:
-            item.waiting = [row for row in item.waiting[:most] if id(row) not in done] + item.waiting[most:]
+            item.pending = [row for row in item.pending[:most] if id(row) not in done] + item.pending[most:]
         return [self._outcome(item) for item in items]
 
-    def _outcome(self, item: Item) -> Reply | ServeError | None:
-        if item.waiting and item.waiting[0].deadline > time.monotonic():
+    def _outcome(self, item: EncoderItem) -> Reply | ServeError | None:
+        if item.pending and item.pending[0].deadline > time.monotonic():
             return None
         if not all(row.outputs for row in item.rows):
-            return TooLate("not all texts were done before the deadline", hint="send fewer of them")
+            return TooLate("the deadline passed before all texts were processed", hint="send fewer texts")
         if not all(np.isfinite(each).all() for row in item.rows for each in row.outputs):
-            # JSON has no word for them.
-            return InternalError("the model gave NaN or infinity", hint='dtype = "float32" in model.toml may help')
+            # JSON cannot represent either.
+            return InternalError(
+                "the model returned NaN or infinity", hint='set dtype = "float32" under [options] of model.toml'
+            )
         try:
             return bodies.reply(self.answer(item), item.content_type)
         except ServeError as error:
             return error
 
-    def tokens(self, deadline: float, *texts: str, cut: Truncation = False, **settings: Any) -> Any:
-        """The tokenizer's encoding of a text or a pair; 400 when it is longer than the model reads."""
-        self.check(deadline)
-        cuts = cut not in (False, "do_not_truncate")
-        if not cuts and sum(map(len, texts)) > len(self.encoder.shortened("".join(texts))):
+    def tokens(self, deadline: float, *texts: str, truncation: Truncation | None = None, **arguments: Any) -> Any:
+        """The encoding of a text or a pair of texts. Raises BadRequest if it is too long, TooLate after `deadline`."""
+        bodies.check_deadline(deadline)
+        truncates = truncation not in (None, False, "do_not_truncate")
+        if not truncates and sum(map(len, texts)) > self.encoder.longest:
             raise self.too_long(f"{sum(map(len, texts))} characters")
         try:
             encoding = self.tokenizer(
-                *map(self.encoder.shortened, texts), truncation=cut if cuts else False, verbose=False, **settings
+                *map(self.encoder.shortened, texts),
+                truncation=truncation if truncates else False,
+                verbose=False,
+                **arguments,
             )
-        except Exception as error:  # tokenizers raises no other for a text that cannot be cut as asked
-            raise BadRequest(f"the text cannot be cut to {self.encoder.limit} tokens: {error}") from error
-        if not cuts and len(encoding["input_ids"]) > self.encoder.limit:
+        except Exception as error:  # tokenizers raises a bare Exception for a text that it cannot truncate as asked
+            raise BadRequest(f"the text cannot be truncated to {self.encoder.limit} tokens: {error}") from error
+        if not truncates and len(encoding["input_ids"]) > self.encoder.limit:
             raise self.too_long(f"{len(encoding['input_ids'])} tokens")
         return encoding
 
-    def check(self, deadline: float) -> None:
-        """Raise TooLate when nobody waits for the rest of the texts any more."""
-        if time.monotonic() >= deadline:
-            raise TooLate("the deadline passed while the texts were read", hint="send fewer of them")
+    def too_long(self, length: str) -> BadRequest:
+        return bodies.too_long(length, self.encoder.limit)
 
     def check_windows(self, text: str, step: int) -> None:
-        """Raise BadRequest for a text of too many windows, each so many tokens after the last; before they are made."""
-        if len(text.encode()) > MOST_WINDOWS * step:  # a token is a byte at least
+        """Raise BadRequest, before tokenizing, for a text of too many windows; `step` tokens from one to the next."""
+        if len(text.encode()) > MAX_WINDOWS * step:  # a token has one byte or more
             windows = len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids) // step
-            if windows > MOST_WINDOWS:
+            if windows > MAX_WINDOWS:
                 raise too_many_windows(windows)
 
-    def too_long(self, length: str) -> BadRequest:
-        return BadRequest(
-            f"inputs has {length}; the model reads {self.encoder.limit} tokens",
-            hint='send less, or "parameters": {"truncation": true} to have the end cut off',
-        )
+    def tokenizer_arguments(self, asked: TokenizerArguments) -> dict[str, Any]:
+        """Arguments of `tokens`; no length is over the model's limit."""
+        arguments: dict[str, Any] = {"truncation": asked.truncation}
+        if asked.max_length is not None:
+            arguments["max_length"] = min(asked.max_length, self.encoder.limit)
+        return arguments
 
 
 def too_many_windows(windows: int) -> BadRequest:
     return BadRequest(
-        f"the texts are read in {windows} windows or more, and one request may have {MOST_WINDOWS}",
-        hint="send less at once, or let the windows overlap less",
+        f"the texts need {windows} windows or more; the limit of a request is {MAX_WINDOWS}",
+        hint="send less text at once, or let the windows overlap less",
     )
-
-
-def settings(asked: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    """A tokenizer's arguments from what a caller may say of them: never more than the model reads."""
-    chosen: dict[str, Any] = {"cut": asked.get("truncation") or False}
-    if asked.get("max_length") is not None:
-        chosen["max_length"] = min(asked["max_length"], limit)
-    return chosen

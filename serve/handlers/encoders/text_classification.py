@@ -1,32 +1,29 @@
-"""Text classification: labels and scores for a text or a pair of texts."""
+"""Text classification: labels and scores of a text or of a pair of texts."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import BadRequest
-from serve.handlers.encoders import task
-from serve.handlers.encoders.forward import Row, sigmoid, softmax
+from serve.handlers.encoders.forward import EncoderRow, sigmoid, softmax
+from serve.handlers.encoders.task import EncoderItem, Length, Task, TaskParameters, TokenizerArguments, Truncation
 from serve.handlers.huggingface import bodies
 
-Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
-Length = Annotated[int, Meta(ge=1)]
 
-
-class Parameters(task.Parameters, frozen=True, kw_only=True):
+class TextClassificationParameters(TaskParameters, frozen=True, kw_only=True):
     top_k: Length | UnsetType | None = UNSET  # null: all
     function_to_apply: str | None = None
-    return_all_scores: bool | None = None  # gone from transformers 5, but what callers have sent for years
+    return_all_scores: bool | None = None  # removed in transformers 5; clients still send it
     truncation: Truncation | None = None
     padding: bool | str | None = None
     max_length: Length | None = None
 
 
-class Pair(msgspec.Struct, forbid_unknown_fields=True):
+class TextPair(msgspec.Struct, forbid_unknown_fields=True):
     text: str
     text_pair: str | None = None
 
@@ -34,35 +31,38 @@ class Pair(msgspec.Struct, forbid_unknown_fields=True):
 FUNCTIONS = {"sigmoid": sigmoid, "softmax": softmax, "none": lambda logits: logits}
 
 
-class TextClassification(task.Task):
+class TextClassification(Task):
     auto_class = AutoModelForSequenceClassification
-    kind = Parameters
+    parameters = TextClassificationParameters
     bare = ("text", "text_pair")
 
-    def read(self, inputs: Any, parameters: Parameters, deadline: float) -> tuple[list[Row], Any]:
+    def read(
+        self, inputs: Any, parameters: TextClassificationParameters, deadline: float
+    ) -> tuple[list[EncoderRow], Any]:
         name = parameters.function_to_apply
         if name is not None and name.lower() not in (*FUNCTIONS, "default"):
             raise BadRequest(
                 f"parameters.function_to_apply is {name[:50]!r}", hint="it must be one of: " + ", ".join(FUNCTIONS)
             )
         if inputs == []:
-            raise BadRequest("inputs is an empty list", hint='send {"inputs": "a text"}')
-        chosen = task.settings(msgspec.structs.asdict(parameters), self.encoder.limit)
+            raise bodies.no_inputs()
+        asked = TokenizerArguments(truncation=parameters.truncation, max_length=parameters.max_length)
+        arguments = self.tokenizer_arguments(asked)
         pairs = map(_pair, inputs if isinstance(inputs, list) else [inputs])
-        return [Row(self.tokens(deadline, *each, **chosen), deadline) for each in pairs], type(inputs)
+        return [EncoderRow(self.tokens(deadline, *each, **arguments), deadline) for each in pairs], type(inputs)
 
-    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
+    def extract(self, output: Any, number: int, columns: slice, row: EncoderRow) -> Sequence[Any]:
         return [output.logits[number]]
 
-    def answer(self, item: task.Item) -> Any:
-        parameters: Parameters = item.parameters
+    def answer(self, item: EncoderItem) -> Any:
+        parameters: TextClassificationParameters = item.parameters
         answers = [self._answer(row.outputs[0], parameters) for row in item.rows]
-        if item.what is list:
+        if item.context is list:
             return answers
-        # The pipeline's own oddity: one text without top_k is a list of one, one pair is not.
-        return answers if item.what is str and parameters.top_k is UNSET else answers[0]
+        # As in the pipeline: the answer to one text without top_k is a list of one, the answer to one pair is not.
+        return answers if item.context is str and parameters.top_k is UNSET else answers[0]
 
-    def _answer(self, logits: Any, parameters: Parameters) -> Any:
+    def _answer(self, logits: Any, parameters: TextClassificationParameters) -> Any:
         scores = FUNCTIONS[self._function(parameters)](logits)
         labels = self.config.id2label
         if parameters.top_k is UNSET and not parameters.return_all_scores:
@@ -74,22 +74,22 @@ class TextClassification(task.Task):
         order = np.argsort(-scores, kind="stable")
         return [every[number] for number in order[: parameters.top_k]]
 
-    def _function(self, parameters: Parameters) -> str:
+    def _function(self, parameters: TextClassificationParameters) -> str:
         asked = (parameters.function_to_apply or "default").lower()
         if asked != "default":
             return asked
-        kind = self.config.problem_type
-        if kind == "regression":
+        problem = self.config.problem_type
+        if problem == "regression":
             return "none"
-        return "sigmoid" if kind == "multi_label_classification" or self.config.num_labels == 1 else "softmax"
+        return "sigmoid" if problem == "multi_label_classification" or self.config.num_labels == 1 else "softmax"
 
 
 def _pair(given: Any) -> list[str]:
     if isinstance(given, str):
         return [given]
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], list) and len(given[0]) == 2:
-        return bodies.texts(given[0])  # how pairs were sent once
+        return bodies.texts(given[0])  # the pipeline's former form of a pair
     if isinstance(given, list):
-        raise BadRequest("inputs has a list where a text should be", hint='a pair is {"text": ..., "text_pair": ...}')
-    pair: Pair = bodies.convert("inputs", Pair, given)
+        raise BadRequest("inputs has a list in place of a text", hint='a pair is {"text": ..., "text_pair": ...}')
+    pair: TextPair = bodies.convert("inputs", TextPair, given)
     return [pair.text] if pair.text_pair is None else [pair.text, pair.text_pair]

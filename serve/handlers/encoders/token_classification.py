@@ -1,6 +1,6 @@
-"""Token classification: entities in a text, token by token or put together.
+"""Token classification: entities in a text, token by token or aggregated to words.
 
-What comes before and after the pass is transformers' own, so that words are put together exactly as there.
+transformers' own pipeline does the work before and after the pass, so that words are aggregated exactly as there.
 """
 
 import warnings
@@ -14,70 +14,71 @@ from transformers.pipelines.token_classification import TokenClassificationPipel
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest
-from serve.handlers.encoders import task
-from serve.handlers.encoders.forward import Row
+from serve.handlers.encoders.forward import EncoderRow
+from serve.handlers.encoders.task import MAX_WINDOWS, EncoderItem, Task, TaskParameters, too_many_windows
 from serve.handlers.huggingface import bodies
 from serve.handlers.huggingface.options import HuggingFaceOptions
 
-# True of the model, not of the request: said once for each would fill the log.
+# It is true of the model, not of the request: a warning for each request would fill the log.
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
 
+MAX_CHARACTERS = 1 << 20  # of a text that is read in strides: the tokenizer takes a second
 
-LONGEST = 1 << 20  # characters of a text read in strides: a second for the tokenizer
 
-
-class Parameters(task.Parameters, frozen=True, kw_only=True):
+class TokenClassificationParameters(TaskParameters, frozen=True, kw_only=True):
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
     ignore_labels: Annotated[list[str], Meta(max_length=1024)] | None = None
     stride: Annotated[int, Meta(ge=0)] | None = None
     is_split_into_words: bool = False
     delimiter: Annotated[str, Meta(max_length=64)] | None = None
-    grouped_entities: bool | None = None  # these two by the names they had before aggregation_strategy
+    grouped_entities: bool | None = None  # this and the next: the former names of aggregation strategies
     ignore_subwords: bool | None = None
 
 
-class TokenClassification(task.Task):
+class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
-    kind = Parameters
+    parameters = TokenClassificationParameters
 
     def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         super().__init__(model)
         self._pipeline = TokenClassificationPipeline(model=self.encoder.network, tokenizer=self.tokenizer)
 
-    def read(self, inputs: Any, parameters: Parameters, deadline: float) -> tuple[list[Row], Any]:
-        before, after = self._settings(parameters)
+    def read(
+        self, inputs: Any, parameters: TokenClassificationParameters, deadline: float
+    ) -> tuple[list[EncoderRow], Any]:
+        before, after = self._pipeline_arguments(parameters)
         words = parameters.is_split_into_words
         single = isinstance(inputs, str)
         if single or (words and isinstance(inputs, list) and not all(isinstance(each, list) for each in inputs)):
             inputs = [inputs]
         texts = bodies.convert("inputs", list[list[str]] if words else list[str], inputs)
         if not texts or [] in texts:
-            raise BadRequest("inputs is an empty list", hint='send {"inputs": "a text"}')
-        rows: list[Row] = []
-        pieces: list[list[dict[str, Any]]] = []
+            raise bodies.no_inputs()
+        rows: list[EncoderRow] = []
+        pieces: list[list[dict[str, Any]]] = []  # of each text
         for text in texts:
-            self.check(deadline)
+            bodies.check_deadline(deadline)
             if not words:
-                text = self.encoder.shortened(text) if parameters.stride is None else _whole(text)
+                text = self.encoder.shortened(text) if parameters.stride is None else _checked(text)
             if parameters.stride is not None:
-                said = (parameters.delimiter or " ").join(text) if words else text
-                self.check_windows(said, self._room() - parameters.stride)
-                if len(rows) > task.MOST_WINDOWS:
-                    raise task.too_many_windows(len(rows))
+                joined = (parameters.delimiter or " ").join(text) if words else text
+                self.check_windows(joined, self._text_limit() - parameters.stride)
+                if len(rows) > MAX_WINDOWS:
+                    raise too_many_windows(len(rows))
             pieces.append(list(self._pipeline.preprocess(text, **before)))
             for piece in pieces[-1]:
-                kept = piece["attention_mask"][0].bool()  # pieces of one text are padded to one length
-                row = {
+                kept = piece["attention_mask"][0].bool()  # the pipeline pads the pieces of a text to one length
+                encoding = {
                     name: piece[name][0][kept].tolist() for name in self.tokenizer.model_input_names if name in piece
                 }
-                rows.append(Row(row, deadline))
+                rows.append(EncoderRow(encoding, deadline))
         return rows, (pieces, after, single)
 
-    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
-        return [output.logits[number, kept]]
+    def extract(self, output: Any, number: int, columns: slice, row: EncoderRow) -> Sequence[Any]:
+        return [output.logits[number, columns]]
 
-    def answer(self, item: task.Item) -> Any:
-        pieces, after, single = item.what
+    def answer(self, item: EncoderItem) -> Any:
+        pieces, after, single = item.context
         rows = iter(item.rows)
         answers = []
         for each in pieces:
@@ -88,15 +89,18 @@ class TokenClassification(task.Task):
             answers.append([{**entity, "score": float(entity["score"])} for entity in entities])
         return answers[0] if single else answers
 
-    def _settings(self, parameters: Parameters) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _pipeline_arguments(self, parameters: TokenClassificationParameters) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arguments of the pipeline's preprocess and postprocess."""
         strategy = parameters.aggregation_strategy
         if strategy is None and parameters.grouped_entities:
             strategy = "first" if parameters.ignore_subwords else "simple"
         stride = parameters.stride
-        if stride is not None and stride >= self._room():
-            raise BadRequest(f"parameters.stride is {stride}: it must be under {self._room()}")
+        if stride is not None and stride >= self._text_limit():
+            raise BadRequest(f"parameters.stride is {stride}: it must be under {self._text_limit()}")
         if stride is not None and strategy in (None, "none"):
-            raise BadRequest("parameters.stride needs an aggregation_strategy", hint="such as simple")
+            raise BadRequest(
+                "parameters.stride needs an aggregation_strategy", hint='for example "aggregation_strategy": "simple"'
+            )
         before, _, after = self._pipeline._sanitize_parameters(
             ignore_labels=parameters.ignore_labels,
             aggregation_strategy=strategy,
@@ -106,11 +110,15 @@ class TokenClassification(task.Task):
         )
         return before, after
 
-    def _room(self) -> int:
+    def _text_limit(self) -> int:
+        """Tokens of text in one window, special tokens not counted."""
         return int(self.encoder.limit - self.tokenizer.num_special_tokens_to_add())
 
 
-def _whole(text: str) -> str:
-    if len(text) > LONGEST:
-        raise BadRequest(f"inputs has {len(text)} characters; at most {LONGEST} are read", hint="send it in parts")
+def _checked(text: str) -> str:
+    if len(text) > MAX_CHARACTERS:
+        raise BadRequest(
+            f"inputs has {len(text)} characters; the limit with a stride is {MAX_CHARACTERS}",
+            hint="send the text in parts",
+        )
     return text

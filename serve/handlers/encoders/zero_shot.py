@@ -1,4 +1,4 @@
-"""Zero-shot classification: each label as a hypothesis that a model of inference finds entailed, or not."""
+"""Zero-shot classification: an inference model scores whether a text entails each label's hypothesis."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,27 +7,27 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import BadRequest
-from serve.handlers.encoders import task
-from serve.handlers.encoders.forward import Row, softmax
+from serve.handlers.encoders.forward import EncoderRow, softmax
+from serve.handlers.encoders.task import EncoderItem, Task, TaskParameters
 from serve.handlers.huggingface import bodies
 
-HOLES = ("{}", "{0}")
-MOST_PAIRS = 4096  # of a text and a label, in one request
+PLACEHOLDERS = ("{}", "{0}")
+MAX_PAIRS = 4096  # of a text and a label, in one request
 
 
-class Parameters(task.Parameters, frozen=True, kw_only=True):
+class ZeroShotParameters(TaskParameters, frozen=True, kw_only=True):
     candidate_labels: str | list[str] = ""
     hypothesis_template: str = "This example is {}."
     multi_label: bool = False
 
 
-class ZeroShotClassification(task.Task):
+class ZeroShotClassification(Task):
     auto_class = AutoModelForSequenceClassification
-    kind = Parameters
-    table = False  # nested parameters have no place in a table
+    parameters = ZeroShotParameters
+    table = False  # the labels are parameters, and a table has none
     offers = (bodies.JSON,)
 
-    def read(self, inputs: Any, parameters: Parameters, deadline: float) -> tuple[list[Row], Any]:
+    def read(self, inputs: Any, parameters: ZeroShotParameters, deadline: float) -> tuple[list[EncoderRow], Any]:
         texts, labels = bodies.texts(inputs), parameters.candidate_labels
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
@@ -36,35 +36,37 @@ class ZeroShotClassification(task.Task):
                 "parameters.candidate_labels is missing",
                 hint='send {"inputs": "a text", "parameters": {"candidate_labels": ["sport", "politics"]}}',
             )
-        # Not str.format: a template is a stranger's, and {:999999999} would take a gigabyte.
-        hole = next((each for each in HOLES if each in parameters.hypothesis_template), None)
-        if hole is None:
-            raise BadRequest("parameters.hypothesis_template has no {} where the label goes")
-        if len(texts) * len(labels) > MOST_PAIRS:
+        # Not str.format: the template comes from the caller, and {:999999999} would take a gigabyte.
+        placeholder = next((each for each in PLACEHOLDERS if each in parameters.hypothesis_template), None)
+        if placeholder is None:
             raise BadRequest(
-                f"{len(texts)} texts times {len(labels)} candidate_labels are over {MOST_PAIRS}, as many pairs as one "
-                "request may ask for",
-                hint="send several requests; they are batched together",
+                "parameters.hypothesis_template has no {} for the label", hint='for example "This text is about {}."'
             )
-        hypotheses = [self._hypothesis(parameters.hypothesis_template, hole, label) for label in labels]
+        if len(texts) * len(labels) > MAX_PAIRS:
+            raise BadRequest(
+                f"{len(texts)} texts times {len(labels)} candidate_labels are over the limit of {MAX_PAIRS} pairs in "
+                "one request",
+                hint="send several requests; the server batches them",
+            )
+        hypotheses = [self._hypothesis(parameters.hypothesis_template, placeholder, label) for label in labels]
         rows = [
-            Row(self.tokens(deadline, text, hypothesis, cut="only_first"), deadline)
+            EncoderRow(self.tokens(deadline, text, hypothesis, truncation="only_first"), deadline)
             for text in texts
             for hypothesis in hypotheses
         ]
         return rows, (texts, labels, isinstance(inputs, str))
 
-    def _hypothesis(self, template: str, hole: str, label: str) -> str:
-        length = len(template) + template.count(hole) * len(label)
-        if length > self.encoder.longest:  # before it is made: many holes for a long label are gigabytes
+    def _hypothesis(self, template: str, placeholder: str, label: str) -> str:
+        length = len(template) + template.count(placeholder) * len(label)
+        if length > self.encoder.longest:  # checked first: many placeholders and a long label make gigabytes
             raise self.too_long(f"a hypothesis of {length} characters")
-        return template.replace(hole, label)
+        return template.replace(placeholder, label)
 
-    def take(self, output: Any, number: int, kept: slice, row: Row) -> Sequence[Any]:
+    def extract(self, output: Any, number: int, columns: slice, row: EncoderRow) -> Sequence[Any]:
         return [output.logits[number]]
 
-    def answer(self, item: task.Item) -> Any:
-        texts, labels, single = item.what
+    def answer(self, item: EncoderItem) -> Any:
+        texts, labels, single = item.context
         logits = np.stack([row.outputs[0] for row in item.rows]).reshape(len(texts), len(labels), -1)
         answers = [
             self._answer(text, labels, part, item.parameters.multi_label)

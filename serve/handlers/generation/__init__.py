@@ -1,1 +1,1 @@
-"""The parts of text generation: checkpoint -> weights -> cache -> decoder -> sampling -> text -> answers."""
+"""Text generation: one batch of sequences that requests join and leave between two tokens."""

@@ -1,8 +1,9 @@
-"""Keys and values of a batch, kept in place: a row for each sequence, filled from column 0.
+"""Keys and values of a batch: one row for each sequence, filled from column 0.
 
-Column = position in the sequence, so rows of different lengths need no padding on the left, nothing moves when a long
-row leaves, and a sliding window is a distance between columns. What lies right of a row's length is finite garbage that
-the mask hides and later tokens overwrite. A row that leaves is replaced by the last: one row is copied.
+The column is the position in the sequence. So rows of different lengths need no padding on the left, nothing moves when
+a long row leaves, and a sliding window is a distance between columns. Right of a row's length the storage has arbitrary
+finite values; the mask hides them and later tokens overwrite them. The last row is copied to the place of a row that
+leaves.
 """
 
 from collections.abc import Sequence
@@ -16,18 +17,18 @@ FIRST_COLUMNS = 128
 
 
 def doubled(have: int, need: int) -> int:
-    """A capacity that holds `need`, at least twice the last one: copying stays linear in what is written."""
+    """A capacity of at least `need`. It doubles when it grows, so that all copies together are linear in its size."""
     return have if have >= need else max(need, 2 * have)
 
 
 class Extent:
-    """What all layers of a cache share: how many rows there are, and where the next tokens go."""
+    """The part that all layers of a cache share: the number of rows, and the columns that the next pass writes."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.start = 0  # first column written now, for all rows...
-        self.width = 0  # columns that attention may look at
-        self.columns: Tensor | None = None  # ...unless rows differ: then one column for each row
+        self.start = 0  # the first column that the pass writes, in all rows
+        self.width = 0  # columns that attention may use
+        self.columns: Tensor | None = None  # the column that it writes in each row, if they differ
         self._targets: dict[tuple[int, int], Tensor] = {}
 
     def set(self, start: int, width: int, columns: Tensor | None = None) -> None:
@@ -35,7 +36,7 @@ class Extent:
         self._targets.clear()
 
     def targets(self, columns: Tensor, heads: int, held: int) -> Tensor:
-        """Where `columns` lie in storage seen as a list of vectors; reckoned once for all layers of a shape."""
+        """The indices of `columns` in storage viewed as a list of vectors; computed once for all layers of a shape."""
         if (heads, held) not in self._targets:
             rows = torch.arange(self.rows * heads, device=columns.device).view(self.rows, heads) * held
             self._targets[heads, held] = (rows + columns[:, None]).view(-1)
@@ -55,7 +56,7 @@ class RowLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new columns; what attention shall see, without copying it."""
+        """Write the new columns; returns views of the columns that attention uses."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.reserve(self.extent.rows, self.extent.width)
@@ -74,14 +75,14 @@ class RowLayer(CacheLayerMixin):
         return storage[: extent.rows, :, : extent.width]
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Room for so many rows and columns, keeping what is there."""
+        """Grow the storage to this number of rows and columns."""
         held_rows, _, held_columns, _ = self.both[0].shape
         if rows > held_rows or columns > held_columns:
             rows, columns = doubled(held_rows, rows), doubled(held_columns, columns)
             self.both = [_grown(storage, rows, columns) for storage in self.both]
 
     def adopt(self, other: "RowLayer", lengths: Sequence[int]) -> None:
-        """Append the first rows of another cache's layer."""
+        """Append the rows of another cache's layer, each up to its length."""
         self.reserve(self.extent.rows + len(lengths), max(lengths))
         for mine, theirs in zip(self.both, other.both, strict=True):
             for row, length in enumerate(lengths):
@@ -103,7 +104,7 @@ class RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """The cache a forward pass is given. `write_at` says where the pass writes; the layers follow."""
+    """The cache of a forward pass. `write_at` or `write_at_each` sets where the pass writes, for all layers."""
 
     def __init__(self, layers: int) -> None:
         self.extent = Extent()
@@ -115,17 +116,17 @@ class RowCache(Cache):
         self.extent.set(start, start + count)
 
     def write_at_each(self, columns: Tensor, widest: int) -> None:
-        """The next pass writes one column in each row, `widest` being the furthest."""
+        """The next pass writes one column in each row; `widest` is the last of `columns`."""
         self.extent.set(widest, widest + 1, columns)
 
     def adopt(self, other: "RowCache", lengths: Sequence[int]) -> None:
-        """Append rows that were filled elsewhere."""
+        """Append the rows of another cache."""
         for mine, theirs in zip(self.rows_of_layers, other.rows_of_layers, strict=True):
             mine.adopt(theirs, lengths)
         self.extent.rows += len(lengths)
 
     def drop(self, row: int, length_of_last: int) -> None:
-        """Forget a row; the last one takes its place."""
+        """Remove a row; the last row takes its place."""
         last = self.extent.rows - 1
         if row != last:
             for layer in self.rows_of_layers:
@@ -139,7 +140,7 @@ def _storage(like: Tensor) -> Tensor:
 
 
 def _grown(storage: Tensor, rows: int, columns: int) -> Tensor:
-    # Zeros and not empty: garbage beside a row's end may be anything but NaN, which survives a mask.
+    # Zeros and not empty: NaN beyond the end of a row would pass through the mask.
     grown = storage.new_zeros(rows, storage.shape[1], columns, storage.shape[3])
     grown[: storage.shape[0], :, : storage.shape[2]] = storage
     return grown

@@ -1,4 +1,4 @@
-"""The model as the batch uses it: prefill newcomers apart, then advance all rows by one token in one pass."""
+"""A causal language model over a batch of rows: prompts are prefilled apart, each step adds a token to each row."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,24 +13,14 @@ from serve.errors import ModelUnusable
 from serve.handlers.generation.cache import RowCache
 
 
-def position_limit(model: PreTrainedModel) -> int | None:
-    """Prompt and new tokens together, or None when the model states none."""
-    config = model.config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        limit: Any = getattr(config, name, None)
-        if isinstance(limit, int) and limit > 1:
-            return limit
-    return None
-
-
 def end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end a text: one, several or none."""
+    """The tokens that end a text, by the model's generation config."""
     ends = model.generation_config.eos_token_id
     return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
 
 
 class Prefill:
-    """Prompts on their way into the batch, in a cache of their own so that the batch can go on between the pieces."""
+    """Prompts that will join the batch, in a cache of their own, so that the batch can step between two pieces."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], layers: int, device: torch.device) -> None:
         self.lengths = [len(prompt) for prompt in prompts]
@@ -41,12 +31,13 @@ class Prefill:
         self.tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
+        """Columns that are not computed yet."""
         return self.tokens.shape[1] - self.done
 
 
 class Decoder:
-    """A causal language model over a batch of rows that come and go. Row numbers are the caller's: dense, from 0."""
+    """The model and its batch. Rows are numbered from 0; when a row leaves, the last row takes its number."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -54,9 +45,9 @@ class Decoder:
         self._windows = _windows(config)
         self._alibi = _needs_plain_mask(model, config)
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._wanted: tuple[Tensor, Tensor] | None = None
-        # Any architecture has a head; not all take logits_to_keep, and none a different position for each row.
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted)
+        self._selected: tuple[Tensor, Tensor] | None = None
+        # A hook, because not all architectures take logits_to_keep, and none takes one position for each row.
+        model.get_output_embeddings().register_forward_pre_hook(self._select)
         self.device = model.device
         self.cache = RowCache(len(self._windows))
         self.lengths: list[int] = []
@@ -65,33 +56,33 @@ class Decoder:
         return Prefill(prompts, len(self._windows), self.device)
 
     def advance(self, prefill: Prefill, most: int) -> Tensor | None:
-        """Work on the next `most` columns; the logits [rows, vocabulary] after the last piece, else None.
+        """Compute the next `most` columns; returns the logits [rows, vocabulary] after the last piece, else None.
 
-        Shorter prompts are padded on the right: what their rows compute there is hidden, then overwritten.
+        Shorter prompts are padded on the right; the mask hides what is computed there, and later tokens overwrite it.
         """
-        start, count = prefill.done, min(most, prefill.left)
+        start, count = prefill.done, min(most, prefill.remaining)
         rows = len(prefill.lengths)
         prefill.cache.write_at(start, count)
         positions = torch.arange(start, start + count, device=self.device)[None]
         last = start + count == prefill.tokens.shape[1]
-        # Prompts padded by more than a piece would end in an earlier one; the caller only joins similar lengths.
+        # All prompts end in the last piece: the scheduler combines prompts of similar lengths only.
         ends = [length - 1 - start if last else 0 for length in prefill.lengths]
-        self._wanted = (torch.arange(rows, device=self.device), torch.tensor(ends, device=self.device))
+        self._selected = (torch.arange(rows, device=self.device), torch.tensor(ends, device=self.device))
         try:
             logits = self._forward(
                 prefill.tokens[:, start : start + count], positions.expand(rows, count), positions, prefill.cache
             )
         finally:
-            self._wanted = None
+            self._selected = None
         prefill.done += count
         return logits if last else None
 
     def join(self, prefill: Prefill) -> None:
-        """Take finished prompts into the batch, as its last rows."""
+        """Append the prompts of a complete prefill to the batch, as its last rows."""
         if self.lengths:
             self.cache.adopt(prefill.cache, prefill.lengths)
         else:
-            self.cache = prefill.cache  # nobody else is here: no copy
+            self.cache = prefill.cache  # the batch is empty, so nothing is copied
         self.lengths.extend(prefill.lengths)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -108,7 +99,7 @@ class Decoder:
         return logits
 
     def leave(self, row: int) -> None:
-        """Forget a row; the last row takes its number."""
+        """Remove a row; the last row takes its number."""
         self.cache.drop(row, self.lengths[-1])
         self.lengths[row] = self.lengths[-1]
         self.lengths.pop()
@@ -116,7 +107,7 @@ class Decoder:
             self.reset()
 
     def reset(self) -> None:
-        """Forget all rows and give their memory back."""
+        """Remove all rows and free their memory."""
         self.cache = RowCache(len(self._windows))
         self.lengths = []
 
@@ -133,9 +124,9 @@ class Decoder:
         return logits
 
     def _mask(self, queries: Tensor, cache: RowCache) -> Tensor | dict[str, Tensor] | None:
-        """Which columns each query may see, built once for all layers: transformers takes a 4-D mask as it is.
+        """The columns that each query attends to, computed once for all layers: transformers passes on a 4-D mask.
 
-        `queries` are the columns of the queries, [rows or 1, count].
+        `queries`: the columns of the queries, [rows or 1, count].
         """
         width = cache.extent.width
         columns = torch.arange(width, device=self.device)
@@ -143,7 +134,7 @@ class Decoder:
             return (columns <= queries[:, -1:]).expand(cache.extent.rows, -1).long()
         kinds = set(self._windows)
         if queries.shape[1] == width > 1 and kinds == {("full_attention", 0)}:
-            return None  # a prompt from its start: plain causal attention, which has the fastest kernel
+            return None  # a whole prompt: plain causal attention has the fastest kernel
         masks = {kind: self._bias(queries, columns, kind, size) for kind, size in kinds}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -155,30 +146,30 @@ class Decoder:
         elif kind == "chunked_attention":
             seen = seen & (columns // size == at // size)
         dtype = self._model.dtype
-        # The lowest number and not -inf: a padded query that sees nothing must not become NaN.
+        # The lowest number and not -inf, which would give NaN for a padded query that attends to nothing.
         return torch.zeros((), dtype=dtype, device=self.device).where(seen, torch.finfo(dtype).min)
 
-    def _keep_wanted(self, head: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Let the head see only the wanted position of each row: a vocabulary of logits for each is all we need."""
-        if self._wanted is None:
+    def _select(self, head: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Reduce the input of the head to one position of each row: logits of all positions would take gigabytes."""
+        if self._selected is None:
             return None
         hidden, *rest = arguments
-        return (hidden[self._wanted][:, None], *rest)
+        return (hidden[self._selected][:, None], *rest)
 
 
 def _windows(config: Any) -> list[tuple[str, int]]:
-    """For each layer the kind of its attention and the size of its window or chunk."""
+    """The kind of attention of each layer, and the size of its window or chunk."""
     kinds, sizes = get_layer_types_and_kwargs(config)
     known = {"full_attention", "sliding_attention", "chunked_attention"}
     if not set(kinds) <= known:
         raise ModelUnusable(
-            f"config.json: layers of type {', '.join(sorted(set(kinds) - known))} keep a state that cannot be batched",
-            hint="text generation serves models whose layers all use attention (full, sliding or chunked)",
+            f"config.json: unsupported types of layers: {', '.join(sorted(set(kinds) - known))}",
+            hint="all layers must use full, sliding or chunked attention",
         )
     return [(kind, size.get("sliding_window", 0)) for kind, size in zip(kinds, sizes, strict=True)]
 
 
 def _needs_plain_mask(model: PreTrainedModel, config: Any) -> bool:
-    """ALiBi models (BLOOM, MPT, some Falcons) derive the bias from a 2-D mask, and take no positions."""
+    """Whether the model has ALiBi (BLOOM, MPT, some Falcons): its bias comes from a 2-D mask, it has no positions."""
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     return bool(getattr(config, "alibi", False)) or not takes_positions

@@ -1,4 +1,4 @@
-"""Text generation with any causal language model transformers can load: one token a step for all who have joined."""
+"""Text generation with any causal language model of transformers: each step makes one token for every running row."""
 
 import time
 
@@ -7,23 +7,22 @@ from transformers import AutoModelForCausalLM
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
+from serve.failures import exhausted
 from serve.handlers.base import Job, Request
-from serve.handlers.generation import decoder, transformers_generate, weights
-from serve.handlers.generation.decoder import Decoder, Prefill
+from serve.handlers.generation import transformers_generate, weights
+from serve.handlers.generation.decoder import Decoder, Prefill, end_tokens
+from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
-from serve.handlers.generation.request import Decoding, Item
-from serve.handlers.generation.sampling import choose, likelihoods, likely
-from serve.handlers.generation.sequence import Joined, Row, Turns
+from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
+from serve.handlers.generation.sampling import choose
+from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
+from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.huggingface import pretrained
 from serve.http.addresses import INVOCATIONS, OPENAI
 
-# Tokens of prompts worked on between two tokens of everybody else: longer ones are taken in pieces, so that those who
-# stream wait for one piece only; shorter ones are put together, padded, up to as much.
-PREFILL = 256
-
 
 class TextGeneration:
-    """Continuous batching: newcomers are prefilled apart, then their rows join the batch; ended rows leave it."""
+    """Continuous batching: new prompts are prefilled apart, then join the batch as rows; ended rows leave it."""
 
     paths = (INVOCATIONS, *OPENAI)
 
@@ -32,29 +31,30 @@ class TextGeneration:
         if model.options.pack and weights.packable(self._model):
             weights.pack(self._model)
         weights.fuse_activations(self._model)
-        self._decoding = Decoding(model, self._tokenizer, self._model, decoder.position_limit(self._model))
-        self._ends = decoder.end_tokens(self._model)
+        prompts = PromptReader(model, self._tokenizer, self._model)
+        self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
+        self._end_tokens = end_tokens(self._model)
         self._max_batch = model.max_batch
         self._decoder = Decoder(self._model)
-        self._turns = Turns(model.max_batch)
+        self._scheduler = Scheduler(model.max_batch)
         self._prefill: Prefill | None = None
-        self._prefilled: list[Row] = []  # whose prompts are in `_prefill`
-        self._rows: list[Row] = []  # in the order of the decoder's rows
-        self._step_s = 0.0
+        self._prefilled: list[GeneratedSequence] = []  # the rows of `_prefill`
+        self._rows: list[GeneratedSequence] = []  # the rows of `_decoder`
+        self._step_s = 0.0  # duration of the last step
 
-    def decode(self, request: Request) -> Item:
-        return self._decoding.item(request)
+    def decode(self, request: Request) -> GenerationItem:
+        return (self._invocations if request.path == INVOCATIONS else self._openai).item(request)
 
     def room(self) -> int:
-        return self._turns.room()
+        return self._scheduler.room()
 
     def join(self, job: Job) -> None:
-        self._turns.join(Joined(job, self._tokenizer, self._ends))
+        self._scheduler.join(ActiveRequest(job, self._tokenizer, self._end_tokens))
 
     def leave(self, job: Job) -> None:
         with torch.inference_mode():
-            for joined in [joined for joined in self._turns.joined if joined.job is job]:
-                self._forget(joined)
+            for request in self._scheduler.requests_of(job):
+                self._remove(request)
 
     def step(self) -> None:
         began = time.monotonic()
@@ -63,129 +63,116 @@ class TextGeneration:
                 self._end_late(began)
                 self._decode()
                 self._admit()
-                self._leave_to_transformers()
+                self._generate()
         except BaseException as error:
             self._reset()
-            if pretrained.out_of_memory(error):
-                raise DoesNotFit("no memory for another token of this batch") from error
+            if resource := exhausted(error):
+                raise DoesNotFit(
+                    f"the next token of the batch failed: {resource.message}", hint=resource.hint
+                ) from error
             raise
         self._step_s = time.monotonic() - began
 
     def _end_late(self, now: float) -> None:
-        """Answer with what there is, where the next token would come too late."""
-        for joined in list(self._turns.joined):
-            # `generate` is given the deadline itself, and makes one token at least.
-            late = now if joined.item.left else now + self._step_s
-            if joined.deadline <= late and not (joined.item.left and len(joined.later) == len(joined.groups)):
-                for row in joined.rows:
-                    joined.close(row, "deadline")
-                joined.ended()
-                self._forget(joined)
+        """Answer with the text so far each request whose deadline would pass before the next token."""
+        for request in self._scheduler:
+            generate = request.item.needs_generate
+            if generate and not request.begun:
+                continue  # `generate` gets the deadline itself, and makes one token at least
+            if request.deadline <= (now if generate else now + self._step_s):
+                request.end(request.sequences, "deadline")
+                self._remove(request)
 
     def _decode(self) -> None:
-        """One token for every row of the batch."""
+        """Make one token for each row of the batch."""
         if self._rows:
             logits = self._decoder.step([row.tokens[-1] for row in self._rows])
-            self._take(self._rows, logits)
+            self._append(self._rows, logits)
 
     def _admit(self) -> None:
-        """Prefill who waits, as far as a step goes; their first token is made here."""
+        """Prefill waiting prompts, up to PREFILL_TOKENS; the first token of each is made here."""
         if self._prefill is None:
-            self._prefilled = self._next()
+            self._prefilled = self._scheduler.next_prefill(self._max_batch - len(self._rows))
             if not self._prefilled:
                 return
+            for row in self._prefilled:
+                row.owner.begin()
+                row.begin()
             self._prefill = self._decoder.begin([row.prompt.tokens for row in self._prefilled])
         try:
-            logits = self._decoder.advance(self._prefill, PREFILL)
+            logits = self._decoder.advance(self._prefill, PREFILL_TOKENS)
             if logits is None:
                 return
             self._decoder.join(self._prefill)
         except Exception as error:
-            if not pretrained.out_of_memory(error):
+            if (resource := exhausted(error)) is None:
                 raise
-            for joined in {id(row.owner): row.owner for row in self._prefilled}.values():
-                self._forget(joined)
-                joined.job.fail(DoesNotFit("no memory for a prompt of this length beside the others"))
+            for request in dict.fromkeys(row.owner for row in self._prefilled):
+                self._remove(request)
+                longest = max(len(prompt.tokens) for prompt in request.item.prompts)
+                request.job.fail(
+                    DoesNotFit(
+                        f"the prefill of a prompt of {longest} tokens failed: {resource.message}", hint=resource.hint
+                    )
+                )
             self._prefill, self._prefilled = None, []
             return
         rows, self._prefill, self._prefilled = self._prefilled, None, []
         self._rows += rows
-        self._take(rows, logits)
+        self._append(rows, logits)
 
-    def _next(self) -> list[Row]:
-        """Who is prefilled together: in order of arrival, as long as padding stays small."""
-        chosen: list[Row] = []
-        room = self._max_batch - len(self._rows)
-        self._turns.feed()
-        waiting = self._turns.waiting
-        for row in waiting[:room]:
-            lengths = [len(each.prompt.tokens) for each in (*chosen, row)]
-            if chosen and (max(lengths) * len(lengths) > PREFILL or sum(lengths) * 2 < max(lengths) * len(lengths)):
-                break
-            chosen.append(row)
-        del waiting[: len(chosen)]
-        for row in chosen:
-            row.owner.begin()
-            row.begin()
-        return chosen
-
-    def _take(self, rows: list[Row], logits: torch.Tensor) -> None:
-        """Choose the next token of `rows` from their logits and hand it on."""
-        choices = [row.choice for row in rows]
-        told = likelihoods(logits, choices)
-        tokens = choose(logits, choices)
-        for i, logprobs in told.items():
-            rows[i].likely.append(likely(logprobs, tokens[i], choices[i].likeliest or 0))
+    def _append(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
+        """Choose the next token of each row from its logits; rows that have ended leave the batch."""
+        tokens, logprobs = choose(logits, [row.sampling for row in rows])
+        for i, each in logprobs.items():
+            rows[i].logprobs.append(each)
         now = time.monotonic()
         for row, token in zip(list(rows), tokens, strict=True):
-            late = row.owner.deadline <= now + self._step_s
-            row.owner.add(row, token, "deadline" if late else "length" if row.until <= now else None)
+            row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
         for row in list(rows):
-            if row.reason is not None:
+            if row.finish_reason is not None:
                 self._drop(row)
-        self._turns.forget_ended()
+        self._scheduler.remove_ended()
 
-    def _leave_to_transformers(self) -> None:
-        """One `generate`: the first prompt that waits for it, and all that can share its batch."""
-        prompts = self._turns.together(transformers_generate.compatible)
-        if not prompts:
+    def _generate(self) -> None:
+        """Run one `generate` for the first request that needs it and all that can share its batch."""
+        units = self._scheduler.next_generate(transformers_generate.compatible)
+        if not units:
             return
-        for joined, _ in prompts:
-            joined.begin()
+        for unit in units:
+            unit[0].owner.begin()
         made = transformers_generate.generate(
             self._model,
             self._tokenizer,
-            [joined.item.prompts[number] for joined, number in prompts],
-            [joined.deadline for joined, _ in prompts],
+            [unit[0].prompt for unit in units],
+            [unit[0].owner.deadline for unit in units],
         )
         now = time.monotonic()
-        for (joined, number), sequences in zip(prompts, made, strict=True):
-            for row, tokens in zip(joined.groups[number], sequences, strict=True):
-                row.tokens = tokens
-                joined.close(row, "deadline" if joined.deadline <= now else "length")
-        for joined in dict.fromkeys(joined for joined, _ in prompts):
-            joined.ended()
-        self._turns.forget_ended()
+        for unit, generated in zip(units, made, strict=True):
+            for sequence, tokens in zip(unit, generated, strict=True):
+                sequence.tokens = tokens
+            request = unit[0].owner
+            request.end(unit, "deadline" if request.deadline <= now else "length")
+        self._scheduler.remove_ended()
 
-    def _drop(self, row: Row) -> None:
-        """Take a row out of the batch."""
-        row.leave()
+    def _drop(self, row: GeneratedSequence) -> None:
+        """Take a row out of the batch; as in the decoder, the last row takes its place."""
         number = self._rows.index(row)
         self._decoder.leave(number)
         self._rows[number] = self._rows[-1]
         self._rows.pop()
 
-    def _forget(self, joined: Joined) -> None:
-        self._turns.forget(joined)
-        if self._prefill is not None and any(row.owner is joined for row in self._prefilled):
-            # Whoever shared its prefill begins again: rare, and simpler than cutting a cache in two.
-            self._turns.waiting[:0] = [row for row in self._prefilled if row.owner is not joined]
+    def _remove(self, request: ActiveRequest) -> None:
+        self._scheduler.remove(request)
+        if any(row.owner is request for row in self._prefilled):
+            # The other prompts of the prefill begin again: rare, and simpler than splitting a cache.
+            self._scheduler.put_back([row for row in self._prefilled if row.owner is not request])
             self._prefill, self._prefilled = None, []
-        for row in [row for row in self._rows if row.owner is joined]:
+        for row in [row for row in self._rows if row.owner is request]:
             self._drop(row)
 
     def _reset(self) -> None:
-        self._turns.clear()
+        self._scheduler.clear()
         self._rows = []
         self._prefill, self._prefilled = None, []
         self._decoder.reset()

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's API writes them, whole or as server-sent events that end in [DONE].
+"""Answers in the shapes of OpenAI's API, whole or as server-sent events that end with [DONE].
 
 Shapes: platform.openai.com/docs/api-reference/chat/object, /chat-streaming, /completions/object.
 """
@@ -11,20 +11,20 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from serve.handlers.base import Reply
-from serve.handlers.generation.output import EVENTS, JSON, Made
+from serve.handlers.generation.output import EVENTS, JSON, Generated
 
 DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAIForm:
-    """What both APIs share; the two below say what is in a choice."""
+    """The common part of both APIs; a subclass writes the choices."""
 
     id: str
     created: int
     model: str
     streams: bool
-    tells_usage: bool  # in a last event of a stream
+    includes_usage: bool  # in an event before the end of a stream
     tokenizer: PreTrainedTokenizerBase
 
     prefix: ClassVar[str]
@@ -35,24 +35,23 @@ class OpenAIForm:
     def content_type(self) -> str:
         return EVENTS if self.streams else JSON
 
-    def opening(self, rows: Sequence[Made]) -> bytes:
+    def opening(self, sequences: Sequence[Generated]) -> bytes:
         return b""
 
-    def token(self, row: Made, piece: str) -> bytes:
-        newest = row.likely[-1:]
-        if not piece and not newest:
+    def token(self, sequence: Generated, piece: str) -> bytes:
+        if not piece and not sequence.logprobs:
             return b""
-        return self._event([self._piece(row, piece)])
+        return self._event([self._piece(sequence, piece)])
 
-    def closing(self, rows: Sequence[Made]) -> bytes:
-        ends = b"".join(self._event([self._end(row)]) for row in rows)
-        usage = self._event([], _usage(rows)) if self.tells_usage else b""
+    def closing(self, sequences: Sequence[Generated]) -> bytes:
+        ends = b"".join(self._event([self._end(sequence)]) for sequence in sequences)
+        usage = self._event([], _usage(sequences)) if self.includes_usage else b""
         return ends + usage + DONE
 
-    def whole(self, groups: Sequence[Sequence[Made]]) -> Reply:
-        rows = [row for group in groups for row in group]
-        choices = [self._choice(row) for row in rows]
-        body = self._head(self.whole_object) | {"choices": choices, "usage": _usage(rows)}
+    def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
+        sequences = [sequence for group in groups for sequence in group]
+        choices = [self._choice(sequence) for sequence in sequences]
+        body = self._head(self.whole_object) | {"choices": choices, "usage": _usage(sequences)}
         return Reply(body=msgspec.json.encode(body), content_type=JSON)
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -60,22 +59,22 @@ class OpenAIForm:
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         fields = self._head(self.stream_object) | {"choices": choices}
-        if self.tells_usage:
+        if self.includes_usage:
             fields["usage"] = usage
         return b"data: " + msgspec.json.encode(fields) + b"\n\n"
 
-    def _shown(self, token: int) -> str:
+    def _token_text(self, token: int) -> str:
         text = self.tokenizer.decode([token])
         assert isinstance(text, str)
         return text
 
-    def _piece(self, row: Made, piece: str) -> dict[str, Any]:
+    def _piece(self, sequence: Generated, piece: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _end(self, row: Made) -> dict[str, Any]:
+    def _end(self, sequence: Generated) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _choice(self, row: Made) -> dict[str, Any]:
+    def _choice(self, sequence: Generated) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -83,36 +82,39 @@ class ChatForm(OpenAIForm):
     __slots__ = ()
     prefix, whole_object, stream_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def opening(self, rows: Sequence[Made]) -> bytes:
+    def opening(self, sequences: Sequence[Generated]) -> bytes:
         first = {"role": "assistant", "content": ""}
         return b"".join(
-            self._event([{"index": row.number, "delta": first, "logprobs": None, "finish_reason": None}])
-            for row in rows
+            self._event([{"index": sequence.number, "delta": first, "logprobs": None, "finish_reason": None}])
+            for sequence in sequences
         )
 
-    def _piece(self, row: Made, piece: str) -> dict[str, Any]:
-        told = self._logprobs(row, -1)
-        return {"index": row.number, "delta": {"content": piece}, "logprobs": told, "finish_reason": None}
+    def _piece(self, sequence: Generated, piece: str) -> dict[str, Any]:
+        logprobs = self._logprobs(sequence, -1)
+        return {"index": sequence.number, "delta": {"content": piece}, "logprobs": logprobs, "finish_reason": None}
 
-    def _end(self, row: Made) -> dict[str, Any]:
-        return {"index": row.number, "delta": {}, "logprobs": None, "finish_reason": _reason(row)}
+    def _end(self, sequence: Generated) -> dict[str, Any]:
+        return {"index": sequence.number, "delta": {}, "logprobs": None, "finish_reason": _finish_reason(sequence)}
 
-    def _choice(self, row: Made) -> dict[str, Any]:
-        message = {"role": "assistant", "content": row.written}
-        told = self._logprobs(row, 0)
-        return {"index": row.number, "message": message, "logprobs": told, "finish_reason": _reason(row)}
+    def _choice(self, sequence: Generated) -> dict[str, Any]:
+        return {
+            "index": sequence.number,
+            "message": {"role": "assistant", "content": sequence.text},
+            "logprobs": self._logprobs(sequence, 0),
+            "finish_reason": _finish_reason(sequence),
+        }
 
-    def _logprobs(self, row: Made, since: int) -> dict[str, Any] | None:
-        if row.prompt.settings.likeliest is None:
+    def _logprobs(self, sequence: Generated, since: int) -> dict[str, Any] | None:
+        if sequence.prompt.settings.logprobs is None:
             return None
         content = [
-            self._likely(each.token, each.logprob) | {"top_logprobs": [self._likely(*other) for other in each.others]}
-            for each in row.likely[since:]
+            self._logprob(each.token, each.logprob) | {"top_logprobs": [self._logprob(*other) for other in each.top]}
+            for each in sequence.logprobs[since:]
         ]
         return {"content": content, "refusal": None}
 
-    def _likely(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._shown(token)
+    def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._token_text(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
@@ -120,45 +122,48 @@ class CompletionForm(OpenAIForm):
     __slots__ = ()
     prefix, whole_object, stream_object = "cmpl", "text_completion", "text_completion"
 
-    def opening(self, rows: Sequence[Made]) -> bytes:
-        echoed = [row for row in rows if row.prompt.settings.full_text]
-        return b"".join(self._event([self._text(row, row.prompt.text, None, None)]) for row in echoed)
+    def opening(self, sequences: Sequence[Generated]) -> bytes:
+        echoed = [sequence for sequence in sequences if sequence.prompt.settings.return_full_text]
+        return b"".join(self._event([self._entry(each, each.prompt.text, None, None)]) for each in echoed)
 
-    def _piece(self, row: Made, piece: str) -> dict[str, Any]:
-        return self._text(row, piece, self._logprobs(row, -1), None)
+    def _piece(self, sequence: Generated, piece: str) -> dict[str, Any]:
+        return self._entry(sequence, piece, self._logprobs(sequence, -1), None)
 
-    def _end(self, row: Made) -> dict[str, Any]:
-        return self._text(row, "", None, _reason(row))
+    def _end(self, sequence: Generated) -> dict[str, Any]:
+        return self._entry(sequence, "", None, _finish_reason(sequence))
 
-    def _choice(self, row: Made) -> dict[str, Any]:
-        return self._text(row, row.prompt.text + row.written, self._logprobs(row, 0), _reason(row))
+    def _choice(self, sequence: Generated) -> dict[str, Any]:
+        text = sequence.prompt.text + sequence.text
+        return self._entry(sequence, text, self._logprobs(sequence, 0), _finish_reason(sequence))
 
-    def _text(self, row: Made, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        return {"index": row.number, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    def _entry(
+        self, sequence: Generated, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
+    ) -> dict[str, Any]:
+        return {"index": sequence.number, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _logprobs(self, row: Made, since: int) -> dict[str, Any] | None:
+    def _logprobs(self, sequence: Generated, since: int) -> dict[str, Any] | None:
         """Of the new tokens; an echoed prompt has none."""
-        if row.prompt.settings.likeliest is None:
+        if sequence.prompt.settings.logprobs is None:
             return None
-        tokens = [self._shown(each.token) for each in row.likely]
-        offsets = [len(row.prompt.text)]
+        tokens = [self._token_text(each.token) for each in sequence.logprobs]
+        offsets = [len(sequence.prompt.text)]
         for token in tokens[:-1]:
             offsets.append(offsets[-1] + len(token))
         return {
             "tokens": tokens[since:],
-            "token_logprobs": [each.logprob for each in row.likely[since:]],
+            "token_logprobs": [each.logprob for each in sequence.logprobs[since:]],
             "top_logprobs": [
-                {self._shown(token): logprob for token, logprob in each.others} for each in row.likely[since:]
+                {self._token_text(token): logprob for token, logprob in each.top} for each in sequence.logprobs[since:]
             ],
             "text_offset": offsets[since:],
         }
 
 
-def _reason(row: Made) -> str:
-    return "stop" if row.reason == "stop" else "length"  # a deadline cuts as a length does, and clients know no other
+def _finish_reason(sequence: Generated) -> str:
+    return "stop" if sequence.finish_reason == "stop" else "length"  # OpenAI has no word for a deadline
 
 
-def _usage(rows: Sequence[Made]) -> dict[str, int]:
-    prompts = sum({id(row.prompt): len(row.prompt.tokens) for row in rows}.values())
-    made = sum(len(row.tokens) for row in rows)
-    return {"prompt_tokens": prompts, "completion_tokens": made, "total_tokens": prompts + made}
+def _usage(sequences: Sequence[Generated]) -> dict[str, int]:
+    prompts = sum({id(sequence.prompt): len(sequence.prompt.tokens) for sequence in sequences}.values())
+    generated = sum(len(sequence.tokens) for sequence in sequences)
+    return {"prompt_tokens": prompts, "completion_tokens": generated, "total_tokens": prompts + generated}

@@ -1,4 +1,7 @@
-"""How answers are written: the forms of /invocations, whole as JSON or plain text, or as a stream of events."""
+"""Answers of text generation: what a form of answer is, and the forms of /invocations.
+
+A form writes a whole answer, as JSON, CSV or plain text, or a stream of events.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -6,87 +9,82 @@ from typing import Any, Protocol
 import msgspec
 
 from serve.handlers.base import Reply
-from serve.handlers.generation.parameters import Resolved
-from serve.handlers.generation.sampling import Likely
+from serve.handlers.generation.parameters import Prompt
+from serve.handlers.generation.sampling import TokenLogprobs
 from serve.handlers.huggingface import bodies
 from serve.http import media
 
-JSON, PLAIN, LINES, EVENTS = "application/json", "text/plain", "application/jsonlines", "text/event-stream"
-CSV = bodies.CSV
+JSON, PLAIN, LINES, EVENTS = bodies.JSON, bodies.TEXT, "application/jsonlines", "text/event-stream"
 
 
-class Prompt(msgspec.Struct, frozen=True):
-    text: str
-    tokens: list[int]
-    settings: Resolved
-
-
-class Made(Protocol):
-    """A sequence as a form sees it."""
+class Generated(Protocol):
+    """A sequence as a form reads it."""
 
     number: int  # among the sequences of its request
     prompt: Prompt
     tokens: list[int]
-    likely: list[Likely]  # one a token, where the request asked for them
-    reason: str | None  # stop, length, deadline; None while it grows
+    logprobs: list[TokenLogprobs]  # of each token, if the request asked for them
+    finish_reason: str | None  # stop, length, deadline; None until the sequence has ended
 
     @property
-    def written(self) -> str:
+    def text(self) -> str:
         """The new text so far."""
 
 
 class Form(Protocol):
-    """What was agreed on with one caller."""
+    """The form of the answer to one request."""
 
     @property
     def content_type(self) -> str: ...
     @property
     def streams(self) -> bool: ...
 
-    def opening(self, rows: Sequence[Made]) -> bytes:
-        """A stream's first chunk; empty for none."""
+    def opening(self, sequences: Sequence[Generated]) -> bytes:
+        """The first chunk of a stream; may be empty."""
 
-    def token(self, row: Made, piece: str) -> bytes:
-        """A stream's chunk for a row's newest token; its text is empty while a character or stop string may go on."""
+    def token(self, sequence: Generated, piece: str) -> bytes:
+        """The chunk for the newest token of a sequence. `piece` is the text that is final since the last token: it is
+        empty while the token may be a part of a character or of a stop string."""
 
-    def closing(self, rows: Sequence[Made]) -> bytes:
-        """A stream's last chunk."""
+    def closing(self, sequences: Sequence[Generated]) -> bytes:
+        """The last chunk of a stream."""
 
-    def whole(self, groups: Sequence[Sequence[Made]]) -> Reply:
-        """The answer to each prompt: its sequences, more than one when several were asked for."""
+    def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
+        """The whole answer; `groups` are the sequences of each prompt."""
 
 
-class Invocation(msgspec.Struct, frozen=True):
-    """As transformers' pipelines write whole answers, and text-generation-inference its streams."""
+class InvocationForm(msgspec.Struct, frozen=True):
+    """Whole answers as transformers' pipelines write them, streams as text-generation-inference does."""
 
     content_type: str
     streams: bool
     single: bool  # `inputs` was a string, so the answer is not a list of lists
 
-    def opening(self, rows: Sequence[Made]) -> bytes:
+    def opening(self, sequences: Sequence[Generated]) -> bytes:
         return b""
 
-    def token(self, row: Made, piece: str) -> bytes:
-        return self._event({"token": {"id": row.tokens[-1], "text": piece}, "generated_text": None})
+    def token(self, sequence: Generated, piece: str) -> bytes:
+        return self._event({"token": {"id": sequence.tokens[-1], "text": piece}, "generated_text": None})
 
-    def closing(self, rows: Sequence[Made]) -> bytes:
-        (row,) = rows
+    def closing(self, sequences: Sequence[Generated]) -> bytes:
+        (sequence,) = sequences
         return self._event(
             {
                 "token": None,
-                "generated_text": _text(row),
-                "finish_reason": row.reason or "",
-                "prompt_tokens": len(row.prompt.tokens),
-                "generated_tokens": len(row.tokens),
+                "generated_text": _text(sequence),
+                "finish_reason": sequence.finish_reason or "",
+                "prompt_tokens": len(sequence.prompt.tokens),
+                "generated_tokens": len(sequence.tokens),
             }
         )
 
-    def whole(self, groups: Sequence[Sequence[Made]]) -> Reply:
+    def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
         if self.content_type == PLAIN:
             return Reply(body=_text(groups[0][0]).encode(), content_type=f"{PLAIN}; charset=utf-8")
-        answers = [[_entry(row) for row in group] for group in groups]
-        if self.content_type == CSV:
-            return bodies.reply([{"generated_text": _text(row)} for group in groups for row in group], CSV)
+        if self.content_type == bodies.CSV:
+            rows = [{"generated_text": _text(sequence)} for group in groups for sequence in group]
+            return bodies.reply(rows, bodies.CSV)
+        answers = [[_entry(sequence) for sequence in group] for group in groups]
         body = msgspec.json.encode(answers[0] if self.single else answers)
         return Reply(body=body + b"\n" if self.content_type == LINES else body, content_type=self.content_type)
 
@@ -95,21 +93,21 @@ class Invocation(msgspec.Struct, frozen=True):
         return b"data: " + body + b"\n\n" if self.content_type == EVENTS else body + b"\n"
 
 
-def form(accept: str, default: str | None, asked_to_stream: bool, single: bool) -> Invocation:
-    """The form an Accept header and the `stream` flag ask for; NotAcceptable when there is none."""
+def invocation_form(accept: str, default: str, asked_to_stream: bool, single: bool) -> InvocationForm:
+    """The form for an Accept header and the `stream` flag. Raises NotAcceptable."""
     if asked_to_stream:
-        # Clients send Accept: application/json by habit; each line of the stream is JSON.
+        # Many clients always send Accept: application/json, and each line of the stream is JSON.
         chosen = media.choose(accept, (LINES, EVENTS, JSON), EVENTS if default == EVENTS else LINES)
-        return Invocation(LINES if chosen == JSON else chosen, True, single)
-    offers = (JSON, PLAIN, EVENTS, LINES, CSV)
+        return InvocationForm(LINES if chosen == JSON else chosen, True, single)
+    offers = (JSON, PLAIN, EVENTS, LINES, bodies.CSV)
     chosen = media.choose(accept, offers, default if default in offers else JSON)
-    return Invocation(chosen, chosen == EVENTS, single)
+    return InvocationForm(chosen, chosen == EVENTS, single)
 
 
-def _text(row: Made) -> str:
-    return row.prompt.text + row.written if row.prompt.settings.full_text else row.written
+def _text(sequence: Generated) -> str:
+    return sequence.prompt.text + sequence.text if sequence.prompt.settings.return_full_text else sequence.text
 
 
-def _entry(row: Made) -> dict[str, Any]:
-    entry = {"generated_text": _text(row)}
-    return entry | {"finish_reason": "deadline"} if row.reason == "deadline" else entry
+def _entry(sequence: Generated) -> dict[str, Any]:
+    entry = {"generated_text": _text(sequence)}
+    return entry | {"finish_reason": "deadline"} if sequence.finish_reason == "deadline" else entry

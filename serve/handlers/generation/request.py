@@ -1,142 +1,159 @@
-"""One request, decoded: prompts as tokens, parameters with nothing left open, the form of the answer."""
+"""A request to generate text, decoded: prompts as tokens, complete settings, and the form of the answer."""
 
-import time
 from typing import Any
 
 import msgspec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from serve.catalog.model_config import ModelConfig
-from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
+from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from serve.handlers.base import Request
-from serve.handlers.generation import output
-from serve.handlers.generation.openai import OpenAI
-from serve.handlers.generation.output import Prompt
+from serve.handlers.generation.output import PLAIN, Form, invocation_form
 from serve.handlers.generation.parameters import (
-    MOST_SEQUENCES,
-    Parameters,
-    Resolved,
+    MAX_SEQUENCES,
+    MAX_TOKENS,
+    GenerationParameters,
+    Prompt,
     check_tokens,
     json_decoder,
     resolve,
-    too_many,
+    too_many_prompts,
 )
 from serve.handlers.huggingface import bodies
-from serve.http.addresses import CHAT, INVOCATIONS
+from serve.http import body
 
 
-class Item(msgspec.Struct, frozen=True):
-    """What `decode` returns."""
+class GenerationItem(msgspec.Struct, frozen=True):
+    """A decoded request."""
 
     prompts: list[Prompt]
-    form: output.Form
-    rows: int  # of a batch
-    left: bool  # to transformers' own `generate`
+    form: Form
+    rows: int  # of a batch, for all prompts
+    needs_generate: bool  # whether transformers' `generate` makes the texts, and not the batch
 
 
-def item_of(prompts: list[Prompt], form: output.Form) -> Item:
-    """Raises BadRequest when it is too much for one request."""
-    rows = sum(rows_of(prompt.settings) for prompt in prompts)
-    if rows > MOST_SEQUENCES:
+def generation_item(prompts: list[Prompt], form: Form) -> GenerationItem:
+    """Raises BadRequest for more sequences than one request may have. All prompts need `generate`, or none does."""
+    rows = sum(prompt.settings.rows for prompt in prompts)
+    if rows > MAX_SEQUENCES:
         raise BadRequest(
-            f"{len(prompts)} prompts times num_return_sequences or num_beams make {rows} sequences, and one request "
-            f"may ask for {MOST_SEQUENCES}",
-            hint="send several requests; they are batched together",
+            f"{len(prompts)} prompts times num_return_sequences or num_beams make {rows} sequences; the limit of a "
+            f"request is {MAX_SEQUENCES}",
+            hint="send several requests; the server batches them",
         )
-    return Item(prompts, form, rows, prompts[0].settings.left)
+    return GenerationItem(prompts, form, rows, prompts[0].settings.needs_generate)
 
 
-def rows_of(settings: Resolved) -> int:
-    """How many rows of a batch a prompt takes."""
-    return max(settings.sequences, settings.beams)
+class PromptReader:
+    """One model's tokenizer, limits and defaults, as the APIs need them to read prompts."""
+
+    def __init__(self, model: ModelConfig[Any], tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.defaults = network.generation_config
+        self.vocabulary: int = network.config.get_text_config(decoder=True).vocab_size
+        self.limit = _position_limit(network)  # tokens of prompt and answer together
+        # No prompt of more characters fits the limit. It is refused, or cut, before it is tokenized: 6 MB of text takes
+        # the tokenizer seconds, and the runner serves no other request meanwhile.
+        self.characters = self.limit * 4 * max(len(token) for token in tokenizer.get_vocab())
+
+    def tokens(self, text: str, first: int | None = None, **arguments: Any) -> list[int]:
+        """The tokens of a prompt. An empty one is `first`, else the token that begins or ends a text, as in generate.
+
+        Raises BadRequest for an empty prompt if there is no such token.
+        """
+        tokens: list[int] = list(self.tokenizer(text, verbose=False, **arguments)["input_ids"])
+        if not tokens:
+            candidates = (first, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            tokens = [token for token in candidates if token is not None][:1]
+        if not tokens:
+            raise BadRequest("the prompt is empty, and the model has no token to begin with", hint="send a prompt")
+        return tokens
 
 
-class Decoding:
-    """Turns requests into items for one model."""
+class InvocationReader:
+    """Reads the requests to /invocations."""
 
-    def __init__(
-        self, model: ModelConfig[Any], tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel, limit: int | None
-    ) -> None:
-        defaults, words = network.generation_config, network.config.get_text_config(decoder=True).vocab_size
-        self._max_batch, self._default_accept = model.max_batch, model.default_accept
-        self._tokenizer, self._defaults, self._limit = tokenizer, defaults, limit
-        self._json = json_decoder(model.model_field)
-        self._words = words
-        # A token is at most so many characters, so a far longer prompt need not be read to know that it does not fit:
-        # 6 MB of text would take the tokenizer seconds, while everybody waits.
-        self._longest = 4 * max(len(token) for token in tokenizer.get_vocab())
-        self._openai = OpenAI(model.name, tokenizer, defaults, limit, self._longest)
+    def __init__(self, prompts: PromptReader) -> None:
+        self._prompts = prompts
+        self._default_accept = prompts.model.default_accept
+        self._json = json_decoder(prompts.model.model_field)
 
-    def item(self, request: Request) -> Item:
-        if request.path != INVOCATIONS:
-            api = self._openai.chat if request.path == CHAT else self._openai.completion
-            return item_of(*api(request))
+    def item(self, request: Request) -> GenerationItem:
         inputs, asked, streams = self._body(request)
-        form = output.form(request.accept, self._default_accept, streams, isinstance(inputs, str))
+        form = invocation_form(request.accept, self._default_accept, streams, isinstance(inputs, str))
         texts = [inputs] if isinstance(inputs, str) else inputs
-        if len(texts) > MOST_SEQUENCES:
-            raise too_many(len(texts))
-        check_tokens(asked, self._words)
+        if len(texts) > MAX_SEQUENCES:
+            raise too_many_prompts(len(texts))
+        check_tokens(asked, self._prompts.vocabulary)
         prompts: list[Prompt] = []
         for text in texts:
-            if prompts and time.monotonic() >= request.deadline:
-                raise TooLate("the deadline passed while the prompts were read", hint="send fewer of them")
+            if prompts:
+                bodies.check_deadline(request.deadline)
             prompts.append(self._prompt(text, asked))
-        item = item_of(prompts, form)
+        item = generation_item(prompts, form)
+        settings = prompts[0].settings
         if form.streams and (item.rows > 1 or not form.single):
             raise BadRequest(
-                "only one sequence can be streamed",
+                "a stream has one sequence, and the request asks for more",
                 hint="send one prompt as a string, without num_beams or num_return_sequences; or do not stream",
             )
-        if form.streams and item.left:
-            name, _ = prompts[0].settings.passed[0]
-            raise BadRequest(f"with parameters.{name} a text comes whole", hint=f"leave {name} out, or do not stream")
-        if form.content_type == output.PLAIN and (len(texts) > 1 or prompts[0].settings.sequences > 1):
+        if form.streams and item.needs_generate:
+            name, _ = settings.generate_only[0]
+            raise BadRequest(
+                f"parameters.{name} is not supported in a stream", hint=f"leave {name} out, or do not stream"
+            )
+        if form.content_type == PLAIN and (len(texts) > 1 or settings.num_sequences > 1):
             raise NotAcceptable(
-                "text/plain holds one sequence, and more were asked for", hint="ask for application/json"
+                "text/plain holds one sequence, and the request asks for more", hint="set Accept: application/json"
             )
         return item
 
-    def _body(self, request: Request) -> tuple[str | list[str], Parameters, bool]:
-        if request.content_type in ("application/json", ""):
-            fields: Any = self._json(bodies.utf8(request))
-            return fields.inputs, fields.parameters or Parameters(), bool(fields.stream)
-        if request.content_type == "text/plain":
-            text = bodies.text(request)
+    def _body(self, request: Request) -> tuple[str | list[str], GenerationParameters, bool]:
+        """The inputs, the parameters, and whether the request asks for a stream."""
+        if request.content_type in (bodies.JSON, ""):
+            fields: Any = self._json(request)
+            return fields.inputs, fields.parameters or GenerationParameters(), bool(fields.stream)
+        if request.content_type == bodies.TEXT:
+            text = body.decode_text(request.body, request.charset)
             if not text:
                 raise BadRequest("the body is empty", hint="the body is the prompt")
-            return text, Parameters(), False
+            return text, GenerationParameters(), False
         if request.content_type == bodies.CSV:
-            return bodies.texts(bodies.rows(request)), Parameters(), False
+            return bodies.texts(bodies.csv_inputs(request)), GenerationParameters(), False
         raise UnsupportedMediaType(
-            f"Content-Type {request.content_type[:100]!r} cannot be read by this model",
+            f"unsupported Content-Type for this model: {request.content_type[:100]!r}",
             hint="send application/json, text/plain or text/csv",
         )
 
-    def _prompt(self, text: str, asked: Parameters) -> Prompt:
+    def _prompt(self, text: str, asked: GenerationParameters) -> Prompt:
+        reader, limit = self._prompts, self._prompts.limit
         read = (asked.prefix or "") + text
         cuts = asked.truncation or asked.truncate or asked.handle_long_generation
-        from_left = not asked.truncation or self._tokenizer.truncation_side == "left"
-        if self._limit is not None and len(read) > self._limit * self._longest:
+        from_left = not asked.truncation or reader.tokenizer.truncation_side == "left"
+        if len(read) > reader.characters:
             if not cuts:
                 raise BadRequest(
-                    f"the prompt has {len(read)} characters, over {len(read) // self._longest} tokens, and the model "
-                    f"takes {self._limit}, at least one of them new",
+                    f"the prompt has {len(read)} characters, over {len(read) * limit // reader.characters} tokens; the "
+                    f"model takes {limit}, at least one of them new",
                     hint='shorten the prompt, or set "truncation": true',
                 )
-            most = self._limit * self._longest
-            read = read[-most:] if from_left else read[:most]
+            read = read[-reader.characters :] if from_left else read[: reader.characters]
         special = {} if asked.add_special_tokens is None else {"add_special_tokens": asked.add_special_tokens}
-        tokens: list[int] = self._tokenizer(read, verbose=False, **special)["input_ids"]
-        if not tokens:
-            # As transformers does: an empty prompt is the beginning of a text.
-            starts = (asked.bos_token_id, self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
-            tokens = [token for token in starts if token is not None][:1]
-            if not tokens:
-                raise BadRequest("inputs is empty, and this model has no token to begin with", hint="send a prompt")
+        tokens = reader.tokens(read, asked.bos_token_id, **special)
         keep = asked.truncate or len(tokens)
-        if cuts and self._limit is not None:
-            keep = min(keep, max(1, self._limit - (asked.max_new_tokens or 1)))
+        if cuts:
+            keep = min(keep, max(1, limit - (asked.max_new_tokens or 1)))
         if len(tokens) > keep:
             tokens = tokens[-keep:] if from_left else tokens[:keep]
-        return Prompt(text, tokens, resolve(asked, self._defaults, len(tokens), self._limit, self._max_batch))
+        settings = resolve(asked, reader.defaults, len(tokens), limit, reader.model.max_batch)
+        return Prompt(text, tokens, settings)
+
+
+def _position_limit(network: PreTrainedModel) -> int:
+    config = network.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        limit: Any = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 1:
+            return limit
+    return MAX_TOKENS

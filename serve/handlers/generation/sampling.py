@@ -1,39 +1,95 @@
-"""From logits to one token for each row: one argmax for all greedy rows, one pass for all that sample.
+"""The choice of the next token of each row: one argmax for all greedy rows, one pass for all rows that sample.
 
-A row's draw depends on its seed and its own distribution only. Logits differ in their last bits with the batch they
-were made in, so the draw is the inverse of the cumulative distribution in the order of token ids: a difference of 1e-7
-moves the borders by as much, where an order by probability could swap two tokens.
+A row's draw depends on its seed and its own distribution only. Logits differ in their last bits with the batch that
+computes them, so a draw inverts the cumulative distribution in the order of token ids: a difference of 1e-7 moves the
+borders by as much, whereas an order by probability could swap two tokens.
 """
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import torch
 from torch import Tensor
 
+from serve.handlers.generation.parameters import GenerationSettings
 
-class Bans:
-    """What `suppress_tokens`, `bad_words_ids` and `no_repeat_ngram_size` forbid, kept up token by token."""
+# This many tokens have nearly all of the probability that top_p keeps; sorting all 50,000 takes 3 ms a row.
+CANDIDATES = 1024
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        always: Iterable[int],
-        words: Iterable[tuple[int, ...]],
-        size: int,
-        ends: frozenset[int],
-    ) -> None:
-        """`size` of n-grams, 0 for none; a word that is an end token alone does not count."""
-        words = [word for word in words if len(word) > 1 or word[0] not in ends]
-        self._always = {*always, *(word[0] for word in words if len(word) == 1)}
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Natural logarithms of the model's own probabilities, before temperature, penalties and cuts."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]  # the most probable tokens, falling
+
+
+class RowSampling:
+    """How one row chooses its next token: its settings, its random numbers, and what the text so far forbids.
+
+    `add` follows the row token by token. The tokens that penalties and bans must remember can take ten times the memory
+    of the prompt, so they are held between `begin` and `end` only: a thousand long prompts may wait.
+    """
+
+    __slots__ = ("_bans", "_end_tokens", "_length", "banned", "counts", "generator", "seen", "settings")
+
+    def __init__(self, settings: GenerationSettings, end_tokens: frozenset[int] = frozenset(), number: int = 0) -> None:
+        """`end_tokens`: those of the model. `number`: of the sequence in its request; each has its own draws."""
+        self.settings = settings
+        self.generator = random.Random(None if settings.seed is None else f"{settings.seed}/{number}")
+        self.banned: Sequence[int] = ()  # tokens that may not come next
+        self.seen: set[int] | None = None  # tokens of the prompt and the text, for the repetition penalty
+        self.counts: dict[int, int] = {}  # of tokens in the text, for the presence and frequency penalties
+        self._end_tokens = end_tokens if settings.end_tokens is None else settings.end_tokens
+        self._bans: BannedTokens | None = None
+        self._length = 0
+
+    @property
+    def holds_history(self) -> bool:
+        return self._bans is not None or self.seen is not None
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        settings = self.settings
+        if settings.suppress_tokens or settings.bad_words or settings.no_repeat_ngram:
+            self._bans = BannedTokens(prompt, settings, self._end_tokens)
+        if settings.repetition_penalty != 1.0:
+            self.seen = set(prompt)
+        self._update_banned()
+
+    def add(self, token: int) -> None:
+        self._length += 1
+        if self.seen is not None:
+            self.seen.add(token)
+        if self.settings.presence_penalty or self.settings.frequency_penalty:
+            self.counts[token] = self.counts.get(token, 0) + 1
+        if self._bans is not None:
+            self._bans.add(token)
+            self._update_banned()
+        elif self._length >= self.settings.min_new_tokens:
+            self.banned = ()
+
+    def end(self) -> None:
+        self._bans = self.seen = None
+
+    def _update_banned(self) -> None:
+        early = self._end_tokens if self._length < self.settings.min_new_tokens else ()
+        self.banned = sorted({*early, *(self._bans.next() if self._bans is not None else ())})
+
+
+class BannedTokens:
+    """The tokens that `suppress_tokens`, `bad_words_ids` and `no_repeat_ngram_size` forbid after the text so far."""
+
+    def __init__(self, prompt: Sequence[int], settings: GenerationSettings, end_tokens: frozenset[int]) -> None:
+        # As in transformers, a bad word that is one end token is ignored.
+        words = [word for word in settings.bad_words if len(word) > 1 or word[0] not in end_tokens]
+        self._always = {*settings.suppress_tokens, *(word[0] for word in words if len(word) == 1)}
         self._words = [(list(word[:-1]), word[-1]) for word in words if len(word) > 1]
-        self._size = size
-        self._after: dict[tuple[int, ...], list[int]] = {}  # what has followed each n-gram's beginning
-        # Of the text as much as is looked back at.
-        self._back = max([size - 1, *(len(before) for before, _ in self._words)])
-        self._last: list[int] = []
+        self._size = settings.no_repeat_ngram
+        self._after: dict[tuple[int, ...], list[int]] = {}  # by the beginning of an n-gram, the tokens that followed
+        self._window = max([self._size - 1, *(len(before) for before, _ in self._words)])
+        self._last: list[int] = []  # the end of the text, `_window` tokens
         for token in prompt:
             self.add(token)
 
@@ -41,10 +97,10 @@ class Bans:
         if self._size and len(self._last) >= self._size - 1:
             self._after.setdefault(self._beginning(), []).append(token)
         self._last.append(token)
-        del self._last[: max(0, len(self._last) - self._back)]
+        del self._last[: max(0, len(self._last) - self._window)]
 
-    def now(self) -> set[int]:
-        """All that may not come next."""
+    def next(self) -> set[int]:
+        """The tokens that may not come next."""
         banned = self._always | {
             token for before, token in self._words if self._last[len(self._last) - len(before) :] == before
         }
@@ -56,121 +112,104 @@ class Bans:
         return tuple(self._last[len(self._last) - (self._size - 1) :])
 
 
-# Nearly all of top_p's mass is in so many tokens; sorting 50,000 instead costs 3 ms a row.
-CANDIDATES = 1024
+def choose(logits: Tensor, rows: Sequence[RowSampling]) -> tuple[list[int], dict[int, TokenLogprobs]]:
+    """One token for each row of `logits` [rows, vocabulary], and the log probabilities of rows that ask for them.
 
-
-@dataclass(slots=True, kw_only=True)
-class Choice:
-    """How one row chooses: changes from token to token only in `banned` and `seen`."""
-
-    temperature: float | None  # None is greedy
-    top_k: int
-    top_p: float
-    penalty: float
-    dice: random.Random
-    seen: set[int] | None = None  # of prompt and new tokens, when the penalty needs them
-    banned: Sequence[int] = ()  # end tokens, before the least length is reached, and what else may not come next
-    presence: float = 0.0  # taken from the score of every token made so far
-    frequency: float = 0.0  # the same, times how often it was made
-    made: dict[int, int] | None = None  # how often each token was made, when one of those needs it
-    min_p: float = 0.0  # share of the likeliest token's chance below which none is drawn
-    likeliest: int | None = None  # so many alternatives are told with each token's likelihood
-
-
-class Likely(msgspec.Struct, frozen=True):
-    """Natural logarithms of the model's own probabilities, before temperature, penalties and cuts."""
-
-    token: int
-    logprob: float
-    others: list[tuple[int, float]]  # the likeliest tokens, falling
-
-
-def choose(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
-    """One token for each row of `logits` [rows, vocabulary]."""
+    Changes `logits`.
+    """
+    # Of the model's own scores, so before penalties and bans change them.
+    logprobs = {i: logits[i].float().log_softmax(-1) for i, row in enumerate(rows) if row.settings.logprobs is not None}
     for i, row in enumerate(rows):
-        if row.penalty != 1.0 and row.seen:
-            seen = torch.tensor(list(row.seen), device=logits.device)
-            score = logits[i, seen]
-            logits[i, seen] = torch.where(score < 0, score * row.penalty, score / row.penalty)
-        if row.made:
-            counts = torch.tensor(list(row.made.values()), device=logits.device)
-            logits[i, list(row.made)] -= row.presence + row.frequency * counts
-        if row.banned:
-            logits[i, list(row.banned)] = -torch.inf
-    sampling = [i for i, row in enumerate(rows) if row.temperature is not None]
+        _penalize(logits, i, row)
+    sampling = [i for i, row in enumerate(rows) if row.settings.do_sample]
     if len(sampling) == len(rows):
-        return _draw(logits, rows)
-    tokens = _likeliest(logits)
-    if sampling:
-        for i, token in zip(sampling, _draw(logits[sampling], [rows[i] for i in sampling]), strict=True):
-            tokens[i] = token
-    return tokens
+        tokens = _draw(logits, rows)
+    else:
+        tokens = _best(logits)
+        if sampling:
+            drawn = _draw(logits[sampling], [rows[i] for i in sampling])
+            for i, token in zip(sampling, drawn, strict=True):
+                tokens[i] = token
+    return tokens, {
+        i: _token_logprobs(values, tokens[i], rows[i].settings.logprobs or 0) for i, values in logprobs.items()
+    }
 
 
-def _likeliest(logits: Tensor) -> list[int]:
-    # On a processor numpy's is the faster by far: 0.1 ms for 16 rows of 50,257, where torch's takes 1.4.
+def _penalize(logits: Tensor, i: int, row: RowSampling) -> None:
+    settings = row.settings
+    if row.seen:
+        seen = torch.tensor(list(row.seen), device=logits.device)
+        score = logits[i, seen]
+        penalty = settings.repetition_penalty
+        logits[i, seen] = torch.where(score < 0, score * penalty, score / penalty)
+    if row.counts:
+        counts = torch.tensor(list(row.counts.values()), device=logits.device)
+        logits[i, list(row.counts)] -= settings.presence_penalty + settings.frequency_penalty * counts
+    if row.banned:
+        logits[i, list(row.banned)] = -torch.inf
+
+
+def _token_logprobs(logprobs: Tensor, token: int, count: int) -> TokenLogprobs:
+    top = logprobs.topk(count) if count else None
+    pairs = [] if top is None else list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return TokenLogprobs(token, logprobs[token].item(), pairs)
+
+
+def _best(logits: Tensor) -> list[int]:
+    # On a CPU numpy is faster: 0.1 ms for 16 rows of 50,257, where torch takes 1.4.
     best = logits.argmax(-1) if logits.is_cuda else logits.float().numpy().argmax(-1)
     tokens: list[int] = best.tolist()
     return tokens
 
 
-def likelihoods(logits: Tensor, rows: Sequence[Choice]) -> dict[int, Tensor]:
-    """Log probabilities [vocabulary] of the rows that tell them, by row number; asked before `choose` alters them."""
-    return {i: logits[i].float().log_softmax(-1) for i, row in enumerate(rows) if row.likeliest is not None}
-
-
-def likely(logprobs: Tensor, token: int, others: int) -> Likely:
-    """How likely a token was, and which `others` were likeliest."""
-    top = logprobs.topk(others) if others else None
-    pairs = [] if top is None else list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Likely(token, logprobs[token].item(), pairs)
-
-
-def _draw(logits: Tensor, rows: Sequence[Choice]) -> list[int]:
-    """Sample each row: temperature, then top_k, then top_p, then min_p, as transformers orders them."""
-    device = logits.device
-    # Colder than 1e-6 is the likeliest token all the same, and 1e-300 would be a division by zero.
-    scores = logits.float() / _column((max(row.temperature or 1.0, 1e-6) for row in rows), device)
+def _draw(logits: Tensor, rows: Sequence[RowSampling]) -> list[int]:
+    """Sample each row: temperature, then top_k, top_p and min_p, in the order of transformers."""
+    device, settings = logits.device, [row.settings for row in rows]
+    # Below 1e-6 the draw is the most probable token anyway, and 1e-300 would be a division by zero.
+    scores = logits.float() / _column((max(each.temperature, 1e-6) for each in settings), device)
     vocabulary = scores.shape[-1]
-    if any(row.top_k or row.top_p < 1.0 for row in rows):
-        wanted = max(row.top_k if row.top_k else vocabulary if row.top_p == 1.0 else CANDIDATES for row in rows)
-        kept = _cut(scores, rows, min(wanted, vocabulary))
+    if any(each.top_k or each.top_p < 1.0 for each in settings):
+        most = max(each.top_k or (vocabulary if each.top_p == 1.0 else CANDIDATES) for each in settings)
+        kept = _cut(scores, settings, min(most, vocabulary))
         if kept is None:
-            kept = _cut(scores, rows, vocabulary)
+            kept = _cut(scores, settings, vocabulary)
         assert kept is not None
-        chances, ids = kept
+        probabilities, ids = kept
     else:
-        chances, ids = torch.softmax(scores.double(), -1), None
-    if any(row.min_p for row in rows):
-        least = _column((row.min_p for row in rows), device, torch.float64) * chances.max(-1, keepdim=True).values
-        chances = chances.masked_fill(chances < least, 0.0)
-    totals = chances.cumsum(-1)
-    points = _column((row.dice.random() for row in rows), device, torch.float64) * totals[:, -1:]
-    places = torch.searchsorted(totals, points, right=True).clamp(max=chances.shape[-1] - 1)
+        probabilities, ids = torch.softmax(scores.double(), -1), None
+    if any(each.min_p for each in settings):
+        shares = _column((each.min_p for each in settings), device, torch.float64)
+        least = shares * probabilities.max(-1, keepdim=True).values
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+    totals = probabilities.cumsum(-1)
+    points = _column((row.generator.random() for row in rows), device, torch.float64) * totals[:, -1:]
+    places = torch.searchsorted(totals, points, right=True).clamp(max=probabilities.shape[-1] - 1)
     chosen: list[int] = (places if ids is None else ids.gather(-1, places)).view(-1).tolist()
     return chosen
 
 
-def _cut(scores: Tensor, rows: Sequence[Choice], most: int) -> tuple[Tensor, Tensor] | None:
-    """Chances of the `most` likeliest tokens in order of their ids, 0 for those cut; None when top_p needs more."""
+def _cut(scores: Tensor, settings: Sequence[GenerationSettings], most: int) -> tuple[Tensor, Tensor] | None:
+    """Probabilities and ids of the `most` probable tokens in the order of ids; cut tokens have 0.
+
+    None if top_p needs more tokens.
+    """
     top, ids = scores.topk(most, dim=-1)  # falling
     ranks = torch.arange(most, device=scores.device)
-    limits = _column((row.top_k or most for row in rows), scores.device, torch.int64)
+    limits = _column((each.top_k or most for each in settings), scores.device, torch.int64)
     top = top.double().masked_fill(ranks >= limits, -torch.inf)
-    # top_k first, then top_p of what is left; without top_k the mass is that of the whole vocabulary.
-    whole = torch.tensor([[not row.top_k] for row in rows], device=scores.device)
+    # top_k first, then top_p of the rest; without top_k the total is that of the whole vocabulary.
+    whole = torch.tensor([[not each.top_k] for each in settings], device=scores.device)
     mass = top.logsumexp(-1, True)
-    if not all(row.top_k for row in rows):  # 3 ms for 16 rows of 50,257
+    if not all(each.top_k for each in settings):  # 3 ms for 16 rows of 50,257
         mass = torch.where(whole, scores.double().logsumexp(-1, True), mass)
-    chances = (top - mass).exp()
-    below = chances.cumsum(-1) - chances
-    shares = _column((row.top_p for row in rows), scores.device, torch.float64)
-    if most < scores.shape[-1] and bool((whole & (below[:, -1:] + chances[:, -1:] < shares)).any()):
+    probabilities = (top - mass).exp()
+    below = probabilities.cumsum(-1) - probabilities
+    shares = _column((each.top_p for each in settings), scores.device, torch.float64)
+    if most < scores.shape[-1] and bool((whole & (below[:, -1:] + probabilities[:, -1:] < shares)).any()):
         return None
-    chances = chances.masked_fill((below >= shares) & (shares < 1.0), 0.0)
+    probabilities = probabilities.masked_fill((below >= shares) & (shares < 1.0), 0.0)
     ids, order = ids.sort(-1)
-    return chances.gather(-1, order), ids
+    return probabilities.gather(-1, order), ids
 
 
 def _column(values: Iterable[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

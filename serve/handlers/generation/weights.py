@@ -1,7 +1,7 @@
-"""Layers put in a form that computes the same faster: weights laid out once for oneDNN, activations as one kernel.
+"""Equivalent but faster layers: weights laid out once for oneDNN, activations as one kernel.
 
-An original weight in our own memory is dropped as soon as its packed form exists, so at most one layer is held twice.
-One that safetensors maps from a float32 file is the page cache's: it is kept, for a single row, where plain is faster.
+An original weight in private memory is freed as soon as its packed form exists, so at most one layer is held twice. An
+original weight that safetensors maps from a float32 file is kept: it is page cache, and for a single row it is faster.
 """
 
 from pathlib import Path
@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.pytorch_utils import Conv1D
 
-# oneDNN chooses the blocking for a batch size; it is right for all. That for 64 rows is the best at 2 to 64 (24 layers
-# of GPT-2's sizes, one core: 12.8 ms at 1 row, 13.2 at 4, 19.2 at 16; blocked for 16 rows 13.3, 14.5, 19.9; plain
-# 11.8, 20.8, 29.8).
+from serve.handlers.huggingface.quantization import linear_layers
+
+# oneDNN chooses the blocking for a number of rows; the result is right for every number. 64 is the best choice for 2 to
+# 64 rows (24 layers of GPT-2's sizes, one core: 12.8 ms at 1 row, 13.2 at 4, 19.2 at 16; blocked for 16 rows 13.3,
+# 14.5, 19.9; plain 11.8, 20.8, 29.8).
 TYPICAL_ROWS = 64
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed weight, and the plain one for a single row where that costs no memory of ours."""
+    """A linear layer with a packed weight, and optionally the plain layer, which is used for a single row."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, plain: nn.Module | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        # A transposed weight (GPT-2's) is taken as it lies: a contiguous copy first costs half as much time again.
+        # A transposed weight (GPT-2's) is passed as it is: a contiguous copy first takes half as much time again.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
         self._bias = bias
         self._plain = plain
@@ -37,30 +38,30 @@ class PackedLinear(nn.Module):
         return product
 
 
-def pack(model: PreTrainedModel) -> int:
-    """Replace every plain linear layer (and GPT-2's transposed one) of a CPU model; how many there were.
+def packable(model: PreTrainedModel) -> bool:
+    """Whether oneDNN supports the model's device and precision."""
+    supported: bool = torch.backends.mkldnn.is_available()
+    if model.dtype is torch.bfloat16:
+        supported = supported and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported and model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
 
-    A head tied to the embedding gets a packed copy of its own; the embedding stays as it is.
+
+def pack(model: PreTrainedModel) -> int:
+    """Replace the linear layers of a CPU model by packed ones, and return how many were replaced.
+
+    A head that shares its weight with the embedding gets a packed copy; the embedding keeps the weight.
     """
     count = 0
-    files = _mapped_weights()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                weight = child.weight.detach()
-            elif type(child) is Conv1D:
-                weight = child.weight.detach().t()
-            else:
-                continue
-            bias = None if child.bias is None else child.bias.detach()
-            mapped = any(weight.data_ptr() in addresses for addresses in files)
-            setattr(parent, name, PackedLinear(weight, bias, child if mapped else None))
-            count += 1
+    mapped = _mapped_weights()
+    for layer in linear_layers(model):
+        plain = layer.module if any(layer.weight.data_ptr() in addresses for addresses in mapped) else None
+        layer.replace(PackedLinear(layer.weight, layer.bias, plain))
+        count += 1
     return count
 
 
 def _mapped_weights() -> list[range]:
-    """The addresses at which safetensors files are mapped: weights there are the page cache's, shared and evictable."""
+    """The addresses of mapped safetensors files: weights there are page cache, shared and evictable."""
     spans = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith(".safetensors"):
@@ -70,16 +71,8 @@ def _mapped_weights() -> list[range]:
 
 
 def fuse_activations(model: PreTrainedModel) -> None:
-    """GPT-2's GELU as one kernel: its own formula takes eight, one of them a slow power (136 us for one row)."""
+    """Replace GPT-2's GELU by one kernel: the original runs eight, one of them a slow power (136 us for one row)."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is NewGELUActivation:
                 setattr(parent, name, nn.GELU(approximate="tanh"))
-
-
-def packable(model: PreTrainedModel) -> bool:
-    """Whether oneDNN can hold these weights."""
-    supported: bool = torch.backends.mkldnn.is_available()
-    if model.dtype is torch.bfloat16:
-        supported = supported and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported and model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)

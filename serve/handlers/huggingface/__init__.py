@@ -1,1 +1,1 @@
-"""What all Hugging Face handlers share: one loader, weights of 8 bits, requests and replies as pipelines have them."""
+"""Shared by all Hugging Face handlers: request and reply shapes, loading of models, quantization of weights."""

@@ -1,38 +1,35 @@
-"""Requests and replies as transformers' pipelines, and AWS's toolkit around them, have them.
+"""Requests and replies in the shapes of transformers' pipelines and of AWS's Hugging Face toolkit.
 
-A request is `{"inputs": ..., "parameters": {...}}`, or the input alone; as CSV its header names the columns. What is
-wrong with it is a 400 that names the place.
+A request is `{"inputs": ..., "parameters": {...}}`, or the input alone; a CSV has a header that names its columns.
+An invalid request is a 400 that names the field.
 """
 
-import codecs
 import csv
 import difflib
 import io
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from serve.catalog.model_config import ModelConfig
-from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
+from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
 from serve.handlers.base import Reply, Request
-from serve.http import media
+from serve.http import body, media
 
 JSON, CSV, TEXT, NPY = "application/json", "text/csv", "text/plain", "application/x-npy"
-
-# What Python can decode and no client sends: the first two take a time that grows with the square of the body, the
-# others give halves of surrogate pairs, which are no text to a tokenizer.
-NO_CHARSETS = ("idna", "punycode", "utf-7", "unicode_escape", "raw_unicode_escape")
+# No token of a vocabulary is longer, in characters. A text over 64 times the token limit is refused, or cut, before it
+# is tokenized: 6 MB of text takes a tokenizer seconds, and the runner serves no other request meanwhile.
+TOKEN_CHARACTERS = 64
 
 P = TypeVar("P", bound=msgspec.Struct)
 
-csv.field_size_limit(1 << 27)  # the default refuses cells over 128 kB; a body's size is limited before it comes here
-
 
 def accepted(request: Request, model: ModelConfig[Any], offers: tuple[str, ...]) -> str:
-    """The media type of the reply."""
+    """The media type of the reply. Raises NotAcceptable."""
     return media.choose(request.accept, offers, model.default_accept if model.default_accept in offers else JSON)
 
 
@@ -45,44 +42,43 @@ def parse(
     table: bool = True,
     known: Sequence[str] = (),
 ) -> tuple[Any, P]:
-    """What `inputs` is, unchecked, and the parameters, checked.
+    """The value of `inputs`, unchecked, and the parameters as `kind`.
 
-    `bare`: the keys of an object that may be sent without "inputs" around it. `table`: whether CSV says anything here.
-    `known`: the parameters to tell of, where one is unknown; all by default.
+    Args:
+        model_field: the key that chose the model; it is ignored.
+        bare: keys of an input object that may be sent without "inputs" around it.
+        table: whether CSV is supported.
+        known: the parameters that the error for an unknown one lists; all of `kind` by default.
     """
-    said = request.content_type or (JSON if request.body.lstrip()[:1] in (b"{", b"[", b'"') else TEXT)
-    if said == TEXT:
-        return text(request), kind()
-    if said == CSV and table:
-        return rows(request), kind()
-    if said != JSON:
-        takes = ", ".join([JSON, *[CSV] * table, TEXT])
+    content_type = request.content_type or (JSON if request.body.lstrip()[:1] in (b"{", b"[", b'"') else TEXT)
+    if content_type == TEXT:
+        return body.decode_text(request.body, request.charset), kind()
+    if content_type == CSV and table:
+        return csv_inputs(request), kind()
+    if content_type != JSON:
+        supported = ", ".join([JSON, *[CSV] * table, TEXT])
         raise UnsupportedMediaType(
-            f"Content-Type {said[:100]!r} is not read by this model", hint=f"send one of: {takes}"
+            f"unsupported Content-Type for this model: {content_type[:100]!r}", hint=f"send one of: {supported}"
         )
-    try:
-        body = msgspec.json.decode(utf8(request))
-    except (msgspec.DecodeError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        raise BadRequest(f"the body is not {said}: {error}", hint='send {"inputs": "a text"}') from error
-    except RecursionError as error:
-        raise BadRequest("the JSON is nested too deeply") from error
-    if not isinstance(body, dict):
-        return body, kind()
-    body.pop(model_field, None)
-    body.pop("options", None)  # the inference API's: use_cache, wait_for_model
-    given = body.pop("parameters", None)
-    inputs = body.pop("inputs") if "inputs" in body else None
-    if inputs is None and body.keys() & set(bare):
-        inputs = {key: body.pop(key) for key in bare if key in body}
-    if body:
-        raise BadRequest(f"unknown key {min(body)[:100]!r}", hint=near(min(body), ["inputs", "parameters", *bare]))
+    fields = body.decode_json(request.body, request.charset)
+    if not isinstance(fields, dict):
+        return fields, kind()
+    fields.pop(model_field, None)
+    fields.pop("options", None)  # of Hugging Face's inference API: use_cache, wait_for_model
+    parameters = fields.pop("parameters", None)
+    inputs = fields.pop("inputs", None)
+    if inputs is None and fields.keys() & set(bare):
+        inputs = {key: fields.pop(key) for key in bare if key in fields}
+    if fields:
+        unknown = min(fields)
+        raise BadRequest(f"unknown key {unknown[:100]!r}", hint=suggestion(unknown, ["inputs", "parameters", *bare]))
     if inputs is None:
         raise BadRequest("inputs is missing", hint='send {"inputs": ..., "parameters": {...}}')
-    return inputs, convert("parameters", kind, given, known) if given is not None else kind()
+    return inputs, kind() if parameters is None else convert("parameters", kind, parameters, known)
 
 
 def convert(name: str, kind: Any, value: Any, known: Sequence[str] = ()) -> Any:
-    """A part of a body as the type it must have. Raises BadRequest, saying where it has not."""
+    """`value`, the part `name` of a body, as a `kind`. Raises BadRequest with the path of the wrong value."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -90,66 +86,59 @@ def convert(name: str, kind: Any, value: Any, known: Sequence[str] = ()) -> Any:
         if " - at " not in message:
             message = f"{message} - at `{name}`"
         unknown = re.search(r"unknown field `([^`]*)`", message)
-        raise BadRequest(message, hint=near(unknown[1], known or kind.__struct_fields__) if unknown else "") from error
+        hint = suggestion(unknown[1], known or kind.__struct_fields__) if unknown else ""
+        raise BadRequest(message, hint=hint) from error
 
 
-def near(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name[:100], names, n=1)
-    return (f"did you mean {close[0]}? " if close else "") + "known are: " + ", ".join(names)
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The hint for an unknown name: the most similar known name, and all known names."""
+    close = difflib.get_close_matches(name[:100], known, n=1)
+    return (f"did you mean {close[0]}? " if close else "") + "known are: " + ", ".join(known)
 
 
 def texts(inputs: Any) -> list[str]:
-    """One text, or several, as a list. Raises BadRequest."""
+    """One text or a list of texts, as a list. Raises BadRequest."""
     if inputs == []:
-        raise BadRequest("inputs is an empty list", hint='send {"inputs": "a text"}')
-    made: list[str] = convert("inputs", list[str], [inputs] if isinstance(inputs, str) else inputs)
-    return made
+        raise no_inputs()
+    checked: list[str] = convert("inputs", list[str], [inputs] if isinstance(inputs, str) else inputs)
+    return checked
 
 
-def text(request: Request) -> str:
-    """The body as text. Raises BadRequest."""
-    try:
-        charset = codecs.lookup(request.charset).name
-        if charset in NO_CHARSETS:
-            raise LookupError
-        return request.body.decode(charset)
-    except LookupError as error:
-        raise BadRequest(f"the charset {request.charset[:40]!r} is unknown", hint="send UTF-8") from error
-    except ValueError as error:
-        raise BadRequest(f"the body is not {request.charset[:40]}: {error}") from error
-
-
-def utf8(request: Request) -> bytes:
-    """The body as JSON is read; the parser itself says where it is not UTF-8. Raises BadRequest."""
-    plain = request.charset.lower() in ("utf-8", "utf8", "us-ascii", "ascii")
-    return request.body if plain else text(request).encode()
-
-
-def rows(request: Request) -> list[Any]:
-    """Of a CSV: the texts of its column `inputs`, or an object a row. Raises BadRequest with the number of the row."""
-    try:
-        lines = csv.reader(io.StringIO(text(request), newline=""), strict=True)
-        header, *cells = [line for line in lines if line] or [[]]
-    except csv.Error as error:
-        raise BadRequest(f"the body is not CSV: {error}") from error
-    names = [name.strip().removeprefix("\ufeff").lower() for name in header]
-    if not {"inputs", "question", "context"} & set(names):
-        raise BadRequest(
-            f"the first row of the CSV is {','.join(names)[:100]!r}, which is no header",
-            hint="the first row names the columns: inputs, or question,context",
-        )
-    for number, row in enumerate(cells, 2):
-        if len(row) != len(names):
-            raise BadRequest(f"row {number} of the CSV has {len(row)} cells, the header {len(names)}")
+def csv_inputs(request: Request) -> list[Any]:
+    """The cells of a CSV's column `inputs`, or without one an object for each row. Raises BadRequest."""
+    text = body.decode_text(request.body, request.charset)
+    names, rows = body.csv_records(text, ("inputs", "question", "context"))
     if "inputs" in names:
-        return [row[names.index("inputs")] for row in cells]
-    return [dict(zip(names, row, strict=True)) for row in cells]
+        return [row[names.index("inputs")] for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def no_inputs(example: str = '{"inputs": "a text"}') -> BadRequest:
+    return BadRequest("inputs is an empty list", hint=f"send {example}")
+
+
+def no_tokens() -> BadRequest:
+    return BadRequest("a text is empty, and the tokenizer adds no special token to it", hint="send a text")
+
+
+def too_long(length: str, limit: int) -> BadRequest:
+    """`length`, with its unit, is over the model's `limit` of tokens."""
+    return BadRequest(
+        f"inputs has {length}; the model reads {limit} tokens",
+        hint='shorten the text, or set "parameters": {"truncation": true} to cut off its end',
+    )
+
+
+def check_deadline(deadline: float) -> None:
+    """Raise TooLate once the deadline (time.monotonic()) has passed: the caller no longer waits."""
+    if time.monotonic() >= deadline:
+        raise TooLate("the deadline passed while the texts were tokenized", hint="send fewer or shorter texts")
 
 
 def reply(answer: Any, content_type: str) -> Reply:
-    """`answer` is what a pipeline would have returned: numbers, strings, lists and dicts; for npy an array will do."""
+    """`answer` is the return value of a pipeline: numbers, strings, lists and dicts; for npy also an array."""
     if content_type == CSV:
-        return Reply(body=_table(answer), content_type=CSV)
+        return Reply(body=_csv(answer), content_type=CSV)
     if content_type == NPY:
         file = io.BytesIO()
         np.save(file, _array(answer), allow_pickle=False)
@@ -157,12 +146,12 @@ def reply(answer: Any, content_type: str) -> Reply:
     return Reply(body=msgspec.json.encode(answer), content_type=content_type)
 
 
-def _table(answer: Any) -> bytes:
-    """A header and a row an entry; where each entry is a list of one, it stands for itself."""
+def _csv(answer: Any) -> bytes:
+    """A header and one row for each entry. An entry that is a list of one element is that element."""
     entries = answer if isinstance(answer, list) else [answer]
     rows = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in entries]
     if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
-        raise NotAcceptable("the answer is nested and no table", hint=f"ask for {JSON}")
+        raise NotAcceptable("the answer is nested and cannot be written as CSV", hint=f"set Accept: {JSON}")
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys() if rows else ())
     writer.writeheader()
@@ -175,10 +164,6 @@ def _array(answer: Any) -> Any:
         return np.asarray(answer, np.float32)
     except ValueError as error:
         raise NotAcceptable(
-            "the texts have different lengths, so their features are no array",
-            hint=f"ask for {JSON}, or send one text",
+            "the texts have different lengths, so their features cannot be written as one array",
+            hint=f"set Accept: {JSON}, or send one text",
         ) from error
-
-
-def flat(lists: Iterable[Iterable[Any]]) -> list[Any]:
-    return [each for part in lists for each in part]

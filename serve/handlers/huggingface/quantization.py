@@ -1,10 +1,13 @@
-"""Linear layers with weights of 8 bits: a quarter of float32's bytes, and products on the processor's integer units.
+"""Linear layers with 8-bit weights: a quarter of float32's bytes, multiplied on the processor's integer units.
 
-Each output channel of a weight has a scale of its own, and each row of the input, found as it comes. One scale for the
-whole input, as torch's own dynamic quantisation has it, would make an answer depend on who else is in the batch. And an
-input row is two rows of 8 bits, a coarse one and what it leaves: of models with single large activations (Llama's kind)
-8 bits alone would lose the rest (docs/decisions/0009-weights.md).
+Each output channel of a weight has its own scale, and so has each row of the input, computed for each pass. One scale
+for the whole input, as in torch's own dynamic quantization, would make an answer depend on the other requests of the
+batch. An input row becomes two 8-bit rows, the rounded row and its rounding error: for models with a few very large
+activations (Llama and its like) one row alone would lose the small ones (docs/decisions/0009-weights.md).
 """
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +16,49 @@ from transformers.pytorch_utils import Conv1D
 
 from serve.errors import ModelUnusable
 
-HEADS = 16  # outputs below which a layer is a classifier's last: nothing to save there, and what it says is the answer
+# A layer with fewer outputs is the last of a classifier: it is small, and its precision is that of the answer.
+MIN_OUTPUTS = 16
 LEVELS = 127
-TYPICAL_ROWS = (
-    64  # what oneDNN lays the weights out for; right for all, where no size would have them laid out each time
-)
+# The number of rows for which oneDNN blocks the weights. The result is right for every number; without one, oneDNN
+# would block them again in each pass.
+TYPICAL_ROWS = 64
+
+
+class LinearLayer(NamedTuple):
+    """A linear layer of a model, and where it is: attribute `name` of the module `parent`."""
+
+    parent: nn.Module
+    name: str
+    module: nn.Module
+    weight: Tensor  # [out, in]
+    bias: Tensor | None
+
+    def replace(self, module: nn.Module) -> None:
+        setattr(self.parent, self.name, module)
+
+
+def linear_layers(model: nn.Module) -> Iterator[LinearLayer]:
+    """Each linear layer of a model, GPT-2's transposed Conv1D included.
+
+    Layers may be replaced on the way. No reference to a replaced layer is kept, so that the caller holds at most one
+    layer twice.
+    """
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) in (nn.Linear, Conv1D)
+    ]
+    for parent, name in places:
+        module = getattr(parent, name)
+        weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+        yield LinearLayer(parent, name, module, weight.t() if type(module) is Conv1D else weight, bias)
 
 
 class Int8Linear(nn.Module):
-    """[..., in] -> [..., out], in the input's own precision."""
+    """[..., in] -> [..., out], in the precision of the input."""
 
-    weight = None  # T5 looks whether there is one, to convert its input
+    weight = None  # T5 reads the attribute, and converts its input if there is a weight
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -42,7 +77,7 @@ class Int8Linear(nn.Module):
         rows = rows / scales
         coarse = rows.round()
         fine = (rows - coarse).mul_(2 * LEVELS).round_()
-        # Of less than 3 rows and 128 outputs oneDNN makes a plain loop: 3.2 ms where 3 rows take 0.03.
+        # With fewer than 3 rows and 128 outputs oneDNN runs a plain loop: 3.2 ms, where 3 rows take 0.03.
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
             torch.cat([coarse, fine, fine] if count == 1 else [coarse, fine]).to(torch.int8),
             *(1.0, 0, self._packed, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""),
@@ -53,24 +88,18 @@ class Int8Linear(nn.Module):
 
 
 def quantize(model: PreTrainedModel) -> int:
-    """Replace every linear layer (GPT-2's transposed one too) of a CPU model, and tell how many there were.
+    """Replace the linear layers of a model on the CPU by 8-bit ones, and return how many were replaced.
 
-    An original is dropped as soon as its replacement exists; embeddings and norms stay as they are.
+    Embeddings and norms keep their precision. Raises ModelUnusable for a model on a GPU.
     """
     if model.device.type != "cpu":
         raise ModelUnusable(
-            "model.toml: options.quantize is for processors, and this model is on a GPU", hint="remove it"
+            "model.toml: options.quantize is supported on CPUs only, and this model is on a GPU",
+            hint="remove the option",
         )
     count = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                weight = child.weight.detach()
-            elif type(child) is Conv1D:
-                weight = child.weight.detach().t()
-            else:
-                continue
-            if len(weight) >= HEADS:
-                setattr(parent, name, Int8Linear(weight, None if child.bias is None else child.bias.detach()))
-                count += 1
+    for layer in linear_layers(model):
+        if len(layer.weight) >= MIN_OUTPUTS:
+            layer.replace(Int8Linear(layer.weight, layer.bias))
+            count += 1
     return count

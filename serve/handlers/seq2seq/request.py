@@ -1,4 +1,4 @@
-"""What a request may ask of an encoder-decoder model; whatever is wrong is a 400 that names the field."""
+"""The request to an encoder-decoder model. An invalid one is a 400 that names the field."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,32 +7,25 @@ from msgspec import Meta
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
-from serve.handlers.generation.parameters import Fields, Ignored, Watermark, argument, check_tokens, known, refuse
+from serve.handlers.generation.parameters import (
+    IgnoredParameters,
+    SharedParameters,
+    Watermark,
+    check_tokens,
+    generate_argument,
+    known_names,
+    refuse_unsupported,
+)
 from serve.handlers.huggingface import bodies
-
-
-def code(tokenizer: Any, name: str, language: str) -> int:
-    """The token that stands for a language. Raises BadRequest; `name`: of the parameter."""
-    if not hasattr(tokenizer, "src_lang"):
-        raise BadRequest(f"parameters.{name}: this model has no languages to choose from", hint="leave it out")
-    token = language
-    if hasattr(tokenizer, "lang_code_to_token"):  # M2M100 writes en as __en__
-        token = tokenizer.lang_code_to_token.get(language, "")
-    number: int | None = tokenizer.convert_tokens_to_ids(token)
-    if number is None or token not in tokenizer.all_special_tokens:
-        known = ", ".join(sorted(getattr(tokenizer, "lang_code_to_token", None) or tokenizer.all_special_tokens))
-        raise BadRequest(f"parameters.{name}: {language[:50]!r} is no language of this model", hint=f"known: {known}")
-    return number
-
 
 Length = Annotated[int, Meta(ge=0, le=1_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 Factor = Annotated[float, Meta(gt=0, le=1e4)]
-MOST_TEXTS = 1024  # of one request, times the sequences of each; more than fit into a batch take turns
+MAX_SEQUENCES = 1024  # of one request; those beyond one batch run in later batches
 
 
-class Parameters(Fields, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What a request may ask of generation; what it leaves out is as the model's generation config has it."""
+class Seq2SeqParameters(SharedParameters, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The `parameters` of a request; a missing one has its value from the model's generation config."""
 
     max_length: Positive | None = None
     max_new_tokens: Positive | None = None
@@ -47,39 +40,68 @@ class Parameters(Fields, frozen=True, forbid_unknown_fields=True, omit_defaults=
     decoder_start_token_id: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     truncation: bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"] | None = None
-    src_lang: str | None = None  # for models of many languages, by their tokenizer's codes
+    src_lang: str | None = None  # a language code of the tokenizer, as the next
     tgt_lang: str | None = None
     clean_up_tokenization_spaces: bool | None = None
 
+    @property
+    def truncates(self) -> bool:
+        return self.truncation not in (None, False, "do_not_truncate")
 
-# What is not for `generate`; a text's padding must show in no answer, whoever is beside it.
-_OURS = {"seed", "truncation", "src_lang", "tgt_lang", "clean_up_tokenization_spaces", "watermark", "pad_token_id"}
+
+# Parameters that are no arguments of `generate`. The padding token is the handler's: it must show in no answer.
+_NOT_PASSED = {
+    "seed",
+    "truncation",
+    "src_lang",
+    "tgt_lang",
+    "clean_up_tokenization_spaces",
+    "watermark",
+    "pad_token_id",
+}
 
 
-def parse(request: Request, model_field: str, words: int) -> tuple[list[str], bool, Parameters]:
-    """The texts, whether it was one alone, and what is asked for them, of a model that knows so many tokens."""
-    inputs, parameters = bodies.parse(request, model_field, Parameters, known=known(Parameters))
-    refuse(parameters)
-    # Of any type, a list too: they must neither part those who could share a batch nor be hashed with the rest.
-    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(Ignored.__struct_fields__))
-    check_tokens(parameters, words)
-    if (parameters.decoder_start_token_id or 0) >= words:
+def parse(request: Request, model_field: str, vocabulary: int) -> tuple[list[str], bool, Seq2SeqParameters]:
+    """The texts, whether `inputs` was a single text, and the parameters. `vocabulary`: the model's number of tokens."""
+    inputs, parameters = bodies.parse(request, model_field, Seq2SeqParameters, known=known_names(Seq2SeqParameters))
+    refuse_unsupported(parameters)
+    # Ignored values may be of any type, also unhashable, and must not keep requests from sharing a batch.
+    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(IgnoredParameters.__struct_fields__))
+    check_tokens(parameters, vocabulary)
+    if (parameters.decoder_start_token_id or 0) >= vocabulary:
         raise BadRequest(
-            f"parameters.decoder_start_token_id is {parameters.decoder_start_token_id}: the model knows tokens 0 to "
-            f"{words - 1}"
+            f"parameters.decoder_start_token_id is {parameters.decoder_start_token_id}: the model has tokens 0 to "
+            f"{vocabulary - 1}"
         )
     texts = bodies.texts(inputs)
-    if len(texts) * (parameters.num_return_sequences or 1) > MOST_TEXTS:
+    if len(texts) * (parameters.num_return_sequences or 1) > MAX_SEQUENCES:
         raise BadRequest(
-            f"{len(texts)} texts times num_return_sequences are over {MOST_TEXTS}, as many as one request may ask for",
-            hint="send several requests; they are batched together",
+            f"{len(texts)} texts times num_return_sequences are over the limit of {MAX_SEQUENCES} in one request",
+            hint="send several requests; the server batches them",
         )
     return texts, isinstance(inputs, str), parameters
 
 
-def arguments(parameters: Parameters) -> dict[str, Any]:
-    """What was asked of `generate`, as its GenerationConfig takes it."""
+def generate_arguments(parameters: Seq2SeqParameters) -> dict[str, Any]:
+    """The parameters that the request sets, as transformers' GenerationConfig takes them."""
     asked = msgspec.structs.asdict(parameters)
     if parameters.watermark:
         asked["watermarking_config"] = parameters.watermarking_config or Watermark()
-    return {name: argument(name, value) for name, value in asked.items() if value is not None and name not in _OURS}
+    return {
+        name: generate_argument(name, value)
+        for name, value in asked.items()
+        if value is not None and name not in _NOT_PASSED
+    }
+
+
+def language_token(tokenizer: Any, name: str, language: str) -> int:
+    """The token of a language code. Raises BadRequest that names the parameter `name`."""
+    if not hasattr(tokenizer, "src_lang"):
+        raise BadRequest(f"parameters.{name} is not supported: the model has no language codes", hint="leave it out")
+    codes = getattr(tokenizer, "lang_code_to_token", None)  # of M2M100, which writes en as __en__
+    word = language if codes is None else codes.get(language, "")
+    token: int | None = tokenizer.convert_tokens_to_ids(word)
+    if token is None or word not in tokenizer.all_special_tokens:
+        known = ", ".join(sorted(codes or tokenizer.all_special_tokens))
+        raise BadRequest(f"parameters.{name}: unknown language code: {language[:50]!r}", hint=f"known: {known}")
+    return token

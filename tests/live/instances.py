@@ -19,17 +19,18 @@ from local_test.platform.fleet.resident_models import opaque_id
 from local_test.platform.options import Options
 from tests.live.bucket import Bucket
 from tests.live.stack import alive, descendants, wait_until
+from tests.patience import PATIENCE
 
 PREFIX = ModelData("s3://bucket/models/", prefix=True)
 
 
-class Played(Instance):
+class ObservedInstance(Instance):
     """An instance, with its events and files."""
 
     out: io.StringIO
     work: Path
 
-    def call(self, target: str | None = None, body: Any = None, *, limit: float = 30.0, **more: Any) -> Reply:
+    def call(self, target: str | None = None, body: Any = None, *, limit: float = PATIENCE, **more: Any) -> Reply:
         raw = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
         headers = {"Content-Type": "application/json"} | more.pop("headers", {})
         return self.invoke(Call(body=raw, headers=headers, target_model=target, limit=limit, **more))
@@ -54,7 +55,7 @@ class Played(Instance):
         """The status of a request to the container that the emulator does not know of."""
         client = Client("test", self.process.port, Events(io.StringIO()), payload_bytes=1 << 20, log_stream="")
         try:
-            return client.request(method, path, body, limit=20).status
+            return client.request(method, path, body, limit=PATIENCE).status
         finally:
             client.close()
 
@@ -73,20 +74,21 @@ class Played(Instance):
         return {each.name for each in (self.work / self.name / "models").iterdir()}
 
 
-Play = Callable[..., Played]
+StartInstance = Callable[..., ObservedInstance]
 
 
 @contextmanager
-def player(work: Path, bucket: Bucket) -> Iterator[Play]:
-    played: list[Played] = []
+def instance_factory(work: Path, bucket: Bucket) -> Iterator[StartInstance]:
+    """A function that starts instances. At the end they are stopped, and must leave no process and no file."""
+    instances: list[ObservedInstance] = []
 
-    def run(*specs: ContainerSpec, up: bool = True, direct: bool = False, **options: Any) -> Played:
-        given = Options(work=work / str(len(played)), runtime="process", **{"ping_every": 0.1, **options})
+    def run(*specs: ContainerSpec, up: bool = True, direct: bool = False, **options: Any) -> ObservedInstance:
+        given = Options(work=work / str(len(instances)), runtime="process", **{"ping_every": 0.1, **options})
         out = io.StringIO()
         events = Events(out, as_json=True)
-        instance = Played("i-1", specs, runtime(given, events), bucket, given, events, direct=direct)
+        instance = ObservedInstance("i-1", specs, runtime(given, events), bucket, given, events, direct=direct)
         instance.out, instance.work = out, given.work
-        played.append(instance)
+        instances.append(instance)
         if up:
             instance.start()
         return instance
@@ -94,11 +96,11 @@ def player(work: Path, bucket: Bucket) -> Iterator[Play]:
     try:
         yield run
     finally:
-        _end(played)
+        _end(instances)
 
 
-def _end(played: list[Played]) -> None:
-    for each in played:
+def _end(instances: list[ObservedInstance]) -> None:
+    for each in instances:
         below: set[int] = set()
         for container in each.containers:
             if isinstance(container.running, ProcessRunning):
