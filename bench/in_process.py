@@ -145,14 +145,12 @@ def flask_tasks(models: Path, threads: int) -> dict[str, Task]:
     from werkzeug.test import EnvironBuilder
 
     from serve import settings
-    from serve.catalog.scan import publish
     from serve.slots import Slots
     from serve.web import app
 
     with tempfile.TemporaryDirectory() as run_dir:
         chosen = settings.read({"SERVE_MODEL_DIR": str(models), "SERVE_RUN_DIR": run_dir})
         Slots(chosen.slots, create=True)
-        publish(chosen)
         web = app.create(chosen, 0)
 
     def wsgi(body: str, seconds: float) -> dict[str, float]:
