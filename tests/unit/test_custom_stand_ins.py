@@ -385,7 +385,7 @@ def test_code_that_imports_the_hugging_face_toolkit_runs(served: Callable[..., C
     """)
     assert outcome(handler, b"inputs\na\n", CSV, CSV).body == b"label,score\na,1\n"
     assert outcome(handler, '{"inputs": ["ä"]}'.encode()).body == '[{"label":"ä","score":1}]'.encode()
-    with pytest.raises(BadRequest, match="needs a header line"):
+    with pytest.raises(BadRequest, match="is not a header"):
         outcome(handler, b"1,2", CSV)
     with pytest.raises(UnsupportedMediaType):
         outcome(handler, b"", "video/mp4")
@@ -394,12 +394,12 @@ def test_code_that_imports_the_hugging_face_toolkit_runs(served: Callable[..., C
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("1,2\n3,4", "needs a header line"),
-        ("inputs,b\n1", "longer or shorter"),
-        ("inputs\n1,2", "longer or shorter"),
+        ("1,2\n3,4", "is not a header"),
+        ("inputs,b\n1", "cells, its header has"),
+        ("inputs\n1,2", "cells, its header has"),
         ("inputs\n", "no rows"),
-        ("", "needs a header line"),
-        ("inputs," + ",".join(map(str, range(50_000))) + "\nx" * 50_000, "longer or shorter"),
+        ("", "is not a header"),
+        ("inputs," + ",".join(map(str, range(50_000))) + "\nx" * 50_000, "cells, its header has"),
     ],
     ids=["no header", "short", "long", "header alone", "nothing", "a wide header over many short rows"],
 )

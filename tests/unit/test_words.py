@@ -47,6 +47,7 @@ CONVERTED = (
     "serve/errors.py",
     "serve/failures.py",
     "serve/handlers/base.py",
+    *(f"serve/handlers/{each}" for each in ("encoders", "generation", "huggingface", "seq2seq")),
     "serve/host",
     "serve/http",
     "serve/launcher.py",

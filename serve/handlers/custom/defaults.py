@@ -6,8 +6,6 @@ aws/sagemaker-scikit-learn-container (serving.py), aws/sagemaker-xgboost-contain
 aws/sagemaker-huggingface-inference-toolkit (handler_service.py).
 """
 
-import csv
-import io
 import sys
 from contextlib import nullcontext
 from enum import Enum
@@ -20,6 +18,7 @@ from serve.catalog import recognition
 from serve.catalog.recognition import torch_programs, weights
 from serve.errors import BadRequest, ModelUnusable
 from serve.formats import values
+from serve.http.body import csv_records
 
 
 class Toolkit(Enum):
@@ -157,22 +156,13 @@ def _guessed(architectures: Any) -> str:
 
 
 def columns(text: str) -> dict[str, Any]:
-    """CSV with a header line that has inputs, or question and context: one value, or one object, a row."""
-    lines = csv.reader(io.StringIO(text, newline=""))  # whole, since a text in quotes may have lines of its own
-    try:
-        names = next(lines, [])
-        if not {"inputs", "question", "context"}.intersection(names):
-            raise BadRequest("the CSV needs a header line with inputs, or question and context, and rows below it")
-        rows = []
-        for row in filter(None, lines):
-            if len(row) != len(names):  # told at once: an object for each short row would have all the names again
-                raise BadRequest("the CSV has rows that are longer or shorter than its header line")
-            rows.append(dict(zip(names, row, strict=True)))
-    except csv.Error as error:
-        raise BadRequest(f"the body is not CSV: {error}") from error
+    """A CSV whose header has inputs, or question and context: one value, or one object, for each row."""
+    names, rows = csv_records(text, ("inputs", "question", "context"))
     if not rows:
-        raise BadRequest("the CSV has no rows below its header line")
-    return {"inputs": [row["inputs"] for row in rows] if "inputs" in names else rows}
+        raise BadRequest("the CSV has no rows below its header", hint="send one row for each input")
+    if "inputs" in names:
+        return {"inputs": [row[names.index("inputs")] for row in rows]}
+    return {"inputs": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
 def _numeric(data: Any) -> bool:
