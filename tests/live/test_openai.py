@@ -52,23 +52,23 @@ def test_completions_take_several_prompts(client: openai.OpenAI) -> None:
     assert [choice.text.split()[0] for choice in answer.choices] == ["w1", "w2"]
 
 
-def test_the_models_that_speak_it_are_listed(client: openai.OpenAI) -> None:
+def test_the_models_with_the_api_are_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["talker"]
     assert client.models.retrieve("talker").object == "model"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("trees")
 
 
-def test_errors_are_the_clients_own_with_our_words(client: openai.OpenAI, server: Server) -> None:
+def test_errors_are_those_of_the_client_with_our_message(client: openai.OpenAI, server: Server) -> None:
     """From a web worker, from a runner, and from a model of another kind, on both lanes."""
-    with pytest.raises(openai.NotFoundError, match="there are: talker, trees"):
-        client.chat.completions.create(model="nobody", messages=HELLO)
+    with pytest.raises(openai.NotFoundError, match="available: talker, trees"):
+        client.chat.completions.create(model="missing", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="context has 64"):
         client.chat.completions.create(model="talker", messages=HELLO, max_tokens=500)
     with pytest.raises(openai.NotFoundError, match="does not support the path /v1/chat/completions"):
         client.chat.completions.create(model="trees", messages=HELLO)
     straight = client.with_options(default_headers={"TargetModel": "talker"})
-    with pytest.raises(openai.NotFoundError, match="names model 'nobody'"):
-        straight.chat.completions.create(model="nobody", messages=HELLO)
+    with pytest.raises(openai.NotFoundError, match="names model 'missing'"):
+        straight.chat.completions.create(model="missing", messages=HELLO)
     assert straight.chat.completions.create(model="", messages=HELLO, max_tokens=1).model == "talker"
     assert server.request("GET", "/v1/chat/completions").status == 405

@@ -1,4 +1,4 @@
-"""Classifiers, taggers, answerers, embedders: each answers as transformers' own pipeline does, alone and in company."""
+"""Encoder tasks: each answers as transformers' own pipeline does, alone and in any batch."""
 
 import csv
 import io
@@ -66,7 +66,7 @@ def reply(handler: Task, body: Any, **settings: Any) -> Reply:
 
 
 def predicted(handler: Task, *items: Any) -> list[Any]:
-    """What becomes of items that share their turns, as the runner gives them."""
+    """The outcomes of items that share their turns, as in the runner."""
     outcomes: dict[int, Any] = {}
     while left := [number for number in range(len(items)) if number not in outcomes]:
         done = zip(left, handler.predict([items[number] for number in left]), strict=True)
@@ -271,7 +271,7 @@ BODIES: dict[str, list[tuple[Any, Any]]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_an_answer_does_not_depend_on_who_else_asks(made: dict[str, tuple[Path, Task]], name: str) -> None:
+def test_an_answer_does_not_depend_on_the_other_requests(made: dict[str, tuple[Path, Task]], name: str) -> None:
     """Requests with other lengths and other parameters share one pass, and each gets what it gets alone."""
     handler = made[name][1]
     items = [
@@ -299,7 +299,7 @@ def test_an_answer_does_not_depend_on_who_else_asks(made: dict[str, tuple[Path, 
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("text-classification", ONE), ("fill-mask", MASKED)])
-def test_a_long_list_takes_turns_with_those_who_have_come_meanwhile(
+def test_a_long_list_takes_turns_with_other_requests(
     made: dict[str, tuple[Path, Task]], name: str, inputs: str
 ) -> None:
     """One text is answered in the first turn, and in the end each of the hundred is what it is alone."""
@@ -433,7 +433,7 @@ ANSWERS = {"question": "ba?", "context": ONE}
         ("token-classification", {"inputs": ONE, "parameters": {"is_split_into_words": True}}, "at `inputs[0]`", ""),
         ("fill-mask", {"inputs": ONE}, "no mask token ([MASK])", "put [MASK]"),
         ("fill-mask", {"inputs": MASKED, "parameters": {"targets": []}}, "at `parameters.targets`", ""),
-        ("fill-mask", {"inputs": MASKED, "parameters": {"targets": " "}}, "no word of the model's", ""),
+        ("fill-mask", {"inputs": MASKED, "parameters": {"targets": " "}}, "none is in the model's vocabulary", ""),
         ("zero-shot-classification", {"inputs": ONE}, "candidate_labels is missing", "send {"),
         (
             "zero-shot-classification",
@@ -531,7 +531,7 @@ def test_a_bad_request_names_the_place(
         (b"", "is not a header"),
     ],
 )
-def test_a_table_that_is_none_is_refused(made: dict[str, tuple[Path, Task]], body: bytes, message: str) -> None:
+def test_an_invalid_table_is_refused(made: dict[str, tuple[Path, Task]], body: bytes, message: str) -> None:
     """400 with the row."""
     with pytest.raises(BadRequest, match=message):
         made["text-classification"][1].decode(request(body, content_type="text/csv"))
@@ -546,7 +546,7 @@ def test_a_table_that_is_none_is_refused(made: dict[str, tuple[Path, Task]], bod
         ("text-classification", {"deadline": 0.0}, TooLate),
     ],
 )
-def test_what_cannot_be_read_written_or_done_in_time_is_refused(
+def test_an_unsupported_type_or_a_late_request_is_refused(
     made: dict[str, tuple[Path, Task]], name: str, settings: dict[str, Any], error: type[ServeError]
 ) -> None:
     """415, 406, 503."""
@@ -557,7 +557,7 @@ def test_what_cannot_be_read_written_or_done_in_time_is_refused(
 def test_a_late_request_does_not_hold_up_the_others(
     made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """503 for the one nobody waits for, no pass spent on it."""
+    """503 for the request whose deadline has passed; it takes no pass."""
     handler = made["text-classification"][1]
     wanted = ask(handler, ONE)
     items = [handler.decode(request({"inputs": ONE}, deadline=deadline)) for deadline in (float("inf"), 1e12)]
@@ -568,7 +568,7 @@ def test_a_late_request_does_not_hold_up_the_others(
     assert isinstance(late, TooLate)
 
 
-def test_numbers_that_json_has_no_word_for_are_an_error(tmp_path: Path) -> None:
+def test_numbers_that_json_cannot_represent_are_an_error(tmp_path: Path) -> None:
     """500, and never null or NaN in an answer."""
     handler = TextClassification(config_of(TextClassification, name="x", directory=tiny.classifier(tmp_path)))
     handler.encoder.network.classifier.bias[0] = float("nan")

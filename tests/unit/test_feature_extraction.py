@@ -33,7 +33,7 @@ from tests.unit.test_encoders import LONG, ONE, TWO, ask, reply, same
 )
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_sentence_is_one_vector(tmp_path: Path, pooling: dict[str, Any], pooled: Any, normalize: bool) -> None:
-    """As 1_Pooling/config.json says; padding has no part in it, and what is too long is cut to max_seq_length."""
+    """By 1_Pooling/config.json, without padding; a longer text is cut to max_seq_length."""
     directory = tiny.sentences(tmp_path, normalize=normalize, **pooling)
     handler = FeatureExtraction(config_of(FeatureExtraction, name="x", directory=directory, task="sentence-embeddings"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)

@@ -1,4 +1,4 @@
-"""Whatever a body of JSON asks of a Hugging Face model, in decoding or in the model: an answer or a 4xx."""
+"""Any JSON body to a Hugging Face model gets an answer or a 4xx, from decoding or from the model."""
 
 import json
 import time
@@ -90,7 +90,7 @@ BODIES: dict[str, tuple[str, st.SearchStrategy[dict[str, Any]], str, Callable[[A
 @pytest.mark.parametrize("name", BODIES)
 @given(data=st.data())
 def test_any_body_is_answered_or_refused(handlers: dict[str, Any], name: str, data: st.DataObject) -> None:
-    """Never a 5xx but for what did not get ready in the time it was given."""
+    """Never a 5xx, except where the deadline passed."""
     model, bodies, path, ask = BODIES[name]
     body = json.dumps(data.draw(bodies)).encode()
     request = Request(body=body, content_type="application/json", path=path, deadline=time.monotonic() + 2)

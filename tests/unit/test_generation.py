@@ -1,4 +1,4 @@
-"""Text generation: what one caller gets does not depend on who else is there, and equals the library's own answer."""
+"""Text generation: an answer does not depend on the other requests of the batch, and equals the library's own."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def handlers(directories: dict[str, Path]) -> dict[str, TextGeneration]:
 @pytest.fixture
 def gpt2(handlers: dict[str, TextGeneration]) -> TextGeneration:
     handler = handlers["gpt2"]
-    assert handler.room() == 8, "an earlier test left something behind"
+    assert handler.room() == 8, "an earlier test left a request in the handler"
     return handler
 
 
@@ -51,7 +51,7 @@ def prompt(dice: random.Random, most: int = 60) -> str:
 
 
 def generated(handler: TextGeneration, model: Any, text: str, **arguments: Any) -> list[str]:
-    """What `generate` makes of a prompt."""
+    """The texts that `generate` returns for a prompt."""
     tokenizer = handler._tokenizer
     inputs = tokenizer(text, return_tensors="pt")
     output = model.generate(**inputs, pad_token_id=END, **arguments)
@@ -59,10 +59,10 @@ def generated(handler: TextGeneration, model: Any, text: str, **arguments: Any) 
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_greedy_tokens_equal_generate_whoever_else_is_in_the_batch(
+def test_greedy_tokens_equal_those_of_generate_in_any_batch(
     name: str, directories: dict[str, Path], handlers: dict[str, TextGeneration]
 ) -> None:
-    """64 prompts of many lengths join and leave at random times; each gets what it gets alone, from `generate` too."""
+    """64 prompts of many lengths join and leave at random times; each answer is that of a lone `generate`."""
     handler, model, dice = handlers[name], reference(directories[name]), random.Random(1)
     asked = [(prompt(dice), dice.randint(1, 40)) for _ in range(64)]
     bodies = [
@@ -76,7 +76,7 @@ def test_greedy_tokens_equal_generate_whoever_else_is_in_the_batch(
     while not all(job.done for job in jobs):
         while waiting and handler.room() and dice.random() < 0.6:
             handler.join(waiting.pop())
-        if handler.room() and dice.random() < 0.2:  # callers who will hang up
+        if handler.room() and dice.random() < 0.2:  # clients that will disconnect
             quitters.append(Asked(handler, {"inputs": prompt(dice)}))
             handler.join(quitters[-1])
         if quitters and dice.random() < 0.3:
@@ -93,8 +93,8 @@ def test_greedy_tokens_equal_generate_whoever_else_is_in_the_batch(
         assert job.answer == ask(handler, body)
 
 
-def test_a_seed_draws_the_same_text_alone_and_in_a_crowd(gpt2: TextGeneration) -> None:
-    """Whatever the ways to narrow the choice, and whatever the neighbours do."""
+def test_a_seed_draws_the_same_text_alone_and_in_a_full_batch(gpt2: TextGeneration) -> None:
+    """For every way to narrow the choice, and beside rows with other settings."""
     dice = random.Random(2)
     ways: list[dict[str, Any]] = [
         {},
@@ -131,7 +131,7 @@ def test_another_seed_or_none_draws_another_text(gpt2: TextGeneration) -> None:
 
 @pytest.mark.parametrize("narrow", [{}, {"top_k": 7}, {"top_p": 0.8}, {"top_k": 12, "top_p": 0.6}], ids=str)
 def test_sampling_draws_each_token_as_often_as_transformers_would(narrow: dict[str, Any]) -> None:
-    """The shares of 20,000 draws are near the chances that transformers' own processors leave."""
+    """The shares of 20,000 draws are near the probabilities that transformers' own processors compute."""
     logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(1)) * 3
     left = logits / 1.5
     if "top_k" in narrow:
@@ -148,16 +148,16 @@ def test_sampling_draws_each_token_as_often_as_transformers_would(narrow: dict[s
     assert (shares - chances).abs().max() < 0.02
 
 
-def test_nearly_no_temperature_takes_the_likeliest() -> None:
-    """However near to 0: not a division by what 32 bits take for 0."""
+def test_a_temperature_near_zero_is_greedy() -> None:
+    """Also where 32 bits round the temperature to 0: no division by zero."""
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
     rows = [sampling(1, temperature=cold, top_k=50) for cold in (1e-4, 1e-300)]
 
     assert choose(logits.expand(2, -1).clone(), rows)[0] == [logits.argmax().item()] * 2
 
 
-def test_more_candidates_than_usual_are_looked_at_when_top_p_needs_them() -> None:
-    """Of 3,000 equal tokens top_p 0.9 leaves 2,700, more than a first look takes."""
+def test_top_p_is_exact_where_it_needs_more_candidates_than_usual() -> None:
+    """Of 3,000 equal tokens top_p 0.9 leaves 2,700, more than the first cut."""
     rows = [sampling(i, top_p=0.9) for i in range(4000)]
 
     assert 1900 < len(set(choose(torch.zeros(1, 3000).expand(4000, -1), rows)[0])) <= 2701
@@ -177,7 +177,7 @@ def test_more_candidates_than_usual_are_looked_at_when_top_p_needs_them() -> Non
     ],
     ids=str,
 )
-def test_parameters_mean_what_they_mean_to_generate(
+def test_parameters_have_the_effect_that_they_have_in_generate(
     gpt2: TextGeneration, gpt2_reference: Any, parameters: dict[str, Any]
 ) -> None:
     dice = random.Random(3)
@@ -217,7 +217,7 @@ def test_equal_beam_requests_share_one_generate(gpt2: TextGeneration, monkeypatc
 
 
 def test_answers_have_hugging_face_shapes(gpt2: TextGeneration) -> None:
-    """A string gives a list, a list gives a list of lists, several sequences several entries."""
+    """A string gives a list, a list gives a list of lists, several sequences give several entries."""
     few = {"max_new_tokens": 3}
     one = ask(gpt2, {"inputs": "ab", "parameters": few})
     text = one[0]["generated_text"]
@@ -234,7 +234,7 @@ def test_answers_have_hugging_face_shapes(gpt2: TextGeneration) -> None:
 
 @pytest.mark.parametrize(("accept", "content_type"), [("", "application/jsonlines"), ("text/event-stream",) * 2])
 def test_streamed_pieces_join_to_the_whole_text(gpt2: TextGeneration, accept: str, content_type: str) -> None:
-    """One event for each token, its text never taken back although tokens are bytes, then one with the whole."""
+    """One event for each token, whose text is final although tokens are bytes, then one with the whole text."""
     dice = random.Random(6)
     for _ in range(12):
         body = {"inputs": prompt(dice), "parameters": {"max_new_tokens": 30, "return_full_text": False}}
@@ -264,8 +264,8 @@ def test_the_first_token_leaves_in_the_step_that_made_it(gpt2: TextGeneration) -
     assert counts == [1, 2, 3, 4, 6]
 
 
-def test_text_ends_before_a_stop_string_and_none_of_it_leaks(gpt2: TextGeneration) -> None:
-    """Stop strings found in the text that is made without them cut it there, in a stream as in a whole answer."""
+def test_text_ends_before_a_stop_string_and_contains_no_part_of_it(gpt2: TextGeneration) -> None:
+    """The text is that without stop strings, cut at the first of them, in a stream as in a whole answer."""
     dice = random.Random(7)
     tried = 0
     while tried < 10:
@@ -297,7 +297,7 @@ def test_bytes_of_one_character_are_held_back_until_it_is_whole(gpt2: TextGenera
     assert [piece for piece in pieces if piece] == ["a", "€", "🙂", "b"]
 
 
-def test_what_may_begin_a_stop_string_is_shown_once_it_does_not(gpt2: TextGeneration) -> None:
+def test_a_possible_beginning_of_a_stop_string_is_held_back_until_it_is_none(gpt2: TextGeneration) -> None:
     tokenizer = gpt2._tokenizer
     text = GeneratedText(tokenizer, tokenizer("x")["input_ids"], ["\n\nEND", "zz"])
 
@@ -307,8 +307,8 @@ def test_what_may_begin_a_stop_string_is_shown_once_it_does_not(gpt2: TextGenera
     assert text.add([], last=True) == "z"
 
 
-def test_a_caller_who_hangs_up_costs_nothing_more(gpt2: TextGeneration) -> None:
-    """While waiting, in the midst of its prompt or of its text: its row is gone before the next step."""
+def test_a_client_that_disconnects_takes_no_further_work(gpt2: TextGeneration) -> None:
+    """In the queue, during the prefill or in the batch: its row has left before the next step."""
     stays = Asked(gpt2, {"inputs": "ab", "parameters": {"max_new_tokens": 30}})
     gpt2.join(stays)
     gpt2.step()
@@ -328,8 +328,8 @@ def test_a_caller_who_hangs_up_costs_nothing_more(gpt2: TextGeneration) -> None:
     assert not gpt2._decoder.lengths
 
 
-def test_a_long_prompt_is_taken_in_pieces_while_others_go_on(tmp_path: Path) -> None:
-    """Its neighbours get a token in every step, and its own text is what `generate` makes."""
+def test_a_long_prompt_is_prefilled_in_pieces_between_steps_of_the_batch(tmp_path: Path) -> None:
+    """The other rows get a token in every step, and the text of the long prompt is that of `generate`."""
     directory = save_toy(tmp_path, n_positions=2000, max_position_embeddings=2000)
     handler, model = handler_of(directory), reference(directory)
     dice = random.Random(8)
@@ -352,7 +352,7 @@ def test_a_long_prompt_is_taken_in_pieces_while_others_go_on(tmp_path: Path) -> 
     assert [entry["generated_text"] for entry in job.answer] == expected
 
 
-def test_whoever_shared_a_prefill_with_a_caller_who_left_is_still_answered(tmp_path: Path) -> None:
+def test_a_request_that_shared_a_prefill_with_a_cancelled_one_is_answered(tmp_path: Path) -> None:
     directory = save_toy(tmp_path, n_positions=2000, max_position_embeddings=2000)
     handler = handler_of(directory)
     body = {"inputs": "a" * (PREFILL_TOKENS + 9), "parameters": {"max_new_tokens": 4}}
@@ -370,7 +370,7 @@ def test_whoever_shared_a_prefill_with_a_caller_who_left_is_still_answered(tmp_p
 
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that begins at 0, and is a millisecond further each time that it is read."""
+    """A clock that begins at 0 and advances by a millisecond at each call."""
     ticks = itertools.count()
     monkeypatch.setattr("time.monotonic", lambda: next(ticks) / 1000)
 
@@ -459,7 +459,7 @@ def test_no_memory_for_a_prompt_fails_that_request_only(gpt2: TextGeneration, mo
     assert stays.answer == alone
 
 
-def test_no_memory_for_a_token_is_said_so(gpt2: TextGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_a_token_is_a_507(gpt2: TextGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
     gpt2.join(Asked(gpt2, {"inputs": "ab"}))
     gpt2.step()
 
@@ -492,7 +492,7 @@ def test_several_end_tokens_end_the_text(tmp_path: Path) -> None:
     assert job.events[-1]["finish_reason"] == "stop"
 
 
-def test_the_models_own_defaults_hold_where_nothing_is_asked(tmp_path: Path) -> None:
+def test_the_models_own_defaults_hold_where_the_request_has_no_value(tmp_path: Path) -> None:
     save_toy(tmp_path)
     defaults = {"max_new_tokens": 7, "repetition_penalty": 1.5, "do_sample": True, "top_k": 3, "temperature": 0.5}
     (tmp_path / "generation_config.json").write_text(json.dumps(defaults))
@@ -504,17 +504,17 @@ def test_the_models_own_defaults_hold_where_nothing_is_asked(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_narrower_numbers_can_be_asked_for(directories: dict[str, Path], dtype: str) -> None:
+def test_dtype_sets_the_precision(directories: dict[str, Path], dtype: str) -> None:
     handler = handler_of(directories["llama"], options={"dtype": dtype})
 
     assert handler._model.dtype is getattr(torch, dtype)
     assert ask(handler, {"inputs": ["ab", "b"], "parameters": {"max_new_tokens": 3}})
 
 
-def test_importing_the_handler_starts_nothing_that_a_fork_would_lose() -> None:
-    """No thread, no tensor, no CUDA: it is imported in a process that forks.
+def test_importing_the_handler_starts_nothing_that_a_fork_loses() -> None:
+    """No thread, no tensor, no CUDA: the forkserver imports it, and then forks.
 
-    But for OpenBLAS's threads (numpy's and scipy's), which end themselves before a fork: they are left out here.
+    Except for the threads of OpenBLAS (numpy and scipy), which end before a fork; the test turns them off.
     """
     program = (
         "import gc, threading, os, torch\n"

@@ -1,4 +1,4 @@
-"""OpenAI's API on text generation: the same tokens as /invocations makes, in OpenAI's words, and its bad input."""
+"""OpenAI's API on text generation: the tokens of /invocations in OpenAI's shapes, and invalid requests."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def handler(toy: Path) -> TextGeneration:
 
 
 def greedy(handler: TextGeneration, prompt: str, tokens: int, **parameters: Any) -> str:
-    """What /invocations makes of it."""
+    """The greedy text of /invocations."""
     asked = {"max_new_tokens": tokens, "do_sample": False, "return_full_text": False, **parameters}
     text: str = ask(handler, {"inputs": prompt, "parameters": asked})[0]["generated_text"]
     return text
@@ -79,8 +79,8 @@ def test_a_chat_is_rendered_by_the_models_template_and_answered_in_openais_shape
     }
 
 
-def test_a_chat_goes_on_to_the_end_of_the_context_unless_told(handler: TextGeneration) -> None:
-    """OpenAI has no default limit; the model's own end tokens are what ends a chat."""
+def test_a_chat_goes_on_to_the_end_of_the_context_without_a_limit(handler: TextGeneration) -> None:
+    """OpenAI has no default limit; one of the model's end tokens ends a chat."""
     answer = chat(handler, max_tokens=None)
     usage = answer["usage"]
     assert answer["choices"][0]["finish_reason"] == "stop" or usage["total_tokens"] == POSITIONS
@@ -103,7 +103,7 @@ def test_several_prompts_and_sequences_are_numbered_in_order(handler: TextGenera
     assert answer["usage"]["completion_tokens"] == 20
 
 
-def test_a_stream_says_the_same_as_a_whole_answer(handler: TextGeneration) -> None:
+def test_a_stream_has_the_text_of_a_whole_answer(handler: TextGeneration) -> None:
     """For each of several sequences: a role first, pieces, then the reason; at last the usage."""
     events = streamed(
         handler, CHAT, messages=HELLO, n=2, seed=3, temperature=1, max_tokens=8, stream_options={"include_usage": True}
@@ -131,7 +131,7 @@ def test_a_streamed_completion_echoes_and_stops(handler: TextGeneration) -> None
 
 
 def test_likelihoods_are_the_models_own(handler: TextGeneration, toy: Path) -> None:
-    """Log softmax of what the model says after the tokens so far, temperature and penalties aside."""
+    """The log softmax of the model's logits after the tokens so far, without temperature and penalties."""
     parameters = {"max_new_tokens": 6, "do_sample": False}
     job = Asked(handler, {"inputs": "[user]Hello>", "parameters": parameters, "stream": True})
     handler.join(job)
@@ -190,7 +190,7 @@ def test_a_presence_penalty_forbids_repeating(handler: TextGeneration) -> None:
         (COMPLETIONS, [1], "object"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(handler: TextGeneration, path: str, body: Any, said: str) -> None:
+def test_an_unsupported_field_is_refused_by_name(handler: TextGeneration, path: str, body: Any, said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         handler.decode(Request(body=json.dumps(body).encode(), content_type="application/json", path=path))
 
@@ -201,7 +201,7 @@ def test_junk_is_a_bad_request(handler: TextGeneration, raw: bytes) -> None:
         handler.decode(Request(body=raw, content_type="application/json", path=CHAT))
 
 
-def test_a_model_without_a_chat_template_says_what_to_do(tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_names_the_remedy(tmp_path: Path) -> None:
     bare = handler_of(save_toy(tmp_path))
     with pytest.raises(BadRequest, match="no chat template") as refused:
         chat(bare)

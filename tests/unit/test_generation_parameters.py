@@ -1,4 +1,4 @@
-"""Parameters of transformers' `generate`: each does what it does there; what cannot be done is refused with why."""
+"""Parameters of transformers' `generate`: each has the effect that it has there, or is refused with a reason."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def body(text: Any, **parameters: Any) -> dict[str, Any]:
 
 
 def plain(handler: TextGeneration, text: str) -> list[int]:
-    """Tokens of the greedy text, to choose from what would be made."""
+    """The tokens of the greedy text."""
     made = ask(handler, body(text))[0]["generated_text"]
     return list(handler._tokenizer(made)["input_ids"])
 
@@ -78,8 +78,8 @@ LEFT: list[dict[str, Any]] = [
 def test_a_parameter_does_what_it_does_to_generate(
     handler: TextGeneration, model: Any, parameters: dict[str, Any]
 ) -> None:
-    """For each of several prompts at once, beside a caller who asks for nothing of the kind."""
-    neighbour = Asked(handler, body("somebody else"))
+    """For several prompts at once, beside a request without the parameter."""
+    neighbour = Asked(handler, body("another request"))
     together = Asked(handler, body(PROMPTS, **parameters))
     handler.join(neighbour)
     handler.join(together)
@@ -87,12 +87,12 @@ def test_a_parameter_does_what_it_does_to_generate(
 
     for text, (entry,) in zip(PROMPTS, together.answer, strict=True):
         assert entry["generated_text"] == wanted(handler, model, text, **parameters)
-    assert neighbour.answer[0]["generated_text"] == wanted(handler, model, "somebody else")
+    assert neighbour.answer[0]["generated_text"] == wanted(handler, model, "another request")
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_tokens_that_would_have_come_are_kept_away(handler: TextGeneration, model: Any, beams: int) -> None:
-    """Words of one token and of several, and single tokens; an end token chosen by the request ends the text."""
+def test_banned_tokens_are_not_generated(handler: TextGeneration, model: Any, beams: int) -> None:
+    """Words of one token and of several, and single tokens; an end token of the request ends the text."""
     for text in PROMPTS:
         made = plain(handler, text)
         for parameters in (
@@ -113,7 +113,7 @@ def test_tokens_that_would_have_come_are_kept_away(handler: TextGeneration, mode
                 assert len(told) - len(answer) <= 1
 
 
-def test_a_stop_string_is_kept_under_the_librarys_name(handler: TextGeneration, model: Any) -> None:
+def test_a_stop_string_stays_in_the_text_under_the_librarys_name(handler: TextGeneration, model: Any) -> None:
     for text in PROMPTS:
         whole = ask(handler, body(text))[0]["generated_text"]
         stop = next(whole[i : i + 2] for i in range(3, 20) if whole[i : i + 2] not in text + whole[: i + 1])
@@ -129,7 +129,7 @@ def test_a_stop_string_is_kept_under_the_librarys_name(handler: TextGeneration, 
     [{"typical_p": 0.4}, {"top_h": 0.5}, {"epsilon_cutoff": 0.05}, {"eta_cutoff": 0.1}, {"min_p": 0.2, "num_beams": 2}],
     ids=str,
 )
-def test_a_way_to_sample_that_is_left_to_generate_draws_as_it(
+def test_sampling_that_only_generate_implements_draws_as_generate_does(
     handler: TextGeneration, model: Any, parameters: dict[str, Any]
 ) -> None:
     asked = {"do_sample": True, "top_k": 0} | parameters
@@ -139,7 +139,7 @@ def test_a_way_to_sample_that_is_left_to_generate_draws_as_it(
     assert ask(handler, body("the cat", seed=3, **asked))[0]["generated_text"] == told
 
 
-def test_min_p_leaves_what_the_librarys_leaves(handler: TextGeneration) -> None:
+def test_min_p_keeps_the_tokens_that_the_library_keeps(handler: TextGeneration) -> None:
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1)) * 2
     left = torch.softmax(MinPLogitsWarper(0.1)(None, logits.clone()), -1)[0]
     for settings in ({"top_k": 0}, {"top_k": 200}):
@@ -163,7 +163,7 @@ def test_a_watermark_and_a_bias_are_the_librarys(handler: TextGeneration, model:
 
 
 def test_the_pipelines_own_parameters(handler: TextGeneration, directory: Path) -> None:
-    """A prefix is read and not shown, and a prompt too long can be cut from its left."""
+    """A prefix is read and is not part of the answer; a prompt that is too long can be cut from the left."""
     library = pipeline("text-generation", model=str(directory))
     asked = {"max_new_tokens": 20, "do_sample": False}
     for name, text in (("prefix", "the cat"), ("handle_long_generation", "abcdefgh " * 40)):
@@ -176,7 +176,7 @@ def test_the_pipelines_own_parameters(handler: TextGeneration, directory: Path) 
     assert ask(handler, body("xyz the cat", truncate=4)) == ask(handler, body(" cat"))
 
 
-def test_its_own_time_ends_a_text(handler: TextGeneration) -> None:
+def test_max_time_ends_a_text(handler: TextGeneration) -> None:
     for parameters in ({}, {"num_beams": 2}):
         (entry,) = ask(handler, body("the", max_time=1e-6, max_new_tokens=100, min_new_tokens=100, **parameters))
         assert len(entry["generated_text"].encode()) <= 4
@@ -184,7 +184,7 @@ def test_its_own_time_ends_a_text(handler: TextGeneration) -> None:
 
 
 def test_every_field_of_the_librarys_config_is_known() -> None:
-    """Done, ignored, or refused with a reason: none is a stranger."""
+    """Implemented, ignored, or refused with a reason."""
     ours = set(GenerationParameters.__struct_fields__)
     its_own = {"transformers_version"}  # of the file it is kept in
 
@@ -192,7 +192,7 @@ def test_every_field_of_the_librarys_config_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_cannot_be_done_is_refused_with_the_reason(handler: TextGeneration, name: str) -> None:
+def test_an_unsupported_parameter_is_refused_with_the_reason(handler: TextGeneration, name: str) -> None:
     nothing, why = UNSUPPORTED[name]
     other = False if True in nothing and 0 not in nothing else 2
     with pytest.raises(BadRequest, match=rf"parameters\.{name} is not supported: ") as refused:
@@ -201,7 +201,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(handler: TextGeneration,
     Asked(handler, body("a", **{name: nothing[0]}))
 
 
-def test_habits_of_other_clients_change_nothing(handler: TextGeneration) -> None:
+def test_parameters_that_clients_send_by_default_change_nothing(handler: TextGeneration) -> None:
     habits = {
         "details": True,
         "decoder_input_details": True,
@@ -263,19 +263,21 @@ def test_a_bad_value_is_named_with_what_is_allowed(
         ({"typicalp": 1}, "parameters.typicalp; did you mean typical_p"),
     ],
 )
-def test_what_the_model_cannot_do_is_said(handler: TextGeneration, parameters: dict[str, Any], said: str) -> None:
+def test_a_value_that_does_not_fit_the_model_is_named(
+    handler: TextGeneration, parameters: dict[str, Any], said: str
+) -> None:
     with pytest.raises(BadRequest, match=said):
         Asked(handler, body("a", **parameters))
 
 
-def test_what_is_left_to_generate_is_not_streamed(handler: TextGeneration) -> None:
+def test_a_text_of_generate_cannot_be_streamed(handler: TextGeneration) -> None:
     with pytest.raises(BadRequest, match=r"parameters\.guidance_scale"):
         Asked(handler, body("a", guidance_scale=2) | {"stream": True})
 
 
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("max_batch", [1, 2, 8])
-def test_more_prompts_than_rows_are_done_in_order_and_keep_nobody_out(
+def test_more_prompts_than_rows_run_in_order_beside_other_requests(
     directory: Path, handler: TextGeneration, max_batch: int, beams: int
 ) -> None:
     if beams > max_batch:
@@ -290,7 +292,7 @@ def test_more_prompts_than_rows_are_done_in_order_and_keep_nobody_out(
     small.step()
     passed = 0
     while not large.done:
-        assert small.room() > 0, "others may still come"
+        assert small.room() > 0, "other requests may still join"
         other = Asked(small, body("me too", max_new_tokens=3))
         small.join(other)
         finish(small, other)
@@ -301,8 +303,8 @@ def test_more_prompts_than_rows_are_done_in_order_and_keep_nobody_out(
     assert small.room() == max_batch
 
 
-def test_what_may_not_be_said_is_held_for_those_at_work_only(directory: Path) -> None:
-    """It is ten times a prompt's size, and a thousand prompts may wait, or be done and wait for the others."""
+def test_history_is_held_for_running_sequences_only(directory: Path) -> None:
+    """It takes ten times the memory of the prompt, and a thousand prompts may wait, or have ended before the others."""
     handler = handler_of(directory, max_batch=4)
     parameters = {"max_new_tokens": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2}
     job = Asked(handler, {"inputs": PROMPTS * 4, "parameters": parameters})
@@ -317,7 +319,7 @@ def test_what_may_not_be_said_is_held_for_those_at_work_only(directory: Path) ->
     assert 1 <= most <= 4
 
 
-def test_large_requests_are_not_taken_without_end(directory: Path) -> None:
+def test_the_number_of_large_requests_is_limited(directory: Path) -> None:
     handler = handler_of(directory, max_batch=4)
     jobs = []
     while handler.room():
@@ -329,7 +331,7 @@ def test_large_requests_are_not_taken_without_end(directory: Path) -> None:
     assert {json.dumps(job.answer) for job in jobs} == {json.dumps(jobs[0].answer)}
 
 
-def test_a_large_request_that_hangs_up_leaves_nothing(directory: Path) -> None:
+def test_a_large_request_that_is_cancelled_leaves_nothing(directory: Path) -> None:
     handler = handler_of(directory, max_batch=4)
     job = Asked(handler, body(["a"] * 20))
     handler.join(job)
@@ -340,14 +342,14 @@ def test_a_large_request_that_hangs_up_leaves_nothing(directory: Path) -> None:
     assert ask(handler, body("the cat"))
 
 
-def test_there_is_an_end_to_what_one_request_may_ask(handler: TextGeneration) -> None:
+def test_a_request_has_a_limit_of_sequences(handler: TextGeneration) -> None:
     with pytest.raises(BadRequest, match=f"{MAX_SEQUENCES + 1} prompts"):
         Asked(handler, body(["a"] * (MAX_SEQUENCES + 1)))
     with pytest.raises(BadRequest, match=f"make {2 * MAX_SEQUENCES} sequences"):
         Asked(handler, body(["a"] * MAX_SEQUENCES, num_beams=2))
 
 
-def test_a_request_has_begun_when_its_prompt_is_read_and_not_before(directory: Path) -> None:
+def test_a_request_begins_with_its_prefill(directory: Path) -> None:
     handler = handler_of(directory, max_batch=1)
     jobs = [Asked(handler, body(text, max_new_tokens=4, num_beams=1)) for text in ("a", "b")]
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Requests for text: all that can be wrong with one is refused before the model runs, in words that help."""
+"""Requests for text: an invalid one is refused before the model runs, by an error that names the field."""
 
 import csv
 import io
@@ -110,7 +110,7 @@ def test_parameters_that_contradict_each_other_are_refused(handler: TextGenerati
         {"inputs": "a", "stream": True, "parameters": {"num_beams": 2}},
     ],
 )
-def test_more_sequences_than_can_be_made_at_once_are_refused(handler: TextGeneration, body: dict[str, Any]) -> None:
+def test_too_many_sequences_are_refused(handler: TextGeneration, body: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         decoded(handler, body)
 
@@ -122,7 +122,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_lengths(handler: Text
         decoded(handler, {"inputs": "a" * 1_000_000})
 
 
-def test_a_prompt_is_cut_where_that_is_asked_for(handler: TextGeneration) -> None:
+def test_truncation_cuts_the_prompt(handler: TextGeneration) -> None:
     body = {"inputs": "a" * 1000, "parameters": {"truncation": True, "max_new_tokens": 10}}
 
     (prompt,) = decoded(handler, body).prompts
@@ -137,7 +137,7 @@ def test_new_tokens_are_256_or_what_the_positions_leave(handler: TextGeneration,
     assert decoded(roomy, {"inputs": "abc"}).prompts[0].settings.max_new_tokens == 256
 
 
-def test_null_is_not_given_and_foreign_keys_are_not_read(handler: TextGeneration) -> None:
+def test_null_is_a_missing_value_and_options_are_ignored(handler: TextGeneration) -> None:
     body = {"inputs": "a", "parameters": None, "stream": None, "options": {"wait_for_model": True}, "model-type": "toy"}
 
     assert decoded(handler, body) == decoded(handler, {"inputs": "a"})
@@ -227,14 +227,14 @@ def test_a_form_that_cannot_be_written_is_a_406(handler: TextGeneration, accept:
         decoded(handler, body, accept=accept)
 
 
-def test_json_keeps_letters_as_they_are(handler: TextGeneration) -> None:
+def test_json_is_read_as_utf8(handler: TextGeneration) -> None:
     request = Request(body=json.dumps({"inputs": "ä€", "parameters": {"max_new_tokens": 1}}).encode(), content_type="")
 
     assert isinstance(handler.decode(request), GenerationItem)
     assert ask(handler, {"inputs": "ä€", "parameters": {"max_new_tokens": 1}})[0]["generated_text"].startswith("ä€")
 
 
-def test_any_bytes_at_all_are_read_or_refused(handler: TextGeneration) -> None:
+def test_any_bytes_are_read_or_refused(handler: TextGeneration) -> None:
     """Valid bodies with bytes changed, cut or doubled end in an item or a ServeError, never in anything else."""
     import random
 

@@ -40,7 +40,7 @@ LLAMA: dict[str, Any] = COMMON | {
     "num_key_value_heads": 2,
     "max_position_embeddings": POSITIONS,
 }
-# The wide initial weights keep the likeliest token well apart from the next, so that equality can be asked for.
+# With wide initial weights the best token has a clear margin over the next, so that tests can require equality.
 TOYS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": lambda: GPT2Config(
         **COMMON, n_layer=2, n_head=4, n_embd=32, n_positions=POSITIONS, initializer_range=0.3, n_inner=48
@@ -84,7 +84,7 @@ def handler_of(directory: Path, **settings: Any) -> TextGeneration:
 
 
 class Asked:
-    """A job that remembers all it is told."""
+    """A job that records all calls."""
 
     def __init__(self, handler: TextGeneration, body: Any, content_type: str = "application/json", **request: Any):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -171,7 +171,7 @@ def reference(directory: Path) -> Any:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_the_toys_choose_decisively_and_variously(name: str) -> None:
-    """Their greedy tokens are no near ties, and not one token for ever: else equality would prove nothing."""
+    """Their greedy tokens have a clear margin, and are not one token repeated: else equality would prove nothing."""
     torch.manual_seed(11)
     model = AutoModelForCausalLM.from_config(TOYS[name]()).eval()
     tokens = torch.randint(0, 256, (1, 60), generator=torch.Generator().manual_seed(5))

@@ -1,4 +1,4 @@
-"""Files of a model that cannot be served are named, and no code of the model's is run."""
+"""An invalid file of a model is named, and none of the model's own code runs."""
 
 import json
 from pathlib import Path
@@ -68,8 +68,8 @@ def test_unusable_files_are_named_with_what_to_do(tmp_path: Path, break_it: Any,
     assert error.value.hint
 
 
-def test_an_owner_alone_cannot_have_code_run(tmp_path: Path) -> None:
-    """`trust_remote_code` in a model's own card is nothing without the operator's consent."""
+def test_model_toml_alone_does_not_let_code_run(tmp_path: Path) -> None:
+    """`trust_remote_code` has no effect without the operator's setting."""
     remote_code(save_toy(tmp_path))
     with pytest.raises(ModelUnusable, match="the operator has not allowed") as refused:
         handler_of(tmp_path, options={"trust_remote_code": True})

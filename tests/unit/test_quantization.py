@@ -1,4 +1,4 @@
-"""Weights of 8 bits: close to what they were, the same for a row whoever is beside it, a quarter of the bytes."""
+"""8-bit weights: near the original ones, the same output for a row in any batch, a quarter of the bytes."""
 
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ def test_a_quantised_layer_is_near_the_layer(inside: int, outside: int, bias: bo
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 70])
-def test_a_row_is_the_same_in_any_company(count: int) -> None:
-    """A large neighbour takes nothing from it."""
+def test_a_row_is_the_same_in_any_batch(count: int) -> None:
+    """A row of large values beside it changes nothing."""
     torch.manual_seed(0)
     layer = Int8Linear(torch.randn(32, 64), torch.randn(32))
     rows = torch.randn(count, 64)
@@ -53,8 +53,8 @@ def test_a_row_is_the_same_in_any_company(count: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_it_answers_in_the_precision_it_is_asked_in(dtype: torch.dtype) -> None:
-    """So that the layers around it need not know."""
+def test_the_output_has_the_precision_of_the_input(dtype: torch.dtype) -> None:
+    """So that the layers around it need no change."""
     assert Int8Linear(torch.randn(16, 16), None)(torch.randn(3, 16, dtype=dtype)).dtype is dtype
 
 
@@ -100,6 +100,6 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
 
 
 def test_another_way_of_quantising_is_refused(tmp_path: Path) -> None:
-    """424, naming what there is."""
+    """424, with the supported values."""
     with pytest.raises(ModelUnusable, match=r"options\.quantize: unsupported value 'int4'; use one of: int8$"):
         config_of("text_classification", tmp_path, {"quantize": "int4"})

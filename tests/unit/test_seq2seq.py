@@ -116,7 +116,7 @@ def test_the_answer_is_that_of_the_librarys_generate(
 
 @pytest.mark.parametrize("parameters", [GREEDY, BEAMS, OTHERS], ids=str)
 def test_a_batched_answer_equals_the_lone_one(handler: Seq2Seq, parameters: dict[str, Any]) -> None:
-    """Whatever the lengths of its neighbours, in one request or in several."""
+    """For any lengths of the other texts, in one request or in several."""
     alone = [ask(handler, text, **parameters)[0] for text in TEXTS]
     assert len({each["summary_text"] for each in alone}) == len(TEXTS)
 
@@ -143,7 +143,9 @@ def test_other_parameters_do_not_share_a_batch(handler: Seq2Seq) -> None:
     assert key() == key()
     assert key(max_length=9) == key(max_length=9)
     assert key(max_length=9) != key()
-    assert key(max_length=9, details={}, compile_config=[]) == key(max_length=9)  # what is ignored parts nobody
+    assert key(max_length=9, details={}, compile_config=[]) == key(
+        max_length=9
+    )  # ignored parameters keep no request out
     assert key(do_sample=True) == key(do_sample=True)
     assert key(do_sample=True, seed=1) != key(do_sample=True, seed=1)
 
@@ -180,7 +182,7 @@ def test_csv_goes_in_and_comes_out_with_a_header(handler: Seq2Seq) -> None:
     assert reply == Reply(body="\r\n".join(["summary_text", *lines, ""]).encode(), content_type="text/csv")
 
 
-def test_a_model_of_many_languages_is_told_them(tmp_path: Path) -> None:
+def test_a_model_of_many_languages_takes_their_codes(tmp_path: Path) -> None:
     """The source's code begins the input, the target's the output, as the library has it; a request keeps its own."""
     words = ["<s>", "<pad>", "</s>", "<unk>", *(f"▁w{n}" for n in range(20)), "▁w", "▁", *"0123456789w"]
     tokenizer = NllbTokenizer(
@@ -254,8 +256,8 @@ def test_a_plain_text_is_an_input(handler: Seq2Seq) -> None:
     assert reply == Reply(body=msgspec.json.encode(wanted), content_type="application/json")
 
 
-def test_the_field_that_chose_the_model_is_passed_over(handler: Seq2Seq) -> None:
-    """It is no parameter of ours."""
+def test_the_field_that_chose_the_model_is_ignored(handler: Seq2Seq) -> None:
+    """It is no unknown key."""
     body = {"model_type": "bart", "inputs": "w1"}
     (reply,) = handler.predict([handler.decode(request(body))])
     assert reply == Reply(body=msgspec.json.encode(ask(handler, "w1")), content_type="application/json")
@@ -332,7 +334,7 @@ def test_a_bad_request_names_the_field(handler: Seq2Seq, body: Any, message: str
         ),  # half a surrogate pair
     ],
 )
-def test_media_types_it_does_not_know_are_refused(
+def test_unsupported_media_types_and_charsets_are_refused(
     handler: Seq2Seq, settings: dict[str, Any], error: type[ServeError]
 ) -> None:
     """415, 406 or 400."""

@@ -131,6 +131,6 @@ class FillMask(Task):
                 ids += self.tokenizer(self.encoder.shortened(word), add_special_tokens=False)["input_ids"][:1]
         if not ids:
             raise BadRequest(
-                "parameters.targets has no word of the model's vocabulary", hint="see the vocab in tokenizer.json"
+                "parameters.targets: unknown words: none is in the model's vocabulary", hint="see tokenizer.json"
             )
         return list(dict.fromkeys(ids))
