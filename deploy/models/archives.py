@@ -22,7 +22,7 @@ from deploy.models.upload import Count
 from deploy.progress import counted, sized
 from serve.catalog import archive
 from serve.catalog.model_config import ModelConfig
-from serve.catalog.recognition import JUNK, pickled, shown, xgboost_files
+from serve.catalog.recognition import JUNK, is_pickle, pickled, shown, xgboost_files
 from serve.catalog.scan import describe, scan
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.http.addresses import PLAIN
@@ -204,7 +204,7 @@ def _pickles(spec: ModelConfig[Any]) -> Iterator[str]:
     """The pickles that the handler would refuse. A model with own code, or with `allow_pickle`, may contain pickles."""
     if spec.handler == "custom" or getattr(spec.options, "allow_pickle", False):
         return
-    boosters = [each for each in xgboost_files(spec.directory) if _opens_as_pickle(each)]
+    boosters = [each for each in xgboost_files(spec.directory) if is_pickle(_first_byte(each))]
     for found in (*pickled(spec.directory), *boosters):
         yield (
             f"{found.name}: a pickle runs code when it is loaded: remove it. If it is the model, save the model as "
@@ -212,9 +212,9 @@ def _pickles(spec: ModelConfig[Any]) -> Iterator[str]:
         )
 
 
-def _opens_as_pickle(path: Path) -> bool:
+def _first_byte(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(1) in (b"\x80", b"c", b"(")
+        return file.read(1)
 
 
 @contextmanager

@@ -15,7 +15,9 @@ CODE = "code"
 PROGRAM = "inference.py"
 MODULES = "modules.json"  # sentence-transformers' file: how the vectors of the tokens become one
 CONFIG = "config.json"
+# A pickle by its name, and by its first byte: protocol 2 and later, or the first instruction of an older one.
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
+_PICKLED = (b"\x80", b"c", b"(")
 JUNK = frozenset({"__MACOSX", "__pycache__", "lost+found"})
 PEEK = 4096  # bytes of a file that tell whether it is an XGBoost model
 LONGEST_CONFIG = 8 << 20
@@ -227,6 +229,11 @@ def pickled(directory: Path) -> list[Path]:
         if each.suffix in PICKLES or (each.suffix == ".bin" and each.name.startswith("pytorch_model"))
     ]
     return [each for each in named if each.is_file() and not is_torchscript(each)]
+
+
+def is_pickle(head: bytes | bytearray) -> bool:
+    """Whether the first bytes of a file are those of a pickle."""
+    return bytes(head[:1]) in _PICKLED
 
 
 def xgboost_files(directory: Path) -> list[Path]:

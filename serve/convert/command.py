@@ -107,7 +107,7 @@ def _booster(kind: str) -> tuple[bytes, str]:
 
     data, walls = _walled()
     try:
-        booster = model_files.parsed(data, "the file", pickles=True)
+        booster = model_files.parsed(data, "the file", allow_pickle=True)
     except ModelUnusable as error:
         sys.exit(f"{error.message}; {error.hint}")
     with config_context(verbosity=0):

@@ -1,4 +1,7 @@
-"""Rows of numbers in JSON: bare lists and the shapes of SageMaker's built-in algorithms, to a matrix."""
+"""JSON rows of numbers to a matrix: bare lists, and the forms of SageMaker's built-in algorithms.
+
+The bodies are in UTF-8 (`serve.http.body.to_utf8`).
+"""
 
 import msgspec
 import numpy as np
@@ -7,9 +10,10 @@ from scipy.sparse import csr_matrix
 from serve.errors import BadRequest
 from serve.formats.libsvm import filled
 from serve.formats.tables import Matrix, finite, wrong_width
+from serve.http.body import decode_json
 
 Values = list[float | None]
-Row = tuple[Values, list[int] | None]  # values, and their columns where these are not all
+Row = tuple[Values, list[int] | None]  # values, and their columns; None: the values of all columns
 
 
 class _Values(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,12 +39,15 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def rows(body: bytes, width: int, model_field: str) -> Matrix | csr_matrix:
-    """A row, a list of rows, or an object with either under `instances` or `inputs`; null is nan. Sparse if large."""
+    """The matrix of a row, of a list of rows, or of an object with either under `instances` or `inputs`.
+
+    null is nan. A large matrix in which most values are missing is sparse. Raises BadRequest.
+    """
     return _matrix(_parsed(body, width, model_field), width)
 
 
 def lines(body: bytes, width: int, model_field: str) -> Matrix | csr_matrix:
-    """JSON, a row a line; an error names the line, where there are several."""
+    """The matrix of JSON Lines, each line a row or rows. The error for one of several lines has its number."""
     bodies = body.rstrip(b"\r\n").split(b"\n")
     if len(bodies) == 1:
         return rows(bodies[0], width, model_field)
@@ -57,10 +64,10 @@ def _parsed(body: bytes, width: int, model_field: str) -> list[Row]:
     try:
         text = body.lstrip()
         if text[:1] == b"{":
-            keys = _OBJECT.decode(text)
+            keys = decode_json(text, decoder=_OBJECT)
             asked = [key for key in keys if key != model_field]
             if len(asked) == 1 and asked[0] in ("features", "data"):
-                return [_instance(_INSTANCE.decode(text), 1, width)]
+                return [_instance(decode_json(text, decoder=_INSTANCE), 1, width)]
             if len(asked) != 1 or asked[0] not in ("instances", "inputs"):
                 raise BadRequest(
                     f"the object's keys are {', '.join(map(repr, asked))[:300] or 'missing'}",
@@ -69,16 +76,13 @@ def _parsed(body: bytes, width: int, model_field: str) -> list[Row]:
             text = bytes(keys[asked[0]]).lstrip()
         inner = text[1:].lstrip()[:1] if text[:1] == b"[" else b""
         if inner == b"[":
-            return [(row, None) for row in _ROWS.decode(text)]
+            return [(row, None) for row in decode_json(text, decoder=_ROWS)]
         if inner == b"{":
-            return [_instance(each, number, width) for number, each in enumerate(_INSTANCES.decode(text), 1)]
-        return [(_ROW.decode(text), None)]
+            instances = decode_json(text, decoder=_INSTANCES)
+            return [_instance(each, number, width) for number, each in enumerate(instances, 1)]
+        return [(decode_json(text, decoder=_ROW), None)]
     except msgspec.ValidationError as error:
         raise BadRequest(f"the JSON is not rows of numbers: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second for a key
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    except RecursionError as error:
-        raise BadRequest("the JSON is nested too deeply") from error
 
 
 def _instance(instance: _Instance, number: int, width: int) -> Row:
@@ -105,7 +109,7 @@ def _matrix(rows: list[Row], width: int) -> Matrix | csr_matrix:
     with np.errstate(over="ignore"):
         if all(keys is None for _, keys in rows):
             return finite(np.array([values for values, _ in rows], np.float64).astype(np.float32))  # None becomes nan
-        # A few bytes name a row of a wide model: its other columns are not made before it is known how many rows.
+        # A row of a wide model can be a few bytes: memory for its missing columns depends on the number of rows.
         cells = np.array([value for values, _ in rows for value in values], np.float64).astype(np.float32)
         columns = np.array([key for _, keys in rows for key in (range(width) if keys is None else keys)], np.int64)
     return filled(cells, columns, np.cumsum([0, *(len(values) for values, _ in rows)]), width)

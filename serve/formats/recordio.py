@@ -1,8 +1,11 @@
-"""RecordIO of SageMaker's protobuf records: request bytes to a matrix, and scores to records.
+"""RecordIO with SageMaker's protobuf records: bodies to a matrix, and scores to records.
 
-A record is framed by a magic number, its length, and padding to 4 bytes; `record.py` has what is in it. Of requests its
-features are read, of a training's data its label too, and scores are written as labels. Whatever the bytes are, it is
-a 400 that names the record.
+A record has a magic number, its length, the message, and padding to 4 bytes. Requests have features, training data has
+labels too; scores are written as labels. Errors are BadRequest and name the record.
+
+The few messages are parsed here, and not by the protobuf package, whose version often conflicts with the version that a
+model's own packages need: docs/decisions/0011-recordio.md.
+https://docs.aws.amazon.com/sagemaker/latest/dg/cdf-training.html
 """
 
 import struct
@@ -19,16 +22,19 @@ from serve.formats.tables import MODEL_HAS, Matrix, finite, wrong_width
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-# What the elements of a repeated field may be: their type in numpy, and the wire type of one that stands by itself.
+# The types of a repeated field's elements: in numpy, and the wire type of an element that is not packed.
 FLOAT, DOUBLE, INTEGER = ("<f4", _FIXED32), ("<f8", _FIXED64), ("<i8", _VARINT)
 
 
 class Malformed(Exception):
-    """What is wrong with a message."""
+    """The predicate of an error whose subject is the record."""
+
+
+# Protobuf's encoding: https://protobuf.dev/programming-guides/encoding/
 
 
 def fields(message: memoryview | bytes) -> Iterator[tuple[int, int, memoryview | int]]:
-    """The fields of a message, in order: number, wire type, and its bytes or its integer."""
+    """The fields of a message in their order: number, wire type, and the value, which is bytes or an integer."""
     view = memoryview(message)
     at, size = 0, len(view)
     while at < size:
@@ -45,13 +51,13 @@ def fields(message: memoryview | bytes) -> Iterator[tuple[int, int, memoryview |
         else:
             raise Malformed("is not a protobuf message")
         if at + length > size:
-            raise Malformed("is cut short inside")
+            raise Malformed("has a truncated field")
         yield tag >> 3, wire, view[at : at + length]
         at += length
 
 
 def repeated(message: memoryview | bytes, kinds: Mapping[int, tuple[str, int]]) -> dict[int, npt.NDArray[Any]]:
-    """The numbers of each of these fields that is there: packed or, as protobuf also allows, one by one."""
+    """The numbers of each of these fields, packed or one by one."""
     parts: dict[int, list[npt.NDArray[Any]]] = {}
     alone: dict[int, bytearray] = {}
     for number, wire, value in fields(message):
@@ -62,7 +68,7 @@ def repeated(message: memoryview | bytes, kinds: Mapping[int, tuple[str, int]]) 
             loose = alone.setdefault(number, bytearray())
             loose += (value & (1 << 63) - 1).to_bytes(8, "little") if isinstance(value, int) else value
         elif isinstance(value, int) or wire != _BYTES:
-            raise Malformed("has values that are cut short")
+            raise Malformed("has truncated values")
         else:
             before = parts.setdefault(number, [])
             if number in alone:
@@ -77,7 +83,7 @@ def _packed(value: memoryview, dtype: str) -> npt.NDArray[Any]:
     if dtype == INTEGER[0]:
         return _packed_varints(value)
     if len(value) % np.dtype(dtype).itemsize:
-        raise Malformed("has values that are cut short")
+        raise Malformed("has truncated values")
     return np.frombuffer(value, dtype)
 
 
@@ -97,15 +103,15 @@ def _packed_varints(packed: memoryview) -> npt.NDArray[np.int64]:
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
     value = 0
-    for place, byte in enumerate(view[at : at + 10]):  # 64 bits in sevens
+    for place, byte in enumerate(view[at : at + 10]):  # 64 bits, 7 in each byte
         value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
             return value, at + place + 1
-    raise Malformed("has a number that is cut short")
+    raise Malformed("has a truncated number")
 
 
 def delimited(field: int, data: bytes) -> bytes:
-    """A field of bytes: text, a message, or packed numbers."""
+    """The encoding of a field of bytes: text, a message, or packed numbers."""
     return bytes([field << 3 | _BYTES]) + _as_varint(len(data)) + data
 
 
@@ -117,7 +123,7 @@ def _as_varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-# Field numbers.
+# SageMaker's messages, by the numbers of their fields.
 _FEATURES, _LABEL = 1, 2
 _KEY, _VALUE = 1, 2
 _FLOAT32, _FLOAT64, _INT32 = 2, 3, 7
@@ -134,7 +140,7 @@ _NONE = np.empty(0, np.int64)
 
 
 def features(record: memoryview | bytes) -> tuple[Floats, Integers | None, int]:
-    """Values, their columns (None: all of them) and the row's width (0: not said). Raises Malformed."""
+    """The values of a row, their columns (None: all), and the row's width (0: not stated). Raises Malformed."""
     return _tensor(record, _FEATURES, "features")
 
 
@@ -146,15 +152,15 @@ def label(record: memoryview | bytes) -> Any:
 
 
 def record_width(record: memoryview | bytes) -> int:
-    """The number of features that a record has or, sparse, says it has."""
+    """The number of features of a dense record, or the stated number of a sparse one."""
     found, keys, shape = features(record)
     if not (shape or (keys is None and len(found))):
-        raise Malformed("does not say how many features there are: its tensor needs a shape")
+        raise Malformed("does not state the number of features: its tensor needs a shape")
     return shape or len(found)
 
 
 def of_labels(tensors: Mapping[bytes, Floats]) -> bytes:
-    """A record with these among its labels."""
+    """A record with these labels."""
     return b"".join(
         delimited(
             _LABEL,
@@ -180,7 +186,7 @@ def _tensor(record: memoryview | bytes, among: int, what: str) -> tuple[Floats, 
     found: dict[int, npt.NDArray[Any]] | None = None
     for kind, _, inner in fields(tensor):
         if kind not in _TENSORS or found is not None:
-            raise Malformed(f"has {what} that are no tensor of numbers")
+            raise Malformed(f"has {what} that are not a tensor of numbers")
         found = repeated(_message(inner), _TENSORS[kind])
     found = found or {}
     values = found.get(_VALUES, _NONE).astype(np.float32, copy=False)
@@ -188,14 +194,14 @@ def _tensor(record: memoryview | bytes, among: int, what: str) -> tuple[Floats, 
     if len(sizes) > 1 and (sizes[:-1] != 1).any():
         raise Malformed(f"has {what} of more than one row")
     columns = int(sizes[-1]) if len(sizes) else 0
-    # A sparse row may have no values at all: then only its shape tells it from a dense one of no features.
+    # A sparse row may have no values; then only its shape distinguishes it from a dense row without features.
     if keys is None and not len(values) and columns > 0:
         keys = _NONE
     return values, keys, columns
 
 
 def _entry(entry: memoryview) -> tuple[bytes, memoryview | bytes]:
-    """Key and value of an entry of a map."""
+    """The key and the value of an entry of a map."""
     parts: dict[int, memoryview | bytes] = {}
     for field, _, part in fields(entry):
         if field in (_KEY, _VALUE):
@@ -205,25 +211,25 @@ def _entry(entry: memoryview) -> tuple[bytes, memoryview | bytes]:
 
 def _message(value: memoryview | int) -> memoryview:
     if isinstance(value, int):
-        raise Malformed("has a number where a message belongs")
+        raise Malformed("has a number in place of a message")
     return value
 
 
 _MAGIC = 0xCED7230A
 _MARK = struct.pack("<I", _MAGIC)
-_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)  # how a record is cut where the magic number occurs in its bytes
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)  # parts of a record, which is split where it contains the magic number
 
 
 def read(body: bytes, width: int) -> Matrix | csr_matrix:
-    """Records of dense or sparse features; what a sparse one does not name is missing. Sparse if large."""
-    alike = _alike(body, width)
-    if alike is not None:
-        return finite(alike)
+    """The rows of a request, dense or sparse. Large matrices of many missing cells are sparse."""
+    uniform = _uniform(body, width)
+    if uniform is not None:
+        return finite(uniform)
     return _rows(body, width, MODEL_HAS, None)
 
 
 def read_labelled(body: bytes, width: int, says: str) -> tuple[Matrix | csr_matrix, Floats]:
-    """The same with the label of each record; where `width` is 0, it is that of the first record."""
+    """The rows of training data, and the label of each; `width` 0: the width of the first record."""
     labels: list[Floats] = []
     return _rows(body, width, says, labels), np.array(labels, np.float32)
 
@@ -231,7 +237,7 @@ def read_labelled(body: bytes, width: int, says: str) -> tuple[Matrix | csr_matr
 def _rows(body: bytes, width: int, says: str, labels: list[Floats] | None) -> Matrix | csr_matrix:
     columns: list[Integers] = []
     values: list[Floats] = []
-    with np.errstate(over="ignore"):  # of float64; `filled` finds it
+    with np.errstate(over="ignore"):  # of float64; `filled` reports it
         try:
             for number, message in enumerate(_records(body), 1):
                 width = width or record_width(message)
@@ -248,7 +254,7 @@ def _rows(body: bytes, width: int, says: str, labels: list[Floats] | None) -> Ma
 
 
 def width(body: bytes) -> int:
-    """How many columns the first record says it has, for records whose width nobody knows."""
+    """The number of columns of the first record."""
     try:
         columns = record_width(next(_records(body), b""))
     except Malformed as wrong:
@@ -258,10 +264,11 @@ def width(body: bytes) -> int:
     return columns
 
 
-def _alike(body: bytes, width: int) -> Matrix | None:
-    """The rows of records that differ in nothing but float32 features, as most dense ones do; None where they may not.
+def _uniform(body: bytes, width: int) -> Matrix | None:
+    """The rows of records that are equal but for their float32 features, as most dense ones are; else None.
 
-    Of eight features, one by one they take 12 us each, which of a body of 25 MB makes seconds; together 0.03 us.
+    A record of eight features takes 12 us by itself, so a body of 25 MB takes seconds; here it takes 0.03 us. If the
+    features of the first record are a view of the body, their address gives their position in each record.
     """
     try:
         first = next(_records(body), b"")
@@ -271,7 +278,7 @@ def _alike(body: bytes, width: int) -> Matrix | None:
         return None
     frames = np.frombuffer(body, np.uint8)
     size = 8 + len(first) + -len(first) % 4
-    start = found.ctypes.data - frames.ctypes.data  # in the body itself, unless something had to be put together
+    start = found.ctypes.data - frames.ctypes.data  # out of range, if they are not a view
     end = start + 4 * width
     if keys is not None or len(found) != width or not 0 <= start < end <= size or len(body) % size:
         return None
@@ -282,7 +289,7 @@ def _alike(body: bytes, width: int) -> Matrix | None:
 
 
 def _row(message: memoryview | bytes, number: int, width: int, says: str) -> tuple[Floats, Integers]:
-    """The values of a record, and their columns."""
+    """The values of a record and their columns."""
     found, keys, shape = features(message)
     if keys is None:
         if len(found) != width:
@@ -302,14 +309,14 @@ def _records(body: bytes) -> Iterator[memoryview | bytes]:
         if body[at : at + 4] != _MARK:
             raise Malformed("does not begin with RecordIO's magic number")
         if at + 8 > len(body):
-            raise Malformed("is cut short")
+            raise Malformed("is truncated")
         head = int.from_bytes(view[at + 4 : at + 8], "little")
         kind, length = head >> 29, head & 0x1FFFFFFF
         end = at + 8 + length
         if end > len(body):
-            raise Malformed("is cut short")
+            raise Malformed("is truncated")
         if kind > _LAST or bool(parts) != (kind in (_MIDDLE, _LAST)):
-            raise Malformed("is in parts that do not follow one another")
+            raise Malformed("has parts in the wrong order")
         part = view[at + 8 : end]
         at = end + -length % 4  # the padding of the last record may be missing
         if kind == _WHOLE:
@@ -320,11 +327,11 @@ def _records(body: bytes) -> Iterator[memoryview | bytes]:
                 yield _MARK.join(parts)
                 parts = []
     if parts:
-        raise Malformed("is cut short")
+        raise Malformed("is truncated")
 
 
 def write(columns: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
-    """A record for each row, each column of it (rows by width) a float32 tensor among its labels."""
+    """One record per row; each column (rows by width) is a float32 tensor of the labels."""
     names = {name.encode(): rows for name, rows in columns.items()}
     count = max(len(rows) for rows in names.values())
     out = bytearray()

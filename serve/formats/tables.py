@@ -1,60 +1,93 @@
-"""Rows of numbers: request bytes to a float32 matrix, and float32 to decimals.
+"""Rows of numbers to a matrix: CSV and npy; and the decimals of scores.
 
-Whatever is wrong with the bytes is a 400 that says where. Missing values are nan. `width` is the number of columns
-wanted; memory stays within a few times the body.
+Errors are BadRequest and name the row and the column. A missing value is nan. Memory stays within a few times the body.
 """
 
+import array
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from serve.errors import BadRequest
-from serve.formats.npy import array
-from serve.handlers.base import Request
+from serve.formats import npy as files
 
 Matrix = npt.NDArray[np.float32]
 
-SMALL = 8192  # bytes; below it plain Python beats pyarrow, which spends 65 us on a call
+_BOM = b"\xef\xbb\xbf"
+SMALL = 8192  # bytes; for smaller bodies Python is faster than pyarrow, whose call takes 65 us
+# Bytes of the body for each column; below it Python is faster again, because pyarrow takes 4 kB and 30 us a column.
+_ARROW_COLUMN = 1024
 
-MODEL_HAS = "the model has {} features"  # what rows are held against
+MODEL_HAS = "the model has {} features"  # the end of the error for a wrong number of columns
 
 
 def csv(body: bytes, width: int, labelled: bool = False, says: str = MODEL_HAS) -> Matrix:
-    """Rows separated by newlines, cells by what the first line has of `,;\\t| :`; an empty cell is nan.
+    """The rows of a CSV of `width` columns as float32; infinite values are refused.
 
-    Of labelled rows the first column may be a label, which is left out. `says` is what asks for `width`, in an error.
+    The delimiter is a comma if the first line has one, else the first of semicolon, tab, `|`, space and colon that it
+    has. An empty cell is nan.
+
+    Args:
+        labelled: rows may have a label before their features; it is dropped.
+        says: the end of the error for another number of columns; its `{}` stands for `width`.
     """
-    body = body.removeprefix(b"\xef\xbb\xbf")
-    # For one column a blank line is a missing value, else it is slack at the ends.
-    body = body.strip(b"\r\n") if width > 1 else body.removesuffix(b"\n").removesuffix(b"\r")
-    first = body[: body.find(b"\n")] if b"\n" in body else body
+    body = _without_blank_ends(body.removeprefix(_BOM), width)
+    first = body[: body.find(b"\n")] if b"\n" in body else body  # _first_line, without a call
     delimiter = b"," if b"," in first else _delimiter(first)
-    if first.count(delimiter) + 1 != width:
-        if labelled and first.count(delimiter) == width:
+    found = first.count(delimiter) + 1
+    if found != width:
+        if labelled and found == width + 1:
             return np.ascontiguousarray(csv(body, width + 1, says=says)[:, 1:])
-        _check_cells(first.split(delimiter, 50)[:50], 1)  # a header line is the likelier mistake
-        wrong_width(1, first.count(delimiter) + 1, width, says)
-    if len(body) > SMALL:
-        matrix = _csv_with_arrow(body, delimiter.decode(), width, len(first))
-    else:
-        matrix = _csv_with_float(body, delimiter, width)
-    return finite(_csv_cell_by_cell(body, delimiter, width, says) if matrix is None else matrix)
+        _floats(first.split(delimiter, 50)[:50], 1)  # a header line is the more likely mistake
+        wrong_width(1, found, width, says)
+    return finite(_read_csv(body, delimiter, width, np.float32, says))
+
+
+def csv_doubles(body: bytes) -> npt.NDArray[np.float64]:
+    """The rows of a CSV as float64, read as by `csv`; its first line has the number of columns. Infinities are kept."""
+    body = body.removeprefix(_BOM)
+    if not body.strip():
+        raise BadRequest("there are no rows")
+    width = csv_width(body)
+    body = _without_blank_ends(body, width)
+    return _read_csv(body, _delimiter(_first_line(body)), width, np.float64, "row 1 has {}")
 
 
 def csv_width(body: bytes) -> int:
-    """The number of cells in the first line."""
-    first = body.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").partition(b"\n")[0]
-    return first.count(b"," if b"," in first else _delimiter(first)) + 1
+    """The number of columns of the first line that is not empty."""
+    first = _first_line(body.removeprefix(_BOM).lstrip(b"\r\n"))
+    return first.count(_delimiter(first)) + 1
+
+
+def _without_blank_ends(body: bytes, width: int) -> bytes:
+    """The body without blank lines at its ends. With one column a blank line is a missing value, so it stays."""
+    return body.strip(b"\r\n") if width > 1 else body.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _first_line(body: bytes) -> bytes:
+    return body[: body.find(b"\n")] if b"\n" in body else body
 
 
 def _delimiter(line: bytes) -> bytes:
-    """What stands between the cells of a line without commas."""
+    if b"," in line:
+        return b","
     return next((bytes([each]) for each in b";\t| :" if each in line.strip()), b",")
 
 
-def _csv_with_float(body: bytes, delimiter: bytes, width: int) -> Matrix | None:
+def _read_csv(body: bytes, delimiter: bytes, width: int, dtype: npt.DTypeLike, says: str) -> npt.NDArray[Any]:
+    if len(body) <= SMALL:
+        matrix = _csv_with_float(body, delimiter, width, dtype)
+    elif len(body) >= _ARROW_COLUMN * width:
+        matrix = _csv_with_arrow(body, delimiter.decode(), width, dtype)
+    else:
+        matrix = None
+    return _csv_by_line(body, delimiter, width, dtype, says) if matrix is None else matrix
+
+
+def _csv_with_float(body: bytes, delimiter: bytes, width: int, dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+    """The matrix of a small body whose cells `float` reads; else None."""
     if b"_" in body:  # float() reads 1_000
         return None
     try:
@@ -63,45 +96,57 @@ def _csv_with_float(body: bytes, delimiter: bytes, width: int) -> Matrix | None:
         return None
     if len(rows) > 1 and any(len(row) != width for row in rows):
         return None
-    with np.errstate(over="ignore"):  # `finite` finds it
-        return np.array(rows, np.float64).astype(np.float32)
+    with np.errstate(over="ignore"):  # `finite` reports the cell
+        return np.array(rows, np.float64).astype(dtype, copy=False)
 
 
-def _csv_with_arrow(body: bytes, delimiter: str, width: int, line: int) -> Matrix | None:
-    import pyarrow as pa  # here and not above: importing it starts a thread, which a process that forks must not have
+def _csv_with_arrow(body: bytes, delimiter: str, width: int, dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+    """The matrix of a body that pyarrow reads; else None."""
+    import pyarrow as pa  # not at the top: the import starts a thread, and the forkserver must not have threads
     import pyarrow.csv as arrow_csv
 
     names = list(map(str, range(width)))
+    block_size = max(1 << 20, 8 * len(_first_line(body)))
     try:
         table = arrow_csv.read_csv(
             pa.py_buffer(body),
-            arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=max(1 << 20, 8 * line)),
+            arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=block_size),
             arrow_csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False),
             arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.float64()), null_values=[""]),
         )
     except pa.ArrowInvalid:
         return None
-    matrix = np.empty((table.num_rows, width), np.float32)
+    matrix = np.empty((table.num_rows, width), dtype)
     with np.errstate(over="ignore"):
         for index, column in enumerate(table.columns):
             matrix[:, index] = column.to_numpy()
     return matrix
 
 
-def _csv_cell_by_cell(body: bytes, delimiter: bytes, width: int, says: str) -> Matrix:
-    """The slow way, which knows where it is."""
-    lines = body.split(b"\n")
-    matrix = np.empty((len(lines), width), np.float32)
-    for number, line in enumerate(lines, 1):
-        cells = line.removesuffix(b"\r").split(delimiter)
-        if len(cells) != width:
-            wrong_width(number, len(cells), width, says)
-        with np.errstate(over="ignore"):
-            matrix[number - 1] = _check_cells(cells, number)
-    return matrix
+def _csv_by_line(body: bytes, delimiter: bytes, width: int, dtype: npt.DTypeLike, says: str) -> npt.NDArray[Any]:
+    """The matrix of any body. Raises BadRequest with the row and the column.
+
+    The cells are collected in an array that grows: a matrix allocated by its width would take terabytes for a wide
+    first line and many short lines.
+    """
+    cells = array.array("d")
+    for number, line in enumerate(body.split(b"\n"), 1):
+        row = line.removesuffix(b"\r").split(delimiter)
+        if len(row) != width:
+            wrong_width(number, len(row), width, says)
+        try:
+            if b"_" in line:
+                raise ValueError
+            values = list(map(float, row))
+        except ValueError:
+            values = _floats(row, number)
+        cells.extend(values)
+    with np.errstate(over="ignore"):
+        return np.frombuffer(cells).astype(dtype, copy=False).reshape(-1, width)
 
 
-def _check_cells(cells: list[bytes], row: int) -> list[float]:
+def _floats(cells: list[bytes], row: int) -> list[float]:
+    """The numbers of the cells of one row, which may be empty or quoted. Raises BadRequest."""
     values = []
     for column, cell in enumerate(cells, 1):
         text = cell.strip()
@@ -121,8 +166,8 @@ def _check_cells(cells: list[bytes], row: int) -> list[float]:
 
 
 def npy(body: bytes, width: int) -> Matrix:
-    """A numpy array of one or two dimensions; one dimension is one row."""
-    matrix = array(body)
+    """The rows of a .npy file of one or two dimensions as float32; one dimension is one row."""
+    matrix = files.array(body)
     if matrix.ndim not in (1, 2) or matrix.dtype.kind == "c":
         raise BadRequest(f"the array has {matrix.ndim} dimensions of {matrix.dtype}; rows of real numbers are needed")
     matrix = matrix.reshape(1, -1) if matrix.ndim == 1 else matrix
@@ -135,7 +180,7 @@ def npy(body: bytes, width: int) -> Matrix:
 
 
 def finite(matrix: Matrix) -> Matrix:
-    """The same matrix, without infinities."""
+    """The same matrix. Raises BadRequest for the first infinite value."""
     infinite = np.isinf(matrix)
     if infinite.any():
         row, column = divmod(int(infinite.argmax()), matrix.shape[1])
@@ -147,31 +192,21 @@ def too_large(row: int, column: int) -> NoReturn:
     raise BadRequest(f"row {row}, column {column} is infinite, or too large for a 32-bit number")
 
 
+def wrong_width(row: int, found: int, width: int, says: str = MODEL_HAS) -> NoReturn:
+    raise BadRequest(f"row {row} has {found} columns; {says.format(width)}")
+
+
 def decimals(values: Matrix) -> list[str]:
-    """The shortest decimals that read back as the same float32, as `str` of numpy's scalars gives them."""
+    """The shortest decimals that read back as the same float32, in the form of `str` of numpy's scalars."""
     if len(values) < 256:
         return list(map(str, values))
-    import pyarrow as pa  # four times the speed; not above: importing it starts a thread
+    import pyarrow as pa  # four times as fast; not at the top: the import starts a thread
 
     texts: list[str] = pa.array(values).cast(pa.string()).to_pylist()
     size = np.abs(values)
     with np.errstate(invalid="ignore"):
-        # Elsewhere Arrow writes 1 for 1.0, e-7 for e-07.
+        # Other values have another form: Arrow writes 1 for 1.0, and e-7 for e-07.
         alike = (size > 1e-4) & (size < 1e6) & (values != np.trunc(values))
     for index in np.flatnonzero(~alike).tolist():
         texts[index] = str(values[index])
     return texts
-
-
-def text(request: Request) -> bytes:
-    """The body in UTF-8, whatever charset the request named."""
-    if request.charset.lower() in ("utf-8", "utf8", "us-ascii", "ascii"):
-        return request.body
-    try:
-        return request.body.decode(request.charset).encode()
-    except (LookupError, ValueError) as error:
-        raise BadRequest(f"the body cannot be read with charset {request.charset[:40]!r}") from error
-
-
-def wrong_width(row: int, found: int, width: int, says: str = MODEL_HAS) -> NoReturn:
-    raise BadRequest(f"row {row} has {found} columns; {says.format(width)}")

@@ -1,12 +1,10 @@
-"""What arrays and plain values are read from and written to: JSON, CSV, text, npy, npz.
+"""Bodies to Python values and arrays, and predictions to bodies: JSON, CSV, text, npy, npz.
 
-Nothing here unpickles, and nothing takes much more memory than the body has bytes, whatever a header promises.
+Nothing is unpickled. Memory stays within a few times the body, whatever a header states.
 """
 
 import csv
 import io
-import math
-from array import array as flat
 from typing import Any
 
 import msgspec
@@ -15,108 +13,44 @@ import numpy.typing as npt
 import scipy.sparse
 
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
-from serve.formats import npy
-from serve.formats.npy import array
+from serve.formats import npy, tables
+from serve.http import media
+from serve.http.body import decode_json, decode_text, to_utf8
 
-JSON, CSV, TEXT, NPY, NPZ, STREAMED = (
-    "application/json",
-    "text/csv",
-    "text/plain",
-    "application/x-npy",
-    "application/x-npz",
-    "application/jsonlines",
-)
-WRITES = (JSON, CSV, TEXT, NPY)
+READS = (media.JSON, media.CSV, media.NPY, media.NPZ)  # the types of which `read` makes arrays
+WRITES = (media.JSON, media.CSV, media.TEXT, media.NPY)
 
 Array = npt.NDArray[Any]
 
 
-def is_text(content_type: str) -> bool:
-    return content_type.startswith("text/") or is_json(content_type) or content_type == STREAMED
-
-
-def is_json(content_type: str) -> bool:
-    return content_type == JSON or content_type.endswith("+json")
-
-
-def decoded(body: bytes, charset: str) -> str:
-    try:
-        return body.decode(charset)
-    except (LookupError, ValueError) as error:
-        raise BadRequest(f"the body is not text in charset {charset[:40]!r}: {error}") from error
-
-
 def read(body: bytes, content_type: str, charset: str = "utf-8") -> Any:
-    """JSON as objects, CSV as a float array of two dimensions, npy as an array, text as str, all else as bytes.
+    """The value of a body, by its media type.
 
-    An npz is a scipy matrix if it is one, else a dictionary of arrays.
+    JSON becomes objects; CSV a float64 array of rows; npy an array; npz a dictionary of arrays, or the sparse matrix
+    that it holds; other text a str. A body of any other type is returned as it is.
+
+    Raises BadRequest for an invalid body, UnsupportedMediaType for JSON Lines and for an unsupported charset.
     """
-    if content_type == STREAMED:  # each line will come as JSON by itself
-        raise UnsupportedMediaType(f"{STREAMED} is not read as a whole", hint="send JSON, or give it an input_fn")
-    if content_type == NPY:
-        return array(body).copy()  # its own, so that it can be written to
-    if content_type == NPZ:
+    if content_type == media.JSON_LINES:  # the runner then sends each line as JSON
+        raise UnsupportedMediaType(
+            f"unsupported Content-Type: {media.JSON_LINES}", hint="send JSON, or add an input_fn"
+        )
+    if content_type == media.NPY:
+        return npy.array(body).copy()  # writable, unlike a view of the body
+    if content_type == media.NPZ:
         return npy.read(body)
-    if is_json(content_type):
-        return json(decoded(body, charset))
-    if content_type == CSV:
-        return table(decoded(body, charset))
-    return decoded(body, charset) if is_text(content_type) else body
-
-
-def json(text: str | bytes) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    except RecursionError as error:
-        raise BadRequest("the JSON is nested too deeply") from error
-
-
-def table(text: str) -> Array:
-    """Rows of numbers with commas between them, float64; an empty cell is nan."""
-    lines = text.removeprefix("\ufeff").splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise BadRequest("there are no rows")
-    try:
-        if all(lines):  # loadtxt passes over empty lines
-            return np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
-    except ValueError:
-        pass
-    return _table_cell_by_cell(lines)
-
-
-def _table_cell_by_cell(lines: list[str]) -> Array:
-    """The slow way, which takes empty cells and quotes, and knows where it is."""
-    # Not a table made for as many cells as row 1 promises: a wide line and many short ones would be terabytes.
-    cells = flat("d")
-    width = 0
-    try:
-        for number, row in enumerate(csv.reader(lines), 1):
-            width = width or len(row) or 1
-            if (len(row) or 1) != width:
-                raise BadRequest(f"row {number} has {len(row) or 1} columns; row 1 has {width}")
-            for column, cell in enumerate(row or [""], 1):
-                cells.append(_cell(cell, number, column))
-    except csv.Error as error:
-        raise BadRequest(f"the body is not CSV: {error}") from error
-    return np.frombuffer(cells).reshape(-1, width)
-
-
-def _cell(text: str, row: int, column: int) -> float:
-    try:
-        return float(text) if text.strip() else math.nan
-    except ValueError:
-        raise BadRequest(
-            f"row {row}, column {column}: {text[:60]!r} is not a number",
-            hint="send rows of numbers, without a header line" if row == 1 else "",
-        ) from None
+    if media.is_json(content_type):
+        return decode_json(body, charset)
+    if content_type == media.CSV:
+        return tables.csv_doubles(to_utf8(body, charset))
+    return decode_text(body, charset) if media.is_text(content_type) else body
 
 
 def numbers(value: Any, dtype: npt.DTypeLike, what: str = "the input") -> Array:
-    """Nested lists from JSON as an array of this type. What does not fit it (ragged rows, fractions) is a 400."""
+    """Nested lists of numbers as an array of this type.
+
+    Raises BadRequest where the type cannot hold a value (a fraction as an integer), and for lists of unequal lengths.
+    """
     wanted = np.dtype(dtype)
     try:
         if wanted.kind in "iu":
@@ -136,41 +70,44 @@ def numbers(value: Any, dtype: npt.DTypeLike, what: str = "the input") -> Array:
 
 
 def values(value: Any) -> Array:
-    """Nested lists from JSON as an array of the type they have: numbers, or objects where there is text among them."""
+    """Nested lists as an array: of numbers, or of objects if there is text among them. Raises BadRequest."""
     try:
-        found = np.array(value, object)  # of text numpy would give every cell the width of the widest
-        kinds = {type(each) for each in found.ravel()}  # `flat` ends at 32 dimensions
+        found = np.array(value, object)  # an array of text would give each cell the width of the longest text
+        kinds = {type(each) for each in found.ravel()}  # ravel, because numpy's `flat` ends at 32 dimensions
         if kinds & {list, dict}:
-            raise ValueError("the lists in it have different lengths, or there are objects in it")
+            raise ValueError("it has lists of different lengths, or objects")
         return np.array(value) if kinds <= {int, float, bool} else found
     except (ValueError, OverflowError) as error:
         raise BadRequest(f"the JSON is not an array: {str(error)[:200]}") from error
 
 
 def write(value: Any, media_type: str) -> bytes:
-    if media_type == CSV:
+    """A prediction as one of WRITES. Raises NotAcceptable for a value that the type cannot hold."""
+    if media_type == media.CSV:
         return _csv(_plain(value))
-    if media_type == TEXT:
+    if media_type == media.TEXT:
         return str(value).encode()
-    if media_type == NPY:
+    if media_type == media.NPY:
         file = io.BytesIO()
-        if hasattr(value, "detach"):  # a tensor, of which numpy would not take all
+        if hasattr(value, "detach"):  # numpy does not convert every tensor
             value = value.detach().cpu().numpy()
         try:
             np.save(file, np.asarray(value), allow_pickle=False)
         except ValueError as error:
-            raise NotAcceptable(f"the prediction cannot be written as npy: {error}", hint=f"ask for {JSON}") from error
+            raise NotAcceptable(
+                f"the prediction cannot be written as npy: {error}", hint=f"ask for {media.JSON}"
+            ) from error
         return file.getvalue()
     return msgspec.json.encode(value, enc_hook=_plain)
 
 
 def _csv(plain: Any) -> bytes:
-    """Rows, or under a header line objects with equal keys, as pipelines return them."""
+    """Rows; or, for objects with equal keys, as pipelines return them, a header line and rows."""
     text = io.StringIO()
     rows = plain if isinstance(plain, list | tuple) else [plain]
     objects = [row for row in rows if isinstance(row, dict)]
     if objects and (objects[0] is plain or any(row.keys() != objects[0].keys() for row in objects) or rows != objects):
-        raise NotAcceptable("the prediction is no table and cannot be written as CSV", hint=f"ask for {JSON}")
+        raise NotAcceptable("the prediction is not a table and cannot be written as CSV", hint=f"ask for {media.JSON}")
     out = csv.writer(text, lineterminator="\n")
     if objects:
         out.writerow(objects[0])
@@ -180,7 +117,7 @@ def _csv(plain: Any) -> bytes:
 
 
 def chunk(value: Any) -> bytes:
-    """One chunk of a stream: bytes as they are, text encoded, anything else a line of JSON."""
+    """One chunk of a stream: bytes as they are, text in UTF-8, any other value as a line of JSON."""
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if isinstance(value, str):
@@ -189,7 +126,7 @@ def chunk(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and numpy's scalars as Python's own; what is no such thing as it is."""
+    """Arrays, tensors and numpy's scalars as Python's own types; values of Python's own types unchanged."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if scipy.sparse.issparse(value):

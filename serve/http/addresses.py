@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from serve.errors import BadRequest
+from serve.http.body import decode_json
 
 INVOCATIONS = "/invocations"
 # OpenAI's API; the platform forwards .../openai/v1/... here.
@@ -37,15 +38,11 @@ def peek(field: str) -> Callable[[bytes], str | None]:
 
     def name_in(body: bytes) -> str | None:
         try:
-            name: str | None = decoder.decode(body).name  # type: ignore[attr-defined]
+            name: str | None = decode_json(body, decoder=decoder).name
         except msgspec.ValidationError as error:
             if str(error).startswith("Expected `object`"):
                 return None  # a bare list or number names no model
             raise BadRequest(f"{field!r} in the body must be a string: {error}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadRequest(f"the body is not JSON: {error}") from error
-        except RecursionError as error:
-            raise BadRequest("the body's JSON is nested too deeply") from error
         return name
 
     return name_in

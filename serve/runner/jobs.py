@@ -17,7 +17,7 @@ from serve import errors, failures
 from serve.errors import DeviceLost, InternalError, ServeError, TooLate
 from serve.failures import exhausted, give_back
 from serve.handlers.base import Predictor, Reply, Request
-from serve.http import wire
+from serve.http import media, wire
 from serve.http.addresses import OPENAI
 from serve.slots import Slot
 
@@ -109,7 +109,7 @@ class ConnectionJob:
         error.model = error.model or self._answers.model
         body = errors.body(error, self.request.id, openai=self.request.path in OPENAI)
         headers = {**errors.headers(error), "Server-Timing": self._timing()}
-        self._answers.end(self, wire.answer(error.status, "application/json", body, headers), error.status)
+        self._answers.end(self, wire.answer(error.status, media.JSON, body, headers), error.status)
 
     def start(self, content_type: str) -> None:
         self.started = True

@@ -16,12 +16,12 @@ import msgspec
 from serve.errors import DeviceLost, ServeError
 from serve.failures import exhausted
 from serve.handlers.base import Request
-from serve.http import wire
+from serve.http import media, wire
 from serve.runner.addressee import Addressee
 from serve.runner.arrival import received
 from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, outcome_of
 from serve.runner.records import Engine
-from serve.runner.references import URI_LIST, References
+from serve.runner.references import References
 from serve.settings import Settings
 from serve.slots import Slot
 
@@ -140,7 +140,7 @@ class Loop:
         job = ConnectionJob(self._answers, connection, request, arrived)
         if invalid is not None:
             job.fail(invalid)
-        elif request.content_type == URI_LIST:
+        elif request.content_type == media.URI_LIST:
             try:
                 self._references.add(job)
             except Exception as error:  # an invalid reference, or out of file descriptors

@@ -15,8 +15,6 @@ from serve.handlers.base import Job, Reply, Request
 from serve.http import media
 from serve.runner.jobs import ConnectionJob, outcome_of
 
-JSON, JSON_LINES, CSV = "application/json", "application/jsonlines", "text/csv"
-
 
 class Lines:
     """The decoded item of such a body: its records, how to read each, and why the body as a whole was rejected."""
@@ -113,7 +111,7 @@ class LinesJob:
             if isinstance(outcome, ServeError) and (outcome.retryable or not lenient):
                 return _of_line(number, outcome)
         if self.complete and not any(isinstance(outcome, Reply) for outcome in self._outcomes.values()):
-            if self.lines.content_type != JSON and self._outcomes:
+            if self.lines.content_type != media.JSON and self._outcomes:
                 return self.lines.error
             for number, outcome in self._outcomes.items():
                 return _of_line(number, cast(ServeError, outcome))
@@ -123,14 +121,14 @@ class LinesJob:
     def answer(self, placeholder: str) -> Reply | ServeError:
         """One line for each record, in order, each ended by a newline."""
         replies = [outcome for outcome in self._outcomes.values() if isinstance(outcome, Reply)]
-        media_type = JSON_LINES if self.lines.content_type == JSON else replies[0].content_type
-        if media_type not in (JSON_LINES, CSV):
+        media_type = media.JSON_LINES if self.lines.content_type == media.JSON else replies[0].content_type
+        if media_type not in (media.JSON_LINES, media.CSV):
             return self.lines.error  # answers of this type cannot be concatenated
         lines = []
         for number, outcome in sorted(self._outcomes.items()):
             if isinstance(outcome, ServeError):
                 text = {"error": placeholder, "message": _of_line(number, outcome).message}
-                line = placeholder.encode() if media_type == CSV else msgspec.json.encode(text)
+                line = placeholder.encode() if media_type == media.CSV else msgspec.json.encode(text)
             else:
                 assert isinstance(outcome.body, bytes)
                 line = outcome.body.strip().replace(b"\n", b" ")  # in JSON a newline is whitespace
@@ -172,7 +170,7 @@ class Records:
     def __init__(self, engine: Engine, kinds: Sequence[str], placeholder: str) -> None:
         """`kinds`: media types whose lines the handler can also read one by one, i.e. without a header line."""
         self._engine = engine
-        self._kinds = (JSON_LINES, *kinds)
+        self._kinds = (media.JSON_LINES, *kinds)
         self._placeholder = placeholder
         self._bodies: list[LinesJob] = []
 
@@ -180,9 +178,9 @@ class Records:
         try:
             return self._engine.decode(request)
         except (UnsupportedMediaType, NotAcceptable) as error:
-            if request.content_type != JSON_LINES or not _accepts_lines(request.accept):
+            if request.content_type != media.JSON_LINES or not _accepts_lines(request.accept):
                 raise
-            return Lines(request, JSON, JSON, error)
+            return Lines(request, media.JSON, media.JSON, error)
         except BadRequest as error:
             if not self._placeholder or request.content_type not in self._kinds:
                 raise
@@ -250,7 +248,7 @@ class Records:
 
 def _accepts_lines(accept: str) -> bool:
     try:
-        media.choose(accept, (JSON_LINES, JSON), JSON_LINES)
+        media.choose(accept, (media.JSON_LINES, media.JSON), media.JSON_LINES)
     except NotAcceptable:
         return False
     return True

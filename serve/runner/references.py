@@ -31,7 +31,6 @@ from serve.http import media, wire
 from serve.runner.jobs import ConnectionJob, Poll, outcome_of
 from serve.settings import Settings
 
-URI_LIST = "text/uri-list"
 TYPE = re.compile(r""";\s*type="?([^";\s]+)""", re.I)  # text/uri-list; type=text/csv, with or without quotes
 NO_TYPE = ("", "binary/octet-stream")  # S3's Content-Type of an object that was uploaded without one
 LONGEST = 4096  # bytes of a list of URIs: a key may have 1,024, and there may be comments
@@ -298,7 +297,7 @@ class References:
         )
         given = TYPE.search(request.headers.get("content-type", ""))
         content_type, charset = media.content_type(given[1] if given else found.content_type)
-        if content_type in NO_TYPE or content_type == URI_LIST:
+        if content_type in NO_TYPE or content_type == media.URI_LIST:
             raise UnsupportedMediaType(
                 f"{requested} has Content-Type {content_type!r}, which does not name a format",
                 hint="upload it with one (aws s3 cp --content-type text/csv), or send text/uri-list; type=text/csv",

@@ -24,7 +24,7 @@ from serve.errors import (
     TooLate,
     Unavailable,
 )
-from serve.http import wire
+from serve.http import media, wire
 from serve.http.addresses import OPENAI_FIELD, peek, socket_name
 from serve.settings import Settings
 from serve.web.host_client import BrokenConnection, HostClient
@@ -183,7 +183,7 @@ class Invocations:
         )
 
     def _in_body(self, api: _Api) -> str | None:
-        if request.mimetype not in ("", "application/json") and not request.mimetype.endswith("+json"):
+        if request.mimetype and not media.is_json(request.mimetype):
             return None  # nginx has sent the request without its body
         body = request.get_data(cache=False)
         body = wire.decompressed(body, request.headers.get("Content-Encoding", ""), self._settings.payload_bytes)
@@ -217,7 +217,7 @@ def _addressed(named: str | None) -> str | None:
 
 def _sent_to(name: str) -> Response:
     # Without a charset, which nginx would add to the runner's Content-Type.
-    response = Response(b"", content_type="application/octet-stream")
+    response = Response(b"", content_type=media.BYTES)
     response.headers["X-Accel-Redirect"] = "@runner"
     response.headers["X-Serve-Socket"] = socket_name(name)
     return response

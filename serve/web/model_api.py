@@ -10,6 +10,7 @@ from flask import Flask, Response, request
 
 from serve.catalog.catalog import Catalog
 from serve.errors import MethodNotAllowed, ModelNotFound
+from serve.http import media
 from serve.http.addresses import socket_name
 from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
@@ -24,14 +25,14 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations, *, multi_
             listed["models"] += invocations.unusable()
             listed["models"].sort(key=lambda each: each["modelName"])
             body = msgspec.json.encode(listed)
-        return Response(body, status, content_type="application/json")
+        return Response(body, status, content_type=media.JSON)
 
     @app.get("/models/<path:asked>")
     def show_model(asked: str) -> Response:
         if asked.endswith("/invoke"):
             raise MethodNotAllowed(f"unsupported method: GET {request.path[:200]}", hint="use POST")
         status, body = host.get(f"/model?name={quote(invocations.resolve(asked))}", _request_id())
-        return Response(body, status, content_type="application/json")
+        return Response(body, status, content_type=media.JSON)
 
     if not multi_model:
         return
@@ -39,11 +40,11 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations, *, multi_
     # nginx, which has the body, sends the request on to the host: a load may take minutes and would block this worker.
     @app.post("/models")
     def load() -> Response:
-        return Response(b"", headers={"X-Accel-Redirect": "@host"}, content_type="application/octet-stream")
+        return Response(b"", headers={"X-Accel-Redirect": "@host"}, content_type=media.BYTES)
 
     @app.delete("/models/<path:asked>")
     def unload(asked: str) -> Response:
-        return Response(b"", headers={"X-Accel-Redirect": "@host"}, content_type="application/octet-stream")
+        return Response(b"", headers={"X-Accel-Redirect": "@host"}, content_type=media.BYTES)
 
 
 def _request_id() -> str:

@@ -7,6 +7,7 @@ import msgspec
 from flask import Flask, Response
 
 from serve.errors import ModelNotFound
+from serve.http import media
 from serve.http.addresses import CHAT, COMPLETIONS
 from serve.web.host_client import HostClient
 from serve.web.invocations import OPENAI_HANDLER, Invocations
@@ -43,4 +44,4 @@ def _models(host: HostClient) -> list[dict[str, Any]]:
 
 
 def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json")
+    return Response(msgspec.json.encode(value), content_type=media.JSON)

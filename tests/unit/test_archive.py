@@ -1,4 +1,4 @@
-"""Archives from outside: what is unpacked, what is refused, and that nothing half-done is left behind."""
+"""Untrusted archives: members that are unpacked, members that are refused, and no partial result."""
 
 import errno
 import gzip
@@ -48,7 +48,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def refusal(path: Path, limit: int = LIMIT) -> str:
-    """Why it is refused; asserts that nothing is left behind."""
+    """The error of an archive. Asserts that no file is left behind."""
     into = path.parent / "out" / "m"
     with pytest.raises((ModelUnusable, DoesNotFit)) as caught:
         unpack(path, into, limit_bytes=limit)
@@ -63,7 +63,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_an_archive_is_unpacked_whole(path: Path) -> None:
-    """Files, directories said and unsaid, `./` in front, and nothing beside them."""
+    """Files, directories with and without a member of their own, names that begin with `./`; no other file appears."""
     pack(
         path,
         member(".", kind=tarfile.DIRTYPE),
@@ -88,7 +88,7 @@ def test_an_archive_is_unpacked_whole(path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_plain_tar_with_a_wrong_name_is_unpacked_too(path: Path, layout: int) -> None:
-    """What it is, not what it is called, counts; in each of tar's formats."""
+    """The content decides, not the name; in each of tar's formats."""
     path.write_bytes(tar(member("a/" + "b" * 90, b"1"), layout=layout))
 
     assert tree(unpack(path, path.parent / "m", limit_bytes=LIMIT)) == {"b" * 90: b"1"}
@@ -111,7 +111,7 @@ def test_code_alone_is_not_descended_into(path: Path) -> None:
 
 
 def test_modes_are_made_harmless(path: Path) -> None:
-    """No setuid, nothing that others may write, nothing that we may not read."""
+    """No setuid, no file that other users can write, no file that the server cannot read."""
     pack(
         path,
         member("d", kind=tarfile.DIRTYPE, mode=0o7777),
@@ -157,7 +157,7 @@ def test_modes_are_made_harmless(path: Path) -> None:
     ],
 )
 def test_a_bad_member_is_refused_by_name(path: Path, bad: tuple[tarfile.TarInfo, bytes], said: str) -> None:
-    """And those before it are not left behind."""
+    """The members before it are removed."""
     message = refusal(pack(path, member("good", b"1"), bad, member("later", b"1")))
 
     assert message.startswith("m.tar.gz: ")
@@ -166,7 +166,7 @@ def test_a_bad_member_is_refused_by_name(path: Path, bad: tuple[tarfile.TarInfo,
 
 
 def test_a_name_with_nul_is_refused(path: Path) -> None:
-    """It comes by way of a pax header, for the plain one ends at a NUL."""
+    """Only a pax header can contain it: the plain header ends at a NUL."""
     info, content = member("é" + "x" * 20, b"1")
     path.write_bytes(gzip.compress(tar((info, content)).replace(("é" + "x" * 20).encode(), "é".encode() + b"x\0" * 10)))
 
@@ -174,7 +174,7 @@ def test_a_name_with_nul_is_refused(path: Path) -> None:
 
 
 def test_a_sparse_file_is_refused(path: Path) -> None:
-    """A few bytes could ask for any number of them."""
+    """A few bytes of an archive could claim any size on the disk."""
     info, _ = member("holes")
     info.pax_headers = {
         "GNU.sparse.major": "0",
@@ -195,7 +195,7 @@ def test_all_members_together_are_limited(path: Path) -> None:
 
 
 def test_a_gzip_bomb_stops_early(path: Path) -> None:
-    """It is refused for what it says of itself, before it is inflated."""
+    """The size in its header is refused before the content is inflated."""
     info, _ = member("bomb")
     info.size = 1 << 40
     path.write_bytes(gzip.compress(info.tobuf() + b"\0" * 1_000_000))
@@ -206,7 +206,7 @@ def test_a_gzip_bomb_stops_early(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_bomb_in_a_header_stops_early(path: Path, kind: bytes) -> None:
-    """tarfile would read a header into memory whole."""
+    """tarfile by itself reads a whole header into memory."""
     info, _ = member("header", kind=kind)
     info.size = 200_000_000
     with gzip.open(path, "wb", 1) as file:
@@ -219,7 +219,7 @@ def test_a_bomb_in_a_header_stops_early(path: Path, kind: bytes) -> None:
 
 
 def test_a_bomb_behind_the_end_stops_at_the_limit(path: Path) -> None:
-    """What follows the archive's end is read for gzip's checksum, but not for ever."""
+    """The data after the archive's end is read for gzip's checksum, up to the limit."""
     path.write_bytes(gzip.compress(tar(member("a", b"1")) + b"\0" * (LIMIT * 3), 1))
 
     assert "m.tar.gz: " in refusal(path)
@@ -235,7 +235,7 @@ def test_too_many_members_are_refused(path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_truncated_archive_is_refused_wherever_it_ends(path: Path, packed: bool) -> None:
-    """Half an upload must not pass for a model, not even when it ends between two members."""
+    """An incomplete upload is not a model, even if it ends between two members."""
     whole = tar(member("a", b"x" * 700), member("b", b"y" * 700))
     content = gzip.compress(whole) if packed else whole
     # A plain tar is whole from the first block of zeros on, gzip at its last byte.
@@ -270,7 +270,7 @@ def test_damage_is_refused(path: Path) -> None:
         gzip.compress(b"hello" * 500, mtime=0),
     ],
 )
-def test_what_is_no_archive_is_refused(path: Path, content: bytes) -> None:
+def test_other_files_are_refused(path: Path, content: bytes) -> None:
     """With its name."""
     path.write_bytes(content)
 
@@ -284,7 +284,7 @@ def test_an_empty_archive_is_refused(path: Path) -> None:
 
 
 def test_an_archive_that_is_gone_is_refused(path: Path) -> None:
-    """It was there when the catalog was made."""
+    """The file was removed after the scan."""
     assert refusal(path) == "m.tar.gz: cannot be read: No such file or directory"
 
 
@@ -297,7 +297,7 @@ def test_a_finished_directory_is_not_unpacked_again(path: Path) -> None:
 
 
 def test_callers_at_once_all_get_the_same_whole_directory(path: Path) -> None:
-    """One of them makes it; the others' work is thrown away."""
+    """The first result stays; the results of the other calls are removed."""
     pack(path, *(member(f"{n}", os.urandom(10_000)) for n in range(50)))
     into = path.parent / "out" / "m"
     start, got = threading.Barrier(4), []
@@ -316,8 +316,8 @@ def test_callers_at_once_all_get_the_same_whole_directory(path: Path) -> None:
     assert list(into.parent.iterdir()) == [into]
 
 
-def test_what_a_crash_left_is_not_taken_for_finished(path: Path) -> None:
-    """A child that is killed half way leaves no directory of that name; the next call makes it."""
+def test_the_remains_of_a_crash_do_not_count_as_finished(path: Path) -> None:
+    """A killed process leaves no directory of that name; the next call creates it."""
     pack(path, *(member(f"{n}", b"x" * 1000) for n in range(10)))
     into = path.parent / "out" / "m"
     pid = os.fork()
@@ -356,8 +356,8 @@ def test_a_full_disk_is_507_and_leaves_nothing(path: Path, monkeypatch: pytest.M
     assert list(into.parent.iterdir()) == []
 
 
-def test_a_disk_is_told_as_what_is_free_and_what_there_is(tmp_path: Path) -> None:
-    """As the system has it."""
+def test_the_free_and_all_bytes_of_a_disk(tmp_path: Path) -> None:
+    """As shutil reports them."""
     usage = shutil.disk_usage(tmp_path)
 
     free, size = disk(tmp_path)

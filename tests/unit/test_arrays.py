@@ -337,9 +337,9 @@ ADD = "torch.ops.aten.add.Tensor"
             lambda _: '{"config": {"a": {"path_name": "opaque_obj_0"}}}',
             "opaq",
         ),
-        ("data/weights/model_weights_config.json", lambda _: '{"config": {"a": {"use_pickle": true}}}', "is a pickle"),
-        ("data/weights/model.pt", lambda _: _saved(_Evil()), "data/weights/model.pt is no part"),
-        ("data/aotinductor/model/a.so", lambda _: b"ELF", "data/aotinductor/model/a.so is no part"),
+        ("data/weights/model_weights_config.json", lambda _: '{"config": {"a": {"use_pickle": true}}}', "as a pickle"),
+        ("data/weights/model.pt", lambda _: _saved(_Evil()), "does not write data/weights/model.pt"),
+        ("data/aotinductor/model/a.so", lambda _: b"ELF", "does not write data/aotinductor/model/a.so"),
         ("data/sample_inputs/model.pt", lambda _: _saved(_Evil()), "not a torch.export archive"),
     ],
 )

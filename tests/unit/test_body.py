@@ -90,6 +90,7 @@ def test_bytes_that_are_not_valid_in_their_charset_are_named_by_offset() -> None
         (b"{", "the body is not JSON: Input data was truncated, of 1 bytes"),
         (b"[1,]", "the body is not JSON"),
         (b"NaN", "the body is not JSON"),
+        (b"[1" + b"0" * 5_000 + b"]", "the body is not JSON: Integer value out of range"),
         (b'"\\ud800"', "the body is not JSON"),
         (b"[" * 100_000, "the body's JSON is nested too deeply"),
     ],

@@ -1,6 +1,5 @@
 """Which model a request names, and the errors for names without a model."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def entry(name: str, aliases: tuple[str, ...] = (), model_type: str | None = Non
     ],
 )
 def test_a_model_is_found_by_name_then_alias_then_type(asked: str, name: str) -> None:
-    """With or without .tar.gz; the name `gpt2` stands over the type, the alias `t5` over the type t5."""
+    """With or without .tar.gz. The name `gpt2` comes before the type, the alias `t5` before the type t5."""
     catalog = Catalog(
         [
             entry("small", ("writer",), "gpt2"),
@@ -57,7 +56,7 @@ def test_a_type_that_several_models_have_names_none() -> None:
 
 
 @pytest.mark.parametrize("asked", ["gtp2", "GPT2", "gpt.tar.gz", "writter"])
-def test_a_near_miss_is_answered_with_what_was_meant(asked: str) -> None:
+def test_a_near_miss_is_answered_with_a_suggestion(asked: str) -> None:
     """Upper case and letters in the wrong order among them."""
     with pytest.raises(ModelNotFound) as caught:
         Catalog([entry("gpt2", ("writer",)), entry("bart")]).resolve(asked)
@@ -66,8 +65,8 @@ def test_a_near_miss_is_answered_with_what_was_meant(asked: str) -> None:
     assert caught.value.hint in ("did you mean 'gpt2'?", "did you mean 'writer'?")
 
 
-def test_what_is_said_of_a_missing_model_has_a_sensible_length() -> None:
-    """However many models there are, however long their names, whatever was asked."""
+def test_the_error_for_a_missing_model_has_a_limited_length() -> None:
+    """For any number of models, any length of names, and any request."""
     catalog = Catalog([entry(f"{n:03}" + "x" * 200) for n in range(900)])
 
     with processor_time_below(1), pytest.raises(ModelNotFound) as caught:
@@ -78,7 +77,7 @@ def test_what_is_said_of_a_missing_model_has_a_sensible_length() -> None:
 
 
 def test_an_empty_catalog_says_so() -> None:
-    """Rather than list nothing."""
+    """Its error lists no names."""
     with pytest.raises(ModelNotFound, match="model not found: 'a'; the server has no models"):
         Catalog([]).resolve("a")
 
@@ -93,23 +92,3 @@ def test_the_default_is_the_preferred_or_the_only_model() -> None:
     assert Catalog([]).default() is None
     with pytest.raises(ModelNotFound):
         several.default("c")
-
-
-def test_other_processes_read_the_catalog_that_the_host_publishes(tmp_path: Path) -> None:
-    """Names, aliases, types, problems, and paths that are not UTF-8; the file appears whole."""
-    bad = tmp_path / os.fsdecode(b"\xff")
-    host = Catalog(
-        [
-            entry("a", ("first",), "gpt2"),
-            Entry(name="b", path=bad, archive=True),
-            Entry(name="c", path=tmp_path, archive=False, problem="model.toml: invalid TOML"),
-        ]
-    )
-    host.publish(tmp_path / "catalog")
-    read = Catalog.read(tmp_path / "catalog")
-
-    assert [each.name for each in tmp_path.iterdir()] == ["catalog"]
-    assert (read.resolve("first"), read.resolve("gpt2"), read.resolve("b.tar.gz")) == ("a", "a", "b")
-    assert (read.entries["b"], read.entries["c"]) == (host.entries["b"], host.entries["c"])
-    assert read.entries["a"].config
-    assert read.entries["a"].config.aliases == ("first",)

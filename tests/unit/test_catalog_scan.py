@@ -28,7 +28,7 @@ def test_an_absent_or_empty_model_directory_holds_no_models(root: Path) -> None:
     assert dict(scan(root / "nowhere").entries) == {}
 
 
-def test_each_directory_and_archive_is_a_model_and_the_rest_is_passed_over(root: Path) -> None:
+def test_each_directory_and_archive_is_a_model_and_other_files_are_ignored(root: Path) -> None:
     """Sub-directories and archives, sorted by name; no hidden file, README or unpacking leftover."""
     xgboost(root / "b")
     put(root, a_tar_gz="x", c_tgz="x", README_md="", _hidden="")
@@ -85,14 +85,14 @@ def test_a_model_at_the_root_has_the_name_of_its_model_toml(root: Path) -> None:
 
 @pytest.mark.parametrize("files", [{"net_tflite": ""}, {"model_pkl": ""}, {"model_pkl": "", "code__x_py": ""}])
 def test_a_root_of_unknown_files_is_one_model_with_a_problem(root: Path, files: dict[str, str]) -> None:
-    """Rather than an empty catalog, which would not say why."""
+    """An empty catalog would hide the cause."""
     put(root, **files)
 
     assert scan(root).entries["model"].problem
 
 
 def test_a_lone_archive_is_a_model(root: Path) -> None:
-    """It is called what the archive is called, and it is the default."""
+    """It has the archive's name, and it is the default."""
     put(root, abalone_tar_gz="x")
 
     assert scan(root).default() == "abalone"
@@ -100,7 +100,7 @@ def test_a_lone_archive_is_a_model(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["é", "模型", "a b", "a'b\"c", "x" * 200, "v1.2", "-rf", "%2e%2e"])
 def test_a_model_may_be_called_anything(root: Path, name: str) -> None:
-    """A name is what the file system says."""
+    """The name in the file system is the name of the model."""
     xgboost(root / name)
 
     assert scan(root).resolve(f"{name}.tar.gz") == name
@@ -187,7 +187,7 @@ def test_a_named_pipe_does_not_hang_a_scan(root: Path) -> None:
 
 
 def test_an_alias_belongs_to_the_first_model_that_claims_it(root: Path) -> None:
-    """The second has a problem that names the first; its own name still leads to it, to be told."""
+    """The second has a problem that names the first. A request by its own name gets the problem as the error."""
     xgboost(root / "a", 'aliases = ["rings", "a"]')
     xgboost(root / "b", 'aliases = ["rings"]')
     xgboost(root / "c", 'name = "rings"')
@@ -202,7 +202,7 @@ def test_an_alias_belongs_to_the_first_model_that_claims_it(root: Path) -> None:
 
 
 def test_a_problem_can_always_be_encoded(root: Path) -> None:
-    """A problem names files of any bytes in characters that JSON can carry."""
+    """A problem names files of any bytes in characters that JSON can contain."""
     (root / "m").mkdir()
     (root / "m" / os.fsdecode(b"\xff\n.pkl")).touch()
 

@@ -375,15 +375,15 @@ def test_without_predict_batch_fn_requests_run_alone(served: Callable[..., Custo
     [
         ("def predict_fn(data): ...", "inference.py predict_fn(data) cannot be called with (data, model)"),
         ("def predict_fn(a, b, c, d): ...", "inference.py predict_fn(a, b, c, d) cannot be called with (data, model)"),
-        ("x = 1", "it has neither predict_fn nor predict_batch_fn nor transform_fn, and there is no model_fn"),
+        ("x = 1", "the code has no predict_fn, predict_batch_fn or transform_fn, and there is no model_fn"),
         (
             "def model_fn(d): return [1]",
-            "it has neither predict_fn nor predict_batch_fn nor transform_fn, and model_fn",
+            "the code has no predict_fn, predict_batch_fn or transform_fn, and model_fn",
         ),
         ("def modle_fn(d): ...\ndef predict_fn(data, model): ...", "inference.py has a function modle_fn"),
         (
             "def transform_fn(m, b, c, a): ...\ndef input_fn(b, c): ...",
-            "inference.py has transform_fn, which stands for all three, and input_fn",
+            "inference.py has transform_fn and also input_fn",
         ),
         ("import no_such_module", "code/inference.py cannot be imported: ModuleNotFoundError: No module named"),
         ("def", "code/inference.py cannot be imported: SyntaxError: invalid syntax"),
@@ -408,14 +408,14 @@ def test_code_that_cannot_serve_makes_the_model_unusable(
     [
         ("import no_such_module.part", "put no-such-module into code/lib (pip install --target code/lib ...)"),
         ("from PIL import Image", "put pillow into code/lib"),
-        ("from sklearn.externals import joblib", f"the sklearn here is version {metadata.version('scikit-learn')}"),
-        ("import sagemaker_inference.transformer", "sagemaker_inference is a stand-in here"),
+        ("from sklearn.externals import joblib", f"sklearn {metadata.version('scikit-learn')} is installed"),
+        ("import sagemaker_inference.transformer", "the server's sagemaker_inference has only"),
         ("from sagemaker_inference import default_inference_handler", "put sagemaker-inference into code/lib"),
         ("import os\nos.environ['SM_CHANNEL_TRAINING']", "the log has the traceback"),
         ("def model_fn(d): import no_such_module\ndef predict_fn(data, model): ...", "put no-such-module into"),
         (
             "import io, joblib\ndef model_fn(d): joblib.load(io.BytesIO(b'x'))\ndef predict_fn(data, model): ...",
-            "a pickle wants the versions it was made with",
+            "a pickle needs the package versions that wrote it",
         ),
     ],
 )
@@ -434,7 +434,7 @@ def test_frameworks_that_an_image_may_have_are_told_with_how_it_gets_them(
     with pytest.raises(ModelUnusable) as refused:
         served("raise ModuleNotFoundError('No module named joblib', name='joblib')")
     assert refused.value.hint.endswith(
-        "; or for all models: pip install 'sagemaker-serve[sklearn]', "
+        "; or install it for all models: pip install 'sagemaker-serve[sklearn]', "
         'or build the image with --build-arg EXTRAS="sklearn"'
     )
 

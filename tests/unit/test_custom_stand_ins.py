@@ -23,6 +23,7 @@ from serve.handlers.base import Reply, Request
 from serve.handlers.custom.defaults import Toolkit, columns, of
 from serve.handlers.custom.handler import Custom
 from serve.handlers.xgboost import dmatrix
+from serve.http import media
 from tests.live import tiny
 from tests.unit.configs import config_of
 
@@ -157,7 +158,7 @@ def test_torchscript_is_loaded_where_there_is_no_model_fn(served: Callable[..., 
     code = "def output_fn(prediction, accept): return str(prediction.tolist())"
     assert outcome(served(code), b"[1, 2]").body == b"[1.0, 2.0]"
     torch.save(torch.ones(1), tmp_path / "net.pth")
-    with pytest.raises(ModelUnusable, match=r"it has neither predict_fn nor .* and there is no model_fn"):
+    with pytest.raises(ModelUnusable, match=r"the code has no predict_fn, .* and there is no model_fn"):
         served(code)
 
 
@@ -367,7 +368,7 @@ def test_code_that_imports_the_xgboost_container_runs(served: Callable[..., Cust
 
 def test_the_width_of_rows_that_no_model_is_known_for_is_theirs() -> None:
     """Of the first line or record; a column that cannot be counted is refused."""
-    assert dmatrix.read(recordio_rows([[1, 2]]), dmatrix.RECORDIO).num_col() == 2
+    assert dmatrix.read(recordio_rows([[1, 2]]), media.RECORDIO).num_col() == 2
     assert dmatrix.read(npy(np.ones(4)), "application/x-npy").num_col() == 4
     assert dmatrix.read(b"\n1 2 3\n", CSV).num_col() == 3
     with pytest.raises(BadRequest, match="is the most"):
@@ -394,12 +395,12 @@ def test_code_that_imports_the_hugging_face_toolkit_runs(served: Callable[..., C
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("1,2\n3,4", "is not a header"),
-        ("inputs,b\n1", "cells, its header has"),
-        ("inputs\n1,2", "cells, its header has"),
-        ("inputs\n", "no rows"),
-        ("", "is not a header"),
-        ("inputs," + ",".join(map(str, range(50_000))) + "\nx" * 50_000, "cells, its header has"),
+        ("1,2\n3,4", "'1,2', is not a header"),
+        ("inputs,b\n1", "row 2 of the CSV has 1 cells, its header has 2"),
+        ("inputs\n1,2", "row 2 of the CSV has 2 cells, its header has 1"),
+        ("inputs\n", "a header and no rows"),
+        ("", "'', is not a header"),
+        ("inputs," + ",".join(map(str, range(50_000))) + "\nx" * 50_000, "row 2 of the CSV has 1 cells"),
     ],
     ids=["no header", "short", "long", "header alone", "nothing", "a wide header over many short rows"],
 )

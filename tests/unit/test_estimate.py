@@ -1,4 +1,4 @@
-"""What a load is expected to take, from headers and file sizes alone."""
+"""The estimated memory of a load, from headers and file sizes."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tests.unit.processor_time import processor_time_below
 
 
 def safetensors(path: Path, tensors: dict[str, tuple[str, int]], *, header: bytes | None = None) -> Path:
-    """A file of tensors by name, each of a type and so many bytes; the data is a hole, and takes no disk."""
+    """A safetensors file: name -> type and bytes. Its data is a hole, which takes no disk space."""
     parts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, size) in tensors.items():
@@ -43,7 +43,7 @@ def safetensors(path: Path, tensors: dict[str, tuple[str, int]], *, header: byte
 def test_weights_count_at_the_precision_they_are_loaded_in(
     tmp_path: Path, tensors: dict[str, tuple[str, int]], dtype: str | None, expected: int
 ) -> None:
-    """Float32 unless told otherwise, for that is what processors want; whole numbers stay as they are."""
+    """Float32 unless an option sets another type; integers keep their type."""
     safetensors(tmp_path / "model.safetensors", tensors)
 
     assert memory_bytes(tmp_path, "text_generation", dtype) == TORCH_FLOOR + expected
@@ -51,7 +51,7 @@ def test_weights_count_at_the_precision_they_are_loaded_in(
 
 @pytest.mark.parametrize(("dtype", "rest"), [(None, 4), ("bfloat16", 2)])
 def test_quantised_weights_count_at_a_byte_each(tmp_path: Path, dtype: str | None, rest: int) -> None:
-    """All but embeddings and what is no matrix; the largest embedding may be the head as well, for a byte each."""
+    """All matrices but embeddings. The largest embedding may be the head as well, at a byte each."""
     shapes = {
         "transformer.wte.weight": [100, 8],
         "model.embed_positions.weight": [10, 8],
@@ -98,7 +98,7 @@ def test_all_shards_count_unless_there_is_one_whole_file(tmp_path: Path) -> None
     ],
 )
 def test_a_file_whose_header_is_no_good_counts_with_its_size(tmp_path: Path, content: bytes) -> None:
-    """The load will say what is wrong with it."""
+    """The load reports the error."""
     (tmp_path / "model.safetensors").write_bytes(content)
 
     assert memory_bytes(tmp_path, "text_generation") == TORCH_FLOOR + len(content)

@@ -53,7 +53,7 @@ def test_a_transformers_model_is_known_by_its_architecture(
 
 
 def test_the_task_of_model_toml_wins(tmp_path: Path) -> None:
-    """`task` in model.toml stands over what config.json suggests."""
+    """`task` in model.toml comes before config.json."""
     assert describe("m", hugging(tmp_path, BART, 'task = "text2text-generation"')).task == "text2text-generation"
 
 
@@ -69,14 +69,14 @@ def test_the_task_of_model_toml_wins(tmp_path: Path) -> None:
     ],
 )
 def test_a_task_chooses_the_handler(tmp_path: Path, toml: str, hf_task: str, handler: str, task: str) -> None:
-    """model.toml's before HF_TASK, and either before config.json; a handler named in model.toml before all."""
+    """model.toml comes before HF_TASK, and HF_TASK before config.json. A handler in model.toml comes first."""
     spec = describe("m", hugging(tmp_path, BART, toml), Settings(hf_task=hf_task))
 
     assert (spec.handler, spec.task) == (handler, task)
 
 
 def test_hf_task_is_for_hugging_face_models_only(tmp_path: Path) -> None:
-    """Another framework's model beside them is what it is."""
+    """It has no effect on models of other frameworks."""
     hugging(tmp_path / "a", BART)
     xgboost(tmp_path / "b")
 
@@ -107,7 +107,7 @@ def test_an_unsupported_task_is_refused(tmp_path: Path, toml: str, hf_task: str,
 
 
 def test_a_sentence_transformers_directory_gives_sentences(tmp_path: Path) -> None:
-    """Whatever head its config.json still names; unless its tokens are asked for."""
+    """Independent of the head in its config.json, unless the task says otherwise."""
     directory = put(hugging(tmp_path, {"architectures": ["MPNetForMaskedLM"]}), modules_json="[]")
 
     assert (describe("m", directory).handler, describe("m", directory).task) == (
@@ -118,7 +118,7 @@ def test_a_sentence_transformers_directory_gives_sentences(tmp_path: Path) -> No
 
 
 def test_pickled_weights_go_to_the_handler_that_refuses_them(tmp_path: Path) -> None:
-    """It can say how to convert them; the catalog only knows which handler it would be."""
+    """The handler's error has the way to convert them."""
     put(tmp_path, config_json=json.dumps(GPT2))
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
 
@@ -141,7 +141,7 @@ def test_own_code_stands_over_all_recognition(tmp_path: Path) -> None:
 
 
 def test_own_code_may_have_another_name(tmp_path: Path) -> None:
-    """`program` in [options] says which file in code/ it is."""
+    """`program` in [options] is the name of the file in code/."""
     spec = describe("m", put(tmp_path, code__main_py="", config_json="mine", model_toml='options.program = "main.py"'))
 
     assert (spec.handler, spec.model_type, spec.options) == ("custom", None, CustomOptions(program="main.py"))
@@ -204,19 +204,19 @@ def test_an_error_names_the_file_and_the_cause(tmp_path: Path, files: dict[str, 
 
 
 def test_a_lone_pickled_model_names_its_file(tmp_path: Path) -> None:
-    """pytorch_model.bin without config.json cannot be anything we load."""
+    """No handler loads a pytorch_model.bin without config.json."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
 
     assert "pytorch_model.bin: a pickle" in refusal(tmp_path)
 
 
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    """The multi-model API hands over any path."""
+    """A request of the multi-model API can contain any path."""
     assert refusal(tmp_path / "gone") == "gone: No such file or directory"
 
 
 def test_only_the_beginning_of_a_json_file_is_read(tmp_path: Path) -> None:
-    """A model of hundreds of MB is known by its first bytes."""
+    """The first bytes are enough for a model of any size."""
     put(tmp_path, model_json=BOOSTER)
     os.truncate(tmp_path / "model.json", 1 << 40)
 

@@ -83,7 +83,7 @@ def test_many_records_alike_are_read_as_one_by_one() -> None:
             assert np.array_equal(recordio.read(b"".join(changed), 3), rows)
     with pytest.raises(BadRequest, match=r"^row 500, column 2 is infinite"):
         recordio.read(b"".join(frames[:-1]) + framed(message(tensor([1, np.inf, 3])) + LABEL), 3)
-    with pytest.raises(BadRequest, match=r"^record 250 has features that are no tensor of numbers"):
+    with pytest.raises(BadRequest, match=r"^record 250 has features that are not a tensor of numbers"):
         recordio.read(b"".join(frames[:249]) + frames[0].replace(b"\x12\x0e\x0a", b"\x22\x0e\x0a"), 3)
 
 
@@ -112,11 +112,11 @@ GOOD = framed(message(tensor([1, 2, 3])))
     [
         (b"1,2,3\n", "record 1 does not begin with RecordIO's magic number"),
         (GOOD + b"\0" * 4, "record 2 does not begin with RecordIO's magic number"),
-        (GOOD[:6], "record 1 is cut short"),
-        (GOOD[:-4], "record 1 is cut short"),
-        (GOOD + struct.pack("<II", 0xCED7230A, 0x1FFFFFFF), "record 2 is cut short"),
-        (framed(b"x", 3), "record 1 is in parts that do not follow one another"),
-        (framed(b"x", 1), "record 1 is cut short"),
+        (GOOD[:6], "record 1 is truncated"),
+        (GOOD[:-4], "record 1 is truncated"),
+        (GOOD + struct.pack("<II", 0xCED7230A, 0x1FFFFFFF), "record 2 is truncated"),
+        (framed(b"x", 3), "record 1 has parts in the wrong order"),
+        (framed(b"x", 1), "record 1 is truncated"),
         (framed(message(tensor([1, 2]))), "row 1 has 2 columns; the model has 3 features"),
         (GOOD + framed(message(tensor([1] * 4))), "row 2 has 4 columns; the model has 3 features"),
         (framed(message(tensor([1], keys=[3], shape=[4]))), "row 1 has 4 columns; the model has 3 features"),
@@ -126,10 +126,10 @@ GOOD = framed(message(tensor([1, 2, 3])))
         (framed(message(tensor([1, 2, 3], shape=[3, 1]))), "record 1 has features of more than one row"),
         (framed(LABEL), "record 1 has no features called 'values'"),
         (framed(b""), "record 1 has no features called 'values'"),
-        (framed(message(field(9, b"bytes"))), "record 1 has features that are no tensor of numbers"),
-        (framed(message(field(2, field(1, b"12345")))), "record 1 has values that are cut short"),
-        (framed(b"\x0a\xff\xff\xff\xff\x0f"), "record 1 is cut short inside"),
-        (framed(b"\xff" * 12), "record 1 has a number that is cut short"),
+        (framed(message(field(9, b"bytes"))), "record 1 has features that are not a tensor of numbers"),
+        (framed(message(field(2, field(1, b"12345")))), "record 1 has truncated values"),
+        (framed(b"\x0a\xff\xff\xff\xff\x0f"), "record 1 has a truncated field"),
+        (framed(b"\xff" * 12), "record 1 has a truncated number"),
         (framed(b"\x0f"), "record 1 is not a protobuf message"),
         (framed(message(tensor([1, 2, float("inf")]))), "row 1, column 3 is infinite, or too large"),
         (framed(message(tensor([1, 2, 1e300], kind="<f8"))), "row 1, column 3 is infinite, or too large"),

@@ -10,8 +10,9 @@ import pytest
 
 from serve.errors import BadRequest, DoesNotFit, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Job, Reply, Request
+from serve.http.media import JSON, JSON_LINES
 from serve.runner.jobs import Batches
-from serve.runner.records import JSON, JSON_LINES, Engine, Records
+from serve.runner.records import Engine, Records
 
 
 class Squares:

@@ -18,7 +18,7 @@ def test_defaults_say_that_they_are() -> None:
 
 
 def test_a_value_remembers_its_variable() -> None:
-    """The banner can tell where each choice came from."""
+    """The banner prints the source of each value."""
     chosen = settings.read({"SAGEMAKER_BIND_TO_PORT": "9001", "SAGEMAKER_CONTAINER_LOG_LEVEL": "10"})
     assert (chosen.port, chosen.sources["port"]) == (9001, "SAGEMAKER_BIND_TO_PORT")
     assert chosen.log_level == "DEBUG"
@@ -44,14 +44,14 @@ def test_a_bad_value_is_named(variable: str, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["false", "0", "yes", "", "True"])
 def test_only_true_is_multi_model(value: str) -> None:
-    """`SAGEMAKER_MULTI_MODEL=false` does not mean yes."""
+    """`SAGEMAKER_MULTI_MODEL=false` leaves the mode off."""
     assert not settings.read({"SAGEMAKER_MULTI_MODEL": value}).multi_model
     assert settings.read({"SAGEMAKER_MULTI_MODEL": "true"}).multi_model
 
 
 @pytest.mark.parametrize("value", ["true", "True"])
 def test_a_batch_is_one_for_the_platform_and_for_the_local_mode(value: str) -> None:
-    """AWS's SDK says True there."""
+    """AWS's SDK sets True in its local mode."""
     assert settings.read({"SAGEMAKER_BATCH": value}).batch_transform
 
 
@@ -103,14 +103,14 @@ def test_cgroup_version_1_too(cgroup: Path) -> None:
 
 
 def test_no_limit_means_the_machine(cgroup: Path) -> None:
-    """`max` is how version 2 says there is none."""
+    """In version 2 `max` means no limit."""
     (cgroup / "memory.max").write_text("max\n")
     (cgroup / "cpu.max").write_text("max 100000\n")
     assert machine.limit()[1] == machine.cpus()[1] == "machine"
 
 
 def test_a_budget_never_vanishes() -> None:
-    """In a container smaller than our own processes a tenth is left for models, and the banner shows it."""
+    """In a container smaller than the server's processes a tenth is for models, and the banner shows it."""
     assert (
         machine.budget(4 << 30, 0.9, 2)
         == int((4 << 30) * 0.9) - machine.FORKSERVER - machine.REST - 2 * machine.WEB_WORKER

@@ -94,7 +94,7 @@ def test_callers_share_a_batch(directory: Path) -> None:
         (b"[]", JSON, "the rows have 0 columns; the model has 2 features"),
         (b"[[[1]]]", JSON, "rows of values are needed"),
         (b"[[1], [2, 3]]", JSON, "different lengths"),
-        (b'{"a": 1}', JSON, "rows are needed"),
+        (b'{"a": 1}', JSON, "the body has no rows"),
         (b"1,2\n3", CSV, "row 2 has 1 columns; row 1 has 2"),
         (b"a,b\n1,2", CSV, "row 1, column 1: 'a' is not a number"),
         (b"\x93NUMPY", NPY, "not a .npy file"),
@@ -156,7 +156,7 @@ def test_a_type_that_is_not_trusted_is_named(tmp_path: Path) -> None:
     (name,) = skops.io.get_untrusted_types(file=tmp_path / "model.skops")
     with pytest.raises(ModelUnusable) as refused:
         handler(tmp_path)
-    assert refused.value.message == f"model.skops holds types that are not trusted: {name}"
+    assert refused.value.message == f"model.skops has types that are not trusted: {name}"
     served = handler(tmp_path, trusted=[name])
     (answer,) = answers(served, item(served, b"[[3, 1]]"))
     assert float(answer.strip(b"[]")) == pytest.approx(3.0)
@@ -177,7 +177,7 @@ def test_a_pickle_is_loaded_where_its_owner_says_so(tmp_path: Path, caplog: pyte
     served = handler(tmp_path, allow_pickle=True)
     (answer,) = answers(served, item(served, b"[[0, 5]]"))
     assert float(answer.strip(b"[]")) == pytest.approx(5.0)
-    assert "runs whatever code it holds" in caplog.text
+    assert "runs the code in it" in caplog.text
     (tmp_path / "model.joblib").write_bytes(pickle.dumps(1)[:-1])
     with pytest.raises(ModelUnusable, match=r"model.joblib: joblib cannot load it") as refused:
         handler(tmp_path, allow_pickle=True)

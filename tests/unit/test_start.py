@@ -1,4 +1,4 @@
-"""What the launcher makes before anything runs: nginx.conf, banner, counters, log lines."""
+"""The first outputs of a start: nginx.conf, banner, counters, log lines."""
 
 import json
 import logging
@@ -56,13 +56,13 @@ def test_the_limits_stand_in_order() -> None:
 
 
 def test_nginx_waits_for_a_load_and_for_an_unload(tmp_path: Path) -> None:
-    """Whichever may take longer: an unload waits for requests in flight, as long as they may take."""
+    """For the longer of the two: an unload waits for the requests in flight, up to their time limit."""
     assert "proxy_read_timeout 370000ms" in conf(tmp_path)
     assert "proxy_read_timeout 3610000ms" in conf(tmp_path, request_limit=3600.0)
 
 
 def test_an_error_in_nginx_conf_survives_its_quotes() -> None:
-    """nginx's strings end at a quote and eat a backslash."""
+    """A quote ends a string of nginx's, and a backslash escapes the next character."""
     from serve.errors import BadRequest
 
     quoted = nginx._json(BadRequest('it\'s "so"'))
@@ -71,7 +71,7 @@ def test_an_error_in_nginx_conf_survives_its_quotes() -> None:
 
 
 def test_the_banner_tells_each_choice_with_its_source(tmp_path: Path) -> None:
-    """Also what cannot be served, and why."""
+    """And each model that cannot be served, with the cause."""
     model(tmp_path, "good")
     model(tmp_path, "bad", "colour = 1")
     chosen = settings.read({"SAGEMAKER_BIND_TO_PORT": "9000", "SERVE_MODEL_DIR": str(tmp_path)})
@@ -125,7 +125,7 @@ def test_counters_cross_processes_by_name(tmp_path: Path) -> None:
 
 
 def test_before_its_first_beat_the_host_is_starting(tmp_path: Path) -> None:
-    """And has not been silent for as long as the machine runs."""
+    """Its silence is not counted from the boot of the machine."""
     slots = Slots(tmp_path / "slots", create=True)
     state, silence, says = slots.pulse()
     assert (state, says) == (State.STARTING, "starting")
@@ -149,7 +149,7 @@ def test_a_log_line_is_one_json_object(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_a_run_directory_too_long_for_sockets_is_told_by_its_setting(tmp_path: Path) -> None:
-    """By the longest of the models' own names; where they come later, by the shortest that serves any."""
+    """The longest name of a model counts; on a multi-model endpoint, the shortest socket name that serves any model."""
     model(tmp_path, "a-name-that-is-plain-but-not-short")
     found = scan(tmp_path)
     chosen = replace(settings.read({}), run_dir=Path("/" + "x" * 70))

@@ -244,14 +244,14 @@ def test_the_default_accept_of_the_server_is_honoured_where_it_can_be(
         (b"[[1, 2]]", "application/json", "", BadRequest, "row 1 has 2 columns; the model has 5 features"),
         (b"1 9:1", "text/libsvm", "", BadRequest, "a row has feature number 9; the model has 5 features"),
         (b"a,b,c,d,e\n1,2,3,4,5\n", "text/csv", "", BadRequest, "row 1, column 1: 'a' is not a number"),
-        (b"1,2,3,4,5", "text/csv", "image/png", NotAcceptable, "Accept 'image/png' names none of the formats"),
-        (b"\x00", "image/png", "", UnsupportedMediaType, "Content-Type 'image/png' is not read by this model"),
+        (b"1,2,3,4,5", "text/csv", "image/png", NotAcceptable, "Accept 'image/png' matches no format"),
+        (b"\x00", "image/png", "", UnsupportedMediaType, "unsupported Content-Type: 'image/png'"),
         (
             b"PAR1",
             "application/x-parquet",
             "",
             UnsupportedMediaType,
-            "Content-Type 'application/x-parquet' is not read by this model",
+            "unsupported Content-Type: 'application/x-parquet'",
         ),
     ],
 )
@@ -329,10 +329,10 @@ def test_a_binary_model_cut_anywhere_is_told_before_the_library_reads_it(logisti
     whole = bytes(logistic.save_raw(raw_format="ubj"))
     file_formats.check(whole)
     for end in range(1, len(whole), 7):
-        with pytest.raises(ValueError, match=r"^it is cut short$"):
+        with pytest.raises(ValueError, match=r"^the file is truncated$"):
             file_formats.check(whole[:end])
     for wrong in (whole + b"}", b"{L" + b"\x7f" * 8, b"[" * 100_000, b"?", b"[$SL", b'{"learner": 3}'):
-        with pytest.raises(ValueError, match=r"^(it is|it has|byte)"):
+        with pytest.raises(ValueError, match=r"^(the file is|invalid byte|\d+ bytes follow)"):
             file_formats.check(wrong)
 
 

@@ -77,7 +77,7 @@ def test_an_old_file_whose_trees_are_of_no_class_is_told() -> None:
             file_formats.as_json(whole[:at] + b"\xff" * 8 + whole[at + 8 :])  # of both its trees
         except file_formats.OldBinaryError as error:
             told.add(str(error))
-    assert "it has a tree of no class" in told
+    assert "a tree has an invalid class" in told
 
 
 def test_an_old_file_before_the_first_that_are_read_is_told_the_way(tmp_path: Path, load: Load) -> None:
@@ -120,10 +120,10 @@ def test_files_that_are_no_ensemble_are_told_apart(tmp_path: Path, load: Load) -
     """Both are named, with what differs."""
     train().save_model(tmp_path / "a.ubj")
     for other, message in [
-        (train(width=3), "a.ubj and b.ubj are no ensemble: features 4 and 3"),
+        (train(width=3), "a.ubj and b.ubj cannot be one ensemble: features 4 and 3"),
         (
             train(objective="binary:hinge"),
-            "a.ubj and b.ubj are no ensemble: objective binary:logistic and binary:hinge",
+            "a.ubj and b.ubj cannot be one ensemble: objective binary:logistic and binary:hinge",
         ),
     ]:
         other.save_model(tmp_path / "b.ubj")
@@ -181,17 +181,17 @@ def test_the_booster_of_a_scikit_learn_wrapper_is_read() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"cposix\nsystem\n(S'touch sprung'\ntR.", "the pickle asks for 'posix.system'"),
-        (b"cbuiltins\neval\n(S'1'\ntR.", "the pickle asks for 'builtins.eval'"),
-        (b"c__main__\nf\n(tR.", "the pickle asks for '__main__.f'"),
+        (b"cposix\nsystem\n(S'touch sprung'\ntR.", "the pickle imports 'posix.system'"),
+        (b"cbuiltins\neval\n(S'1'\ntR.", "the pickle imports 'builtins.eval'"),
+        (b"c__main__\nf\n(tR.", "the pickle imports '__main__.f'"),
         (b"cxgboost.core\nos.system\n(S'touch sprung'\ntR.", "the pickle holds 'os.system', not a trained booster"),
         (b"cxgboost.core\nBooster\n(tR.", "the pickle holds 'Booster', not a trained booster"),
         (b"cnumpy\nload\n(S'/etc/passwd'\ntR.", "the pickle holds 'load', not a trained booster"),
-        (b"c__builtin__\nbytearray\n(I1000000000000\ntR.", "the pickle is not that of a booster"),
+        (b"c__builtin__\nbytearray\n(I1000000000000\ntR.", "the pickle is not a pickled booster"),
         (b"\x80\x04\x95", "the pickle cannot be read: "),
         (b"\x80\x04N.", "the pickle holds 'NoneType', not a trained booster"),
         (b"(((((", "the pickle cannot be read: "),
-        (b"P1\n.", "the pickle refers to something outside it"),
+        (b"P1\n.", "the pickle refers to an object outside the file"),
     ],
 )
 def test_what_a_pickle_would_run_is_not_run(

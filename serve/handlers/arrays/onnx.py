@@ -1,7 +1,7 @@
-"""ONNX models by ONNX Runtime: `*.onnx`, with the weights beside it where it keeps them apart.
+"""ONNX models in ONNX Runtime: `*.onnx`, and the files of its external weights.
 
-Requests share a batch when the first dimension of every input and output is open, and the same; `batch = false` of the
-options keeps them apart, for a model whose rows are not independent of one another.
+Requests share a batch if the first dimensions of all inputs and outputs are open and the same. The option
+`batch = false` disables batches, for models whose rows depend on one another.
 """
 
 import os
@@ -14,11 +14,11 @@ from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, onnx_files
 from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.failures import exhausted
-from serve.formats.values import CSV
 from serve.handlers.arrays import tensors
 from serve.handlers.arrays.options import OnnxOptions
 from serve.handlers.arrays.tensors import Input, Item
 from serve.handlers.base import Reply, Request
+from serve.http import media
 
 TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -31,12 +31,12 @@ TYPES: dict[str, np.dtype[Any]] = {
 
 
 class Onnx:
-    records = (CSV,)
+    records = (media.CSV,)
 
     def __init__(self, model: ModelConfig[OnnxOptions]) -> None:
-        # It would report each load to its maker, and start a thread for that, since 1.29 (microsoft/onnxruntime#27379).
+        # Since 1.29 ONNX Runtime reports each load to Microsoft, on a thread of its own (microsoft/onnxruntime#27379).
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        import onnxruntime  # not above: it may not be installed
+        import onnxruntime  # not at the top: it is an extra
 
         self._model = model
         path = chosen(onnx_files(model.directory), "model.onnx", model.options.file)
@@ -44,7 +44,7 @@ class Onnx:
         options.intra_op_num_threads = max(1, model.threads)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that wait sleep: docs/decisions/0007-threads.md.
+        # Waiting threads sleep: docs/decisions/0007-threads.md.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         there = onnxruntime.get_available_providers()
         providers = [each for each in ("CUDAExecutionProvider", "CPUExecutionProvider") if each in there]
@@ -54,13 +54,13 @@ class Onnx:
             self._session = onnxruntime.InferenceSession(str(path), options, providers)
         except MemoryError:
             raise
-        except Exception as error:  # of many classes, one for each way a file can be wrong
+        except Exception as error:  # a class of its own for each fault of a file
             raise ModelUnusable(f"{path.name}: ONNX Runtime cannot load it: {str(error)[:400]}") from error
         self._inputs = [_input(each, path.name) for each in self._session.get_inputs()]
         self._outputs = [each.name for each in self._session.get_outputs()]
         self._batches = model.options.batch and stackable(
             [each.shape for each in self._session.get_inputs()],
-            # A sequence of maps, as scikit-learn's classifiers have, has an entry a row and no shape.
+            # A sequence of maps, the output of scikit-learn's classifiers, has an entry per row and no shape.
             [each.shape for each in self._session.get_outputs() if each.type.startswith("tensor")],
         )
 
@@ -77,13 +77,13 @@ class Onnx:
         except self._wrong as error:
             if exhausted(error):
                 raise
-            # Shapes that do not go together, and indices past the end: all that differs between requests is the input.
+            # Unequal shapes, or an index out of range: only the input differs between requests, so it is the cause.
             raise BadRequest(f"the model does not take this input: {str(error)[:400]}") from error
         return tensors.replies(items, dict(zip(self._outputs, found, strict=True)))
 
 
 def stackable(inputs: Sequence[Sequence[Any]], outputs: Sequence[Sequence[Any]]) -> bool:
-    """Whether every shape begins with the same open dimension; one without a name is the same in an output only."""
+    """Whether the first dimension of all shapes is open and the same; an output's may have no name."""
     firsts = {shape[0] if shape else 0 for shape in inputs}
     if len(firsts) != 1 or isinstance(first := firsts.pop(), int):
         return False
@@ -92,6 +92,6 @@ def stackable(inputs: Sequence[Sequence[Any]], outputs: Sequence[Sequence[Any]])
 
 def _input(declared: Any, file: str) -> Input:
     if declared.type not in TYPES:
-        raise ModelUnusable(f"{file}: input {declared.name!r} is a {declared.type}, which is not served")
+        raise ModelUnusable(f"{file}: input {declared.name!r} has the unsupported type {declared.type}")
     shape = tuple(each if isinstance(each, int) else None for each in declared.shape)
     return Input(name=declared.name, dtype=TYPES[declared.type], shape=shape)

@@ -1,7 +1,7 @@
-"""Programs of torch: `*.pt2` of torch.export.save, and TorchScript in `*.pt` or `*.pth`. Never pickles.
+"""Programs of torch: `*.pt2` of torch.export.save, and TorchScript in `*.pt` or `*.pth`; no pickles.
 
-Exported programs say what they take, and share a batch where the first dimension is open. TorchScript does not: its
-numbers are float32 unless `dtype` of the options says otherwise, and requests share a batch with `batch = true` only.
+An exported program declares its inputs; requests share a batch if the first dimension is open. TorchScript declares
+neither types nor shapes: the option `dtype` sets the type (float32 by default), and `batch = true` enables batches.
 """
 
 import logging
@@ -16,17 +16,17 @@ from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, torch_programs
 from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.failures import exhausted
-from serve.formats.values import CSV
 from serve.handlers.arrays import tensors, torch_archive
 from serve.handlers.arrays.options import TorchOptions
 from serve.handlers.arrays.tensors import Input, Item
 from serve.handlers.base import Reply, Request
+from serve.http import media
 
 log = logging.getLogger(__name__)
 
 
 class TorchProgram:
-    records = (CSV,)
+    records = (media.CSV,)
 
     def __init__(self, model: ModelConfig[TorchOptions]) -> None:
         torch.set_num_threads(max(1, model.threads))
@@ -57,7 +57,7 @@ class TorchProgram:
         except (RuntimeError, IndexError, AssertionError) as error:
             if exhausted(error):
                 raise
-            # Shapes that do not go together, and indices past the end: all that differs between requests is the input.
+            # Unequal shapes, or an index out of range: only the input differs between requests, so it is the cause.
             if len(items) == 1:
                 log.warning("a request failed in the model", exc_info=error)
             last = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -76,7 +76,7 @@ def _exported(path: str, model: ModelConfig[TorchOptions], device: torch.device)
     for name in program.graph_signature.user_inputs:
         value = nodes.get(str(name))
         if not isinstance(value, torch.Tensor):
-            raise ModelUnusable(f"input {name!r} is no tensor: only programs of tensors are served")
+            raise ModelUnusable(f"input {name!r} is not a tensor: all inputs of a program must be tensors")
         inputs.append(Input(name=str(name), dtype=_dtype(value.dtype), shape=tuple(map(_open, value.shape))))
     outputs = [nodes.get(str(name)) for name in program.graph_signature.user_outputs]
     firsts = {
@@ -90,14 +90,14 @@ def _exported(path: str, model: ModelConfig[TorchOptions], device: torch.device)
 
 def _scripted(path: str, model: ModelConfig[TorchOptions], device: torch.device) -> Loaded:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself is deprecated
         module = torch.jit.load(path, map_location=device).eval()
     dtype = np.dtype(model.options.dtype)
     arguments = module.forward.schema.arguments[1:]
     taken = [each for each in arguments if not each.has_default_value()]
     for each in taken:
         if str(each.type) != "Tensor":
-            raise ModelUnusable(f"input {each.name!r} is a {each.type}: only programs of tensors are served")
+            raise ModelUnusable(f"input {each.name!r} is a {each.type}: all inputs of a program must be tensors")
     inputs = [Input(name=each.name, dtype=dtype, shape=None) for each in taken]
     return module, inputs, model.options.batch is True
 
@@ -110,7 +110,7 @@ def _dtype(dtype: torch.dtype) -> np.dtype[Any]:
     try:
         return torch.empty(0, dtype=dtype).numpy().dtype
     except TypeError:
-        raise ModelUnusable(f"an input is {dtype}, which cannot be sent") from None
+        raise ModelUnusable(f"an input has the type {dtype}, which numpy does not have") from None
 
 
 def _named(found: Any) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""A model's own code: imported, called as AWS's toolkits call it, its results written as replies."""
+"""Models with their own code, which is called as AWS's toolkits call it."""

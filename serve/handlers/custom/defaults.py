@@ -1,9 +1,9 @@
-"""What AWS's PyTorch, scikit-learn, XGBoost and Hugging Face toolkits do where a model's code leaves a function out.
+"""The functions that a model's code omits, as AWS's PyTorch, scikit-learn, XGBoost and Hugging Face toolkits have them.
 
-Which of them a model's code was written for is told from what its model_fn returned; `toolkit` of the options says it
-where that is not enough. Sources: aws/sagemaker-pytorch-inference-toolkit (default_pytorch_inference_handler.py),
-aws/sagemaker-scikit-learn-container (serving.py), aws/sagemaker-xgboost-container (handler_service.py),
-aws/sagemaker-huggingface-inference-toolkit (handler_service.py).
+The object that model_fn returns decides the toolkit, unless the option `toolkit` names it. Sources:
+aws/sagemaker-pytorch-inference-toolkit (default_pytorch_inference_handler.py), aws/sagemaker-scikit-learn-container
+(serving.py), aws/sagemaker-xgboost-container (handler_service.py), aws/sagemaker-huggingface-inference-toolkit
+(handler_service.py).
 """
 
 import sys
@@ -18,7 +18,8 @@ from serve.catalog import recognition
 from serve.catalog.recognition import torch_programs, weights
 from serve.errors import BadRequest, ModelUnusable
 from serve.formats import values
-from serve.http.body import csv_records
+from serve.http import media
+from serve.http.body import csv_records, decode_text
 
 
 class Toolkit(Enum):
@@ -29,21 +30,21 @@ class Toolkit(Enum):
     NONE = ""  # JSON as it is, CSV as numbers
 
 
-def of(model: Any, said: str | None) -> Toolkit:
-    """The toolkit whose defaults suit this model."""
-    if said is not None:
-        return Toolkit(said)
-    # model_fn often returns a model with its tokenizer or its labels.
+def of(model: Any, named: str | None) -> Toolkit:
+    """The toolkit whose defaults suit this model; `named`: the option `toolkit`."""
+    if named is not None:
+        return Toolkit(named)
+    # model_fn often returns a model together with its tokenizer or its labels.
     parts = list(model.values()) if isinstance(model, dict) else model if isinstance(model, list | tuple) else [model]
     bases = [base for part in parts for base in type(part).__mro__]
-    made_by = {base.__module__.partition(".")[0] for base in bases}
-    if any(_is_booster(base) for base in bases):  # and not XGBClassifier, which takes rows as scikit-learn's do
+    packages = {base.__module__.partition(".")[0] for base in bases}
+    if any(_is_booster(base) for base in bases):  # not XGBClassifier, which takes rows as scikit-learn's models do
         return Toolkit.XGBOOST
-    if "transformers" in made_by:
+    if "transformers" in packages:
         return Toolkit.HUGGINGFACE
-    if "torch" in made_by:
+    if "torch" in packages:
         return Toolkit.PYTORCH
-    return Toolkit.SKLEARN if "sklearn" in made_by else Toolkit.NONE
+    return Toolkit.SKLEARN if "sklearn" in packages else Toolkit.NONE
 
 
 def _is_booster(kind: type) -> bool:
@@ -51,35 +52,37 @@ def _is_booster(kind: type) -> bool:
 
 
 def width(model: Any) -> int:
-    """How many columns the default predict_fn wants, where it can be told; else 0."""
+    """The number of columns that the default predict_fn takes, if the model has it; else 0."""
     return model.num_features() if any(map(_is_booster, type(model).__mro__)) else 0
 
 
 def read(toolkit: Toolkit, body: bytes, content_type: str, charset: str, width: int = 0) -> Any:
-    """What the toolkit's default input_fn makes of a body; rows of `width` columns where the model wants so many."""
+    """The data that the toolkit's default input_fn makes of a body; `width` 0: any number of columns.
+
+    Raises BadRequest, UnsupportedMediaType.
+    """
     if toolkit is Toolkit.XGBOOST:
         from serve.handlers.xgboost import dmatrix
 
-        text = content_type.startswith("text/") or values.is_json(content_type)
-        return dmatrix.read(values.decoded(body, charset).encode() if text else body, content_type, width)
-    if toolkit is Toolkit.HUGGINGFACE and content_type == values.CSV:
-        return columns(values.decoded(body, charset))
+        return dmatrix.read(body, content_type, charset, width)
+    if toolkit is Toolkit.HUGGINGFACE and content_type == media.CSV:
+        return columns(decode_text(body, charset))
     data = values.read(body, content_type, charset)
-    if toolkit is Toolkit.SKLEARN and (content_type == values.CSV or isinstance(data, list)):
+    if toolkit is Toolkit.SKLEARN and (content_type == media.CSV or isinstance(data, list)):
         return values.numbers(data, np.float32)
     if toolkit is Toolkit.PYTORCH and (isinstance(data, np.ndarray) or _numeric(data)):
         import torch
 
-        array = data if content_type == values.NPY else values.numbers(data, np.float32)
+        array = data if content_type == media.NPY else values.numbers(data, np.float32)
         try:
             return torch.from_numpy(array).to(_device())
-        except TypeError as error:  # complex, or of a byte order that torch has not
+        except TypeError as error:  # a byte order or a type that torch does not have
             raise BadRequest(f"the array cannot be a tensor: {error}") from error
     return data
 
 
 def predict(toolkit: Toolkit, data: Any, model: Any) -> Any:
-    """What the toolkit's default predict_fn gives."""
+    """The prediction of the toolkit's default predict_fn."""
     torch = sys.modules.get("torch")
     with torch.no_grad() if torch else nullcontext():
         if toolkit is Toolkit.XGBOOST and _is_booster(type(model)):
@@ -95,7 +98,7 @@ def predict(toolkit: Toolkit, data: Any, model: Any) -> Any:
 
 
 def ready(model: Any) -> Any:
-    """A model as `predict` needs it: a module of torch on its device, in evaluation mode."""
+    """The model in the state that `predict` needs: a module of torch is on its device, in evaluation mode."""
     torch = sys.modules.get("torch")
     if torch and isinstance(model, torch.nn.Module):
         return model.to(_device()).eval()
@@ -104,36 +107,36 @@ def ready(model: Any) -> Any:
         if model is not None:
             what = f"model_fn returned {type(model).__name__}, which has no predict() and cannot be called"
         raise ModelUnusable(
-            f"it has neither predict_fn nor predict_batch_fn nor transform_fn, and {what}",
+            f"the code has no predict_fn, predict_batch_fn or transform_fn, and {what}",
             hint="def predict_fn(data, model): ...",
         )
     return model
 
 
 def load(directory: Path, task: str | None) -> Any:
-    """What the toolkits load where there is no model_fn: TorchScript, or a pipeline of transformers; else None."""
+    """The model of the toolkits' default model_fn: TorchScript, or a pipeline of transformers; else None."""
     program = _torchscript(directory)
     if program:
         import torch
 
         return torch.jit.load(program, map_location=_device())
-    described = recognition.read_config(directory) if (directory / "config.json").is_file() else None
-    if described and weights(directory):
+    config = recognition.read_config(directory) if (directory / "config.json").is_file() else None
+    if config and weights(directory):
         from transformers import pipeline
 
-        found = task or _guessed(described.get("architectures"))
+        found = task or _task(config.get("architectures"))
         return pipeline(found, model=str(directory), trust_remote_code=False)
     return None
 
 
 def _torchscript(directory: Path) -> Path | None:
-    """model.pt, or the only one there is."""
+    """model.pt, or the only TorchScript file."""
     programs = [each for each in torch_programs(directory) if each.suffix != ".pt2"]
     named = [each for each in programs if each.name == "model.pt"]
     return (named or programs)[0] if named or len(programs) == 1 else None
 
 
-# By the end of an architecture's name, as the Hugging Face toolkit guesses.
+# The task for the end of an architecture's name, as the Hugging Face toolkit infers it.
 TASKS = {
     "ForTokenClassification": "token-classification",
     "ForSequenceClassification": "text-classification",
@@ -143,7 +146,7 @@ TASKS = {
 }
 
 
-def _guessed(architectures: Any) -> str:
+def _task(architectures: Any) -> str:
     names = architectures if isinstance(architectures, list) else []
     for name in names:
         for end, task in TASKS.items():
@@ -151,22 +154,23 @@ def _guessed(architectures: Any) -> str:
                 return task
     raise ModelUnusable(
         f"there is no model_fn, and no pipeline is known for {', '.join(map(str, names)) or 'this config.json'}",
-        hint="write a model_fn, or say task = ... in model.toml",
+        hint="write a model_fn, or set task = ... in model.toml",
     )
 
 
 def columns(text: str) -> dict[str, Any]:
-    """A CSV whose header has inputs, or question and context: one value, or one object, for each row."""
+    """The inputs of a CSV with a header: the column `inputs`, or one object per row with question and context."""
     names, rows = csv_records(text, ("inputs", "question", "context"))
     if not rows:
-        raise BadRequest("the CSV has no rows below its header", hint="send one row for each input")
+        raise BadRequest("the CSV has a header and no rows")
     if "inputs" in names:
-        return {"inputs": [row[names.index("inputs")] for row in rows]}
+        at = names.index("inputs")
+        return {"inputs": [row[at] for row in rows]}
     return {"inputs": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
 def _numeric(data: Any) -> bool:
-    """Whether the first value of nested lists is a number: those of strings are left as they are."""
+    """Whether the first value of nested lists is a number; lists of strings do not become tensors."""
     while isinstance(data, list) and data:
         data = data[0]
     return isinstance(data, int | float)

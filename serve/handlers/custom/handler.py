@@ -1,4 +1,4 @@
-"""A model with code of its own: the functions of its `code/inference.py`, by the names SageMaker's toolkits gave them.
+"""Models with their own code: functions in `code/inference.py`, with the names of SageMaker's toolkits.
 
     model_fn(model_dir)                                  the model
     input_fn(body, content_type)                         data; body is str for JSON and CSV, bytes otherwise
@@ -10,8 +10,8 @@
     predict_batch_fn(list_of_data, model)                in place of predict_fn: as many predictions, in order
     pre_model_fn(model_dir), model_warmup_fn(model_dir, model)    before and after model_fn
 
-Each may take a last argument `context`. What is left out is done as the toolkits do it (own_code/toolkit.py).
-The code is trusted as the image is; it runs in this model's process only.
+Each may take a last argument `context`. A missing function is replaced by the default of the toolkits (`defaults`).
+The code is trusted like the image. It runs in the process of its model only.
 """
 
 import io
@@ -32,13 +32,14 @@ from serve.handlers.custom import defaults, results, user_code
 from serve.handlers.custom.options import CustomOptions
 from serve.handlers.custom.user_code import Context, described
 from serve.http import media
+from serve.http.body import decode_text
 
 
 @dataclass(slots=True, eq=False)  # compared and hashed by identity
 class Item:
     data: Any
     accept: str
-    explicit: bool  # the caller named a type
+    explicit: bool  # the request has a media type in Accept
     content_type: str
     context: Context
 
@@ -48,33 +49,33 @@ class Custom:
         program = model.directory / "code" / (model.options.program or "inference.py")
         self._program = program.name
         self._model_name, self._directory, self._options = model.name, str(model.directory), model.options.table()
-        self._default_accept = model.default_accept or values.JSON
-        _log_what_is_printed()
+        self._default_accept = model.default_accept or media.JSON
+        _flush_prints()
         functions = user_code.functions(program, model.name)
         self._input = functions.get("input_fn")
         self._output = functions.get("output_fn")
         self._predict = functions.get("predict_fn")
         self._transform = functions.get("transform_fn")
         self._batch = functions.get("predict_batch_fn")
-        self.records = () if self._input or self._transform else (values.CSV,)
-        if torch := sys.modules.get("torch"):  # it would take every core of the machine
+        self.records = () if self._input or self._transform else (media.CSV,)
+        if torch := sys.modules.get("torch"):  # else torch takes all cores of the machine
             torch.set_num_threads(max(1, model.threads))
         self._model = user_code.load(model, program, functions)
         self._toolkit = defaults.of(self._model, model.options.toolkit)
         if not (self._predict or self._transform or self._batch):
             self._model = defaults.ready(self._model)
-        # Functions of its own may want other columns than the model.
+        # Its own functions may take other columns than the model.
         self._width = 0 if self._predict or self._batch else defaults.width(self._model)
 
     def decode(self, request: Request) -> Item:
-        content_type = request.content_type or values.JSON
+        content_type = request.content_type or media.JSON
         explicit = bool(request.accept) and not request.accept.startswith("*/*")
         accept = _preferred(request.accept) or self._default_accept
         context = self._context(request)
         if self._transform:
             return Item(_text(request, content_type), accept, explicit, content_type, context)
-        if not self._output:  # what the default can write must hold before the work is done
-            default = self._default_accept if self._default_accept in values.WRITES else values.JSON
+        if not self._output:  # an unsupported Accept fails before the prediction
+            default = self._default_accept if self._default_accept in values.WRITES else media.JSON
             accept = media.choose(request.accept, values.WRITES, default)
         if not self._input:
             data = defaults.read(self._toolkit, request.body, content_type, request.charset, self._width)
@@ -84,12 +85,12 @@ class Custom:
             data = self._input(context, body, content_type)
         except (ValueError, TypeError, KeyError) as error:
             raise BadRequest(f"{self._program} input_fn: {described(error)}") from error
-        except Exception as error:  # code that is not ours
+        except Exception as error:  # the model's code can raise any
             raise self._failure("input_fn", error) from error
         return Item(data, accept, explicit, content_type, context)
 
     def compatible(self, item: Item) -> Hashable:
-        return "batch" if self._batch else item  # one by one, each is answered when it is done
+        return "batch" if self._batch else item  # without predict_batch_fn each reply is sent when it is ready
 
     def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
         if not self._batch:
@@ -97,7 +98,7 @@ class Custom:
         try:
             predictions = self._batch(items[0].context, [item.data for item in items], self._model)
         except Exception as error:
-            raise self._failure("predict_batch_fn", error) from error  # the loop tries them one by one
+            raise self._failure("predict_batch_fn", error) from error  # the loop then runs the requests one by one
         if len(predictions) != len(items):
             raise InternalError(
                 f"{self._program} predict_batch_fn returned {len(predictions)} predictions for {len(items)} requests"
@@ -154,22 +155,22 @@ class Custom:
         return results.failure(error, name, self._program, self._model_name)
 
 
-def _log_what_is_printed() -> None:
-    """Line by line, when it is printed: a process that is killed keeps nothing back."""
+def _flush_prints() -> None:
+    """Write each printed line to the log at once, so that none is missing when the process is killed."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
 
 
 def _text(request: Request, content_type: str) -> str | bytes:
-    """As the toolkits hand it over: JSON and CSV as str, all else, text/plain too, as bytes."""
-    if content_type in (values.JSON, values.CSV):
-        return values.decoded(request.body, request.charset)
+    """The body as the toolkits pass it: JSON and CSV as str, all others (text/plain too) as bytes."""
+    if content_type in (media.JSON, media.CSV):
+        return decode_text(request.body, request.charset)
     return request.body
 
 
 @lru_cache(maxsize=512)
 def _preferred(accept: str) -> str:
-    """The one type that Accept likes best, without parameters; "" for any."""
+    """The type that Accept prefers, without parameters; "" for any type."""
     best = parse_accept_header(accept, MIMEAccept).best or ""
     best = best.partition(";")[0].strip()
     return "" if "*" in best else best

@@ -1,4 +1,4 @@
-"""What a model's own functions return or raise, as replies and errors."""
+"""The return values and exceptions of a model's own functions, as replies and errors."""
 
 import itertools
 import logging
@@ -20,12 +20,13 @@ from serve.formats import values
 from serve.handlers.base import Reply
 from serve.handlers.custom.advice import TOOLKIT_MODULES
 from serve.handlers.custom.user_code import Context, described
+from serve.http import media
 
 log = logging.getLogger(__name__)
 
 
 def failure(error: Exception, name: str, program: str, model_name: str) -> ServeError:
-    """What the function `name` raised, as the caller may see it; the log has the traceback."""
+    """The error of the reply for an exception of the function `name`; the log has the traceback."""
     if isinstance(error, ServeError):
         return error
     if lost := failures.lost(error):
@@ -35,14 +36,14 @@ def failure(error: Exception, name: str, program: str, model_name: str) -> Serve
         return refused
     log.error("%s failed", name, exc_info=error, extra={"model": model_name})
     if out := exhausted(error):
-        give_back(error)  # before its neighbours run
+        give_back(error)  # before the other requests of the batch run
         out.message = f"{program} {name}: {out.message}"
         return out
     return InternalError(f"{program} {name} raised {described(error)}", hint="the log has the traceback")
 
 
 def _refusal(error: Exception, name: str) -> ServeError | None:
-    """An error of the toolkits' own, which names its status; None for all others."""
+    """The error of the reply for a toolkit's own exception, which has a status; None for other exceptions."""
     if type(error).__module__.partition(".")[0] not in TOOLKIT_MODULES:
         return None
     status = getattr(error, "status_code", getattr(error, "error_code", None))
@@ -54,39 +55,54 @@ def _refusal(error: Exception, name: str) -> ServeError | None:
 
 
 def reply(result: Any, accept: str, explicit: bool, context: Context) -> Reply:
-    """What output_fn or transform_fn returned, as a reply; `explicit`: the caller named the type `accept`."""
+    """The reply for a return value of output_fn or transform_fn.
+
+    Args:
+        accept: the media type of the reply, unless the code names another.
+        explicit: `accept` is from the request, not a default.
+    """
     if hasattr(result, "get_data") and hasattr(result, "status_code"):
         return _of_flask(result)
     content_type = context.response_content_type or accept
+    stated = explicit or bool(context.response_content_type)
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
         result, content_type = result
-    elif isinstance(result, Iterator) and not explicit and not context.response_content_type:
-        content_type = ""
+        stated = True
     if isinstance(result, Iterator):
-        # The first is made here, so that an error before it is still an error and not a broken answer.
-        first = list(itertools.islice(result, 1))
-        if not content_type:
-            content_type = "text/plain" if first and isinstance(first[0], str) else values.STREAMED
-            if first and isinstance(first[0], bytes | bytearray):
-                content_type = "application/octet-stream"
-        return Reply(body=_chunks(first, result), content_type=content_type)
+        return _stream(result, content_type if stated else "")
     if isinstance(result, str):
         return Reply(body=result.encode(), content_type=content_type)
     if isinstance(result, bytes | bytearray | memoryview):
         return Reply(body=bytes(result), content_type=content_type)
     if result is None:
         raise TypeError("returned None; a body is needed: bytes, str, or a value to write")
-    # multi-model-server and TorchServe write what is left as JSON, whatever was asked for.
-    written_as = content_type if content_type in values.WRITES else values.JSON
+    # As multi-model-server and TorchServe do: a value whose media type has no writer becomes JSON.
+    written_as = content_type if content_type in values.WRITES else media.JSON
     return Reply(body=values.write(result, written_as), content_type=written_as)
 
 
+def _stream(chunks: Iterator[Any], content_type: str) -> Reply:
+    """A streamed reply; without a content type the first chunk decides it."""
+    # The first chunk is computed here: an exception before it still becomes an error with its status.
+    first = list(itertools.islice(chunks, 1))
+    if not content_type:
+        content_type = media.JSON_LINES
+        if first and isinstance(first[0], str):
+            content_type = media.TEXT
+        elif first and isinstance(first[0], bytes | bytearray):
+            content_type = media.BYTES
+    return Reply(body=_chunks(first, chunks), content_type=content_type)
+
+
 def _of_flask(response: Any) -> Reply:
-    """worker.Response of the scikit-learn toolkit is Flask's; its Content-Length and the like are ours to say."""
+    """The reply for a response of Flask, which worker.Response of the scikit-learn toolkit is.
+
+    Of its headers only `X-...` are sent; the server sets Content-Length and the like.
+    """
     headers = {name: value for name, value in response.headers if name.lower().startswith("x-")}
     return Reply(
         body=response.get_data(),
-        content_type=response.content_type or values.JSON,
+        content_type=response.content_type or media.JSON,
         status=response.status_code,
         headers=headers,
     )
@@ -99,4 +115,4 @@ def _chunks(first: list[Any], rest: Iterator[Any]) -> Iterator[bytes]:
     finally:
         close = getattr(rest, "close", None)
         if close:
-            close()  # the caller hung up, or all is sent
+            close()  # after the last chunk, or when the caller hangs up

@@ -1,4 +1,4 @@
-"""Import a model's own code and find its functions; what is wrong with it is a ModelUnusable that names it."""
+"""The import of a model's own code, its functions and its model; a fault is a ModelUnusable that names the function."""
 
 import importlib.util
 import inspect
@@ -26,7 +26,7 @@ PREDICT = frozenset({"predict_fn", "predict_batch_fn", "transform_fn"})
 
 
 def load(model: ModelConfig[CustomOptions], program: Path, functions: Functions) -> Any:
-    """The model, with the hooks around model_fn called. Raises ModelUnusable, naming the function."""
+    """Call model_fn and the hooks around it, and return the model. Raises ModelUnusable, naming the function."""
     _call("pre_model_fn", model, program, functions)
     found = (
         _call("model_fn", model, program, functions) if "model_fn" in functions else _default(model, program, functions)
@@ -61,7 +61,7 @@ def _default(model: ModelConfig[CustomOptions], program: Path, functions: Functi
     except Exception as error:
         log.exception("there is no model_fn, and the files could not be loaded", extra={"model": model.name})
         if functions.keys() & PREDICT:
-            return None  # that may be all they need
+            return None  # its functions may not need a model
         if isinstance(error, ServeError):
             raise
         raise ModelUnusable(
@@ -70,7 +70,7 @@ def _default(model: ModelConfig[CustomOptions], program: Path, functions: Functi
         ) from error
 
 
-_FUNCTIONS = {  # what each is called with
+_FUNCTIONS = {  # the arguments of each
     "pre_model_fn": ("model_dir",),
     "model_fn": ("model_dir",),
     "model_warmup_fn": ("model_dir", "model"),
@@ -84,10 +84,10 @@ _FUNCTIONS = {  # what each is called with
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """What a function that asks for `context` is told; during model_fn there is no request.
+    """The argument `context` of a function; during model_fn there is no request.
 
-    The methods are those of TorchServe's and multi-model-server's context. `index` is 0 there: a request is a batch of
-    its own.
+    It has the methods of TorchServe's and multi-model-server's context, whose `index` is always 0: a batch has one
+    request.
     """
 
     model_name: str
@@ -96,7 +96,7 @@ class Context:
     headers: Mapping[str, str] = field(default_factory=dict)  # by lower-case name
     request_id: str = ""
     deadline: float = float("inf")  # by time.monotonic()
-    response_content_type: str = ""  # what the code has asked for
+    response_content_type: str = ""  # set by the code
 
     @property
     def system_properties(self) -> Mapping[str, Any]:
@@ -129,9 +129,9 @@ def _gpu() -> int | None:
 
 def _module(path: Path, name: str) -> ModuleType:
     if not path.is_file():
-        raise ModelUnusable(f"there is no code/{path.name}", hint="put it beside the model's files, in code/")
+        raise ModelUnusable(f"there is no code/{path.name}", hint="put the file into the folder code/ of the model")
     sys.path[:0] = [str(path.parent), str(path.parent / "lib")]
-    sys.path.append(str(TOOLKITS))  # last: a toolkit that a model brings, or that is installed, is the real one
+    sys.path.append(str(TOOLKITS))  # last: the model's or the image's own toolkit comes first
     unique = "serve_custom_" + re.sub(r"\W", "_", name)
     spec = importlib.util.spec_from_file_location(unique, path)
     if spec is None or spec.loader is None:
@@ -150,27 +150,28 @@ def _module(path: Path, name: str) -> ModuleType:
 
 
 def functions(path: Path, model_name: str) -> dict[str, Callable[..., Any]]:
-    """The model's functions, each to be called with a context before its arguments, wanted or not."""
+    """The model's functions by name; each is called with a context, then its own arguments."""
     program = path.name
     found = {}
     names = vars(_module(path, model_name))
     for name, value in names.items():
         if name in _FUNCTIONS and callable(value):
             found[name] = _with_context(value, name, program)
-        elif re.fullmatch("[a-z]+(_batch)?_fn", name):  # perhaps misspelt; it would never be called
+        elif re.fullmatch("[a-z]+(_batch)?_fn", name):  # a misspelt function would never be called
             near = get_close_matches(name, _FUNCTIONS.keys() - names.keys(), n=1, cutoff=0.85)
             if near:
                 raise ModelUnusable(f"{program} has a function {name}", hint=f"did you mean {near[0]}?")
     if "execution_parameters_fn" in names:
         log.warning(
-            "execution_parameters_fn is not called: /execution-parameters tells what the server takes; "
-            "SERVE_MAX_PAYLOAD_MB, copies in model.toml or the transform job itself change that",
+            "execution_parameters_fn is not called: /execution-parameters has the server's own limits; "
+            "set SERVE_MAX_PAYLOAD_MB, copies in model.toml, or the parameters of the transform job",
             extra={"model": model_name},
         )
     replaced = found.keys() & {"input_fn", "predict_fn", "predict_batch_fn", "output_fn"}
     if "transform_fn" in found and replaced:
         raise ModelUnusable(
-            f"{program} has transform_fn, which stands for all three, and {', '.join(sorted(replaced))}"
+            f"{program} has transform_fn and also {', '.join(sorted(replaced))}",
+            hint="transform_fn replaces input_fn, predict_fn and output_fn: remove one or the other",
         )
     return found
 
@@ -178,9 +179,9 @@ def functions(path: Path, model_name: str) -> dict[str, Callable[..., Any]]:
 def _with_context(function: Callable[..., Any], name: str, program: str) -> Callable[..., Any]:
     names = _FUNCTIONS[name]
     signature = inspect.signature(function)
-    plain, told = (_binds(signature, len(names) + extra) for extra in (0, 1))
+    plain, with_context = (_binds(signature, len(names) + extra) for extra in (0, 1))
     following = [each.name for each in signature.parameters.values()][len(names) : len(names) + 1]
-    if told and (not plain or following in (["context"], ["ctx"])):
+    if with_context and (not plain or following in (["context"], ["ctx"])):
 
         def call(context: Context, *arguments: Any) -> Any:
             return function(*arguments, context)

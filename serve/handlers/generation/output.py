@@ -14,7 +14,7 @@ from serve.handlers.generation.sampling import TokenLogprobs
 from serve.handlers.huggingface import bodies
 from serve.http import media
 
-JSON, PLAIN, LINES, EVENTS = bodies.JSON, bodies.TEXT, "application/jsonlines", "text/event-stream"
+JSON, PLAIN, LINES, EVENTS = media.JSON, media.TEXT, media.JSON_LINES, media.EVENTS
 
 
 class Generated(Protocol):

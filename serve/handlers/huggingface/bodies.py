@@ -20,7 +20,7 @@ from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaTyp
 from serve.handlers.base import Reply, Request
 from serve.http import body, media
 
-JSON, CSV, TEXT, NPY = "application/json", "text/csv", "text/plain", "application/x-npy"
+JSON, CSV, TEXT, NPY = media.JSON, media.CSV, media.TEXT, media.NPY
 # No token of a vocabulary is longer, in characters. A text over 64 times the token limit is refused, or cut, before it
 # is tokenized: 6 MB of text takes a tokenizer seconds, and the runner serves no other request meanwhile.
 TOKEN_CHARACTERS = 64

@@ -1,6 +1,6 @@
-"""Is a file of Universal Binary JSON whole?
+"""XGBoost's binary files: whether Universal Binary JSON is complete, and the binary format of before 3.1 as JSON.
 
-XGBoost's own reader runs past the end of one that is not, and may crash.
+XGBoost's own reader of Universal Binary JSON reads past the end of a truncated file, and may crash.
 """
 
 import json
@@ -14,29 +14,29 @@ _DEPTH = 64  # XGBoost's models go 8 deep
 
 
 def check(data: bytes | bytearray) -> None:
-    """Raise ValueError unless `data` is one value, complete, with nothing after it; 4 ms for a MB of trees."""
+    """Raise ValueError unless `data` is one complete value of Universal Binary JSON; 4 ms for a MB of trees."""
     try:
         end = _skip(data, 1, data[0], 0)
     except IndexError:
         end = len(data) + 1
     if end != len(data):
-        raise ValueError("it is cut short" if end > len(data) else f"it has {len(data) - end} bytes too many")
+        raise ValueError("the file is truncated" if end > len(data) else f"{len(data) - end} bytes follow the model")
 
 
 def _skip(data: bytes | bytearray, at: int, marker: int, depth: int) -> int:
-    """Where the value ends whose marker was read just before `at`."""
+    """The end of the value whose marker is at `at - 1`."""
     size = _SIZES.get(marker)
     if size is not None:
         return at + size
     if depth > _DEPTH:
-        raise ValueError("it is nested too deeply")
+        raise ValueError("the file is nested too deeply")
     if marker == ord("S"):
         return _skip_counted(data, at)
     if marker == ord("["):
         if data[at] == ord("$"):
             size = _SIZES.get(data[at + 1])
             if size is None or data[at + 2] != ord("#"):
-                raise ValueError(f"byte {at} is wrong")
+                raise ValueError(f"invalid byte at {at}")
             return _skip_counted(data, at + 3, size)
         if data[at] == ord("#"):
             count, at = _count(data, at + 1)
@@ -51,7 +51,7 @@ def _skip(data: bytes | bytearray, at: int, marker: int, depth: int) -> int:
             at = _skip_counted(data, at)  # the key
             at = _skip(data, at + 1, data[at], depth + 1)
         return at + 1
-    raise ValueError(f"byte {at - 1} is wrong")
+    raise ValueError(f"invalid byte at {at - 1}")
 
 
 def _skip_counted(data: bytes | bytearray, at: int, size: int = 1) -> int:
@@ -62,14 +62,15 @@ def _skip_counted(data: bytes | bytearray, at: int, size: int = 1) -> int:
 def _count(data: bytes | bytearray, at: int) -> tuple[int, int]:
     marker = data[at]
     if marker not in _INTEGERS:
-        raise ValueError(f"byte {at} is wrong")
+        raise ValueError(f"invalid byte at {at}")
     end = at + 1 + _SIZES[marker]
     count = int.from_bytes(data[at + 1 : end], "big", signed=marker != ord("U"))
     if count < 0 or count > len(data):
-        raise ValueError("it is cut short")
+        raise ValueError("the file is truncated")
     return count, end
 
 
+# The binary format of XGBoost 1.0 to 3.0: a row of structs and arrays, as they were in memory.
 _MAGIC = b"binf"
 _LEARNER = np.dtype(
     [
@@ -107,11 +108,11 @@ _NODE = np.dtype([("parent", "<i4"), ("left", "<i4"), ("right", "<i4"), ("split"
 _STATS = np.dtype([("loss_change", "<f4"), ("hessian", "<f4"), ("weight", "<f4"), ("leaves", "<i4")])
 _LINEAR = np.dtype([("num_feature", "<u4"), ("num_output_group", "<i4"), ("reserved", "<i4", 32)])
 
-_NO_PARENT = 2147483647  # how JSON writes the parent of the root
+_NO_PARENT = 2147483647  # the parent of the root in JSON
 
 
 class OldBinaryError(ValueError):
-    """The bytes are not a whole model of that format."""
+    """The bytes are not a complete model in the old binary format."""
 
 
 class _Reader:
@@ -120,11 +121,11 @@ class _Reader:
         self._at = 0
 
     def array(self, dtype: Any, count: int) -> Any:
-        """The next `count` items. Nothing is allocated for items that are not there."""
+        """The next `count` items, as a view of the data."""
         dtype = np.dtype(dtype)
         end = self._at + dtype.itemsize * count
         if count < 0 or end > len(self._data):
-            raise OldBinaryError("it is cut short")
+            raise OldBinaryError("the file is truncated")
         found = np.frombuffer(self._data, dtype, count, self._at)
         self._at = end
         return found
@@ -140,28 +141,28 @@ class _Reader:
 
 
 def is_old_binary(head: bytes | bytearray) -> bool:
-    """Whether a file that begins so is one, by the mark that every save_model since 0.4 has put there."""
+    """Whether the first bytes of a file are the mark that save_model has written since XGBoost 0.4."""
     return head.startswith(_MAGIC)
 
 
 def as_json(data: bytes | bytearray) -> bytes:
-    """The same model as XGBoost's JSON. Raises OldBinaryError, saying what is wrong with it."""
+    """The same model in XGBoost's JSON. Raises OldBinaryError."""
     reader = _Reader(data.removeprefix(_MAGIC))
     parameters = reader.struct(_LEARNER)
     objective, booster = reader.text(), reader.text()
     if booster not in ("gbtree", "dart", "gblinear") or ":" not in objective:
-        raise OldBinaryError(f"it has no booster of XGBoost's ({booster[:40]!r}, {objective[:40]!r})")
+        raise OldBinaryError(f"unknown booster {booster[:40]!r} or objective {objective[:40]!r}")
     if not parameters["major"]:
-        raise OldBinaryError("it was saved by XGBoost before 1.0; load and save it with 1.7 first")
+        raise OldBinaryError("the file was saved by XGBoost before 1.0; load and save it with 1.7 first")
     model = _linear(reader) if booster == "gblinear" else _forest(reader, booster, int(parameters["num_feature"]))
     attributes: dict[str, str] = {}
     if parameters["has_attributes"]:
         attributes = {reader.text(): reader.text() for _ in range(reader.count())}
     if (parameters["major"], parameters["minor"]) < (1, 4):
-        # Files did not yet say how many trees a round has, so a round cannot be found: as then, all trees are used.
+        # The file lacks the number of trees per round, so no round can be selected: all trees are used, as before.
         attributes.pop("best_iteration", None)
     learner = {
-        # Since 1.0 the parameters of the objective are an attribute.
+        # Since 1.0 the parameters of the objective are stored as an attribute.
         "objective": _loss(objective, attributes.pop("objective", "")),
         "attributes": attributes,
         "feature_names": [],
@@ -184,7 +185,7 @@ def _loss(name: str, attribute: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         parameters = None
     if not isinstance(parameters, dict) or parameters.get("name") != name:
-        raise OldBinaryError(f"it does not say what {name[:40]!r} was trained with")
+        raise OldBinaryError(f"the parameters of the objective {name[:40]!r} are missing")
     return parameters
 
 
@@ -194,7 +195,7 @@ def _forest(reader: _Reader, booster: str, width: int) -> dict[str, Any]:
     trees = [_tree(reader, number, width) for number in range(count)]
     groups = reader.array("<i4", count).tolist()
     if min(groups, default=0) < 0:
-        raise OldBinaryError("it has a tree of no class")
+        raise OldBinaryError("a tree has an invalid class")
     parallel = max(1, int(parameters["num_parallel_tree"]))
     model = {
         "gbtree_model_param": {
@@ -216,12 +217,12 @@ def _tree(reader: _Reader, number: int, width: int) -> dict[str, Any]:
     count = int(parameters["num_nodes"])
     nodes = reader.array(_NODE, count)
     stats = reader.array(_STATS, count)
-    splits = nodes["split"] & 0x7FFFFFFF  # the top bit says that what is missing goes left
+    splits = nodes["split"] & 0x7FFFFFFF  # the top bit: missing values take the left branch
     if not count or max(nodes["left"].max(), nodes["right"].max()) >= count:
-        raise OldBinaryError(f"tree {number} has branches that lead nowhere")
+        raise OldBinaryError(f"tree {number} has a branch to a node that does not exist")
     if splits[nodes["left"] != -1].max(initial=0) >= width:
-        raise OldBinaryError(f"tree {number} asks for a feature that there is not")
-    parents = nodes["parent"] & 0x7FFFFFFF  # the top bit says left child
+        raise OldBinaryError(f"tree {number} splits on a feature that does not exist")
+    parents = nodes["parent"] & 0x7FFFFFFF  # the top bit: a left child
     return {
         "id": number,
         "tree_param": {

@@ -1,4 +1,4 @@
-"""XGBoost models: rows of numbers in, scores out, in the formats and shapes of AWS's own XGBoost container."""
+"""XGBoost models: rows of numbers to scores, in the formats of AWS's XGBoost container."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -14,34 +14,34 @@ from serve.formats import instances, libsvm, recordio, tables
 from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import model_files, output
 from serve.handlers.xgboost.options import XGBoostOptions
-from serve.handlers.xgboost.output import CSV, JSON, JSONLINES, RECORDIO, WRITES, Selection
+from serve.handlers.xgboost.output import Selection
 from serve.handlers.xgboost.predictor import Scores
 from serve.http import media
+from serve.http.body import to_utf8
 
-_NPY = "application/x-npy"
-_LIBSVM = ("text/libsvm", "text/x-libsvm", "libsvm")
-_READS = (CSV, "text/libsvm", RECORDIO, JSON, JSONLINES, _NPY)
-_AWS_READS = (CSV, RECORDIO, *_LIBSVM)
+_READS = (media.CSV, media.LIBSVM, media.RECORDIO, media.JSON, media.JSON_LINES, media.NPY)
+_AWS_READS = (media.CSV, media.RECORDIO, *media.LIBSVM_NAMES)
 _LABEL_SIZE = re.compile(r'label_size\s*=\s*"?(\w+)')
 
 
 @dataclass(slots=True)
 class Item:
-    matrix: Any  # float32 array, or csr_matrix where most is missing; None for an empty body
+    matrix: Any  # a float32 array, or a csr_matrix where most cells are missing; None for an empty body
     media_type: str
 
 
 class XGBoost:
-    records = (CSV,)  # and not libsvm: whether its indices count from 0 or 1, only all its lines tell
+    # Not libsvm: whether indices count from 0 or from 1 depends on all lines.
+    records = (media.CSV,)
 
     def __init__(self, model: ModelConfig[XGBoostOptions]) -> None:
         self._scores = model_files.load(model)
         self._width = self._scores.width
         self._model_field = model.model_field
-        default = JSON if model.multi_model else CSV
-        self._default = model.default_accept if model.default_accept in WRITES else default
+        default = media.JSON if model.multi_model else media.CSV
+        self._default = model.default_accept if model.default_accept in output.WRITES else default
         self._writers = output.writers(model.multi_model, model.batch_transform)
-        # AWS's container asks a multi-model endpoint's environment for nothing; a model.toml is the model's own.
+        # AWS's container ignores SAGEMAKER_INFERENCE_OUTPUT on a multi-model endpoint; model.toml belongs to one model.
         asked = model.options.inference_output
         if asked is None:
             asked = "" if model.multi_model else model.inference_output
@@ -51,29 +51,32 @@ class XGBoost:
         self._one_format = model.batch_transform and not asked
 
     def decode(self, request: Request) -> Item:
-        media_type = media.choose(request.accept, WRITES, self._default)
+        media_type = media.choose(request.accept, output.WRITES, self._default)
         body, kind = request.body, request.content_type
         if not body:
             return Item(None, media_type)
         if not kind:
-            kind = CSV if b"," in body else "text/libsvm"
+            kind = media.CSV if b"," in body else media.LIBSVM
         if self._one_format and kind in _AWS_READS:
-            media_type = CSV  # whatever was asked for: jobs are written for that
-        if kind == CSV:
+            media_type = media.CSV  # AWS's container ignores Accept in batch transform
+        if kind == media.CSV:
             labelled = "label_size" in request.headers.get("content-type", "") and _labelled(request)
-            return Item(tables.csv(tables.text(request), self._width, labelled), media_type)
-        if kind == JSON:
-            return Item(instances.rows(tables.text(request), self._width, self._model_field), media_type)
-        if kind == _NPY:
-            return Item(tables.npy(body, self._width), media_type)
-        if kind in _LIBSVM:
-            return Item(libsvm.read(tables.text(request), self._width), media_type)
-        if kind == JSONLINES:
-            return Item(instances.lines(tables.text(request), self._width, self._model_field), media_type)
-        if kind == RECORDIO:
-            return Item(recordio.read(body, self._width), media_type)
+            return Item(tables.csv(to_utf8(body, request.charset), self._width, labelled), media_type)
+        return Item(self._matrix(body, kind, request.charset), media_type)
+
+    def _matrix(self, body: bytes, kind: str, charset: str) -> Any:
+        if kind == media.JSON:
+            return instances.rows(to_utf8(body, charset), self._width, self._model_field)
+        if kind == media.JSON_LINES:
+            return instances.lines(to_utf8(body, charset), self._width, self._model_field)
+        if kind in media.LIBSVM_NAMES:
+            return libsvm.read(to_utf8(body, charset), self._width)
+        if kind == media.NPY:
+            return tables.npy(body, self._width)
+        if kind == media.RECORDIO:
+            return recordio.read(body, self._width)
         raise UnsupportedMediaType(
-            f"Content-Type {kind[:100]!r} is not read by this model", hint="send one of: " + ", ".join(_READS)
+            f"unsupported Content-Type: {kind[:100]!r}", hint="send one of: " + ", ".join(_READS)
         )
 
     def compatible(self, item: Item) -> Hashable:
@@ -85,21 +88,21 @@ class XGBoost:
         if len(items) == 1:
             return [self._reply(self._scores(items[0].matrix), items[0].media_type)]
         matrices = [item.matrix for item in items]
-        found = self._scores(
+        scores = self._scores(
             vstack(matrices, format="csr") if isinstance(matrices[0], csr_matrix) else np.concatenate(matrices)
         )
         ends = np.cumsum([matrix.shape[0] for matrix in matrices]).tolist()
         parts = zip([0, *ends], ends, items, strict=False)
-        return [self._reply(found[start:end], item.media_type) for start, end, item in parts]
+        return [self._reply(scores[start:end], item.media_type) for start, end, item in parts]
 
-    def _reply(self, found: Scores, media_type: str) -> Reply:
-        return Reply(body=self._writers[media_type](found), content_type=media_type)
+    def _reply(self, scores: Scores, media_type: str) -> Reply:
+        return Reply(body=self._writers[media_type](scores), content_type=media_type)
 
 
 def _labelled(request: Request) -> bool:
-    """Whether Content-Type says `label_size=1`: that rows may begin with a label, as those of a training do."""
+    """Whether Content-Type has `label_size=1`: rows may begin with a label, as rows of training data do."""
     found = _LABEL_SIZE.search(request.headers["content-type"])
     size = found.group(1) if found else ""
     if size not in ("0", "1"):
-        raise UnsupportedMediaType(f"label_size={size[:20]} is not read", hint="send label_size=1, or rows of features")
+        raise UnsupportedMediaType(f"unsupported label_size: {size[:20]!r}", hint="send label_size=1, or no labels")
     return size == "1"

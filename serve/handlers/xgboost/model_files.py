@@ -1,4 +1,4 @@
-"""XGBoost's model files: which of a directory are its model, and how each is loaded, whatever its age and form."""
+"""XGBoost's model files: which files of a directory are the model, and how each form and version is loaded."""
 
 import logging
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import xgboost
 
 from serve.catalog.model_config import ModelConfig
-from serve.catalog.recognition import pickled, xgboost_files
-from serve.errors import DoesNotFit, ModelUnusable
-from serve.handlers.xgboost import file_formats
-from serve.handlers.xgboost import pickles as pickled_boosters
+from serve.catalog.recognition import is_pickle, pickled, xgboost_files
+from serve.errors import ModelUnusable
+from serve.failures import exhausted
+from serve.handlers.xgboost import file_formats, pickles
 from serve.handlers.xgboost.options import XGBoostOptions
 from serve.handlers.xgboost.predictor import Ensemble, Scorer
 
@@ -21,16 +21,16 @@ _SAVE = 'save it with booster.save_model("model.ubj")'
 def load(model: ModelConfig[XGBoostOptions]) -> Scorer | Ensemble:
     """All model files of the directory as one model. Raises ModelUnusable, naming the file, or DoesNotFit."""
     together = model.ensemble if model.options.ensemble is None else model.options.ensemble
-    pickles = model.options.allow_pickle
-    named = [each for each in (model.directory / "model.json",) if each.is_file()]  # though it looks like none
+    allow_pickle = model.options.allow_pickle
+    named = [each for each in (model.directory / "model.json",) if each.is_file()]  # whatever its content is
     paths = xgboost_files(model.directory) or pickled(model.directory) or named
     if not paths:
         raise ModelUnusable("there is no model.ubj, model.json or xgboost-model", hint=_SAVE)
     if not together:
         paths = paths[:1]
-    if pickles:
+    if allow_pickle:
         log.warning("pickles are read, because model.toml says allow_pickle", extra={"model": model.name})
-    scorers = [Scorer(parsed(_read(path), path.name, pickles), path.name, model.threads) for path in paths]
+    scorers = [Scorer(parsed(_read(path), path.name, allow_pickle), path.name, model.threads) for path in paths]
     if len(scorers) > 1:
         log.info("several files are one model", extra={"model": model.name, "files": [path.name for path in paths]})
     return scorers[0] if len(scorers) == 1 else Ensemble(scorers)
@@ -43,31 +43,32 @@ def _read(path: Path) -> bytearray:
     return data
 
 
-def parsed(data: bytearray, name: str, pickles: bool) -> xgboost.Booster:
-    """The booster that a file called `name` holds, in any form XGBoost has had since 1.0.
+def parsed(data: bytearray, name: str, allow_pickle: bool) -> xgboost.Booster:
+    """The booster in a file called `name`, in any format of XGBoost 1.0 or later.
 
-    Raises ModelUnusable or DoesNotFit. Pickles are refused unless allowed.
+    Raises ModelUnusable for another file and for a pickle without `allow_pickle`; DoesNotFit for memory.
     """
-    if bytes(data[:1]) in (b"\x80", b"c", b"("):
-        return _unpickled(data, name, pickles)
+    if is_pickle(data):
+        return _unpickled(data, name, allow_pickle)
     try:
         if file_formats.is_old_binary(data):
             data = bytearray(file_formats.as_json(data))
         elif data[:1] != b"{":
             raise ModelUnusable(f"{name} is not an XGBoost model", hint=_SAVE)
-        elif bytes(data[1:2]) not in b'" \r\n\t}':  # whatever its name says
+        elif bytes(data[1:2]) not in b'" \r\n\t}':  # not JSON, whatever the file's name is
             file_formats.check(data)
         elif not data.rstrip().endswith(b"}"):
-            raise ValueError("it is cut short")
+            raise ValueError("the file is truncated")
         with xgboost.config_context(verbosity=0):
             return xgboost.Booster({"nthread": 1}, model_file=data)
-    except (xgboost.core.XGBoostError, ValueError) as error:  # UnicodeDecodeError, from its messages, is a ValueError
-        if "bad_alloc" in str(error):
-            raise DoesNotFit(f"there is no memory for {name}") from error
+    except (xgboost.core.XGBoostError, ValueError) as error:  # UnicodeDecodeError, from XGBoost's messages, too
+        if out := exhausted(error):
+            out.message = f"{name}: {out.message}"
+            raise out from error
         reason = str(error).splitlines()[0].rpartition(": ")[2] if str(error) else "unreadable"
         raise ModelUnusable(
             f"{name} is not a whole XGBoost model: {reason[:300]}",
-            hint=f"{_SAVE} again, and check that all of it was copied",
+            hint=f"copy the file again, and compare its size; or {_SAVE}",
         ) from error
 
 
@@ -75,12 +76,12 @@ def _unpickled(data: bytearray, name: str, allowed: bool) -> xgboost.Booster:
     if not allowed:
         raise ModelUnusable(
             f"{name} is a pickle, which can run code when it is loaded",
-            hint=f"convert it, in a sandbox: python -m serve convert {name} model.ubj; "
-            "or, where you trust it, say allow_pickle = true under [options] in its model.toml",
+            hint=f"convert it in a sandbox: python -m serve convert {name} model.ubj; "
+            "or, if you trust it, set allow_pickle = true under [options] in its model.toml",
         )
     try:
-        booster = pickled_boosters.read(data)
-    except pickled_boosters.Refused as error:
+        booster = pickles.read(data)
+    except pickles.Refused as error:
         raise ModelUnusable(f"{name}: {error}", hint=error.hint) from error
     booster.set_param({"nthread": 1})
     return booster

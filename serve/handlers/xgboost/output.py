@@ -1,7 +1,7 @@
-"""Scores as bytes, in each format that XGBoost's callers may ask for, as AWS's XGBoost container writes them.
+"""Scores to bodies, as AWS's XGBoost container writes them.
 
-It has two ways: an endpoint of one model answers a row a line and `{"predictions": ...}`, a multi-model endpoint bare
-values. Numbers are the shortest decimals that read back as the same float32; JSON has null for what is not finite.
+An endpoint of one model writes one line per row, or `{"predictions": ...}`; a multi-model endpoint writes bare values.
+Numbers are the shortest decimals that read back as the same float32. In JSON, values that are not finite are null.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,26 +11,30 @@ import numpy as np
 from serve.errors import ModelUnusable
 from serve.formats import recordio, tables
 from serve.handlers.xgboost.predictor import Scores
+from serve.http import media
 
-CSV, JSON, JSONLINES = "text/csv", "application/json", "application/jsonlines"
-RECORDIO = "application/x-recordio-protobuf"
-WRITES = (CSV, JSON, JSONLINES, RECORDIO)
+WRITES = (media.CSV, media.JSON, media.JSON_LINES, media.RECORDIO)
 
 Writers = Mapping[str, Callable[[Scores], bytes]]
 
 
 def writers(multi_model: bool, batch_transform: bool) -> Writers:
-    """What writes each media type, as the mode of the endpoint has it."""
-    found: dict[str, Callable[[Scores], bytes]] = {CSV: lines, JSON: predictions, JSONLINES: objects, RECORDIO: records}
+    """The function that writes each media type, in this mode of the endpoint."""
+    found: dict[str, Callable[[Scores], bytes]] = {
+        media.CSV: lines,
+        media.JSON: predictions,
+        media.JSON_LINES: objects,
+        media.RECORDIO: records,
+    }
     if multi_model:
-        found |= {CSV: one_line, JSON: bare}
+        found |= {media.CSV: one_line, media.JSON: bare}
     if batch_transform:
-        found[CSV] = lists
+        found[media.CSV] = lists
     return found
 
 
 def lines(scores: Scores) -> bytes:
-    """A row a line."""
+    """One line per row."""
     width = scores.shape[1]
     texts = tables.decimals(scores.ravel())
     rows: Iterable[str] = texts if width == 1 else map(",".join, _rows(texts, width))
@@ -38,14 +42,14 @@ def lines(scores: Scores) -> bytes:
 
 
 def lists(scores: Scores) -> bytes:
-    """A row a line, a row of several scores in brackets."""
+    """One line per row; a row of several scores is in brackets."""
     width = scores.shape[1]
     texts = tables.decimals(scores.ravel())
     return ("\n".join(texts if width == 1 else _bracketed(texts, width)) + "\n").encode()
 
 
 def one_line(scores: Scores) -> bytes:
-    """All rows on one line; rows of several scores, which that would run together, a row a line."""
+    """All rows on one line; one line per row if a row has several scores, to keep the rows apart."""
     return lines(scores) if scores.shape[1] > 1 else ",".join(tables.decimals(scores.ravel())).encode()
 
 
@@ -84,7 +88,7 @@ def _rows(texts: list[str], width: int) -> list[list[str]]:
 
 _OF_LABELS = ("predicted_label", "labels", "raw_score", "raw_scores")
 _OF_PROBABILITIES = ("predicted_label", "labels", "probability", "probabilities", "raw_score", "raw_scores")
-# What can be said of an objective's scores; of all others, which are of regression and ranking, `predicted_score`.
+# The keys of each objective; all others, of regression and ranking, have only `predicted_score`.
 _KEYS = {
     "binary:logistic": _OF_PROBABILITIES,
     "multi:softprob": _OF_PROBABILITIES,
@@ -92,20 +96,20 @@ _KEYS = {
     "binary:hinge": _OF_LABELS,
     "multi:softmax": _OF_LABELS,
 }
-_ORDER = (*_OF_PROBABILITIES, "predicted_score")  # of the keys of a JSON object
+_ORDER = (*_OF_PROBABILITIES, "predicted_score")  # the order of the keys of a JSON object
 
 
 class Selection:
-    """The columns that were asked for, for the scores of one objective."""
+    """The output columns that SAGEMAKER_INFERENCE_OUTPUT or `inference_output` selects, for one objective."""
 
     def __init__(self, asked: str, objective: str, classes: int) -> None:
-        """Raise ModelUnusable for a key that this objective has not."""
+        """Raise ModelUnusable for a key that the objective does not have."""
         keys = [key for key in asked.replace(" ", "").lower().split(",") if key]
         known = _KEYS.get(objective, ("predicted_score",))
         for key in keys:
             if key not in known:
                 raise ModelUnusable(
-                    f"inference output {key[:60]!r} is not to be had from {objective}, which has: {', '.join(known)}",
+                    f"unsupported inference output {key[:60]!r} from {objective}, which has: {', '.join(known)}",
                     hint="change SAGEMAKER_INFERENCE_OUTPUT, or inference_output under [options] in model.toml",
                 )
         self._keys = tuple(dict.fromkeys(keys))
@@ -113,13 +117,13 @@ class Selection:
         self._labels = np.arange(classes or 2, dtype=np.float32)
 
     def writers(self, batch_transform: bool) -> Writers:
-        """What writes each media type. CSV ends in a newline in batch transform only, where rows are put together."""
+        """The function for each media type. CSV ends in a newline only in batch transform, which joins the answers."""
         end = b"\n" if batch_transform else b""
         return {
-            CSV: lambda scores: self._csv(scores) + end,
-            JSON: lambda scores: b'{"predictions": [' + ", ".join(self._objects(scores)).encode() + b"]}",
-            JSONLINES: lambda scores: "".join(f"{each}\n" for each in self._objects(scores)).encode(),
-            RECORDIO: lambda scores: recordio.write({key: self._column(key, scores) for key in self._keys}),
+            media.CSV: lambda scores: self._csv(scores) + end,
+            media.JSON: lambda scores: b'{"predictions": [' + ", ".join(self._objects(scores)).encode() + b"]}",
+            media.JSON_LINES: lambda scores: "".join(f"{each}\n" for each in self._objects(scores)).encode(),
+            media.RECORDIO: lambda scores: recordio.write({key: self._column(key, scores) for key in self._keys}),
         }
 
     def _csv(self, scores: Scores) -> bytes:
@@ -133,7 +137,7 @@ class Selection:
         return [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
 
     def _texts(self, key: str, scores: Scores) -> list[str]:
-        """The values of a key, a row each, as JSON."""
+        """The value of a key for each row, as JSON."""
         if key == "labels":
             return [str(self._labels.astype(int).tolist())] * len(scores)
         column = self._column(key, scores)
@@ -142,15 +146,15 @@ class Selection:
         return values(column)
 
     def _column(self, key: str, scores: Scores) -> Scores:
-        """Rows by 1, or by classes for the keys that are plurals."""
+        """Rows by 1; rows by classes for the keys in the plural."""
         if key == "labels":
             return np.tile(self._labels, (len(scores), 1))
         if key == "predicted_label":
             return _LABEL.get(self._objective, _as_it_is)(scores)
         if key in ("probability", "raw_score"):
-            return scores.max(axis=1, keepdims=True)  # the winner's; where there is one column, its own
+            return scores.max(axis=1, keepdims=True)  # of the predicted class; a single column as it is
         if key in ("probabilities", "raw_scores") and scores.shape[1] == 1:
-            return np.hstack([np.float32(1) - scores, scores])  # of raw scores too: so AWS has it
+            return np.hstack([np.float32(1) - scores, scores])  # raw scores too, as in AWS's container
         return scores
 
 

@@ -1,8 +1,8 @@
-"""Pickled XGBoost models as data: the bytes of the booster are taken out of the pickle, and nothing in it is called.
+"""Pickled XGBoost models as data: only the booster's bytes are read from the pickle, and no code in it is called.
 
-A pickle names what is to be imported and called. Here each name that pickled boosters and their scikit-learn wrappers
-are known to use stands for an inert object, and any other ends the reading: what a hostile file can still do is what
-any hostile model file can.
+A pickle names functions and classes to import and call. Here each name that pickled boosters and their scikit-learn
+wrappers use is replaced by an inert object, and any other name is refused. So a hostile pickle can do no more than any
+other hostile model file.
 """
 
 import io
@@ -16,20 +16,21 @@ from serve.handlers.xgboost import file_formats
 from serve.handlers.xgboost.file_formats import OldBinaryError, as_json
 
 _INERT = ("xgboost", "sklearn", "numpy", "scipy", "pandas", "collections")
-_HEADER = b"CONFIG-offset:"  # before XGBoost 2.1: this, 8 bytes, the model in its old binary form, its parameters
+# Before XGBoost 2.1 a pickle has this header, 8 bytes, the model in the old binary format, and its parameters.
+_HEADER = b"CONFIG-offset:"
 _PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Refused(Exception):
-    """The pickle is not, or not only, a booster; `hint` is the next step."""
+    """The pickle holds something else than a booster. `hint` is the next step."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.hint = hint or 'load it where it was made, and booster.save_model("model.ubj")'
+        self.hint = hint or 'load it with the XGBoost version that wrote it, and booster.save_model("model.ubj")'
 
 
 class _Inert:
-    """Stands for an object of some class: takes whatever the pickle gives it, and keeps the state it would have had."""
+    """Replaces an object of any class: takes every argument, and keeps the state that the pickle gives it."""
 
     name = ""
 
@@ -57,15 +58,15 @@ def _reconstructed(cls: type, *_: Any) -> Any:
 
 
 def _bytes(given: Any = b"", encoding: str = "latin-1") -> bytes:
-    """In place of bytearray and _codecs.encode, by which old protocols write bytes; of a number it would make zeros."""
+    """Replaces bytearray and _codecs.encode, with which old protocols write bytes; bytearray(N) would allocate N."""
     if isinstance(given, str) and encoding in ("latin-1", "latin1"):
         return given.encode("latin-1")
     if isinstance(given, bytes | bytearray):
         return bytes(given)
-    raise Refused("the pickle is not that of a booster")
+    raise Refused("the pickle is not a pickled booster")
 
 
-# By the names of protocol 3 and later, and by those of Python 2, which earlier ones use.
+# By their names in protocol 3 and later, and in Python 2, which earlier protocols use.
 _REAL = {
     ("copyreg", "_reconstructor"): _reconstructed,
     ("copy_reg", "_reconstructor"): _reconstructed,
@@ -82,11 +83,11 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _REAL:
             return _REAL[module, name]
         if module.partition(".")[0] not in _INERT:
-            raise Refused(f"the pickle asks for {f'{module}.{name}'[:100]!r}, which no booster needs")
+            raise Refused(f"the pickle imports {f'{module}.{name}'[:100]!r}, which no booster needs")
         return type("_Inert", (_Inert,), {"name": name})
 
     def persistent_load(self, pid: Any) -> Any:
-        raise Refused("the pickle refers to something outside it")
+        raise Refused("the pickle refers to an object outside the file")
 
 
 def read(data: bytes | bytearray) -> xgboost.Booster:
@@ -95,12 +96,12 @@ def read(data: bytes | bytearray) -> xgboost.Booster:
 
 
 def raw(data: bytes | bytearray) -> bytes:
-    """What the booster had written of itself into the pickle. Raises Refused."""
+    """The booster's own bytes in the pickle. Raises Refused."""
     try:
         found = _Unpickler(io.BytesIO(data)).load()
     except Refused:
         raise
-    except Exception as error:  # pickle documents that a broken one may raise anything
+    except Exception as error:  # an invalid pickle can raise any exception
         raise Refused(f"the pickle cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
     inner = found
     if isinstance(inner, _Inert) and isinstance(inner.state, dict) and "_Booster" in inner.state:

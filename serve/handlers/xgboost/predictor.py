@@ -1,4 +1,4 @@
-"""Boosters in use: what one predicts, or several together, for the rows of a matrix."""
+"""Boosters to scores: one booster, or an ensemble of several, for the rows of a matrix."""
 
 import ctypes
 import json
@@ -14,33 +14,33 @@ from xgboost.core import _LIB
 from serve.errors import InternalError, ModelUnusable
 from serve.formats.tables import Matrix
 
-_MANY_ROWS = 10_000  # from here on the model's threads earn the 1.5 ms that a change of nthread costs
-_VOTES = ("multi:softmax", "binary:hinge")  # whose scores are labels, of which no mean can be taken
+_MANY_ROWS = 10_000  # from here on several threads gain more than the 1.5 ms that a change of nthread takes
+_VOTES = ("multi:softmax", "binary:hinge")  # objectives whose scores are labels, which have no mean
 
 Scores = npt.NDArray[np.float32]  # rows by 1, or by classes or targets
 
 
 class Scorer:
-    """One booster. Not thread-safe: XGBoost's own predict is not (dmlc/xgboost#3371, #10874)."""
+    """One booster. Not thread-safe, because XGBoost's predict is not (dmlc/xgboost#3371, #10874)."""
 
     def __init__(self, booster: xgboost.Booster, name: str, threads: int) -> None:
         self.booster = booster
         self.name = name
         self.width: int = booster.num_features()
         if not self.width:
-            raise ModelUnusable(f"{name} holds a model without features")
+            raise ModelUnusable(f"{name} has a model without features")
         learner = json.loads(booster.save_config())["learner"]
         self.objective: str = learner["objective"]["name"]
-        self.classes = int(learner["learner_model_param"]["num_class"])  # 0 where it is not a multi: objective
+        self.classes = int(learner["learner_model_param"]["num_class"])  # 0, unless the objective is a multi: one
         self._threads = max(1, threads)
         self._nthread = 1
-        # In place, gblinear cannot predict and dart's last digit differs.
+        # Of gblinear there is no prediction in place, and of dart its last digit differs.
         self._in_place = learner["gradient_booster"]["name"] == "gbtree"
-        # Only a DMatrix is told which of its columns are categories; without that they are compared as numbers.
+        # Only a DMatrix knows its categorical columns; otherwise XGBoost compares them as numbers.
         self._types = booster.feature_types if "c" in (booster.feature_types or ()) else None
-        best = booster.attr("best_iteration") or ""  # a text like any other: a file cut after it may lack that round
+        best = booster.attr("best_iteration") or ""  # any text; and a file cut after training may lack this round
         known = best.isdecimal() and len(best) < 10 and int(best) < booster.num_boosted_rounds()
-        self._iterations = (0, int(best) + 1 if known else 0)  # 0: all of them
+        self._iterations = (0, int(best) + 1 if known else 0)  # 0: all rounds
         self._dense = _DenseCall(booster, self._iterations)
 
     def __call__(self, matrix: Any) -> Scores:
@@ -62,17 +62,19 @@ class Scorer:
 
 
 class Ensemble:
-    """Several boosters of one kind: the mean of their scores, or the label that most of them say."""
+    """Several boosters of one kind: the mean of their scores, or for labels the most frequent one."""
 
     def __init__(self, scorers: Sequence[Scorer]) -> None:
         first = scorers[0]
         for other in scorers[1:]:
-            for what in ("width", "objective", "classes"):
-                one, two = getattr(first, what), getattr(other, what)
+            for shown, one, two in (
+                ("features", first.width, other.width),
+                ("objective", first.objective, other.objective),
+                ("classes", first.classes, other.classes),
+            ):
                 if one != two:
-                    shown = {"width": "features", "objective": "objective", "classes": "classes"}[what]
                     raise ModelUnusable(
-                        f"{first.name} and {other.name} are no ensemble: {shown} {one} and {two}",
+                        f"{first.name} and {other.name} cannot be one ensemble: {shown} {one} and {two}",
                         hint="keep one file in a directory, or set SAGEMAKER_INFERENCE_ENSEMBLE=false to use the first",
                     )
         self.width, self.objective, self.classes = first.width, first.objective, first.classes
@@ -84,17 +86,18 @@ class Ensemble:
             return np.mean(scores, axis=0)
         labels = np.unique(scores)
         votes = np.stack([(scores == label).sum(axis=0) for label in labels])
-        return labels[votes.argmax(axis=0)]  # of labels with as many votes the least
+        return labels[votes.argmax(axis=0)]  # in a tie the smallest label
 
 
 class _DenseCall:
-    """`Booster.inplace_predict` of a C-ordered float32 array, through the same C function at half the cost a row.
+    """`Booster.inplace_predict` for a C-ordered float32 array, in half the time for one row.
 
-    What it saves is the Python of the wrapper, which is as much as the 40 us that the library spends on a lone row.
+    It calls the same C function without the Python wrapper, which takes as long as the 40 us that the library needs for
+    one row.
     """
 
     def __init__(self, booster: xgboost.Booster, iterations: tuple[int, int]) -> None:
-        self._handle = booster.handle  # lives as long as the booster, which the owner keeps
+        self._handle = booster.handle  # valid as long as the booster, which the owner holds
         options = {
             "type": 0,
             "training": False,

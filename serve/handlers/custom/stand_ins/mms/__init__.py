@@ -1,1 +1,1 @@
-"""What model code imports of AWS's multi-model-server."""
+"""The modules of AWS's multi-model-server that model code imports."""

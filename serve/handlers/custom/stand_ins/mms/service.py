@@ -1,4 +1,4 @@
-"""PredictionException(message, error_code): an error with the status of its answer."""
+"""PredictionException(message, error_code): an error with the status of the reply."""
 
 
 class PredictionException(Exception):

@@ -1,1 +1,1 @@
-"""What model code imports of AWS's sagemaker-containers, which its scikit-learn container has."""
+"""The modules of AWS's sagemaker-containers, which is part of its scikit-learn container."""

@@ -1,1 +1,1 @@
-"""What model code imports of AWS's sagemaker-huggingface-inference-toolkit. See docs/compatibility.md."""
+"""The modules of AWS's sagemaker-huggingface-inference-toolkit: see docs/moving/inference-py.md."""

@@ -1,4 +1,4 @@
-"""decode(body, content_type) -> what a pipeline takes; encode(prediction, accept) -> str, or bytes for npy."""
+"""decode(body, content_type) -> the input of a pipeline; encode(prediction, accept) -> str, or bytes for npy."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from sagemaker_huggingface_inference_toolkit import content_types
 from serve.errors import BadRequest
 from serve.formats import values
 from serve.handlers.custom import defaults
+from serve.http import body, media
 
 
 def decode_json(content: str | bytes) -> Any:
-    return values.json(content)
+    return body.decode_json(content.encode() if isinstance(content, str) else bytes(content))
 
 
 def decode_csv(string_like: str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def decode_csv(string_like: str) -> dict[str, Any]:
 
 
 def decode_image(bpayload: bytes) -> dict[str, Any]:
-    """{"inputs": an image of PIL's}, where the model brings pillow; the image has none."""
+    """{"inputs": a PIL image}; pillow must be in the model's code/lib, the image does not have it."""
     import io
 
     from PIL import Image
@@ -37,11 +38,11 @@ def decode_audio(bpayload: bytes) -> dict[str, Any]:
 
 
 def encode_json(content: Any) -> str:
-    return values.write(content, values.JSON).decode()
+    return values.write(content, media.JSON).decode()
 
 
 def encode_csv(content: Any) -> str:
-    return values.write(content, values.CSV).decode()
+    return values.write(content, media.CSV).decode()
 
 
 def decode(content: Any, content_type: str = content_types.JSON) -> Any:
@@ -64,5 +65,5 @@ def encode(content: Any, content_type: str = content_types.JSON) -> str | bytes:
     if content_type == content_types.CSV:
         return encode_csv(content)
     if content_type == content_types.NPY:
-        return values.write(content, values.NPY)
+        return values.write(content, media.NPY)
     raise errors.UnsupportedFormatError(content_type)

@@ -1,4 +1,4 @@
-"""get_pipeline(task, device, model_dir): a pipeline over the files of a model; nothing is fetched."""
+"""get_pipeline(task, device, model_dir): a pipeline of the model's files, without downloads."""
 
 from pathlib import Path
 from typing import Any

@@ -1,1 +1,1 @@
-"""What model code imports of AWS's sagemaker-inference-toolkit, over our own formats. See docs/compatibility.md."""
+"""The modules of AWS's sagemaker-inference-toolkit, with this server's formats: see docs/moving/inference-py.md."""

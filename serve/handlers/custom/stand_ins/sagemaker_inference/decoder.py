@@ -1,4 +1,4 @@
-"""decode(body, content_type) -> numpy array. Unlike the toolkit it never unpickles, and refuses text among numbers."""
+"""decode(body, content_type) -> numpy array. Unlike the toolkit's it does not unpickle, and refuses text in a CSV."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""parse_accept(header) -> its media types in the order they stand, without parameters."""
+"""parse_accept(header) -> its media types in the order of the header, without parameters."""
 
 
 def parse_accept(accept: str) -> list[str]:

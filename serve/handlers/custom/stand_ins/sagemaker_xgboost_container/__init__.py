@@ -1,1 +1,1 @@
-"""What model code imports of AWS's sagemaker-xgboost-container for serving. See docs/compatibility.md."""
+"""The modules of AWS's sagemaker-xgboost-container for inference: see docs/moving/inference-py.md."""

@@ -1,4 +1,4 @@
-"""Names of media types, and which one a Content-Type means. Reading a training channel is for training containers."""
+"""The formats of a Content-Type. Functions that read a training channel raise NotImplementedError."""
 
 from typing import Any, NoReturn
 
@@ -17,14 +17,16 @@ _NAMES = {
 
 
 def get_content_type(content_type_cfg_val: str | None) -> str:
-    """One of the four names above; libsvm where nothing is said. Raises ValueError for another."""
+    """One of the four names above; libsvm for None. Raises ValueError for an unknown type."""
     if content_type_cfg_val is None:
         return LIBSVM
     media_type = content_type_cfg_val.partition(";")[0].strip().lower()
     if media_type not in _NAMES:
-        raise ValueError(f"{content_type_cfg_val!r} is none of {', '.join(_NAMES)}")
+        raise ValueError(f"unsupported content type {content_type_cfg_val!r}; use one of {', '.join(_NAMES)}")
     return _NAMES[media_type]
 
 
 def get_dmatrix(*_: Any, **__: Any) -> NoReturn:
-    raise NotImplementedError("get_dmatrix reads a training channel; this image serves: see encoder.decode for a body")
+    raise NotImplementedError(
+        "get_dmatrix reads a training channel, which this image does not have; encoder.decode reads a body"
+    )

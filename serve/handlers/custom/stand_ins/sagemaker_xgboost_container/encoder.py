@@ -1,4 +1,4 @@
-"""Bodies to DMatrix, each format by itself or by its media type, and a JSON answer to JSON Lines."""
+"""Bodies to DMatrix, by format or by media type; and JSON to JSON Lines."""
 
 import json
 from typing import Any
@@ -7,12 +7,12 @@ import xgboost
 from sagemaker_inference import errors
 
 from sagemaker_xgboost_container.constants import xgb_content_types
-from serve.formats import values as formats
 from serve.handlers.xgboost import dmatrix
+from serve.http import media
 
 
 def csv_to_dmatrix(input: str | bytes, dtype: Any = None) -> xgboost.DMatrix:  # noqa: A002 - its name there
-    return _read(input, formats.CSV)  # XGBoost keeps float32, whatever `dtype` is
+    return _read(input, media.CSV)  # XGBoost keeps float32, whatever `dtype` is
 
 
 def libsvm_to_dmatrix(string_like: str | bytes) -> xgboost.DMatrix:
@@ -24,10 +24,10 @@ def recordio_protobuf_to_dmatrix(string_like: bytes) -> xgboost.DMatrix:
 
 
 def json_to_jsonlines(json_data: dict[str, list[Any]] | str | bytes) -> bytes:
-    """The values of the one list that the object holds, a line each."""
+    """One line for each value of the only list of the object."""
     found = json_data if isinstance(json_data, dict) else json.loads(json_data)
     if len(found) != 1:
-        raise ValueError("JSON Lines are made of an object with one list")
+        raise ValueError(f"the object has {len(found)} keys; one list is needed")
     (values,) = found.values()
     return b"".join(json.dumps(each).encode() + b"\n" for each in values)
 

@@ -1,3 +1,3 @@
-"""The name of the file that XGBoost's containers save a model to."""
+"""The name of the model file of AWS's XGBoost containers."""
 
 MODEL_NAME = "xgboost-model"

@@ -1,4 +1,4 @@
-"""The names of media types that XGBoost's containers have beside the usual ones."""
+"""The names of media types that AWS's XGBoost containers add."""
 
 LIBSVM = "text/libsvm"
 X_LIBSVM = "text/x-libsvm"

@@ -1,4 +1,4 @@
-"""content_types, encoders, errors and worker; the others can be imported, as samples do, but not used."""
+"""content_types, encoders, errors and worker. Other modules can be imported, as samples do, but have no functions."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class _Absent:
     def __getattr__(self, attribute: str) -> Any:
         raise AttributeError(
             f"sagemaker_containers.beta.framework.{self._name}.{attribute} is not in this image: "
-            "the server is another, and what model code may use is content_types, encoders, errors and worker"
+            "model code can use content_types, encoders, errors and worker"
         )
 
 

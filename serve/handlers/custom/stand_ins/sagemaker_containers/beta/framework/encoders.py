@@ -1,4 +1,4 @@
-"""decode(body, content_type), encode(prediction, content_type), and each format by itself."""
+"""decode(body, content_type), encode(prediction, content_type), and a function for each format."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Errors that model code raises, each with the status of its answer."""
+"""Errors of model code, with the status of the reply."""
 
 from sagemaker_inference.errors import ClientError, UnsupportedFormatError
 

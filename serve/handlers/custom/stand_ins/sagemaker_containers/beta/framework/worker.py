@@ -1,4 +1,4 @@
-"""Response: what output_fn of a scikit-learn model may return. It is Flask's, as there."""
+"""Response, which output_fn of a scikit-learn model may return: a response of Flask, as in the toolkit."""
 
 from typing import Any
 
