@@ -110,7 +110,7 @@ def _load(
         return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config))
     except Exception as error:
         if out := exhausted(error):  # even if the handler reports it as an error of the files
-            log.exception("exhausted while loading")
+            log.exception("out of resources during the load")
             if out is error:
                 raise
             out.message = f"while loading: {out.message}"

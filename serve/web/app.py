@@ -85,28 +85,28 @@ def _answer_errors(app: Flask) -> None:
     """Render every error, Flask's own included, in the same shape."""
 
     @app.errorhandler(ServeError)
-    def ours(error: ServeError) -> Response:
+    def render(error: ServeError) -> Response:
         body = errors.body(error, request.headers.get("X-Request-Id", ""), openai=request.path.startswith("/v1/"))
         return Response(body, error.status, errors.headers(error), content_type=media.JSON)
 
     @app.errorhandler(HTTPException)
-    def theirs(error: HTTPException) -> Response:
+    def flask_error(error: HTTPException) -> Response:
         if error.code == 405:
             allowed = " or ".join(sorted(set(getattr(error, "valid_methods", None) or ()) - {"OPTIONS", "HEAD"}))
-            return ours(
+            return render(
                 MethodNotAllowed(f"unsupported method: {request.method} {request.path[:200]}", hint=f"use {allowed}")
             )
         if error.code == 404:
-            return ours(
+            return render(
                 PathNotFound(f"no such path: {request.path[:200]}", hint="use POST /invocations or GET /models")
             )
         log.error("invalid request", extra={"status": error.code, "path": request.path[:200]})
-        return ours(errors.BadRequest(f"{error.name}: {error.description}"))
+        return render(errors.BadRequest(f"{error.name}: {error.description}"))
 
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> Response:
         log.error("web worker failed", exc_info=error, extra={"request_id": request.headers.get("X-Request-Id", "")})
-        return ours(InternalError("internal error", hint="see the log"))
+        return render(InternalError("internal error", hint="see the log"))
 
 
 def _count(app: Flask, counts: Slot) -> None:
