@@ -19,10 +19,12 @@ import psutil
 
 from bench.load import quantile
 from bench.stacks import make_samples
+from bench.table import markdown
 from bench.workloads import CORES, WITH_TEXTS, WORKLOADS, Bench, Row
 
 RESULTS = Path(__file__).parent / "results"
 HEADS = ("workload", "ours", "usual", "in process", "ratio", "aim", "reached")
+REACHED = {True: "yes", False: "NO", None: ""}
 
 
 def main() -> int:
@@ -53,7 +55,7 @@ def main() -> int:
     rows = [*found, *failed, *ping_rows(bench)]
     cpu = processor()
     print(f"{moment}  {cpu}, {CORES} cores, Python {platform.python_version()}; {others}" + "  QUICK" * asked.quick)
-    print(table(rows))
+    print(markdown(HEADS, [(*list(vars(row).values())[:-1], REACHED[row.reached]) for row in rows]))
     target: Path = asked.json or RESULTS / f"{moment}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     head = {"when": moment, "cpu": cpu, "cores": CORES, "others": others, "quick": asked.quick}
@@ -72,16 +74,6 @@ def ping_rows(bench: Bench) -> list[Row]:
     beside = f"{quantile(usual, 0.99):.1f} ms" if usual else ""
     count = f"{len(ours)} pings, slowest {ours[-1]:.0f} ms"
     return [Row("/ping, p99 while the above ran", f"{p99:.1f} ms", beside, "", count, "50 ms", p99 <= 50)]
-
-
-def table(rows: list[Row]) -> str:
-    """A Markdown table, aligned for a terminal."""
-    reached = {True: "yes", False: "NO", None: ""}
-    lines = [HEADS, *((*list(vars(row).values())[:-1], reached[row.reached]) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    shown.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(shown)
 
 
 def processor() -> str:

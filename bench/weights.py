@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.child import Child
+from bench.table import markdown
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -39,20 +40,18 @@ def main() -> None:
     asked = parser.parse_args()
     text = asked.text.read_text() if asked.text else json.loads(ARTICLE.read_text())["inputs"]
     for model in asked.models:
-        rows, drifts = {}, {}
-        base: dict[str, Any] = {}
+        found = {}
         for name, options in PRECISIONS.items():
             with Child(Weights, model, options) as child:
-                rows[name], outputs = child.ask("measure", text)
-            base = base or outputs
-            drifts[name] = drift(outputs, base)
-        speeds = [key for key in rows["float32"] if key != "MB"]
-        heads = [model.name, "private MB", *(f"{key}, times float32" for key in speeds), *drifts["float32"]]
-        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-        for name, row in rows.items():
-            ratios = [f"{rows['float32'][key] / row[key]:.2f}" for key in speeds]
-            print("| " + " | ".join([name, f"{row['MB']:.0f}", *ratios, *drifts[name].values()]) + " |")
-        print("\nfloat32, ms: " + ", ".join(f"{key} {rows['float32'][key]:.1f}" for key in speeds) + "\n", flush=True)
+                found[name] = child.ask("measure", text)
+        _, base_ms, base = found["float32"]
+        heads = [model.name, "private MB", *(f"{work}, times float32" for work in base_ms), *drift(base, base)]
+        lines = []
+        for name, (mb, ms, outputs) in found.items():
+            ratios = [f"{base_ms[work] / ms[work]:.2f}" for work in ms]
+            lines.append([name, f"{mb:.0f}", *ratios, *drift(outputs, base).values()])
+        print(markdown(heads, lines))
+        print("\nfloat32, ms: " + ", ".join(f"{work} {ms:.1f}" for work, ms in base_ms.items()) + "\n", flush=True)
 
 
 class Weights:
@@ -77,13 +76,13 @@ class Weights:
         self._mb = (private_bytes(os.getpid()) - before) / (1 << 20)
         self._measure = self._generation if config.handler == "text_generation" else self._embedding
 
-    def measure(self, text: str) -> tuple[dict[str, float], dict[str, Any]]:
-        """Private MB, milliseconds of each kind of work; and the outputs, for `drift`."""
+    def measure(self, text: str) -> tuple[float, dict[str, float], dict[str, Any]]:
+        """Private MB, milliseconds of each kind of work, and the outputs for `drift`."""
         import torch
 
         with torch.inference_mode():
             times, outputs = self._measure(text)
-            return {"MB": self._mb, **times}, {key: each.numpy() for key, each in outputs.items()}
+            return self._mb, times, {key: each.numpy() for key, each in outputs.items()}
 
     def _generation(self, text: str) -> tuple[dict[str, float], dict[str, Any]]:
         import torch
