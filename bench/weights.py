@@ -15,10 +15,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.child import Child
 from bench.table import markdown
+
+T = TypeVar("T")
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -91,21 +93,22 @@ class Weights:
         decoder, model = self._handler._decoder, self._handler._model
 
         def step_ms(rows: int) -> float:
-            def begin() -> None:
+            def begin() -> list[int]:
                 if len(decoder.lengths) != rows or decoder.lengths[0] > 96:
                     decoder.reset()
                     prefill = decoder.begin([tokens[:64]] * rows)
                     while decoder.advance(prefill, 256) is None:
                         pass
                     decoder.join(prefill)
+                return [tokens[64]] * rows
 
-            return _milliseconds(lambda: decoder.step([tokens[64]] * rows), begin)
+            return _milliseconds(decoder.step, begin)
 
         ids = torch.tensor([tokens])
         times = {
             "1 token of 1 row": step_ms(1),
             "of 16 rows": step_ms(16),
-            f"prompt of {len(tokens)}": _milliseconds(lambda: model(input_ids=ids)),
+            f"prompt of {len(tokens)}": _milliseconds(model, lambda: ids),
         }
         return times, {"logits": model(input_ids=ids).logits[0].float(), "tokens": ids[0]}
 
@@ -117,22 +120,26 @@ class Weights:
         words = text.split()
         texts = [" ".join(words[start : start + 24]) for start in range(0, len(words) - 24, 8)][:32]
         handler = self._handler
-        items = [handler.decode(Request(body=each.encode(), content_type="text/plain")) for each in texts]
-        vectors = [json.loads(reply.body) for reply in handler.predict(items)]
+
+        def items(count: int) -> list[Any]:
+            return [handler.decode(Request(body=each.encode(), content_type="text/plain")) for each in texts[:count]]
+
+        vectors = [json.loads(reply.body) for reply in handler.predict(items(32))]
+        # An item is computed once: each round has new ones.
         times = {
-            "1 text": _milliseconds(lambda: handler.predict(items[:1])),
-            "16 texts": _milliseconds(lambda: handler.predict(items[:16])),
+            "1 text": _milliseconds(handler.predict, lambda: items(1)),
+            "16 texts": _milliseconds(handler.predict, lambda: items(16)),
         }
         return times, {"vectors": torch.tensor(vectors)}
 
 
-def _milliseconds(call: Callable[[], Any], begin: Callable[[], None] = lambda: None) -> float:
-    """The least of some rounds, of this thread's processor time; `begin` is not counted."""
+def _milliseconds(work: Callable[[T], Any], begin: Callable[[], T]) -> float:
+    """The least of some rounds, of this thread's processor time; `begin` makes the input and is not counted."""
     times = []
     for _ in range(ROUNDS):
-        begin()
+        given = begin()
         began = time.thread_time()
-        call()
+        work(given)
         times.append(time.thread_time() - began)
     return min(times) * 1e3
 
