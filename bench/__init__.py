@@ -1,1 +1,1 @@
-"""What the server is measured by: the workloads, against the in-process limit and against the usual stack."""
+"""Measures the server: the workloads against the usual stack, and against the same work in process."""

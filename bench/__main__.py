@@ -1,99 +1,92 @@
 """Measure the server: python -m bench [--quick] [--only W1 W1b W2 W3 W4 W5] [--json FILE]
 
-Prints a table of ratios with the aims beside them and keeps the raw figures as JSON. Server, load generator and the
-stack it is compared with share this machine's processors; the stacks take turns, round by round, so that what else
-happens on the machine meets all of them. Nothing else should run meanwhile.
+Prints a table of ratios beside their aims and writes the raw figures as JSON. Server, load generator and usual stack
+share the processors of this machine. The stacks alternate, round by round, so that other load affects each of them. Run
+it on an idle machine.
 """
 
 import argparse
 import json
 import platform
+import re
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
-from bench import bulk, cold, multi_model, rows, starts, table, texts
-from bench.context import CORES, Context, Row
+import psutil
+
 from bench.load import quantile
-from bench.stacks import make_samples, workplace
+from bench.stacks import make_samples
+from bench.workloads import CORES, WITH_TEXTS, WORKLOADS, Bench, Row
 
-WORKLOADS = {"W1": rows.run, "W1b": bulk.run, "W2": texts.run, "W3": cold.run, "W4": starts.run, "W5": multi_model.run}
-TEXTS = {"W2", "W3", "W4"}  # with a GPT-2 of full size, half a gigabyte
 RESULTS = Path(__file__).parent / "results"
+HEADS = ("workload", "ours", "usual", "in process", "ratio", "aim", "reached")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one short round of each: to see that it runs")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W", help="some of it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the raw figures go (bench/results/DATE.json)")
-    asked = parser.parse_args(arguments)
-    make_samples("abalone-1", *(["gpt2-full"] if TEXTS & set(asked.only) else []))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file of the raw figures (bench/results/DATE.json)")
+    asked = parser.parse_args()
+    make_samples("abalone-1", *(["gpt2-full"] if WITH_TEXTS & set(asked.only) else []))
     moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
     found: list[Row] = []
     failed: list[Row] = []
-    busy_before = busy()
-    with workplace() as work:
-        context = Context(asked.quick, work)
+    busy = psutil.cpu_percent(2.0)
+    # A short path: Unix sockets lie below it, and their names have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as work:
+        bench = Bench(asked.quick, Path(work))
         for name in asked.only:
             try:
-                found += WORKLOADS[name](context)
+                with bench.workload(name):
+                    found += WORKLOADS[name](bench)
             except Exception as error:
-                # Minutes of figures are not thrown away because one of them could not be had.
+                # The run goes on: the figures of the other workloads took minutes.
                 traceback.print_exc()
                 failed.append(Row(name, f"failed: {type(error).__name__}"))
-        found += failed
-        found += ping_rows(context)
-    others = f"others kept {busy_before:.0%} of them busy before, {busy():.0%} after"
-    head = {"when": moment, "cpu": processor(), "cores": CORES, "others": others, "quick": asked.quick}
-    print(
-        f"{moment}  {head['cpu']}, {CORES} cores, Python {platform.python_version()}; {others}"
-        + "  QUICK" * asked.quick
-    )
-    print(table.text(found))
-    target = asked.json or RESULTS / f"{moment}.json"
-    keep(target, {**head, "rows": [vars(row) for row in found], "raw": context.raw, "ping_ms": context.pings})
+    others = f"others kept {busy:.0f}% of them busy before, {psutil.cpu_percent(2.0):.0f}% after"
+    rows = [*found, *failed, *ping_rows(bench)]
+    cpu = processor()
+    print(f"{moment}  {cpu}, {CORES} cores, Python {platform.python_version()}; {others}" + "  QUICK" * asked.quick)
+    print(table(rows))
+    target: Path = asked.json or RESULTS / f"{moment}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    head = {"when": moment, "cpu": cpu, "cores": CORES, "others": others, "quick": asked.quick}
+    figures = {**head, "rows": [vars(row) for row in rows], "raw": bench.raw, "ping_ms": bench.pings}
+    target.write_text(json.dumps(figures, indent=1, default=str) + "\n")
     print(f"raw figures: {target}")
     return 1 if failed else 0
 
 
-def ping_rows(context: Context) -> list[Row]:
-    """/ping while all of it ran."""
-    times = {who: sorted(found) for who, found in context.pings.items()}
-    if not times.get("ours"):
+def ping_rows(bench: Bench) -> list[Row]:
+    """/ping during all of the workloads."""
+    ours, usual = (sorted(bench.pings[name]) for name in ("ours", "usual"))
+    if not ours:
         return []
-    p99 = {who: quantile(found, 0.99) for who, found in times.items()}
-    usual = f"{p99['usual']:.1f} ms" if times.get("usual") else ""
-    count = f"{len(times['ours'])} pings, slowest {times['ours'][-1]:.0f} ms"
-    return [
-        Row("/ping, p99 while the above ran", f"{p99['ours']:.1f} ms", usual, "", count, "50 ms", p99["ours"] <= 50)
-    ]
+    p99 = quantile(ours, 0.99)
+    beside = f"{quantile(usual, 0.99):.1f} ms" if usual else ""
+    count = f"{len(ours)} pings, slowest {ours[-1]:.0f} ms"
+    return [Row("/ping, p99 while the above ran", f"{p99:.1f} ms", beside, "", count, "50 ms", p99 <= 50)]
 
 
-def busy(seconds: float = 2.0) -> float:
-    """The share of all processors that is in use while we do nothing."""
-    before = cpu_times()
-    time.sleep(seconds)
-    spent = [after - earlier for after, earlier in zip(cpu_times(), before, strict=True)]
-    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))  # idle, and waiting for disks
-
-
-def cpu_times() -> list[int]:
-    return [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+def table(rows: list[Row]) -> str:
+    """A Markdown table, aligned for a terminal."""
+    reached = {True: "yes", False: "NO", None: ""}
+    lines = [HEADS, *((*list(vars(row).values())[:-1], reached[row.reached]) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    shown.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(shown)
 
 
 def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def keep(target: Path, figures: dict[str, Any]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+    named = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
+    return named[1] if named else platform.machine()
 
 
 if __name__ == "__main__":

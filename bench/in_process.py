@@ -1,13 +1,7 @@
-"""The limits: the same work in one process, without HTTP. A child process reads one command a line.
-
-It imports and loads once, so that its turns can alternate with those of the servers.
-"""
+"""The limits: the same work in one process, without HTTP. Each class is made in a child process."""
 
 import io
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,174 +9,115 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-Task = Callable[..., dict[str, float]]
 
-
-class InProcess:
-    """The child, seen from outside: `ask` runs one of TASKS there."""
-
-    def __init__(self, kind: str, directory: Path, threads: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.in_process", kind, str(directory), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": str(threads),
-                "HF_HUB_OFFLINE": "1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            },
-        )
-        self._answer()
-
-    def ask(self, task: str, **arguments: Any) -> dict[str, float]:
-        assert self._process.stdin is not None
-        print(json.dumps({"task": task, **arguments}), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        answer: dict[str, float] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def timed(work: Callable[[], Any], rounds: int) -> list[float]:
-    """Seconds of each round, after one that does not count."""
-    times = []
-    for _ in range(rounds + 1):
+def median_ms(work: Callable[[], Any], *, rounds: float = 0, seconds: float = 0) -> float:
+    """Milliseconds of a call: the median of so many rounds or seconds, after one round that does not count."""
+    work()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < rounds or time.perf_counter() < until:
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
-    return times[1:]
+    return median(times) * 1e3
 
 
-def xgboost_tasks(directory: Path, threads: int) -> dict[str, Task]:
-    import numpy as np
-    import xgboost
+def _threads() -> int:
+    return int(os.environ["OMP_NUM_THREADS"])
 
-    from serve.catalog.scan import describe
-    from serve.handlers.base import Request
-    from serve.handlers.xgboost.handler import XGBoost
-    from serve.settings import Settings
 
-    config = describe("m", directory, Settings(threads=threads))
-    handler = XGBoost(config)
-    booster = xgboost.Booster({"nthread": threads}, model_file=str(directory / "model.ubj"))
+class XGBoostAlone:
+    def __init__(self, directory: Path) -> None:
+        import xgboost
 
-    def row(body: str, content_type: str, batch: int, seconds: float) -> dict[str, float]:
-        """Handler alone: decode and predict `batch` requests of one row, again and again."""
-        request = Request(body=body.encode(), content_type=content_type)
-        times = []
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            began = time.perf_counter()
-            handler.predict([handler.decode(request) for _ in range(batch)])
-            times.append(time.perf_counter() - began)
-        return {"ms": median(times) * 1e3, "per_second": batch / median(times)}
+        from serve.catalog.scan import describe
+        from serve.handlers.xgboost.handler import XGBoost
+        from serve.settings import Settings
 
-    def bulk(file: str, rounds: int) -> dict[str, float]:
-        """What one would write without a server: numpy parses, the library predicts, Python formats."""
-        body = Path(file).read_bytes()
+        config = describe("m", directory, Settings(threads=_threads()))
+        self._make: Callable[[], Any] = lambda: XGBoost(config)
+        self._handler = self._make()
+        self._booster = xgboost.Booster({"nthread": _threads()}, model_file=str(directory / "model.ubj"))
+
+    def handler_ms(self, body: bytes, batch: int = 1, **duration: float) -> float:
+        """The handler alone decodes and predicts a batch of equal CSV requests: HTTP adds the rest of the time."""
+        from serve.handlers.base import Request
+
+        sent = Request(body=body, content_type="text/csv")
+        handler = self._handler
+        return median_ms(lambda: handler.predict([handler.decode(sent) for _ in range(batch)]), **duration)
+
+    def numpy_ms(self, body: bytes, rounds: int) -> float:
+        """The code that a program without a server would have: numpy parses, the library predicts, Python formats."""
+        import numpy as np
 
         def once() -> bytes:
             matrix = np.loadtxt(io.BytesIO(body), np.float32, delimiter=",")
-            return "\n".join(map(str, booster.inplace_predict(matrix).tolist())).encode()
+            return "\n".join(map(str, self._booster.inplace_predict(matrix).tolist())).encode()
 
-        return {"ms": median(timed(once, rounds)) * 1e3}
+        return median_ms(once, rounds=rounds)
 
-    def bulk_handler(file: str, rounds: int) -> dict[str, float]:
-        """The handler alone: what HTTP adds to it is the rest of the time."""
-        request = Request(body=Path(file).read_bytes(), content_type="text/csv")
-        return {"ms": median(timed(lambda: handler.predict([handler.decode(request)]), rounds)) * 1e3}
-
-    def load(rounds: int) -> dict[str, float]:
-        """Build the handler in this warm process."""
-        return {"ms": median(timed(lambda: XGBoost(config), rounds)) * 1e3}
-
-    return {"row": row, "bulk": bulk, "bulk_handler": bulk_handler, "load": load}
+    def load_ms(self) -> float:
+        """Builds the handler in this warm process."""
+        return median_ms(self._make, rounds=5)
 
 
-def gpt2_tasks(directory: Path, threads: int) -> dict[str, Task]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+class GPT2Alone:
+    def __init__(self, directory: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+        torch.set_num_threads(_threads())
+        self._make: Callable[[], Any] = lambda: AutoModelForCausalLM.from_pretrained(directory)
+        self._model = self._make().eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(directory)
 
-    def generate(prompt: str, batch: int, new_tokens: int, rounds: int) -> dict[str, float]:
-        """`model.generate` on a static batch, greedy; tokens/s of the whole batch."""
-        tokens = torch.tensor([tokenizer(prompt)["input_ids"]] * batch)
-        times = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            with torch.inference_mode():
-                made = model.generate(
-                    tokens,
-                    attention_mask=torch.ones_like(tokens),
-                    do_sample=False,
-                    min_new_tokens=new_tokens,
-                    max_new_tokens=new_tokens,
-                    pad_token_id=0,
-                )
-            times.append(time.perf_counter() - began)
-            assert made.shape == (batch, tokens.shape[1] + new_tokens)
-        return {"tokens_per_second": batch * new_tokens / median(times), "prompt_tokens": tokens.shape[1]}
+    def tokens_per_second(self, prompt: str, prompt_tokens: int, new_tokens: int, batch: int) -> float:
+        """`model.generate` on a static batch, greedy: tokens/s of the whole batch."""
+        import torch
 
-    def load(rounds: int) -> dict[str, float]:
+        tokens = torch.tensor([self._tokenizer(prompt)["input_ids"]] * batch)
+        exactly = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+        began = time.perf_counter()
+        with torch.inference_mode():
+            made = self._model.generate(tokens, attention_mask=torch.ones_like(tokens), **exactly)
+        took = time.perf_counter() - began
+        assert made.shape == (batch, prompt_tokens + new_tokens)
+        return batch * new_tokens / took
+
+    def load_ms(self) -> float:
         """`from_pretrained` in this warm process."""
-        return {"ms": median(timed(lambda: AutoModelForCausalLM.from_pretrained(directory), rounds)) * 1e3}
-
-    return {"generate": generate, "load": load}
+        return median_ms(self._make, rounds=5)
 
 
-def flask_tasks(models: Path, threads: int) -> dict[str, Task]:
-    from werkzeug.test import EnvironBuilder
+class FlaskAlone:
+    """A web worker's application, called as gunicorn calls it."""
 
-    from serve import settings
-    from serve.slots import Slots
-    from serve.web import app
+    def __init__(self, models: Path) -> None:
+        from serve import settings
+        from serve.catalog.scan import publish
+        from serve.slots import Slots
+        from serve.web import app
 
-    with tempfile.TemporaryDirectory() as run_dir:
-        chosen = settings.read({"SERVE_MODEL_DIR": str(models), "SERVE_RUN_DIR": run_dir})
-        Slots(chosen.slots, create=True)
-        web = app.create(chosen, 0)
+        with tempfile.TemporaryDirectory() as run_dir:
+            chosen = settings.read({"SERVE_MODEL_DIR": str(models), "SERVE_RUN_DIR": run_dir})
+            Slots(chosen.slots, create=True)
+            publish(chosen)
+            self._app = app.create(chosen, 0)
 
-    def wsgi(body: str, seconds: float) -> dict[str, float]:
-        """The web worker's application called as gunicorn calls it: routing, peeking, the redirect to the runner."""
+    def invocation_ms(self, body: str, seconds: float) -> float:
+        """Routing of a request by its body, and the redirect to the runner."""
+        from werkzeug.test import EnvironBuilder
+
         raw = body.encode()
         base = EnvironBuilder("/invocations", method="POST", data=raw, content_type="application/json").get_environ()
-        times: list[float] = []
         heads: list[dict[str, str]] = []
 
-        def start(_: str, headers: list[tuple[str, str]], __: Any = None) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
             heads.append(dict(headers))
 
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            environ = {**base, "wsgi.input": io.BytesIO(raw)}
-            began = time.perf_counter()
-            for _ in web.wsgi_app(environ, start):
-                pass
-            times.append(time.perf_counter() - began)
+        took = median_ms(
+            lambda: list(self._app.wsgi_app({**base, "wsgi.input": io.BytesIO(raw)}, start)), seconds=seconds
+        )
         assert heads[-1]["X-Accel-Redirect"]
-        return {"ms": median(times) * 1e3}
-
-    return {"wsgi": wsgi}
-
-
-def main(kind: str, directory: Path, threads: int) -> None:
-    tasks = {"xgboost": xgboost_tasks, "gpt2": gpt2_tasks, "flask": flask_tasks}[kind](directory, threads)
-    print("{}", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        print(json.dumps(tasks[order.pop("task")](**order)), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+        return took

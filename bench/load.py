@@ -1,148 +1,109 @@
-"""The load generator: keep-alive connections to one port, each sending its next request as soon as it has its answer.
+"""The load generator: keep-alive connections to one port of this machine."""
 
-Runs as a process of its own (`python -m bench.load PLAN`, the request on stdin, a JSON object on stdout), so that the
-measured stack shares the processors with it but not its interpreter. A request costs it about 20 us.
-"""
-
-import json
-import resource
 import select
 import socket
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 RECEIVE = 1 << 18
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Each connection sends `each` requests, or where that is 0 as many as it can in `seconds` after `warm` seconds."""
-
-    port: int
-    connections: int
-    seconds: float = 2.0
-    warm: float = 0.5
-    each: int = 0
+WARM = 0.5  # seconds
 
 
 @dataclass(frozen=True)
 class Measured:
     requests: int
-    errors: int  # not 200, or a connection that broke off
+    errors: int  # responses other than 200, and broken connections
     seconds: float
+    per_second: float
     p50_ms: float
     p99_ms: float
     own_cpu: float  # share of a core that the generator itself used
 
-    @property
-    def per_second(self) -> float:
-        return self.requests / self.seconds
+
+@dataclass
+class Exchange:
+    """A request that was sent on a connection, and the bytes of its response so far."""
+
+    socket: socket.socket
+    sent: float
+    received: bytes = b""
 
 
-def request(path: str, body: bytes, content_type: str, **headers: str) -> bytes:
-    """The bytes of a POST; underscores in the names of headers stand for dashes."""
-    lines = [f"POST {path} HTTP/1.1", "Host: bench", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+def request(path: str, body: str | bytes, content_type: str, **headers: str) -> bytes:
+    """The bytes of a POST request."""
+    body = body.encode() if isinstance(body, str) else body
+    fields = {"Host": "bench", "Content-Type": content_type, "Content-Length": len(body), **headers}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def measure(plan: Plan, message: bytes) -> Measured:
-    """What `message` gets, sent by a load generator of its own."""
-    command = [sys.executable, "-m", "bench.load", json.dumps(asdict(plan))]
-    done = subprocess.run(command, input=message, stdout=subprocess.PIPE, check=True)
-    return Measured(**json.loads(done.stdout))
+class LoadGenerator:
+    """Sends a request on each connection again, when its response is complete. A request costs it about 20 us.
 
+    Run in a process of its own, it shares the processors with the measured stack but not its interpreter.
+    """
 
-class Client:
-    def __init__(self, plan: Plan, message: bytes) -> None:
-        self._plan = plan
-        self._message = message
+    def run(self, port: int, message: bytes, connections: int, *, seconds: float = 0, each: int = 0) -> Measured:
+        """Each connection sends for some seconds, which count after WARM, or a number of requests."""
+        self._address, self._message = ("127.0.0.1", port), message
         self._poll = select.epoll()
-        self._socks: dict[int, socket.socket] = {}
-        self._begun: dict[int, float] = {}
-        self._partial: dict[int, bytes] = {}
-        self._latencies: list[float] = []
-        self._errors = 0
-
-    def run(self) -> Measured:
-        plan = self._plan
-        started = time.perf_counter()
-        counts_from = started if plan.each else started + plan.warm
-        until = float("inf") if plan.each else counts_from + plan.seconds
-        left = plan.each * plan.connections - plan.connections if plan.each else 1 << 60
-        for _ in range(plan.connections):
+        self._open: dict[int, Exchange] = {}
+        started, cpu = time.perf_counter(), -time.process_time()
+        counts_from = started if each else started + WARM
+        until = float("inf") if each else counts_from + seconds
+        for _ in range(connections):
             self._connect()
-        cpu = -time.process_time()
-        self._turns(counts_from, until, left)
-        ended = time.perf_counter()
-        cpu += time.process_time()
-        times = sorted(self._latencies)
-        return Measured(
-            requests=len(times),
-            errors=self._errors,
-            seconds=ended - counts_from,
-            p50_ms=quantile(times, 0.5) * 1e3,
-            p99_ms=quantile(times, 0.99) * 1e3,
-            own_cpu=cpu / (ended - started),
-        )
+        times, errors = self._exchange(counts_from, until, (each - 1) * connections if each else 1 << 60)
+        ended, cpu = time.perf_counter(), cpu + time.process_time()
+        self._poll.close()
+        times.sort()
+        took = ended - counts_from
+        p50, p99 = (quantile(times, share) * 1e3 for share in (0.5, 0.99))
+        return Measured(len(times), errors, took, len(times) / took, p50, p99, cpu / (ended - started))
 
-    def _turns(self, counts_from: float, until: float, left: int) -> None:
-        """The hot loop: a connection with a complete answer sends again, until time or requests are used up."""
-        clock, socks, begun, partial, message = (
-            time.perf_counter,
-            self._socks,
-            self._begun,
-            self._partial,
-            self._message,
-        )
-        note = self._latencies.append
-        while socks:
+    def _exchange(self, counts_from: float, until: float, remaining: int) -> tuple[list[float], int]:
+        """The hot loop: sends again on each connection with a complete response, until time or requests are used up."""
+        clock, exchanges, message = time.perf_counter, self._open, self._message
+        times: list[float] = []
+        errors = 0
+        while exchanges:
             for fd, _ in self._poll.poll():
-                sock = socks[fd]
+                exchange = exchanges[fd]
                 try:
-                    data = sock.recv(RECEIVE)
+                    data = exchange.socket.recv(RECEIVE)
                 except ConnectionError:
                     data = b""
-                if fd in partial:
-                    data = partial.pop(fd) + data if data else b""
-                if data and not whole(data):
-                    partial[fd] = data
+                if data and exchange.received:
+                    data = exchange.received + data
+                if data and not is_complete(data):
+                    exchange.received = data
                     continue
                 now = clock()
-                if data.startswith(b"HTTP/1.1 200"):
-                    if now >= counts_from:
-                        note(now - begun[fd])
-                else:
-                    self._errors += 1
-                if now >= until or left <= 0:
-                    self._close(fd)
-                    continue
-                left -= 1
-                if data:
-                    begun[fd] = now
-                    sock.sendall(message)
-                else:
-                    self._close(fd)
+                if not data.startswith(b"HTTP/1.1 200"):
+                    errors += 1
+                elif now >= counts_from:
+                    times.append(now - exchange.sent)
+                if now < until and remaining > 0:
+                    remaining -= 1
+                    if data:
+                        exchange.sent, exchange.received = now, b""
+                        exchange.socket.sendall(message)
+                        continue
                     self._connect()
+                self._poll.unregister(fd)
+                exchanges.pop(fd).socket.close()
+        return times, errors
 
     def _connect(self) -> None:
-        sock = socket.create_connection(("127.0.0.1", self._plan.port))
+        sock = socket.create_connection(self._address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socks[sock.fileno()] = sock
+        self._open[sock.fileno()] = Exchange(sock, time.perf_counter())
         self._poll.register(sock, select.EPOLLIN)
-        self._begun[sock.fileno()] = time.perf_counter()
         sock.sendall(self._message)
 
-    def _close(self, fd: int) -> None:
-        self._poll.unregister(fd)
-        self._socks.pop(fd).close()
 
-
-def whole(data: bytes) -> bool:
-    """Whether this is all of an answer with a Content-Length."""
+def is_complete(data: bytes) -> bool:
+    """Whether a response with a Content-Length has been received completely."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return False
@@ -152,14 +113,3 @@ def whole(data: bytes) -> bool:
 
 def quantile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("nan")
-
-
-def main(arguments: list[str]) -> None:
-    plan: dict[str, Any] = json.loads(arguments[0])
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    print(json.dumps(asdict(Client(Plan(**plan), sys.stdin.buffer.read()).run())))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

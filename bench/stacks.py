@@ -1,127 +1,80 @@
-"""Both servers under measurement, started and stopped: ours as `serve` starts it, and the usual stack."""
+"""The two servers under measurement, their models, and the memory that their processes hold."""
 
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
+
+import psutil
 
 from local_test import make_models
-from local_test.ports import free_port
 from serve import nginx
-from tests.live.stack import ROOT, Server
+from serve.machine import private_bytes
+from tests.live.stack import ROOT, Server, descendants, wait_until
 
 SAMPLES = ROOT / "local_test" / "models"
-USUAL = Path(__file__).parent / "usual_stack"
+WORKERS = 2  # of the usual stack
 
 
-class Stack(Protocol):
-    port: int
+class Stack(Server):
+    """A server as a context that ends with its processes."""
 
-    @property
-    def pid(self) -> int: ...
+    name: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def proportional_bytes(self) -> int:
+        """Memory of all its processes, each shared page divided among the processes that share it (Pss)."""
+        total = 0
+        for pid in {self.process.pid} | descendants(self.process.pid):
+            with suppress(psutil.NoSuchProcess):
+                total += psutil.Process(pid).memory_full_info().pss
+        return total
 
 
-class Ours:
+class Ours(Stack):
     """`python -m serve` on a free port."""
 
+    name = "ours"
+
     def __init__(self, models: Path, work: Path, **environ: Any) -> None:
-        self.server = Server(models, work, {name: str(value) for name, value in environ.items()})
-        self.port = self.server.port
+        super().__init__(models, work, {name: str(value) for name, value in environ.items()})
 
-    @property
-    def pid(self) -> int:
-        return self.server.process.pid
-
-    def wait(self, imported: bool = True) -> "Ours":
-        """Until /ping is 200 and, where wanted, the forkserver has its frameworks."""
-        self.server.wait_ready()
-        until = time.monotonic() + 120
-        while imported and not self.server.events("imported") and time.monotonic() < until:
-            time.sleep(0.05)
+    def wait_ready(self) -> "Ours":
+        """Waits until /ping is 200 and the forkserver has imported its frameworks."""
+        super().wait_ready()
+        wait_until(lambda: self.events("imported"))
         return self
 
-    def stop(self) -> None:
-        self.server.stop()
+    def web_workers(self) -> set[int]:
+        return descendants(self.part("gunicorn"))
 
 
-class Usual:
-    """gunicorn with as many sync workers as processors, each with all models, behind nginx."""
+class Usual(Stack):
+    """The usual stack, with two workers (usual_stack.sh starts it)."""
 
-    def __init__(self, models: Path, work: Path, workers: int) -> None:
-        self.port = free_port()
-        work.mkdir()
-        conf = work / "nginx.conf"
-        template = (USUAL / "nginx.conf").read_text()
-        conf.write_text(template.replace("{{run}}", str(work)).replace("{{port}}", str(self.port)))
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        environ = {
-            **os.environ,
-            "USUAL_MODELS": str(models),
-            "USUAL_THREADS": str(threads),
-            "OMP_NUM_THREADS": str(threads),
-            "HF_HUB_OFFLINE": "1",
-        }
-        gunicorn = ["gunicorn", "bench.usual_stack.app:app", "--workers", str(workers), "--timeout", "120"]
-        gunicorn += ["--bind", f"unix:{work}/gunicorn.sock", "--no-control-socket", "--log-level", "warning"]
-        self._log = (work / "log").open("ab")
-        run: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
-        self._gunicorn = subprocess.Popen([sys.executable, "-m", *gunicorn], cwd=ROOT, env=environ, **run)
-        front = [nginx.program(), "-e", "stderr", "-p", str(work), "-c", str(conf), "-g", "daemon off;"]
-        if os.geteuid() == 0:
-            front[-1] += " user root;"
-        self._nginx = subprocess.Popen(front, **run)
+    name = "usual"
 
-    @property
-    def pid(self) -> int:
-        return self._gunicorn.pid
-
-    def wait(self) -> "Usual":
-        until = time.monotonic() + 120
-        while not pings(self.port):
-            assert time.monotonic() < until, "the usual stack did not start"
-            time.sleep(0.02)
-        return self
-
-    def stop(self) -> None:
-        for each in (self._nginx, self._gunicorn):
-            each.terminate()
-            each.wait(30)
-        self._log.close()
+    def __init__(self, models: Path, work: Path) -> None:
+        command = (str(ROOT / "bench" / "usual_stack.sh"), nginx.program(), sys.executable, str(WORKERS))
+        threads = max(1, (os.cpu_count() or 1) // WORKERS)
+        super().__init__(models, work, {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}, command=command)
 
 
-def pings(port: int) -> bool:
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/ping")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+def private_sum(pids: Iterable[int]) -> int:
+    return sum(map(private_bytes, pids))
 
 
-@contextmanager
-def workplace() -> Iterator[Path]:
-    """A directory for models and sockets, short enough in name for the latter; gone afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def model_dir(directory: Path, **copies: str) -> Path:
-    """A model directory: name -> the sample model it is a copy of. Large files are hard links where that goes."""
-    directory.mkdir()
-    for name, sample in copies.items():
+def model_dir(directory: Path, samples: Mapping[str, str]) -> Path:
+    """Makes a model directory: name -> the sample model to copy there. Files are hard links where that is possible."""
+    for name, sample in samples.items():
         shutil.copytree(SAMPLES / sample, directory / name, copy_function=_link)
     return directory
 
@@ -134,6 +87,6 @@ def _link(source: str, target: str) -> None:
 
 
 def make_samples(*names: str) -> None:
-    """The sample models that the workloads need. Raises SystemExit where one cannot be made."""
+    """Makes the sample models that the workloads need. Raises SystemExit if one cannot be made."""
     if make_models.main([str(SAMPLES), "--only", *names]):
-        raise SystemExit("bench: these sample models are needed")
+        raise SystemExit("bench: a sample model could not be made: see the message above")

@@ -107,11 +107,10 @@ def _run(verb: str, chosen: Settings) -> int:
         return job.run(chosen)
     if verb == "conf":
         from serve import nginx
-        from serve.catalog.scan import scan
+        from serve.catalog.scan import at_start
 
         run_dir = chosen.run_dir or Path(os.environ.get("TMPDIR", "/tmp"))
-        found = scan(chosen.model_dir, chosen)
-        print(nginx.rendered(replace(chosen, run_dir=run_dir), found))
+        print(nginx.rendered(replace(chosen, run_dir=run_dir), at_start(chosen)))
         return 0
     for name, source in chosen.sources.items():
         print(f"{name:<16} {getattr(chosen, name)!s:<28} {source}")

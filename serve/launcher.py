@@ -34,6 +34,7 @@ class Launcher:
         self._settings = settings
         self._children = Children()
         self._stopping = False
+        self._found = Catalog([])  # until the host has published its catalog
 
     def run(self) -> int:
         """Serve until a signal (status 0), until a process ends (1), or not at all (2: a setting cannot be used)."""
@@ -75,10 +76,10 @@ class Launcher:
         self._await(settings.catalog)
         if not self._going():
             return
-        found = Catalog.read(settings.catalog)
-        print(banner.text(settings, found), flush=True)
+        self._found = Catalog.read(settings.catalog)
+        print(banner.text(settings, self._found), flush=True)
         conf = settings.run_dir / "nginx.conf"
-        conf.write_text(nginx.rendered(settings, found))
+        conf.write_text(nginx.rendered(settings, self._found))
         self._await(settings.run_dir / "web.sock")
         where = ["-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf)]
         # SIGTERM, not SIGKILL: on SIGTERM the nginx master stops its workers.
@@ -99,7 +100,7 @@ class Launcher:
             # The web workers are asked first, so that nginx logs no failed ping.
             if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
-                print(banner.curls(self._settings, Catalog.read(self._settings.catalog)), flush=True)
+                print(banner.curls(self._settings, self._found), flush=True)
                 return
             self._children.pause(0.05)
 

@@ -43,17 +43,19 @@ def scan(model_dir: Path, settings: Settings = DEFAULTS) -> Catalog:
 
 
 def publish(settings: Settings) -> Catalog:
-    """Scan the model directory, check the settings that depend on it, and publish the catalog.
-
-    Raises BadSetting. On a multi-model endpoint the catalog is empty: the platform loads the models.
-    """
-    try:
-        found = Catalog([]) if settings.multi_model else scan(settings.model_dir, settings)
-    except OSError as error:
-        raise BadSetting(f"SERVE_MODEL_DIR: {settings.model_dir} cannot be read: {error.strerror}") from error
+    """Scan the model directory, check the settings that depend on it, and publish the catalog. Raises BadSetting."""
+    found = at_start(settings)
     check(settings, found)
     found.publish(settings.catalog)
     return found
+
+
+def at_start(settings: Settings) -> Catalog:
+    """The models with which a server starts: none on a multi-model endpoint, which loads them later."""
+    try:
+        return Catalog([]) if settings.multi_model else scan(settings.model_dir, settings)
+    except OSError as error:
+        raise BadSetting(f"SERVE_MODEL_DIR: {settings.model_dir} cannot be read: {error.strerror}") from error
 
 
 def check(settings: Settings, found: Catalog) -> None:

@@ -274,7 +274,7 @@ def test_a_directory_that_vanishes_during_its_load_is_404(
 
     assert answer.status == 404, answer.body
     assert str(path) in answer.json["message"]
-    assert "vanished" in answer.json["message"]
+    assert "was removed during the load" in answer.json["message"]
     assert load(server, "slow", path).status == 404
     gate.write_text("")
     assert load(server, "slow", toy(models, "slowload", files={"gate.txt": str(gate)})).status == 200

@@ -1,5 +1,6 @@
 """Which model a request names, and the errors for names without a model."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,23 @@ def test_the_default_is_the_preferred_or_the_only_model() -> None:
     assert Catalog([]).default() is None
     with pytest.raises(ModelNotFound):
         several.default("c")
+
+
+def test_other_processes_read_the_catalog_that_the_host_publishes(tmp_path: Path) -> None:
+    """Names, aliases, types, problems, and paths that are not UTF-8; the file appears whole."""
+    bad = tmp_path / os.fsdecode(b"\xff")
+    host = Catalog(
+        [
+            entry("a", ("first",), "gpt2"),
+            Entry(name="b", path=bad, archive=True),
+            Entry(name="c", path=tmp_path, archive=False, problem="model.toml: invalid TOML"),
+        ]
+    )
+    host.publish(tmp_path / "catalog")
+    read = Catalog.read(tmp_path / "catalog")
+
+    assert [each.name for each in tmp_path.iterdir()] == ["catalog"]
+    assert (read.resolve("first"), read.resolve("gpt2"), read.resolve("b.tar.gz")) == ("a", "a", "b")
+    assert (read.entries["b"], read.entries["c"]) == (host.entries["b"], host.entries["c"])
+    assert read.entries["a"].config
+    assert read.entries["a"].config.aliases == ("first",)

@@ -1,0 +1,449 @@
+"""The workloads, W1 to W5. Each yields the rows of the table that it measures, and keeps its raw figures."""
+
+import json
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+from bench.child import Child
+from bench.in_process import FlaskAlone, GPT2Alone, XGBoostAlone
+from bench.load import LoadGenerator, Measured, quantile, request
+from bench.stacks import Ours, Stack, Usual, model_dir, private_sum
+from serve.catalog.scan import describe
+from serve.machine import private_bytes
+from tests.live import platform_side
+from tests.live.stack import at_once, wait_until
+
+T = TypeVar("T")
+
+CORES = len(os.sched_getaffinity(0))
+MB = 1e6
+PING_EVERY, PING_FAILED = 0.05, 10.0  # seconds; a failed ping counts as a slow one
+CSV, JSON = "text/csv", "application/json"
+CELLS = "1,0.455,0.365,0.095,0.514,0.2245,0.101,0.15"
+ABALONE = {"TargetModel": "abalone-1"}
+# Of two models, so that a request without a header has to pass through Flask.
+TWO_MODELS = {"abalone-1": "abalone-1", "abalone-b": "abalone-1"}
+BULK_BYTES = 5_000_000
+PROMPT, PROMPT_TOKENS, NEW_TOKENS = " the" * 32, 32, 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; `reached` is None where there is no aim."""
+
+    workload: str
+    ours: str
+    usual: str = ""
+    limit: str = ""  # in process
+    ratio: str = ""
+    aim: str = ""
+    reached: bool | None = None
+
+
+class Bench:
+    """What the workloads share: raw figures and pings; the directory and the processes of the one that runs."""
+
+    def __init__(self, quick: bool, root: Path) -> None:
+        self.quick = quick
+        self.work = root
+        self.raw: dict[str, Any] = {}
+        self.pings: dict[str, list[float]] = {"ours": [], "usual": []}  # milliseconds, over all workloads
+        self._root = root
+        self._generator = Child(LoadGenerator)
+        self._started = ExitStack()
+        self._begun = time.monotonic()
+
+    @contextmanager
+    def workload(self, name: str) -> Iterator[None]:
+        """Runs a workload in a directory of its own, and stops what it has started."""
+        self.work = self._root / name.lower()
+        self.work.mkdir()
+        with self._started:
+            yield
+
+    def start(self, context: AbstractContextManager[T]) -> T:
+        """Enters a context until the end of the workload."""
+        return self._started.enter_context(context)
+
+    def both(self, models: Path) -> tuple[Ours, Usual]:
+        """Starts this server and the usual stack, with the same models."""
+        ours, usual = self.start(Ours(models, self.work / "ours")), self.start(Usual(models, self.work / "usual"))
+        ours.wait_ready()
+        usual.wait_ready()
+        return ours, usual
+
+    def progress(self, text: str) -> None:
+        print(f"{time.monotonic() - self._begun:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    def rounds(self, text: str, count: int) -> Iterator[int]:
+        """Counts so many rounds, a single one of a quick run, and reports each."""
+        for number in range(1 if self.quick else count):
+            self.progress(f"{text}, round {number + 1}")
+            yield number
+
+    @contextmanager
+    def pinging(self, stack: Stack) -> Iterator[None]:
+        """Sends GET /ping 20 times a second meanwhile: the pings of a stack under load."""
+        done = threading.Event()
+        times_ms = self.pings[stack.name]
+
+        def ping() -> None:
+            due = time.monotonic()
+            while not done.wait(max(0.0, due - time.monotonic())):
+                began = time.monotonic()
+                good = stack.pings()
+                times_ms.append((time.monotonic() - began if good else PING_FAILED) * 1e3)
+                due = max(due + PING_EVERY, time.monotonic())
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(ping)
+            try:
+                yield
+            finally:
+                done.set()
+
+    def load(self, stack: Stack, message: bytes, connections: int, **until: Any) -> Measured:
+        """Sends the message for some `seconds`, or `each` times on each connection; then none may fail."""
+        made: Measured = self._generator.ask("run", stack.port, message, connections, **until)
+        assert not ("each" in until and made.errors), f"{stack.name}: {made.errors} responses were errors"
+        return made
+
+    def measure(self, stack: Stack, message: bytes, connections: int, **until: Any) -> Measured:
+        """The same, with pings of the stack under load."""
+        with self.pinging(stack):
+            return self.load(stack, message, connections, **until)
+
+
+def row(workload: str, *shown: str, ratio: str = "", value: float = 0, at_least: str = "", at_most: str = "") -> Row:
+    """A row of texts: ours, of the usual stack, in process. A value reaches its aim by the number in the aim's text."""
+    ours, usual, limit = (*shown, "", "")[:3]
+    aim = at_least or at_most
+    if not aim:
+        return Row(workload, ours, usual, limit, ratio)
+    number = float(re.findall(r"[\d.]+", aim)[0])
+    return Row(workload, ours, usual, limit, ratio, aim, value >= number if at_least else value <= number)
+
+
+def one_row(bench: Bench) -> Iterator[Row]:
+    """W1: one CSV row to an XGBoost model, on 1, 16 and 64 keep-alive connections; both lanes."""
+    models = model_dir(bench.work / "models", TWO_MODELS)
+    handler = bench.start(Child(XGBoostAlone, models / "abalone-1"))
+    flask = bench.start(Child(FlaskAlone, models))
+    ours, usual = bench.both(models)
+    body = f'{{"model_type":"abalone-1","instances":[[{CELLS}]]}}'
+    by_header, by_field = request("/invocations", CELLS, CSV, **ABALONE), request("/invocations", body, JSON)
+    lanes: dict[str, tuple[Stack, bytes]] = {
+        "straight": (ours, by_header),
+        "usual CSV": (usual, by_header),
+        "Flask": (ours, by_field),
+        "usual JSON": (usual, by_field),
+        "straight JSON": (ours, request("/invocations", body, JSON, **ABALONE)),
+    }
+    found: dict[str, list[Measured]] = defaultdict(list)
+    alone: dict[str, list[float]] = defaultdict(list)
+    for _ in bench.rounds("W1 one CSV row", 3):
+        alone["row"].append(handler.ask("handler_ms", CELLS.encode(), batch=1, seconds=1))
+        alone["batch"].append(32e3 / handler.ask("handler_ms", CELLS.encode(), batch=32, seconds=1))
+        alone["flask"].append(flask.ask("invocation_ms", body, seconds=1))
+        for connections in (1, 16, 64):
+            for lane, (stack, message) in lanes.items():
+                made = bench.measure(stack, message, connections, seconds=1.0 if bench.quick else 2.5)
+                found[f"W1 {lane} {connections}"].append(made)
+    bench.raw |= {key: [vars(each) for each in values] for key, values in found.items()} | {"W1 in process": alone}
+
+    def middle(figure: str, lane: str, connections: int) -> float:
+        return float(median(getattr(each, figure) for each in found[f"W1 {lane} {connections}"]))
+
+    once, batch, own = (median(alone[key]) for key in ("row", "batch", "flask"))
+    limits = (f"{1e3 / once:,.0f}/s", *[f"{batch:,.0f}/s in 32s"] * 2)
+    for name, beside, in_process, aims in (
+        ("straight", "usual CSV", limits, ("", "4 x usual", "8 x usual")),
+        ("Flask", "usual JSON", ("", "", ""), ("", "", "1.5 x usual")),
+    ):
+        for connections, limit, aim in zip((1, 16, 64), in_process, aims, strict=True):
+            rates = [middle("per_second", lane, connections) for lane in (name, beside)]
+            times = [[middle(f"{key}_ms", lane, connections) for key in ("p50", "p99")] for lane in (name, beside)]
+            shown = [f"{rate:,.0f}/s p50 {p50:.2f} p99 {p99:.1f} ms" for rate, (p50, p99) in zip(rates, times)]
+            ratio = rates[0] / rates[1]
+            title = f"W1 {name} lane, {connections} connections"
+            yield row(title, *shown, limit, ratio=f"{ratio:.1f} x usual", value=ratio, at_least=aim)
+    p50s = {lane: middle("p50_ms", lane, 1) for lane in lanes}
+    over, apart = p50s["straight"] - once, p50s["Flask"] - p50s["straight JSON"]
+    shown = [f"{p50s['straight']:.2f} ms", f"{p50s['usual CSV']:.2f} ms", f"{once:.3f} ms"]
+    title = "W1 p50 over the in-process call, 1 connection"
+    yield row(title, *shown, ratio=f"{over:.2f} ms more", value=over, at_most="0.6 ms")
+    yield row("W1 Flask's own share of a request", f"{own:.3f} ms", value=own, at_most="0.4 ms")
+    yield row("W1 p50 of the Flask lane over the straight one, 1 connection", f"{apart:.2f} ms")
+    share = middle("own_cpu", "straight", 64)
+    yield row("W1 share of a core the load generator took, 64 connections", f"{share:.2f}")
+
+
+def bulk(bench: Bench) -> Iterator[Row]:
+    """W1b: 5 MB of CSV in one request; rows of sex and seven numbers of ten digits, the same ones each time."""
+    numbers = random.Random(1)
+    lines, size = [], 0
+    while size < BULK_BYTES:
+        cells = [f"{numbers.random():.10f}" for _ in range(7)]
+        lines.append(f"{numbers.randint(1, 3)},{','.join(cells)}\n")
+        size += len(lines[-1])
+    body = "".join(lines)
+    models = model_dir(bench.work / "models", TWO_MODELS)
+    alone = bench.start(Child(XGBoostAlone, models / "abalone-1", threads=2))
+    stacks = bench.both(models)
+    message = request("/invocations", body, CSV, **ABALONE)
+    for stack in stacks:
+        bench.load(stack, message, 1, each=1)  # loads the model
+    times: dict[str, list[float]] = defaultdict(list)
+    each = 2 if bench.quick else 5
+    for _ in bench.rounds(f"W1b {len(lines):,} rows in one request", 3):
+        for stack in stacks:
+            times[stack.name].append(bench.measure(stack, message, 1, each=each).p50_ms)
+        times["numpy"].append(alone.ask("numpy_ms", body.encode(), rounds=each))
+        times["handler"].append(alone.ask("handler_ms", body.encode(), rounds=each))
+    bench.raw["W1b ms"] = times
+    took = {name: median(values) for name, values in times.items()}
+    ratio = took["ours"] / took["numpy"]
+    limits = f"numpy {took['numpy']:.0f} ms, our handler {took['handler']:.0f} ms"
+    shown = [f"{took[name]:.0f} ms" for name in ("ours", "usual")]
+    title, times_numpy = f"W1b 5 MB of CSV, {len(lines):,} rows", f"{ratio:.2f} x in process"
+    yield row(title, *shown, limits, ratio=times_numpy, value=ratio, at_most="1.3 x in process")
+
+
+def texts(bench: Bench) -> Iterator[Row]:
+    """W2: full-size GPT-2, 32 tokens in, 64 greedy tokens out, for 1, 4 and 16 callers."""
+    models = model_dir(bench.work / "models", {"gpt2": "gpt2-full"})
+    alone = bench.start(Child(GPT2Alone, models / "gpt2", threads=CORES))
+    ours, usual = bench.both(models)
+    parameters = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    body = json.dumps({"model_type": "gpt2", "inputs": PROMPT, "parameters": parameters})
+    message = request("/invocations", body, JSON, TargetModel="gpt2")
+    for stack in (ours, usual):
+        bench.load(stack, message, 2, each=1)  # loads the model, in each of the two workers of the usual stack
+    speed: dict[str, list[float]] = defaultdict(list)
+
+    def measured(stack: Stack, callers: int, each: int) -> None:
+        made = bench.measure(stack, message, callers, each=each)
+        speed[f"{stack.name} {callers}"].append(made.requests * NEW_TOKENS / made.seconds)
+
+    for _ in bench.rounds("W2 GPT-2", 3):
+        for callers in (1, 16) if bench.quick else (1, 4, 16):
+            measured(ours, callers, 1 if bench.quick else 2 if callers == 16 else 4)
+            limit = alone.ask("tokens_per_second", PROMPT, PROMPT_TOKENS, NEW_TOKENS, callers)
+            speed[f"generate {callers}"].append(limit)
+        measured(usual, 16, 1)
+    held = [stack.proportional_bytes() for stack in (ours, usual)]
+    bench.raw |= {"W2 tokens per second": speed, "W2 bytes": held}
+    for callers, aim in ((1, "1.0 x generate"), (4, ""), (16, "1.0 x generate")):
+        title = f"W2 GPT-2 124M, {callers} callers"
+        rates = [median(speed[f"{name} {callers}"] or [0.0]) for name in ("ours", "usual", "generate")]
+        if not rates[0]:
+            yield row(title, "not measured")
+            continue
+        shown = [f"{rate:.0f} tokens/s" if rate else "" for rate in rates]
+        ratio = rates[0] / rates[2]
+        beside = f", {rates[0] / rates[1]:.1f} x usual" if rates[1] else ""
+        yield row(title, *shown, ratio=f"{ratio:.2f} x generate{beside}", value=ratio, at_least=aim)
+    shown = [f"{each / MB:,.0f} MB" for each in held]
+    yield row("W2 memory of the whole server with one GPT-2", *shown, ratio=f"{held[0] / held[1]:.2f} x usual")
+
+
+def cold(bench: Bench) -> Iterator[Row]:
+    """W3: cold loads, the memory of each model, and the memory that an eviction gives back."""
+    small = [f"xgb-{number:02}" for number in range(10 if bench.quick else 40)]
+    large = [f"gpt-{number}" for number in range(2 if bench.quick else 5)]
+    # The forkserver imports both frameworks before anything is measured.
+    models = model_dir(bench.work / "models", dict.fromkeys(small, "abalone-1") | dict.fromkeys(large, "gpt2-full"))
+    bench.progress("W3 loads in process")
+    alone = {}
+    for kind, make, name in (("xgboost", XGBoostAlone, small[0]), ("gpt2", GPT2Alone, large[0])):
+        with Child(make, models / name, threads=CORES) as child:
+            alone[kind] = child.ask("load_ms")
+    took: dict[str, list[float]] = {"xgboost": [], "gpt2": []}
+    rows = []
+    with Ours(models, bench.work / "all", SERVE_WEB_WORKERS=4, SERVE_MEMORY_BUDGET_MB=8000) as ours:
+        ours.wait_ready()
+        time.sleep(1.0)
+        bench.progress(f"W3 cold loads of {len(small)} XGBoost models")
+        with bench.pinging(ours):
+            workers = ours.web_workers()
+            web_before, tree_before = private_sum(workers), ours.proportional_bytes()
+            for count, name in enumerate(small, 1):
+                took["xgboost"].append(_first_answer(ours, name))
+                if count in (1, 10, len(small)):
+                    held = private_sum(ours.runners()) / count
+                    tree = (ours.proportional_bytes() - tree_before) / count
+                    figures = {"models": count, "private": held, "whole server grew": tree}
+                    bench.raw.setdefault("W3 bytes each", []).append(figures)
+                    title, grew = f"W3 private memory of {count} XGBoost", f"whole server {tree / MB:.1f} MB each"
+                    shown = f"{held / MB:.1f} MB each"
+                    rows.append(row(title, shown, ratio=grew, value=held / MB, at_most="12 MB each"))
+            grown = (private_sum(workers) - web_before) / len(workers)
+            copies = len(ours.runners()) / len(small)
+            title = f"W3 copies of a model with {len(workers)} web workers"
+            grew = f"web workers grew {grown / MB:.1f} MB each"
+            rows.append(row(title, f"{copies:g}", "one a worker", ratio=grew, value=copies, at_most="1"))
+            bench.progress(f"W3 cold loads of {len(large)} GPT-2")
+            took["gpt2"].append(_first_answer(ours, large[0]))
+            of_large = max(map(private_bytes, ours.runners()))  # before a second one shares its pages
+            took["gpt2"] += [_first_answer(ours, name) for name in large[1:]]
+    bench.raw |= {"W3 in process ms": alone, "W3 cold ms": took}
+    for kind, name, aim in (("xgboost", "XGBoost", "50 ms"), ("gpt2", "GPT-2 124M", "1000 ms")):
+        usually, slowest = median(took[kind]), f"slowest {max(took[kind]):.0f} ms"
+        cells = f"{usually:.0f} ms", "", f"{alone[kind]:.0f} ms"
+        yield row(f"W3 cold {name}, first answer", *cells, ratio=slowest, value=usually, at_most=aim)
+    yield from rows
+    yield _given_back(bench, models, of_large, small, large[0])
+
+
+def _first_answer(ours: Ours, model: str) -> float:
+    """Milliseconds to the answer of a model that is not loaded."""
+    one_token = json.dumps({"inputs": "the", "parameters": {"max_new_tokens": 1}})
+    body, content_type = (one_token, JSON) if model.startswith("gpt") else (CELLS, CSV)
+    began = time.monotonic()
+    answer = ours.invoke(model, body, content_type)
+    took = time.monotonic() - began
+    assert answer.status == 200, answer.body
+    return took * 1e3
+
+
+def _given_back(bench: Bench, models: Path, held: int, small: list[str], large: str) -> Row:
+    """Measures the memory that remains of a GPT-2 evicted by a small model: the budget has room for the GPT-2 alone."""
+    bench.progress("W3 memory given back")
+    budget = max(held, describe(large, models / large).bytes) * 1.03  # a model grows a little with its requests
+    with Ours(models, bench.work / "evict", SERVE_MEMORY_BUDGET_MB=budget / (1 << 20)) as ours:
+        ours.wait_ready()
+        time.sleep(1.0)
+        before = ours.proportional_bytes()
+        _first_answer(ours, large)
+        big = min(wait_until(ours.runners))
+        loaded = ours.proportional_bytes()
+        for name in small:  # a few may fit beside the GPT-2
+            _first_answer(ours, name)
+            if big not in ours.runners():
+                break
+        wait_until(lambda: big not in ours.runners())
+        time.sleep(0.5)
+        after = ours.proportional_bytes() - private_sum(ours.runners())
+    bench.raw["W3 given back bytes"] = {"before": before, "loaded": loaded, "after, less the small ones": after}
+    share = (loaded - after) / (loaded - before)
+    shown = f"{(loaded - after) / MB:.0f} of {(loaded - before) / MB:.0f} MB"
+    title = "W3 memory given back after evicting a GPT-2"
+    return row(title, shown, ratio=f"{share:.2%}", value=share * 100, at_least="99%")
+
+
+def starts(bench: Bench) -> Iterator[Row]:
+    """W4: from the start of the container's command to the first 200 of /ping, and to the first prediction."""
+    one = {"abalone-1": "abalone-1"}
+    for name, samples in {"XGBoost": one, "XGBoost and GPT-2": one | {"gpt2": "gpt2-full"}}.items():
+        models = model_dir(bench.work / f"models-{len(samples)}", samples)
+        times: dict[str, list[tuple[float, float]]] = {"ours": [], "usual": []}
+        for number in bench.rounds(f"W4 starts with {name}", 5):
+            for kind in (Ours, Usual):
+                began = time.monotonic()
+                with kind(models, bench.work / f"{kind.name}-{len(samples)}-{number}") as stack:
+                    wait_until(stack.pings, every=0.005)
+                    pinged = time.monotonic() - began
+                    wait_until(partial(_predicts, stack), every=0.005)
+                    times[kind.name].append((pinged, time.monotonic() - began))
+        bench.raw[f"W4 seconds, {name}"] = times
+        for column, step in enumerate(("the first 200 of /ping", "the first XGBoost answer")):
+            ours, usual = (median(took[column] for took in times[who]) for who in ("ours", "usual"))
+            sooner = f"{usual / ours:.1f} x sooner than usual"
+            yield row(f"W4 {name}: to {step}", f"{ours:.2f} s", f"{usual:.2f} s", ratio=sooner)
+
+
+def _predicts(stack: Stack) -> bool:
+    return stack.invoke("abalone-1", CELLS, CSV).status == 200
+
+
+def multi_model(bench: Bench) -> Iterator[Row]:
+    """W5: a multi-model endpoint: the rate of loads and unloads, and what they cost a hot model."""
+    models = model_dir(bench.work / "models", {"table": "abalone-1"})
+    ours = bench.start(Ours(models, bench.work / "run", SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=models))
+    ours.wait_ready()
+    bench.start(bench.pinging(ours))
+
+    def load(name: str) -> None:
+        answer = platform_side.load(ours, name, models / "table")
+        assert answer.status == 200, answer.body
+
+    def unload(name: str) -> None:
+        answer = platform_side.unload(ours, name)
+        assert answer.status == 200, answer.body
+
+    count = 20 if bench.quick else 200
+    bench.progress(f"W5 {count} loads, one after another")
+    took = []
+    began = time.monotonic()
+    for number in range(count):
+        at = time.monotonic()
+        load(f"m{number}")
+        answer = ours.request("POST", f"/models/m{number}/invoke", CELLS, {"Content-Type": CSV})
+        took.append((time.monotonic() - at) * 1e3)
+        assert answer.status == 200, answer.body
+        unload(f"m{number}")
+    serial = count / (time.monotonic() - began)
+    bench.progress("W5 the same, four at a time")
+
+    def quarter(thread: int) -> None:
+        for number in range(count // 4):
+            load(f"p{thread}-{number}")
+            unload(f"p{thread}-{number}")
+
+    began = time.monotonic()
+    at_once(4, quarter)
+    parallel = count / (time.monotonic() - began)
+    bench.raw |= {"W5 cold ms": took, "W5 loads/s": {"serial": serial, "four at a time": parallel}}
+    p99 = f"p99 {quantile(sorted(took), 0.99):.0f} ms"
+    yield row("W5 cold XGBoost by POST /models, load and first answer", f"{median(took):.0f} ms", ratio=p99)
+    yield row("W5 loads and unloads, one after another", f"{serial:.0f}/s")
+    ratio = f"{parallel / serial:.2f} x serial"
+    yield row("W5 loads and unloads, four at a time", f"{parallel:.0f}/s", ratio=ratio)
+
+    load("hot")
+    seconds = 1.0 if bench.quick else 4.0
+    message = request("/models/hot/invoke", CELLS, CSV)
+    alone: list[Measured] = []
+    beside: list[Measured] = []
+    loading = threading.Event()
+
+    def load_and_unload() -> None:
+        while loading.is_set():
+            load("other")
+            unload("other")
+
+    for _ in bench.rounds("W5 a hot model", 5):
+        alone.append(bench.load(ours, message, 16, seconds=seconds))
+        loading.set()
+        with ThreadPoolExecutor(1) as thread:
+            others = thread.submit(load_and_unload)
+            try:
+                beside.append(bench.load(ours, message, 16, seconds=seconds))
+            finally:
+                loading.clear()
+        others.result()
+    errors = sum(each.errors for each in [*alone, *beside])
+    rates = [median(each.per_second for each in found) for found in (alone, beside)]
+    slow = [median(each.p99_ms for each in found) for found in (alone, beside)]
+    figures = {"alone": rates[0], "beside loads": rates[1], "errors": errors, "p99 ms": slow}
+    bench.raw["W5 hot requests/s"] = figures
+    share = f"{rates[1] / rates[0]:.2f} x alone ({rates[0]:.0f}/s)"
+    note = f"{share}; p99 {slow[1]:.0f} ms, {slow[0]:.0f} alone; {errors} errors"
+    yield row("W5 a hot model while others load and unload", f"{rates[1]:.0f}/s", ratio=note)
+
+
+WORKLOADS = {"W1": one_row, "W1b": bulk, "W2": texts, "W3": cold, "W4": starts, "W5": multi_model}
+WITH_TEXTS = {"W2", "W3", "W4"}  # with a GPT-2 of full size, half a gigabyte
