@@ -1,10 +1,10 @@
-# Everything a person or CI does here, one target each. Needs: Python 3.11 or newer with venv, nginx.
+# One target for each task of a developer or of CI. Prerequisites: Python 3.11 or newer with venv, nginx.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
-# Debian keeps nginx where only root's PATH looks.
+# Debian installs nginx in a directory that only root has on PATH.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 IMAGE ?= sagemaker-serve
@@ -18,15 +18,15 @@ PARALLEL = --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 SHELLS = $(shell find . -name '*.sh' -not -path './.venv*/*' -not -path './.lambda/*' -not -path './local_test/models/*') container/serve .ci/run
 CODE = $(wildcard serve deploy local_test tests bench docs/reference.py container/slim.py container/smoke.py)
 
-# $(call step,what,command): one line, with the seconds it took; what the command says is shown only when it fails.
+# $(call step,title,command): one line with the seconds it took; the output of the command is shown only if it fails.
 step = printf '%-58s' "$(1)"; begun=$$SECONDS; \
-	said=$$($(2) 2>&1) || { echo 'failed'; printf '%s\n' "$$said" >&2; exit 1; }; echo "$$((SECONDS - begun)) s"
+	output=$$($(2) 2>&1) || { echo 'failed'; printf '%s\n' "$$output" >&2; exit 1; }; echo "$$((SECONDS - begun)) s"
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */make \1\t/' | expand -t 14
 
 run: nginx $(VENV)/runtime ## serve the sample models on http://127.0.0.1:8080 (Ctrl-C stops it)
-	@$(PY) -m local_test.make_models $(MODELS) || echo 'Some sample models could not be made, see above: serving the others.'
+	@$(PY) -m local_test.make_models $(MODELS) || echo 'Some sample models could not be made (see above): the server starts with the others.'
 	@SERVE_MODEL_DIR="$${SERVE_MODEL_DIR:-$(MODELS)}" exec $(PY) -m serve
 
 install: nginx $(VENV)/runtime ## .venv with the server and the commands sagemaker-* (then: . .venv/bin/activate)
@@ -34,12 +34,12 @@ install: nginx $(VENV)/runtime ## .venv with the server and the commands sagemak
 
 setup: nginx $(VENV)/dev .lambda/made ## all that the tests and checks need
 
-test: setup ## the tests: pure, with real processes, and of the image where a Docker engine answers
+test: setup ## run the tests: pure, with real processes, and of the image where a Docker engine answers
 	@image=; if [[ -n "$${IMAGE_BUILD-}" ]] || docker info >/dev/null 2>&1; then image='tests/image/test_rehearse.py tests/image'; \
 	else echo 'no Docker engine answers: tests/image is left out'; fi; \
 	exec $(PY) -m pytest $(PARALLEL) tests/live tests/unit $$image
 
-test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (slow; wants docker-compose)
+test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (slow; needs docker-compose)
 	@IMAGE=$(IMAGE) exec .venv-sdk/bin/python -m pytest -W ignore tests/sdk
 
 .venv-sdk/made: tests/sdk/requirements.txt
@@ -52,7 +52,7 @@ test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (sl
 	@$(call step,the AWS CLI,.venv-aws/bin/python -m pip install --quiet --no-deps -r $<)
 	@touch $@
 
-check: check-style check-types check-shell check-nginx ## ruff, mypy --strict, shellcheck, nginx -t
+check: check-style check-types check-shell check-nginx ## run ruff, mypy --strict, shellcheck, nginx -t
 
 check-style: $(VENV)/dev
 	$(PY) -m ruff check .
@@ -90,20 +90,20 @@ docs-reference: $(VENV)/dev ## write the tables of settings, errors, metrics and
 	@$(call step,packages for the documentation,.venv-docs/bin/python -m pip install --quiet --no-deps -r $<)
 	@touch $@
 
-bench: nginx $(VENV)/dev ## the workloads, measured
+bench: nginx $(VENV)/dev ## measure the workloads
 	@exec $(PY) -m bench
 
-image: ## the container image (IMAGE=sagemaker-serve TORCH=cpu; cu130 for CUDA)
+image: ## build the container image (IMAGE=sagemaker-serve TORCH=cpu; cu130 for CUDA)
 	docker build --platform linux/amd64 --build-arg TORCH=$(TORCH) --tag $(IMAGE) .
 
-models: $(VENV)/runtime ## the sample models, where they are missing (minutes the first time)
+models: $(VENV)/runtime ## make the sample models that are missing (minutes the first time)
 	@$(PY) -m local_test.make_models $(MODELS)
 
-clean: ## remove all that was made here: the environment, the models, caches
+clean: ## remove the environments, the models, the caches
 	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp each: made again only when what it was made from changes.
+# Each target is a stamp: its packages are installed again only when its requirements change.
 $(VENV)/runtime: container/requirements.txt container/install_torch.sh
 	@python=$$(container/find_python.sh); $(call step,.venv with $$python,$$python -m venv $(VENV))
 	@$(call step,Python packages (some 150 MB),$(PY) -m pip install --quiet --no-deps -r container/requirements.txt)

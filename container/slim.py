@@ -1,6 +1,6 @@
-"""Cut from the image's environment what no request ever uses: slim.py /opt/serve. smoke.py shows that the rest works.
+"""Deletes files that no request uses from the environment of the image: slim.py /opt/serve. smoke.py tests the rest.
 
-Docker has no use for a cut made in a later layer, so this runs where the environment is built.
+It runs in the builder stage: files deleted in a later layer still count in the size of the image.
 """
 
 import shutil
@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# What goes, as globs from site-packages, and why nothing misses it.
+# Globs of the deleted files, relative to site-packages, and the reason why they are not needed.
 CUTS = {
     "torch/test": "PyTorch's C++ test programs",
     "torch/bin/[!t]*": "protoc, and test programs",
-    "torch/bin/t*[!r]": "test programs; torch_shm_manager stays, it is what shares tensors between processes",
-    "torch/include": "headers: there is no compiler in the image",
+    "torch/bin/t*[!r]": "test programs; torch_shm_manager is kept: it shares tensors between processes",
+    "torch/include": "headers: the image has no compiler",
     "torch/share": "CMake files",
     "**/*.a": "static libraries",
     "**/*.pyx": "Cython sources",
@@ -22,25 +22,25 @@ CUTS = {
     "pyarrow/include": "headers",
     "pyarrow/src": "C++ sources",
     "pyarrow/*flight*": "Arrow's RPC, a third of pyarrow; CSV and Parquet do not touch it",
-    "pyarrow/*s3*": "Arrow's own S3 client: what it reads here is bytes in memory",
-    "pyarrow/libarrow_python*.so": "copies of what were links: the ABI's own name, .so.NNNN, is the one that is loaded",
+    "pyarrow/*s3*": "Arrow's own S3 client: the server gives Arrow bytes in memory",
+    "pyarrow/libarrow_python*.so": "copies of links: the loader takes the file named by its ABI, .so.NNNN",
     "pyarrow/libarrow_python*.so.*.*": "the same",
     "numpy/_core/include": "headers",
-    # Only test runners import these. torch/testing and numpy/testing are not tests, and stay.
+    # Only test runners import these. torch/testing and numpy/testing are kept: other modules import them.
     "numpy/**/tests": "tests",
     "scipy/**/tests": "tests",
-    "sklearn/**/tests": "tests, where scikit-learn was asked for",
+    "sklearn/**/tests": "tests, in an image with scikit-learn",
     "sympy/**/tests": "tests",
     "networkx/**/tests": "tests",
     "mpmath/tests": "tests",
     "pyarrow/tests": "tests",
-    "hf_xet*": "faster downloads from the Hub, which this image never asks",
-    "setuptools*": "torch names it for building extensions",
+    "hf_xet*": "faster downloads from the Hub, from which the image never downloads",
+    "setuptools*": "torch requires it only to build extensions",
     "_distutils_hack": "the same",
     "distutils-precedence.pth": "the same",
 }
-# Their symbol tables are a fifth of their size, and serve debuggers only. Libraries that the wheel's author edited
-# with patchelf (numpy, scipy, xgboost) are not stripped: strip is known to break them.
+# Symbol tables are a fifth of these files, and only debuggers read them. Libraries that were edited with patchelf when
+# their wheel was built (numpy, scipy, xgboost) are not stripped: strip is known to break such files.
 STRIPPED = ("torch/lib/libtorch*.so", "pyarrow/lib*.so*", "tokenizers/*.so")
 
 
@@ -56,13 +56,13 @@ def main(environment: Path) -> None:
     (packages,) = environment.glob("lib/python3.*/site-packages")
     before = size(environment)
     for glob, why in CUTS.items():
-        # A list: the tree must not change under the walk. A parent may have taken its children along.
+        # A list, because deletions would disturb the walk. A path may have been deleted with its parent.
         for path in list(packages.glob(glob)):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        print(f"slim: {size(environment) >> 20:5} MB left after {glob} ({why})")
+        print(f"slim: {size(environment) >> 20:5} MB remain after {glob} ({why})")
     for glob in STRIPPED:
         subprocess.run(["strip", "--strip-unneeded", *packages.glob(glob)], check=True)
     print(f"slim: {before >> 20} MB before, {size(environment) >> 20} MB now")

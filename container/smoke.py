@@ -1,4 +1,4 @@
-"""Use every framework of the image once, so that a cut that went too deep fails the build and not a request."""
+"""Uses each framework of the image once, so that the build fails if slim.py has deleted a file that is needed."""
 
 import importlib.util
 import io
@@ -19,7 +19,7 @@ WORDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "once": 4}
 
 
 def text_model(config: GPT2Config | BartConfig, auto: Any) -> None:
-    """A tiny model goes to disk and back as any model does, and writes a few tokens."""
+    """Saves a tiny model, loads it and generates a few tokens."""
     with tempfile.TemporaryDirectory() as directory:
         auto.from_config(config).save_pretrained(directory)
         model = auto.from_pretrained(directory).eval()
@@ -59,7 +59,7 @@ def tables() -> None:
 
 
 def packed_linear() -> None:
-    """oneDNN's prepacked and quantised products, which text generation stands on."""
+    """The prepacked and quantised products of oneDNN, which text generation uses."""
     weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(8), 1)
     torch.ops.mkldnn._linear_pointwise(torch.ones(1, 8), weight, None, "none", [], "")
     eight = torch.ops.onednn.qlinear_prepack(torch.eye(8, dtype=torch.int8), [4, 8])
@@ -78,11 +78,11 @@ def packed_linear() -> None:
 
 
 def extras() -> None:
-    """What was asked for with EXTRAS, and pip as model code gets it."""
+    """The frameworks that EXTRAS names, and pip as model code uses it."""
     for name in ("skops.io", "onnxruntime"):
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
-            print(f"smoke: {name} is here")
+            print(f"smoke: {name} is installed")
     (wheel,) = Path(sys.prefix, "share", "pip").glob("pip-*.whl")
     subprocess.run([sys.executable, str(wheel / "pip"), "--version"], check=True)
 
