@@ -170,7 +170,7 @@ def test_an_error_has_the_name_of_a_model_that_the_body_names(platform: Callable
 
 
 def _crash(call: Callable[[], Answer]) -> Answer:
-    """The 500 of a request whose model crashes; on a very busy machine the cause may be known too late, which is 503."""
+    """The 500 of a request whose model crashes. A very busy machine knows the cause too late, and then it is a 503."""
 
     def answered() -> Answer | None:
         answer = call()
