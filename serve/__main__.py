@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "train":
             from serve.train import job
 
-            job.write(settings.ml_root(), str(error))
+            job.write_failure(settings.ml_root(), str(error))
         return 2
     log.start("launcher" if verb == "serve" else verb, chosen.log_level)
     try:

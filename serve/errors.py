@@ -115,7 +115,7 @@ class PayloadTooLarge(ServeError):
 
 
 class UnsupportedMediaType(ServeError):
-    """The Content-Type or the Content-Encoding is unsupported."""
+    """The Content-Type, its charset, or the Content-Encoding is unsupported."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     type = "UnsupportedMediaTypeException"

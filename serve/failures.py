@@ -66,6 +66,11 @@ def of_a_library(error: BaseException) -> bool:
     return type(error).__module__ != "builtins" or isinstance(error, RuntimeError)
 
 
+def described(error: BaseException) -> str:
+    """The class and the message of an exception, in at most 500 characters."""
+    return f"{type(error).__name__}: {error}"[:500] if str(error) else type(error).__name__
+
+
 def chain(error: BaseException) -> Iterator[BaseException]:
     """The error, and the errors that it was raised from or during, newest first."""
     seen: set[int] = set()

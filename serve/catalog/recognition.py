@@ -236,6 +236,15 @@ def is_pickle(head: bytes | bytearray) -> bool:
     return bytes(head[:1]) in _PICKLED
 
 
+def refused_pickle(name: str, target: str) -> ModelUnusable:
+    """The error for a model that is a pickle without `allow_pickle`; `target`: a file name for its conversion."""
+    return ModelUnusable(
+        f"{name} is a pickle, which can run code when it is loaded",
+        hint=f"convert it in a sandbox: python -m serve convert {name} {target}; "
+        "or, if you trust it, set allow_pickle = true under [options] in its model.toml",
+    )
+
+
 def xgboost_files(directory: Path) -> list[Path]:
     """XGBoost models at the top of a directory, by name or, for ambiguous names, by their first bytes."""
     return [

@@ -91,7 +91,6 @@ class Store:
     """
 
     def __init__(self, settings: Settings, found: Catalog, slots: Slots, forks: Forkserver, wake: Callable[[], None]):
-        self._settings = settings
         self._budget = settings.budget_bytes
         self._multi_model = settings.multi_model
         self.models = {

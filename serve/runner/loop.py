@@ -17,8 +17,7 @@ from serve.errors import DeviceLost, ServeError
 from serve.failures import exhausted
 from serve.handlers.base import Request
 from serve.http import media, wire
-from serve.runner.addressee import Addressee
-from serve.runner.arrival import received
+from serve.runner.arrival import Addressee, received
 from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, outcome_of
 from serve.runner.records import Engine
 from serve.runner.references import References

@@ -23,7 +23,7 @@ from serve.failures import exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise
 from serve.http.addresses import INVOCATIONS
 from serve.runner import own_packages
-from serve.runner.addressee import Addressee
+from serve.runner.arrival import Addressee
 from serve.runner.jobs import Batches
 from serve.runner.loop import Loop
 from serve.runner.records import Engine, Records

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from serve.failures import exhausted
 from serve.settings import Settings
 from serve.train import job
 from serve.train.job import TrainingFailed
@@ -28,15 +29,17 @@ def run(settings: Settings) -> int:
     try:
         _train(settings)
     except TrainingFailed as error:
-        job.write(settings.ml_root, str(error))
+        job.write_failure(settings.ml_root, str(error))
     except _Stopped:
-        job.write(settings.ml_root, _NO_MODEL)
+        job.write_failure(settings.ml_root, _NO_MODEL)
     except MemoryError as error:
         log.exception("out of memory")
-        job.write(settings.ml_root, f"memory is exhausted ({error}): use a larger instance, or less data")
+        job.write_failure(settings.ml_root, f"memory is exhausted ({error}): use a larger instance, or less data")
     except Exception as error:
         log.exception("internal error")
-        job.write(settings.ml_root, f"internal error, {type(error).__name__}: {error}; the log has the traceback")
+        job.write_failure(
+            settings.ml_root, f"internal error, {type(error).__name__}: {error}; the log has the traceback"
+        )
     else:
         return 0
     return 1
@@ -50,23 +53,21 @@ def _train(settings: Settings) -> None:
     # Imported here, after the handler of SIGTERM is set: the imports take a second.
     import xgboost
 
-    from serve.train import data as channels
-    from serve.train import data as rows
-    from serve.train import hyperparameters
+    from serve.train import data, hyperparameters
 
     asked = hyperparameters.read(settings.ml_root / "input/config/hyperparameters.json")
     unused = hyperparameters.checked(asked)
     if unused:
         log.warning("unused hyperparameters", extra={"names": unused})
-    of = channels.find(settings.ml_root)
-    found = rows.read(of, asked.csv_weights, hyperparameters.label_range(asked))
-    for name, each in found.items():
-        rows_and_columns = dict(zip(("rows", "features"), each.features.shape, strict=True))
-        log.info("read", extra={"channel": name, **rows_and_columns})
+    channels = data.find(settings.ml_root)
+    rows = data.read(channels, asked.csv_weights, hyperparameters.label_range(asked))
+    for name, each in rows.items():
+        count, features = each.features.shape
+        log.info("read", extra={"channel": name, "rows": count, "features": features})
     stop = threading.Event()
     parameters = {"nthread": settings.threads, **hyperparameters.parameters(asked)}
     try:
-        matrices = {name: _matrix(found.pop(name)) for name in list(found)}
+        matrices = {name: _matrix(rows.pop(name)) for name in list(rows)}
         if asked.save_when_stopped:
             signal.signal(signal.SIGTERM, lambda *_: stop.set())
         booster = xgboost.train(
@@ -78,7 +79,7 @@ def _train(settings: Settings) -> None:
             verbose_eval=False,
         )
     except xgboost.core.XGBoostError as error:
-        if "bad_alloc" in str(error):
+        if exhausted(error):
             raise MemoryError("XGBoost") from error
         raise TrainingFailed(hyperparameters.reason(error)) from error
     signal.signal(signal.SIGTERM, lambda *_: None)  # from here on the model is saved in any case

@@ -2,7 +2,6 @@
 
 import difflib
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,17 +9,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
 from serve.errors import ServeError
 from serve.formats import libsvm, recordio, tables
+from serve.http import media
 from serve.train import parquet
-from serve.train.job import TrainingFailed
+from serve.train.job import TrainingFailed, configured
+
+CSV, LIBSVM, PARQUET, RECORDIO = "csv", "libsvm", "parquet", "recordio"
+# Content types of AWS's container, without parameters.
+FORMATS = {
+    "csv": CSV,
+    media.CSV: CSV,
+    **dict.fromkeys(media.LIBSVM_NAMES, LIBSVM),
+    "parquet": PARQUET,
+    "application/x-parquet": PARQUET,
+    "recordio-protobuf": RECORDIO,
+    media.RECORDIO: RECORDIO,
+}
+NAMES = ("train", "validation")
+_GZIP = b"\x1f\x8b"
+_MAGIC = {b"PAR1": PARQUET, b"\x0a\x23\xd7\xce": RECORDIO}
+_SAYS = "the first row of all has {}"
 
 Floats = npt.NDArray[np.float32]
-_SAYS = "the first row of all has {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +44,19 @@ class Channel:
     name: str
     files: tuple[Path, ...]
     format: str
+
+
+class _Inputs(msgspec.Struct, frozen=True):
+    """A channel in inputdataconfig.json."""
+
+    mode: str | None = msgspec.field(default=None, name="TrainingInputMode")
+    content_type: str | None = msgspec.field(default=None, name="ContentType")
+
+
+class _Resources(msgspec.Struct, frozen=True):
+    """resourceconfig.json."""
+
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -38,6 +67,70 @@ class Rows:
     labels: Floats
     weights: Floats | None = None
     queries: npt.NDArray[np.uint64] | None = None
+
+
+def find(root: Path) -> dict[str, Channel]:
+    """The channels of a job, `train` at least. Raises TrainingFailed, naming the channel or the file."""
+    _refuse_several_hosts(root / "input/config/resourceconfig.json")
+    data = root / "input/data"
+    stated = configured(root / "input/config/inputdataconfig.json", dict[str, _Inputs], {})
+    if not stated and data.is_dir():  # started without SageMaker: every directory is a channel
+        stated = {each.name: _Inputs() for each in sorted(data.iterdir()) if each.is_dir()}
+    for name in stated:
+        if name not in NAMES:
+            close = difflib.get_close_matches(name, NAMES, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise TrainingFailed(f"channel {name!r}: unknown; the channels are {' and '.join(NAMES)}{hint}")
+    if "train" not in stated:
+        raise TrainingFailed(f"the channel 'train' is missing: its files belong in {data / 'train'}")
+    found = {name: _channel(name, data / name, stated[name]) for name in NAMES if name in stated}
+    if len({each.format for each in found.values()}) > 1:
+        formats = " and ".join(f"{each.name} {each.format}" for each in found.values())
+        raise TrainingFailed(f"the channels have different formats, {formats}; use the same for both")
+    return found
+
+
+def _channel(name: str, directory: Path, stated: _Inputs) -> Channel:
+    if stated.mode == "Pipe":
+        raise TrainingFailed(f"channel {name!r}: input mode Pipe is not supported; use File or FastFile")
+    kind = (stated.content_type or "").partition(";")[0].strip().lower()
+    if kind and kind not in FORMATS:
+        raise TrainingFailed(
+            f"channel {name!r}: content type {kind[:60]!r} is not supported; use one of " + ", ".join(FORMATS)
+        )
+    # A leading dot or underscore marks files that tools write beside their data: .crc, _SUCCESS.
+    paths = sorted(each for each in directory.rglob("*") if each.is_file() and each.name[0] not in "._")
+    files = tuple(each for each in paths if each.stat().st_size)
+    if not files:
+        raise TrainingFailed(
+            f"channel {name!r} has no data: "
+            + (f"all files are empty, also {paths[0]}" if paths else f"no file in {directory}")
+        )
+    return Channel(name, files, FORMATS[kind] if kind else _by_first_bytes(files[0]))
+
+
+def _by_first_bytes(file: Path) -> str:
+    """The format of a file without a content type, by its magic number or its first line."""
+    with opened(file) as opening:
+        head = opening.read(65536)
+    line = head.partition(b"\n")[0]
+    return _MAGIC.get(head[:4]) or (LIBSVM if b":" in line and b"," not in line else CSV)
+
+
+def opened(file: Path) -> gzip.GzipFile:
+    """An open file, decompressed if its first bytes are those of gzip."""
+    with file.open("rb") as opening:
+        packed = opening.read(2) == _GZIP
+    return gzip.open(file, "rb") if packed else file.open("rb")  # type: ignore[return-value]
+
+
+def _refuse_several_hosts(file: Path) -> None:
+    hosts = configured(file, _Resources, _Resources()).hosts
+    if len(hosts) > 1:
+        raise TrainingFailed(
+            f"the job has {len(hosts)} instances, but the training runs on one only: set InstanceCount to 1, "
+            "and use a larger instance where the data needs it"
+        )
 
 
 def read(channels: Mapping[str, Channel], weighted: bool, labels: tuple[float, float]) -> dict[str, Rows]:
@@ -148,103 +241,4 @@ def _check_labels(labels: Floats, within: tuple[float, float]) -> None:
         raise TrainingFailed(
             f"row {row + 1}, column 1: the label is {labels[row]:g}; the objective "
             f"needs labels from {least:g} to {most:g}"
-        )
-
-
-CSV, LIBSVM, PARQUET, RECORDIO = "csv", "libsvm", "parquet", "recordio"
-# Content types of AWS's container, without parameters.
-FORMATS = {
-    "csv": CSV,
-    "text/csv": CSV,
-    "libsvm": LIBSVM,
-    "text/libsvm": LIBSVM,
-    "text/x-libsvm": LIBSVM,
-    "parquet": PARQUET,
-    "application/x-parquet": PARQUET,
-    "recordio-protobuf": RECORDIO,
-    "application/x-recordio-protobuf": RECORDIO,
-}
-NAMES = ("train", "validation")
-_GZIP = b"\x1f\x8b"
-_MAGIC = {b"PAR1": PARQUET, b"\x0a\x23\xd7\xce": RECORDIO}
-
-
-def find(root: Path) -> dict[str, Channel]:
-    """The channels of a job, `train` at least. Raises TrainingFailed, naming the channel or the file."""
-    _one_host(root / "input/config/resourceconfig.json")
-    data = root / "input/data"
-    stated = _config(root / "input/config/inputdataconfig.json")
-    if not stated and data.is_dir():  # started without SageMaker: every directory is a channel
-        stated = {each.name: {} for each in sorted(data.iterdir()) if each.is_dir()}
-    for name in stated:
-        if name not in NAMES:
-            close = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise TrainingFailed(f"channel {name!r}: unknown; the channels are {' and '.join(NAMES)}{hint}")
-    if "train" not in stated:
-        raise TrainingFailed(f"the channel 'train' is missing: its files belong in {data / 'train'}")
-    found = {name: _channel(name, data / name, stated[name]) for name in NAMES if name in stated}
-    if len({each.format for each in found.values()}) > 1:
-        formats = " and ".join(f"{each.name} {each.format}" for each in found.values())
-        raise TrainingFailed(f"the channels have different formats, {formats}; use the same for both")
-    return found
-
-
-def _channel(name: str, directory: Path, stated: Mapping[str, str]) -> Channel:
-    if stated.get("TrainingInputMode", "File") == "Pipe":
-        raise TrainingFailed(f"channel {name!r}: input mode Pipe is not supported; use File or FastFile")
-    kind = (stated.get("ContentType") or "").partition(";")[0].strip().lower()
-    if kind and kind not in FORMATS:
-        raise TrainingFailed(
-            f"channel {name!r}: content type {kind[:60]!r} is not supported; use one of " + ", ".join(FORMATS)
-        )
-    # A leading dot or underscore marks files that tools write beside their data: .crc, _SUCCESS.
-    paths = sorted(each for each in directory.rglob("*") if each.is_file() and each.name[0] not in "._")
-    files = tuple(each for each in paths if each.stat().st_size)
-    if not files:
-        raise TrainingFailed(
-            f"channel {name!r} has no data: "
-            + (f"all files are empty, also {paths[0]}" if paths else f"no file in {directory}")
-        )
-    return Channel(name, files, FORMATS[kind] if kind else _by_first_bytes(files[0]))
-
-
-def _by_first_bytes(file: Path) -> str:
-    """The format of a file without a content type, by its magic number or its first line."""
-    with opened(file) as opening:
-        head = opening.read(65536)
-    line = head.partition(b"\n")[0]
-    return _MAGIC.get(head[:4]) or (LIBSVM if b":" in line and b"," not in line else CSV)
-
-
-def opened(file: Path) -> gzip.GzipFile:
-    """An open file, decompressed if its first bytes are those of gzip."""
-    with file.open("rb") as opening:
-        packed = opening.read(2) == _GZIP
-    return gzip.open(file, "rb") if packed else file.open("rb")  # type: ignore[return-value]
-
-
-def _config(file: Path) -> dict[str, Mapping[str, str]]:
-    try:
-        found = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise TrainingFailed(f"{file} is not JSON: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
-        raise TrainingFailed(f"{file} is not a JSON object of channels")
-    return found
-
-
-def _one_host(file: Path) -> None:
-    try:
-        hosts = json.loads(file.read_bytes()).get("hosts", [])
-    except FileNotFoundError:
-        return
-    except (ValueError, AttributeError) as error:
-        raise TrainingFailed(f"{file} is not a valid resource configuration: {error}") from error
-    if len(hosts) > 1:
-        raise TrainingFailed(
-            f"the job has {len(hosts)} instances, but the training runs on one only: set InstanceCount to 1, "
-            "and use a larger instance where the data needs it"
         )

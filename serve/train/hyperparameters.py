@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.train.job import TrainingFailed
+from serve.train.job import TrainingFailed, configured
 
 # Read by the training itself; all others are passed to XGBoost.
 OURS = ("num_round", "early_stopping_rounds", "csv_weights", "save_model_on_termination", "_tuning_objective_metric")
@@ -51,14 +51,7 @@ class Hyperparameters:
 
 def read(file: Path) -> Hyperparameters:
     """The hyperparameters of a file. Raises TrainingFailed, naming the invalid one."""
-    try:
-        given = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        given = {}
-    except ValueError as error:
-        raise TrainingFailed(f"{file} is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise TrainingFailed(f"{file} is not a JSON object")
+    given = configured(file, dict[str, Any], {})
     return parsed({name: _text(value) for name, value in given.items()})
 
 

@@ -1,5 +1,7 @@
 """Fixtures: `start` runs a stack over a model directory and sees to it that nothing of it is left afterwards."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,11 +25,14 @@ def _all_gone(pids: set[int]) -> bool:
 
 
 @contextmanager
-def _starter(directories: pytest.TempPathFactory) -> Iterator[Start]:
+def _starter() -> Iterator[Start]:
     mine: list[Server] = []
+    # The path of a socket may have 107 bytes, and those of pytest's directories are long: more so where tests run
+    # in parallel.
+    work = Path(tempfile.mkdtemp(prefix="s-"))
 
     def run(models: Path, *, ready: bool = True, **environ: Any) -> Server:
-        server = Server(models, directories.mktemp("s"), {key: str(value) for key, value in environ.items()})
+        server = Server(models, work / str(len(mine)), {key: str(value) for key, value in environ.items()})
         mine.append(server)
         _running.append(server)
         return server.wait_ready() if ready else server
@@ -38,6 +43,7 @@ def _starter(directories: pytest.TempPathFactory) -> Iterator[Start]:
         server.stop()
         wait_until(partial(_all_gone, below))
         _running.remove(server)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @pytest.fixture
@@ -48,16 +54,16 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start() -> Iterator[Start]:
     """start(models, SETTING="value"...) -> a Server that answers /ping; ready=False: as soon as it is started."""
-    with _starter(tmp_path_factory) as run:
+    with _starter() as run:
         yield run
 
 
 @pytest.fixture(scope="module")
-def start_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start_shared() -> Iterator[Start]:
     """The same for a server that all tests of a module share."""
-    with _starter(tmp_path_factory) as run:
+    with _starter() as run:
         yield run
 
 

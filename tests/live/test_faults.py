@@ -145,7 +145,7 @@ def test_a_request_queued_behind_a_stuck_one_is_retryable(hasty: Server, later: 
 def test_a_request_queued_behind_a_stuck_text_is_retryable(start: Start, models: Path) -> None:
     """Text generation also reports which requests it has begun; the next one it has not."""
     tiny.gpt2(models / "gpt2")
-    hasty = start(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=3)
+    hasty = start(models, SAGEMAKER_MODEL_SERVER_TIMEOUT=6)  # nginx gives a web worker as long
     body = {"inputs": "w1", "parameters": {"max_new_tokens": 2}}
     wait_until(lambda: hasty.invoke("gpt2", body).status == 200)
     runners = hasty.runners()

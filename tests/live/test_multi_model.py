@@ -151,9 +151,9 @@ def test_a_loaded_model_that_crashes_is_loaded_again(platform: Callable[..., Ser
     server = platform()
     load(server, "crash", path)
 
-    died = invoke(server, "crash", '{"crash": true}')
+    died = _crash(lambda: invoke(server, "crash", '{"crash": true}'))
 
-    assert (died.status, died.json["type"]) == (500, "RunnerDiedException")
+    assert died.json["type"] == "RunnerDiedException"
     assert invoke(server, "crash").status == 200
     assert listed(server) == ["crash"]
 
@@ -164,9 +164,20 @@ def test_an_error_has_the_name_of_a_model_that_the_body_names(platform: Callable
     server = platform()
     assert load(server, name, toy(models, "crash")).status == 200
 
-    died = server.invoke(None, {"model_type": name, "crash": True})
+    died = _crash(lambda: server.invoke(None, {"model_type": name, "crash": True}))
 
-    assert (died.status, died.json["type"], died.json["model"]) == (500, "RunnerDiedException", name)
+    assert (died.json["type"], died.json["model"]) == ("RunnerDiedException", name)
+
+
+def _crash(call: Callable[[], Answer]) -> Answer:
+    """The 500 of a request whose model crashes. A very busy machine knows the cause too late, and then it is a 503."""
+
+    def answered() -> Answer | None:
+        answer = call()
+        assert answer.status in (500, 503), answer
+        return answer if answer.status == 500 else None
+
+    return wait_until(answered)  # type: ignore[no-any-return]
 
 
 JUNK = [

@@ -216,7 +216,7 @@ ONE = {"num_round": "1"}
     [
         (ONE, {"train/a": "1,2,3\n4,x,6\n"}, {}, "train/a: row 2, column 2: 'x' is not a number"),
         ({**ONE, "monotone_constraints": "(1,0,1)"}, {"train/a": GOOD}, {}, "monotone"),
-        (ONE, {"train/a": GOOD}, {"SERVE_THREAD": "1"}, "SERVE_THREAD: no such setting; did you mean SERVE_THREADS?"),
+        (ONE, {"train/a": GOOD}, {"SERVE_THREAD": "1"}, "SERVE_THREAD: unknown setting; did you mean SERVE_THREADS?"),
         (ONE, {"train/a": GOOD}, {"SM_MODEL_DIR": "/proc/model"}, "the model cannot be written to /proc/model"),
     ],
 )

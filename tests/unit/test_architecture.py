@@ -34,11 +34,6 @@ FRAMEWORKS |= {"sklearn", "tokenizers", "transformers", "xgboost"}
 
 Imports = dict[str, set[str]]
 
-# Arrows that are still to be turned.
-KNOWN = {
-    ("serve.formats.tables", "serve.handlers.base"),
-}
-
 
 def name_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -113,7 +108,7 @@ def test_no_import_of_serve_goes_against_the_layers() -> None:
         if name.startswith("serve.") and used.partition(".")[0] == "serve"
         if room(name) != room(used) and LAYER[room(name)] <= LAYER[room(used)]
     }
-    assert not against - KNOWN
+    assert not against
 
 
 def test_every_room_has_its_layer() -> None:

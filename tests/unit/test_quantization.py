@@ -1,5 +1,6 @@
 """8-bit weights: near the original ones, the same output for a row in any batch, a quarter of the bytes."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import pretrained
-from serve.handlers.huggingface.quantization import MIN_OUTPUTS, Int8Linear
+from serve.handlers.huggingface.quantization import MIN_OUTPUTS, Int8Linear, linear_layers
 from serve.handlers.seq2seq.handler import Seq2Seq
 from tests.live import tiny
 from tests.unit import tiny_encoders
@@ -50,6 +51,17 @@ def test_a_row_is_the_same_in_any_batch(count: int) -> None:
     alone = torch.cat([layer(row[None]) for row in rows])
     assert torch.allclose(layer(beside)[:count], alone, rtol=1e-5, atol=1e-5)
     assert not layer(torch.zeros(1, 64)).isnan().any()
+
+
+def test_a_replaced_layer_is_freed_before_the_next_one() -> None:
+    """So that packing or quantizing holds at most one layer twice."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+    replaced: list[weakref.ref[torch.nn.Module]] = []
+    for layer in linear_layers(model):
+        assert not any(each() for each in replaced)
+        replaced.append(weakref.ref(layer.module))
+        layer.replace(torch.nn.Identity())
+    assert len(replaced) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

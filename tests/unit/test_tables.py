@@ -53,6 +53,31 @@ def test_a_csv_reads_the_same_however_long_it_is(body: bytes, rows: list[list[fl
     assert same(tables.csv(block * LARGE, 3), np.tile(matrix(rows), (LARGE, 1)))
 
 
+def test_few_wide_rows_read_like_many_narrow_ones() -> None:
+    """pyarrow would take more memory for 3,000 columns than for the body; the rows are read line by line instead."""
+    cells = [str(number / 8) for number in range(3000)]
+    wanted = np.tile(np.array(cells, np.float32), (4, 1))
+    wanted[1, 2] = NAN
+    rows = [",".join(cells)] * 4
+    rows[1] = ",".join([*cells[:2], "", '"0.375"', *cells[4:]])
+    body = "\r\n".join(rows).encode()
+    assert tables.SMALL < len(body) < 1024 * 3000
+    assert same(tables.csv(body, 3000), wanted)
+    with pytest.raises(BadRequest, match=r"^row 3, column 7: '1_0' is not a number$"):
+        tables.csv("\n".join([*rows[:2], ",".join([*cells[:6], "1_0", *cells[7:]])]).encode(), 3000)
+
+
+def test_doubles_are_read_like_floats() -> None:
+    """With the same delimiters and errors, as wide as the first line; and infinite values are kept."""
+    for body in (b"1;2.5\n-inf;", b"1\t2.5\r\n-inf\t\r\n", b"\xef\xbb\xbf1,2.5\n-inf,\n"):
+        assert np.array_equal(tables.csv_doubles(body), [[1, 2.5], [-np.inf, NAN]], equal_nan=True)
+        many = body.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n"
+        assert tables.csv_doubles(many * LARGE).shape == (2 * LARGE, 2)
+    assert tables.csv_doubles(b"0.1,0.2").dtype == np.float64
+    with pytest.raises(BadRequest, match=r"^row 2 has 1 columns; row 1 has 2$"):
+        tables.csv_doubles(b"1,2\n3")
+
+
 def test_a_cell_is_rounded_once_from_double() -> None:
     """The nearest float32 of the decimal's double, as numpy makes it, on either way."""
     cells = [f"{value!r}" for value in np.random.default_rng(0).normal(size=6000).tolist()]
@@ -300,6 +325,7 @@ def test_memory_stays_within_a_few_times_the_body() -> None:
         (lambda body: tables.csv(body, 3), b"1,2,3\n" * 30_000),
         (lambda body: instances.rows(body, 3, "kind"), b"[" + b"[1,2,3]," * 30_000 + b"[1,2,3]]"),
         (lambda body: libsvm.read(body, 100_000), b"0\n" * 30_000),
+        (libsvm.as_written, b"1 " + b"1:1 " * 30_000),
     ]:
         peaks = []
         for _ in range(3):  # the first may import something, and another thread's memory counts too

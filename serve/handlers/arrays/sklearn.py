@@ -12,13 +12,13 @@ import numpy as np
 import scipy.sparse
 
 from serve.catalog.model_config import ModelConfig
-from serve.catalog.recognition import chosen, sklearn_files, sklearn_pickles
+from serve.catalog.recognition import chosen, refused_pickle, sklearn_files, sklearn_pickles
 from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
+from serve.failures import described
 from serve.formats import values
 from serve.handlers.arrays import tensors
 from serve.handlers.arrays.options import ScikitLearnOptions
 from serve.handlers.base import Reply, Request
-from serve.handlers.custom.user_code import described
 from serve.http import media
 
 log = logging.getLogger(__name__)
@@ -135,12 +135,7 @@ def load(model: ModelConfig[ScikitLearnOptions]) -> Any:
         return _unpickled(chosen(sklearn_pickles(model.directory), "model.joblib", named))
     pickles = sklearn_pickles(model.directory)
     if not files and pickles:
-        name = pickles[0].name
-        raise ModelUnusable(
-            f"{name} is a pickle, which can run code when it is loaded",
-            hint=f"convert it in a sandbox: python -m serve convert {name} model.skops; "
-            "or, if you trust it, set allow_pickle = true under [options] in its model.toml",
-        )
+        raise refused_pickle(pickles[0].name, "model.skops")
     path = chosen(files, "model.skops", named)
     allowed = model.options.trusted
     try:

@@ -18,8 +18,9 @@ from serve.catalog import recognition
 from serve.catalog.recognition import torch_programs, weights
 from serve.errors import BadRequest, ModelUnusable
 from serve.formats import values
+from serve.handlers.huggingface.bodies import csv_inputs
 from serve.http import media
-from serve.http.body import csv_records, decode_text
+from serve.http.body import decode_text
 
 
 class Toolkit(Enum):
@@ -160,13 +161,10 @@ def _task(architectures: Any) -> str:
 
 def columns(text: str) -> dict[str, Any]:
     """The inputs of a CSV with a header: the column `inputs`, or one object per row with question and context."""
-    names, rows = csv_records(text, ("inputs", "question", "context"))
-    if not rows:
+    inputs = csv_inputs(text)
+    if not inputs:
         raise BadRequest("the CSV has a header and no rows")
-    if "inputs" in names:
-        at = names.index("inputs")
-        return {"inputs": [row[at] for row in rows]}
-    return {"inputs": [dict(zip(names, row, strict=True)) for row in rows]}
+    return {"inputs": inputs}
 
 
 def _numeric(data: Any) -> bool:

@@ -26,11 +26,12 @@ from werkzeug.http import parse_accept_header
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError
+from serve.failures import described
 from serve.formats import values
 from serve.handlers.base import Reply, Request
 from serve.handlers.custom import defaults, results, user_code
 from serve.handlers.custom.options import CustomOptions
-from serve.handlers.custom.user_code import Context, described
+from serve.handlers.custom.user_code import Context
 from serve.http import media
 from serve.http.body import decode_text
 

@@ -15,11 +15,11 @@ from serve.errors import (
     ServeError,
     UnsupportedMediaType,
 )
-from serve.failures import exhausted, give_back
+from serve.failures import described, exhausted, give_back
 from serve.formats import values
 from serve.handlers.base import Reply
 from serve.handlers.custom.advice import TOOLKIT_MODULES
-from serve.handlers.custom.user_code import Context, described
+from serve.handlers.custom.user_code import Context
 from serve.http import media
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelUnusable, ServeError
-from serve.failures import exhausted
+from serve.failures import described, exhausted
 from serve.handlers.custom import defaults
 from serve.handlers.custom.advice import TOOLKITS, way_out
 from serve.handlers.custom.options import CustomOptions
@@ -202,7 +202,3 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-def described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500] if str(error) else type(error).__name__

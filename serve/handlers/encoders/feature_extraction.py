@@ -14,6 +14,7 @@ from serve.handlers.encoders.forward import EncoderRow
 from serve.handlers.encoders.task import EncoderItem, Task, TaskParameters, TokenizerArguments, Truncation
 from serve.handlers.huggingface import bodies
 from serve.handlers.huggingface.options import HuggingFaceOptions
+from serve.http import media
 
 
 class FeatureExtractionParameters(TaskParameters, frozen=True, kw_only=True):
@@ -31,7 +32,7 @@ class FeatureExtraction(Task):
 
     auto_class = AutoModel
     parameters = FeatureExtractionParameters
-    offers = (bodies.JSON, bodies.NPY)
+    offers = (media.JSON, media.NPY)
     optional_weights = ("pooler.",)  # BERT's own pooling, trained for another task and not used here
 
     def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
@@ -52,7 +53,7 @@ class FeatureExtraction(Task):
     ) -> tuple[list[EncoderRow], Any]:
         if parameters.return_tensors:
             raise BadRequest(
-                "parameters.return_tensors is not supported over HTTP", hint=f"set Accept: {bodies.NPY} for an array"
+                "parameters.return_tensors is not supported over HTTP", hint=f"set Accept: {media.NPY} for an array"
             )
         asked = parameters.tokenize_kwargs or TokenizerArguments()
         if parameters.truncation is not None:
@@ -72,6 +73,6 @@ class FeatureExtraction(Task):
 
     def answer(self, item: EncoderItem) -> Any:
         vectors, single = [row.outputs[0] for row in item.rows], item.context
-        if item.content_type == bodies.NPY:
+        if item.content_type == media.NPY:
             return vectors[0] if single else vectors
         return vectors[0].tolist() if single else [each.tolist() for each in vectors]

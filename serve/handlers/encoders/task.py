@@ -20,6 +20,7 @@ from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.forward import Encoder, EncoderRow
 from serve.handlers.huggingface import bodies
 from serve.handlers.huggingface.options import HuggingFaceOptions
+from serve.http import media
 
 # Of one request. A text of a megabyte has 1,000 windows of 384 tokens; the results of 4,096 windows take 200 MB.
 MAX_WINDOWS = 4096
@@ -61,7 +62,7 @@ class Task(abc.ABC):
     parameters: ClassVar[type[TaskParameters]]
     bare: ClassVar[tuple[str, ...]] = ()  # see bodies.parse, as for `table`
     table: ClassVar[bool] = True
-    offers: ClassVar[tuple[str, ...]] = (bodies.JSON, bodies.CSV)  # media types of the reply
+    offers: ClassVar[tuple[str, ...]] = (media.JSON, media.CSV)  # media types of the reply
     optional_weights: ClassVar[tuple[str, ...]] = ()  # see pretrained.load
 
     def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:

@@ -10,6 +10,7 @@ from serve.errors import BadRequest
 from serve.handlers.encoders.forward import EncoderRow, softmax
 from serve.handlers.encoders.task import EncoderItem, Task, TaskParameters
 from serve.handlers.huggingface import bodies
+from serve.http import media
 
 PLACEHOLDERS = ("{}", "{0}")
 MAX_PAIRS = 4096  # of a text and a label, in one request
@@ -25,7 +26,7 @@ class ZeroShotClassification(Task):
     auto_class = AutoModelForSequenceClassification
     parameters = ZeroShotParameters
     table = False  # the labels are parameters, and a table has none
-    offers = (bodies.JSON,)
+    offers = (media.JSON,)
 
     def read(self, inputs: Any, parameters: ZeroShotParameters, deadline: float) -> tuple[list[EncoderRow], Any]:
         texts, labels = bodies.texts(inputs), parameters.candidate_labels

@@ -43,8 +43,9 @@ class Decoder:
         self._model = model
         config = model.config.get_text_config(decoder=True)
         self._windows = _windows(config)
-        self._alibi = _needs_plain_mask(model, config)
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
+        # BLOOM, MPT and some Falcons take no positions: they compute a bias from a 2-D mask (ALiBi).
+        self._alibi = bool(getattr(config, "alibi", False)) or not self._positions
         self._selected: tuple[Tensor, Tensor] | None = None
         # A hook, because not all architectures take logits_to_keep, and none takes one position for each row.
         model.get_output_embeddings().register_forward_pre_hook(self._select)
@@ -167,9 +168,3 @@ def _windows(config: Any) -> list[tuple[str, int]]:
             hint="all layers must use full, sliding or chunked attention",
         )
     return [(kind, size.get("sliding_window", 0)) for kind, size in zip(kinds, sizes, strict=True)]
-
-
-def _needs_plain_mask(model: PreTrainedModel, config: Any) -> bool:
-    """Whether the model has ALiBi (BLOOM, MPT, some Falcons): its bias comes from a 2-D mask, it has no positions."""
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    return bool(getattr(config, "alibi", False)) or not takes_positions

@@ -11,7 +11,8 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from serve.handlers.base import Reply
-from serve.handlers.generation.output import EVENTS, JSON, Generated
+from serve.handlers.generation.output import Generated
+from serve.http import media
 
 DONE = b"data: [DONE]\n\n"
 
@@ -33,7 +34,7 @@ class OpenAIForm:
 
     @property
     def content_type(self) -> str:
-        return EVENTS if self.streams else JSON
+        return media.EVENTS if self.streams else media.JSON
 
     def opening(self, sequences: Sequence[Generated]) -> bytes:
         return b""
@@ -52,7 +53,7 @@ class OpenAIForm:
         sequences = [sequence for group in groups for sequence in group]
         choices = [self._choice(sequence) for sequence in sequences]
         body = self._head(self.whole_object) | {"choices": choices, "usage": _usage(sequences)}
-        return Reply(body=msgspec.json.encode(body), content_type=JSON)
+        return Reply(body=msgspec.json.encode(body), content_type=media.JSON)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": f"{self.prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}

@@ -14,8 +14,6 @@ from serve.handlers.generation.sampling import TokenLogprobs
 from serve.handlers.huggingface import bodies
 from serve.http import media
 
-JSON, PLAIN, LINES, EVENTS = media.JSON, media.TEXT, media.JSON_LINES, media.EVENTS
-
 
 class Generated(Protocol):
     """A sequence as a form reads it."""
@@ -79,29 +77,35 @@ class InvocationForm(msgspec.Struct, frozen=True):
         )
 
     def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
-        if self.content_type == PLAIN:
-            return Reply(body=_text(groups[0][0]).encode(), content_type=f"{PLAIN}; charset=utf-8")
-        if self.content_type == bodies.CSV:
+        if self.content_type == media.TEXT:
+            return Reply(body=_text(groups[0][0]).encode(), content_type=f"{media.TEXT}; charset=utf-8")
+        if self.content_type == media.CSV:
             rows = [{"generated_text": _text(sequence)} for group in groups for sequence in group]
-            return bodies.reply(rows, bodies.CSV)
+            return bodies.reply(rows, media.CSV)
         answers = [[_entry(sequence) for sequence in group] for group in groups]
         body = msgspec.json.encode(answers[0] if self.single else answers)
-        return Reply(body=body + b"\n" if self.content_type == LINES else body, content_type=self.content_type)
+        return Reply(
+            body=body + b"\n" if self.content_type == media.JSON_LINES else body, content_type=self.content_type
+        )
 
     def _event(self, fields: dict[str, Any]) -> bytes:
         body = msgspec.json.encode(fields)
-        return b"data: " + body + b"\n\n" if self.content_type == EVENTS else body + b"\n"
+        return b"data: " + body + b"\n\n" if self.content_type == media.EVENTS else body + b"\n"
 
 
 def invocation_form(accept: str, default: str, asked_to_stream: bool, single: bool) -> InvocationForm:
     """The form for an Accept header and the `stream` flag. Raises NotAcceptable."""
     if asked_to_stream:
         # Many clients always send Accept: application/json, and each line of the stream is JSON.
-        chosen = media.choose(accept, (LINES, EVENTS, JSON), EVENTS if default == EVENTS else LINES)
-        return InvocationForm(LINES if chosen == JSON else chosen, True, single)
-    offers = (JSON, PLAIN, EVENTS, LINES, bodies.CSV)
-    chosen = media.choose(accept, offers, default if default in offers else JSON)
-    return InvocationForm(chosen, chosen == EVENTS, single)
+        chosen = media.choose(
+            accept,
+            (media.JSON_LINES, media.EVENTS, media.JSON),
+            media.EVENTS if default == media.EVENTS else media.JSON_LINES,
+        )
+        return InvocationForm(media.JSON_LINES if chosen == media.JSON else chosen, True, single)
+    offers = (media.JSON, media.TEXT, media.EVENTS, media.JSON_LINES, media.CSV)
+    chosen = media.choose(accept, offers, default if default in offers else media.JSON)
+    return InvocationForm(chosen, chosen == media.EVENTS, single)
 
 
 def _text(sequence: Generated) -> str:

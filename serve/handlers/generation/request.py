@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from serve.handlers.base import Request
-from serve.handlers.generation.output import PLAIN, Form, invocation_form
+from serve.handlers.generation.output import Form, invocation_form
 from serve.handlers.generation.parameters import (
     MAX_SEQUENCES,
     MAX_TOKENS,
@@ -20,7 +20,7 @@ from serve.handlers.generation.parameters import (
     too_many_prompts,
 )
 from serve.handlers.huggingface import bodies
-from serve.http import body
+from serve.http import body, media
 
 
 class GenerationItem(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ class InvocationReader:
             raise BadRequest(
                 f"parameters.{name} is not supported in a stream", hint=f"leave {name} out, or do not stream"
             )
-        if form.content_type == PLAIN and (len(texts) > 1 or settings.num_sequences > 1):
+        if form.content_type == media.TEXT and (len(texts) > 1 or settings.num_sequences > 1):
             raise NotAcceptable(
                 "text/plain holds one sequence, and the request asks for more", hint="set Accept: application/json"
             )
@@ -111,18 +111,19 @@ class InvocationReader:
 
     def _body(self, request: Request) -> tuple[str | list[str], GenerationParameters, bool]:
         """The inputs, the parameters, and whether the request asks for a stream."""
-        if request.content_type in (bodies.JSON, ""):
+        if request.content_type in (media.JSON, ""):
             fields: Any = self._json(request)
             return fields.inputs, fields.parameters or GenerationParameters(), bool(fields.stream)
-        if request.content_type == bodies.TEXT:
+        if request.content_type == media.TEXT:
             text = body.decode_text(request.body, request.charset)
             if not text:
                 raise BadRequest("the body is empty", hint="the body is the prompt")
             return text, GenerationParameters(), False
-        if request.content_type == bodies.CSV:
-            return bodies.texts(bodies.csv_inputs(request)), GenerationParameters(), False
+        if request.content_type == media.CSV:
+            table = body.decode_text(request.body, request.charset)
+            return bodies.texts(bodies.csv_inputs(table)), GenerationParameters(), False
         raise UnsupportedMediaType(
-            f"unsupported Content-Type for this model: {request.content_type[:100]!r}",
+            f"unsupported Content-Type: {request.content_type[:100]!r}",
             hint="send application/json, text/plain or text/csv",
         )
 

@@ -20,7 +20,6 @@ from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaTyp
 from serve.handlers.base import Reply, Request
 from serve.http import body, media
 
-JSON, CSV, TEXT, NPY = media.JSON, media.CSV, media.TEXT, media.NPY
 # No token of a vocabulary is longer, in characters. A text over 64 times the token limit is refused, or cut, before it
 # is tokenized: 6 MB of text takes a tokenizer seconds, and the runner serves no other request meanwhile.
 TOKEN_CHARACTERS = 64
@@ -30,7 +29,7 @@ P = TypeVar("P", bound=msgspec.Struct)
 
 def accepted(request: Request, model: ModelConfig[Any], offers: tuple[str, ...]) -> str:
     """The media type of the reply. Raises NotAcceptable."""
-    return media.choose(request.accept, offers, model.default_accept if model.default_accept in offers else JSON)
+    return media.choose(request.accept, offers, model.default_accept if model.default_accept in offers else media.JSON)
 
 
 def parse(
@@ -50,15 +49,17 @@ def parse(
         table: whether CSV is supported.
         known: the parameters that the error for an unknown one lists; all of `kind` by default.
     """
-    content_type = request.content_type or (JSON if request.body.lstrip()[:1] in (b"{", b"[", b'"') else TEXT)
-    if content_type == TEXT:
+    content_type = request.content_type or (
+        media.JSON if request.body.lstrip()[:1] in (b"{", b"[", b'"') else media.TEXT
+    )
+    if content_type == media.TEXT:
         return body.decode_text(request.body, request.charset), kind()
-    if content_type == CSV and table:
-        return csv_inputs(request), kind()
-    if content_type != JSON:
-        supported = ", ".join([JSON, *[CSV] * table, TEXT])
+    if content_type == media.CSV and table:
+        return csv_inputs(body.decode_text(request.body, request.charset)), kind()
+    if content_type != media.JSON:
+        supported = ", ".join([media.JSON, *[media.CSV] * table, media.TEXT])
         raise UnsupportedMediaType(
-            f"unsupported Content-Type for this model: {content_type[:100]!r}", hint=f"send one of: {supported}"
+            f"unsupported Content-Type: {content_type[:100]!r}", hint=f"send one of: {supported}"
         )
     fields = body.decode_json(request.body, request.charset)
     if not isinstance(fields, dict):
@@ -104,9 +105,8 @@ def texts(inputs: Any) -> list[str]:
     return checked
 
 
-def csv_inputs(request: Request) -> list[Any]:
+def csv_inputs(text: str) -> list[Any]:
     """The cells of a CSV's column `inputs`, or without one an object for each row. Raises BadRequest."""
-    text = body.decode_text(request.body, request.charset)
     names, rows = body.csv_records(text, ("inputs", "question", "context"))
     if "inputs" in names:
         return [row[names.index("inputs")] for row in rows]
@@ -137,12 +137,12 @@ def check_deadline(deadline: float) -> None:
 
 def reply(answer: Any, content_type: str) -> Reply:
     """`answer` is the return value of a pipeline: numbers, strings, lists and dicts; for npy also an array."""
-    if content_type == CSV:
-        return Reply(body=_csv(answer), content_type=CSV)
-    if content_type == NPY:
+    if content_type == media.CSV:
+        return Reply(body=_csv(answer), content_type=media.CSV)
+    if content_type == media.NPY:
         file = io.BytesIO()
         np.save(file, _array(answer), allow_pickle=False)
-        return Reply(body=file.getvalue(), content_type=NPY)
+        return Reply(body=file.getvalue(), content_type=media.NPY)
     return Reply(body=msgspec.json.encode(answer), content_type=content_type)
 
 
@@ -151,7 +151,7 @@ def _csv(answer: Any) -> bytes:
     entries = answer if isinstance(answer, list) else [answer]
     rows = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in entries]
     if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
-        raise NotAcceptable("the answer is nested and cannot be written as CSV", hint=f"set Accept: {JSON}")
+        raise NotAcceptable("the answer is nested and cannot be written as CSV", hint=f"set Accept: {media.JSON}")
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys() if rows else ())
     writer.writeheader()
@@ -165,5 +165,5 @@ def _array(answer: Any) -> Any:
     except ValueError as error:
         raise NotAcceptable(
             "the texts have different lengths, so their features cannot be written as one array",
-            hint=f"set Accept: {JSON}, or send one text",
+            hint=f"set Accept: {media.JSON}, or send one text",
         ) from error

@@ -21,6 +21,7 @@ from serve.handlers.generation.transformers_generate import DeadlineCriteria
 from serve.handlers.huggingface import bodies, pretrained
 from serve.handlers.huggingface.options import HuggingFaceOptions
 from serve.handlers.seq2seq.request import Seq2SeqParameters, generate_arguments, language_token, parse
+from serve.http import media
 
 _KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
 _DEFAULT_TASK = "summarization"
@@ -69,7 +70,7 @@ class Seq2Seq:
         self._config = lru_cache(maxsize=256)(self._make_config)
 
     def decode(self, request: Request) -> Seq2SeqItem:
-        content_type = bodies.accepted(request, self._model, (bodies.JSON, bodies.CSV))
+        content_type = bodies.accepted(request, self._model, (media.JSON, media.CSV))
         texts, single, parameters = parse(request, self._model.model_field, self._network.config.vocab_size)
         config = self._config(parameters)
         sequences = []

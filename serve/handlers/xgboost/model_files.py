@@ -6,7 +6,7 @@ from pathlib import Path
 import xgboost
 
 from serve.catalog.model_config import ModelConfig
-from serve.catalog.recognition import is_pickle, pickled, xgboost_files
+from serve.catalog.recognition import is_pickle, pickled, refused_pickle, xgboost_files
 from serve.errors import ModelUnusable
 from serve.failures import exhausted
 from serve.handlers.xgboost import file_formats, pickles
@@ -74,11 +74,7 @@ def parsed(data: bytearray, name: str, allow_pickle: bool) -> xgboost.Booster:
 
 def _unpickled(data: bytearray, name: str, allowed: bool) -> xgboost.Booster:
     if not allowed:
-        raise ModelUnusable(
-            f"{name} is a pickle, which can run code when it is loaded",
-            hint=f"convert it in a sandbox: python -m serve convert {name} model.ubj; "
-            "or, if you trust it, set allow_pickle = true under [options] in its model.toml",
-        )
+        raise refused_pickle(name, "model.ubj")
     try:
         booster = pickles.read(data)
     except pickles.Refused as error:
