@@ -83,7 +83,7 @@ TRAP = b"cposix\nsystem\n(S'id > sprung'\ntR."
 @pytest.mark.parametrize(
     ("content", "target", "said"),
     [
-        (TRAP, "model.ubj", "the pickle asks for 'posix.system'"),
+        (TRAP, "model.ubj", "the pickle imports 'posix.system'"),
         (b"hello", "model.ubj", "is not an XGBoost model"),
         (b"hello", "model.pkl", "must end in .ubj or .json"),
         (TRAP, "model.skops", "the pickle names 'posix.system'"),
