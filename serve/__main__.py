@@ -129,7 +129,8 @@ def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
         from serve.host import forkserver
 
         channel, *modules = rest
-        forkserver.run(socket.socket(fileno=int(channel)), modules, chosen)
+        end = modules.index("--")
+        forkserver.run(socket.socket(fileno=int(channel)), modules[:end], modules[end + 1 :], chosen)
         return 0
     if part == "runner":
         from serve.runner import main as runner

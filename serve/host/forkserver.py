@@ -32,6 +32,9 @@ from serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# Seconds without an order before the forkserver imports a framework that no known model needs. An order that arrives
+# during an import waits until it ends, and all of them take 8 to 15 s of processor time (torch alone 2 s).
+QUIET = 5.0
 NICENESS = 5  # nginx, web workers and host go first, so that /ping is answered under full load
 
 
@@ -43,10 +46,12 @@ class Order(msgspec.Struct, frozen=True):
     handler: str
 
 
-def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> None:
-    """Fork a runner for each order until the host closes the channel. Between orders, import `modules` one by one.
+def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], settings: Settings) -> None:
+    """Fork a runner for each order until the host closes the channel. Between orders, import modules, one at a time.
 
-    The module of an order's handler is imported first, so that a small model does not wait for the imports of others.
+    The `needed` modules are those of known models. The `possible` ones, for models whose kind is unknown, are imported
+    while no orders come. The module of an order's handler is imported first, so that a small model does not wait for
+    the imports of others.
     """
     from serve.runner import main  # here: the host, which imports this module, does not need it
 
@@ -62,14 +67,15 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(awake, select.POLLIN)
-    began = time.monotonic()
-    missing = list(modules)
+    began = last_order = time.monotonic()
+    missing = [*needed, *possible]
     logged = False
     while True:
         if not missing and not logged:
             logged = True
-            log.info("imported", extra={"modules": list(modules), "seconds": round(time.monotonic() - began, 2)})
-        ready = [fd for fd, _ in poll.poll(0 if missing else None)]
+            log.info("imported", extra={"modules": [*needed, *possible], "seconds": round(time.monotonic() - began, 2)})
+        pause = pause_before_import(missing, needed, last_order=last_order, now=time.monotonic())
+        ready = [fd for fd, _ in poll.poll(None if pause is None else pause * 1e3)]
         if awake.fileno() in ready:
             awake.recv(4096)
             _reap(channel)
@@ -84,8 +90,18 @@ def run(channel: socket.socket, modules: Sequence[str], settings: Settings) -> N
                 missing.remove(wanted)
                 _import(wanted)
             _fork(channel, order, fds, settings, (awake, wake), main.run)
+            last_order = time.monotonic()
         elif not ready:
             _import(missing.pop(0))
+
+
+def pause_before_import(
+    missing: Sequence[str], needed: Sequence[str], *, last_order: float, now: float
+) -> float | None:
+    """Seconds to wait for an order before the first missing module is imported; None where no module is missing."""
+    if not missing:
+        return None
+    return 0.0 if missing[0] in needed else max(0.0, last_order + QUIET - now)
 
 
 def _import(module: str) -> None:
@@ -166,7 +182,7 @@ def _offer_to_oom_killer() -> None:
 class Forkserver:
     """The host's client of the forkserver process."""
 
-    def __init__(self, settings: Settings, modules: Sequence[str], *, alone: bool) -> None:
+    def __init__(self, settings: Settings, needed: Sequence[str], possible: Sequence[str], *, alone: bool) -> None:
         """`alone`: there is never more than one runner, and it may use whole processors."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._unsent: deque[tuple[bytes, int, socket.socket, socket.socket]] = deque()
@@ -193,7 +209,7 @@ class Forkserver:
             environ.setdefault("OMP_WAIT_POLICY", "passive")
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "serve", "forkserver", str(theirs.fileno()), *modules],
+                [sys.executable, "-m", "serve", "forkserver", str(theirs.fileno()), *needed, "--", *possible],
                 pass_fds=[theirs.fileno()],
                 env=environ,
                 stdin=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from serve.catalog.catalog import Catalog
@@ -22,20 +23,25 @@ BEAT = 0.5  # seconds between ticks; /ping takes the host for dead after ten of 
 HURRY = 0.02  # seconds between ticks while a load waits for memory, or a web worker for the cause of a failure
 
 
+def _modules(handlers: Iterable[str]) -> list[str]:
+    """The modules that the forkserver imports for these handlers."""
+    names = list(handlers)
+    also = [module for name in names for module in ALSO_IMPORTED.get(name, ())]
+    return [*map(module_of, names), *(module for module in also if find_spec(module.partition(".")[0]))]
+
+
 class Host:
     """Once built, every model's socket exists and is listened on."""
 
     def __init__(self, settings: Settings, found: Catalog) -> None:
         used = {entry.config.handler for entry in found.entries.values() if entry.config}
-        # The handlers of archives, and of models that the platform will load, are unknown: then all are imported.
+        # The handlers of archives, and of models that the platform will load, are unknown: any other may be needed.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
-        names = [name for name in HANDLERS if unknown or name in used]
-        modules = [module_of(name) for name in names]
-        also = [module for name in names for module in ALSO_IMPORTED.get(name, ())]
-        modules += [module for module in also if find_spec(module.partition(".")[0])]
+        needed = _modules(name for name in HANDLERS if name in used)
+        possible = _modules(name for name in HANDLERS if unknown and name not in used)
         configs = [entry.config for entry in found.entries.values()]
         alone = len(configs) == 1 and configs[0] is not None and configs[0].copies == 1
-        self._forks = Forkserver(settings, modules, alone=alone and settings.sources["threads"] != "cgroup")
+        self._forks = Forkserver(settings, needed, possible, alone=alone and settings.sources["threads"] != "cgroup")
         self._slots = Slots(settings.slots)
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
