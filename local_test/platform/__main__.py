@@ -2,10 +2,10 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +24,11 @@ MEGABYTES = {"k": 1 / 1024, "m": 1, "g": 1024}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the emulator until SIGINT or SIGTERM, then prints a summary. Returns 1 if the port cannot be used."""
     arguments = parse(argv)
-    stop = threading.Event()
+    # A pipe and not a threading.Event: its set() deadlocks if the signal arrives while wait() holds the same lock.
+    stopped, stop = os.pipe()
     # Set explicitly: a process that a shell starts in the background inherits SIGINT as ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: os.write(stop, b"."))
     events = Events(sys.stdout, as_json=arguments.json)
     with tempfile.TemporaryDirectory(prefix="platform-") as work:
         options = Options(work=Path(work), port=arguments.port, runtime=arguments.runtime, memory_mb=arguments.memory)
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         with emulator:
             print(json.dumps(emulator.environment) if arguments.json else banner(emulator), flush=True)
-            stop.wait()
+            os.read(stopped, 1)
             if not arguments.json:
                 print("stopping all endpoints", flush=True)
     events.print_summary()
