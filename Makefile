@@ -39,6 +39,9 @@ test: setup ## run the tests: pure, with real processes, and of the image where 
 	else echo 'no Docker engine answers: tests/image is left out'; fi; \
 	exec $(PY) -m pytest $(PARALLEL) tests/live tests/unit $$image
 
+conformance: setup ## run the cases that compare with AWS's containers, transformers, XGBoost..., and write docs/conformance.md
+	@exec $(PY) -m pytest $(PARALLEL) -m peer --conformance=docs/conformance.md tests/live tests/unit
+
 test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (slow; needs docker-compose)
 	@IMAGE=$(IMAGE) exec .venv-sdk/bin/python -m pytest -W ignore tests/sdk
 
@@ -126,4 +129,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run install test test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda
+.PHONY: help run install test conformance test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda
