@@ -7,7 +7,7 @@ item is one case. `make conformance` runs the cases and writes docs/conformance.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 
@@ -106,7 +106,7 @@ def mark_items(items: Iterable[pytest.Item]) -> None:
             (name,) = mark.args
             if name not in PEERS:
                 raise pytest.UsageError(f"{item.nodeid}: unknown peer {name!r}; tests/peers.py has {', '.join(PEERS)}")
-            item.user_properties.append(("peer", [name, mark.kwargs.get("differs"), sentence(item)]))
+            item.user_properties.append(("peer", (name, mark.kwargs.get("differs"), sentence(item))))
 
 
 def sentence(item: pytest.Item) -> str:
@@ -121,11 +121,10 @@ def outcomes(report: pytest.TestReport) -> list[Outcome]:
     """What a report says of the peers: once a case, at its call or at the step that failed before it."""
     if report.when != "call" and not report.failed:
         return []
+    named = cast(list[tuple[str, tuple[str, str | None, str]]], report.user_properties)
     return [
         Outcome(peer, differs, test, report.passed)
-        for key, value in report.user_properties
-        if key == "peer"
-        for peer, differs, test in [value]
+        for peer, differs, test in (value for key, value in named if key == "peer")
     ]
 
 
