@@ -34,6 +34,7 @@ def create(settings: Settings, slot: int) -> Flask:
     """The application of one web worker. `slot` is the number of its counters."""
     app = Flask("serve", static_folder=None)
     app.url_map.strict_slashes = False  # `GET /ping/` answered with a redirect is not a 200
+    app.url_map.merge_slashes = False  # nor is `GET //ping`: a redirect is HTML
     slots = Slots(settings.slots)
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
@@ -94,7 +95,9 @@ def _answer_errors(app: Flask) -> None:
         if error.code == 405:
             allowed = " or ".join(sorted(set(getattr(error, "valid_methods", None) or ()) - {"OPTIONS", "HEAD"}))
             return render(
-                MethodNotAllowed(f"unsupported method: {request.method} {request.path[:200]}", hint=f"use {allowed}")
+                MethodNotAllowed(
+                    f"unsupported method: {request.method[:40]} {request.path[:200]}", hint=f"use {allowed}"
+                )
             )
         if error.code == 404:
             return render(
