@@ -46,9 +46,7 @@ class Aws:
     """Clients of one region, created on first use. Raises Failed if no region is configured."""
 
     def __init__(self, region: str | None = None) -> None:
-        core = botocore.session.Session()
-        core.register_component("data_loader", data_loader())
-        self._session = boto3.session.Session(region_name=region, botocore_session=core)
+        self._session = session(region_name=region)
         if self._session.region_name is None:
             raise Failed('missing region: give --region, set AWS_DEFAULT_REGION, or add region = "..." to the spec')
         self.region: str = self._session.region_name
@@ -89,6 +87,13 @@ class Later(str):
 def data_loader() -> Loader:
     """botocore's descriptions of AWS's services. One loader for all: SageMaker's description takes 0.5 s to load."""
     return create_loader()
+
+
+def session(**options: Any) -> boto3.session.Session:
+    """A boto3 session with the shared descriptions: the first client of SageMaker takes 0.01 s instead of 0.14 s."""
+    core = botocore.session.Session()
+    core.register_component("data_loader", data_loader())
+    return boto3.session.Session(botocore_session=core, **options)
 
 
 @cache

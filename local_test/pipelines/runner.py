@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import boto3
 from botocore.exceptions import ClientError
 
-from deploy.aws import CALLS, Aws
+from deploy.aws import CALLS, Aws, session
 from deploy.errors import Failed, SpecError
 from deploy.pipelines import command, definitions, executions, installation, split, validation
 from deploy.pipelines.definitions import Given
@@ -55,9 +54,9 @@ class LocalAws(Aws):
         super().__init__(environment["AWS_DEFAULT_REGION"])
         self.environment = environment
         self.options = options
-        self._session = boto3.session.Session(
-            environment["AWS_ACCESS_KEY_ID"],
-            environment["AWS_SECRET_ACCESS_KEY"],
+        self._session = session(
+            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
             region_name=environment["AWS_DEFAULT_REGION"],
         )
 

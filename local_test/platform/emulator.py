@@ -10,10 +10,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import boto3
 from botocore.client import Config as ClientConfig
 from werkzeug.wrappers import Request, Response
 
+from deploy.aws import session
 from local_test.platform.calls import Call, Reply
 from local_test.platform.containers import runtimes
 from local_test.platform.containers.docker import DockerRuntime
@@ -80,8 +80,7 @@ class Emulator:
 
     def client(self, service: str, **options: Any) -> Any:
         """A boto3 client of this emulator."""
-        session = boto3.session.Session(**CREDENTIALS, region_name=REGION)
-        return session.client(service, endpoint_url=self.url, **options)
+        return session(**CREDENTIALS, region_name=REGION).client(service, endpoint_url=self.url, **options)
 
     def close(self) -> None:
         """Stops all endpoints at once, without waiting for their calls, then the server."""
