@@ -110,11 +110,10 @@ def mark_items(items: Iterable[pytest.Item]) -> None:
 
 
 def sentence(item: pytest.Item) -> str:
-    """The test's first line of documentation, else its name in words."""
-    function = getattr(item, "function", None)
-    text = (getattr(function, "__doc__", None) or "").strip().partition("\n\n")[0]
-    name = getattr(item, "originalname", None) or item.name
-    return " ".join(text.split()) or name.removeprefix("test_").replace("_", " ")
+    """The test's name in words."""
+    name: str = getattr(item, "originalname", None) or item.name
+    words = name.removeprefix("test_").replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def outcomes(report: pytest.TestReport) -> list[Outcome]:

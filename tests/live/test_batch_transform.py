@@ -24,6 +24,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     return start_shared(shared_models, SAGEMAKER_BATCH="true", SERVE_BAD_RECORD="ERROR")
 
 
+@pytest.mark.peer("batch-transform")
 def test_the_execution_parameters_are_answered(server: Server) -> None:
     """Without BatchStrategy, on which the SDK's local mode exits."""
     answer = server.get("/execution-parameters")
@@ -34,6 +35,7 @@ def test_the_execution_parameters_are_answered(server: Server) -> None:
     assert server.request("POST", "/execution-parameters").status == 405
 
 
+@pytest.mark.peer("batch-transform")
 def test_json_lines_are_answered_line_by_line(server: Server) -> None:
     """By code that reads JSON only: one record each, in order, the last with its newline."""
     body = "".join(json.dumps({"id": number}) + "\n" for number in range(100))
@@ -60,6 +62,7 @@ def test_an_invalid_row_does_not_fail_the_file(server: Server) -> None:
     assert answer.body.splitlines() == [good[0], b"ERROR", good[1]]
 
 
+@pytest.mark.peer("batch-transform")
 def test_a_body_in_chunks_sent_twice_is_answered_twice_the_same(server: Server) -> None:
     """MaxPayloadInMB=0 sends no length, and a request is repeated up to three times."""
     rows = b"1,2,3,4\n" * 50_000
@@ -84,6 +87,7 @@ def test_a_body_in_chunks_sent_twice_is_answered_twice_the_same(server: Server) 
     assert first[1] == second[1]
 
 
+@pytest.mark.peer("batch-transform")
 def test_a_body_as_large_as_a_job_may_send_is_answered(server: Server) -> None:
     """100 MB there and back; one byte more is refused, and the error names the setting."""
     whole = bytes(range(256)) * (100 * (1 << 20) // 256)

@@ -28,6 +28,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     return start_shared(shared_models, SERVE_WEB_WORKERS=3)
 
 
+@pytest.mark.peer("sagemaker-hosting")
 @pytest.mark.parametrize("path", ["/ping", "/ping/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 def test_ping_is_answered(server: Server, method: str, path: str) -> None:
@@ -37,6 +38,7 @@ def test_ping_is_answered(server: Server, method: str, path: str) -> None:
     assert "x-request-id" in answer.headers
 
 
+@pytest.mark.peer("sagemaker-hosting")
 def test_ping_is_quick_while_models_work(server: Server, later: Later) -> None:
     """Two models compute without end on every core: 99 of 100 pings stay far from the platform's 2 s.
 
@@ -89,6 +91,7 @@ def test_a_request_keeps_its_id(server: Server, lane: str) -> None:
         assert refused.json["request_id"] == refused.headers["x-request-id"] == wanted
 
 
+@pytest.mark.peer("sagemaker-hosting")
 @pytest.mark.parametrize("lane", LANES)
 def test_custom_attributes_are_echoed(server: Server, lane: str) -> None:
     """On success and on error, once each: the platform passes the container's value to the caller."""

@@ -32,6 +32,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     return start_shared(shared_models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=shared_models)
 
 
+@pytest.mark.peer("multi-model")
 def test_a_model_is_loaded_listed_invoked_and_unloaded(platform: Callable[..., Server], models: Path) -> None:
     """Bodies and statuses are those of AWS's own servers; nothing of the model is left, process and memory included."""
     path = toy(models, "hungry", files={"mb.txt": "64"})
@@ -58,6 +59,7 @@ def test_a_model_is_loaded_listed_invoked_and_unloaded(platform: Callable[..., S
     assert load(server, "abc", path).json == {"status": "Workers scaled"}
 
 
+@pytest.mark.peer("multi-model")
 def test_a_failed_load_leaves_nothing_behind(platform: Callable[..., Server], models: Path) -> None:
     """The answer states the cause; /ping stays 200; the next load is tried afresh, never a 409."""
     path = toy(models, "badload")
@@ -74,6 +76,7 @@ def test_a_failed_load_leaves_nothing_behind(platform: Callable[..., Server], mo
     assert invoke(server, "bad").status == 200
 
 
+@pytest.mark.peer("multi-model")
 def test_a_model_that_does_not_fit_is_507_and_evicts_none(platform: Callable[..., Server], models: Path) -> None:
     """The platform unloads, and then the same load fits at once."""
     big = toy(models, "hungry", files={"mb.txt": "120"})
@@ -90,6 +93,7 @@ def test_a_model_that_does_not_fit_is_507_and_evicts_none(platform: Callable[...
     assert load(server, "two", big).status == 200
 
 
+@pytest.mark.peer("multi-model")
 def test_two_loads_of_one_model_are_one_load_and_a_conflict(
     platform: Callable[..., Server], models: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +203,7 @@ JUNK = [
 ]
 
 
+@pytest.mark.peer("multi-model")
 def test_invalid_requests_are_refused_and_affect_no_model(platform: Callable[..., Server], models: Path) -> None:
     """400 in the shape of every error, for bodies, names and tokens; then all works as before."""
     (models / "out").symlink_to("/etc")
@@ -228,6 +233,7 @@ def test_invalid_requests_are_refused_and_affect_no_model(platform: Callable[...
     assert listed(server) == ["x"]
 
 
+@pytest.mark.peer("multi-model")
 @pytest.mark.parametrize("name", ["m", "x" * 65, "x" * 255, "a.b-c_d", "0"])
 def test_a_name_may_be_as_long_as_the_platform_makes_it(server: Server, name: str) -> None:
     """Each has its own socket and its own entry, and is unloaded."""
@@ -362,6 +368,7 @@ def test_all_web_workers_agree(platform: Callable[..., Server], models: Path, wo
     assert at_once(6, in_turns) == [[(200,) * 7, (200,) + (404,) * 6] * 2] * 6
 
 
+@pytest.mark.peer("multi-model")
 def test_pages_are_stable_while_models_are_loaded_and_unloaded(platform: Callable[..., Server], models: Path) -> None:
     """More than a page of models: each that stays loaded is on exactly one of the pages."""
     path = toy(models, "echo")

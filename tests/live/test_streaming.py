@@ -34,6 +34,7 @@ def _stream(server: Server, body: dict[str, Any], request_id: str = "stream") ->
         connection.close()
 
 
+@pytest.mark.peer("sagemaker-hosting")
 def test_chunks_arrive_as_they_are_made(server: Server, tmp_path: Path) -> None:
     """Each arrives while the model still waits to make the next."""
     gate = tmp_path / "gate-"
@@ -92,6 +93,7 @@ def test_a_slow_reader_delays_no_other_request(server: Server) -> None:
         assert len(slow.read()) == 20_000_000
 
 
+@pytest.mark.peer("sagemaker-hosting")
 @pytest.mark.parametrize(
     ("method", "path", "model", "status"),
     [

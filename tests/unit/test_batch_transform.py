@@ -11,6 +11,7 @@ from serve.machine import cpus
 from serve.web.batch_transform import parameters
 
 
+@pytest.mark.peer("batch-transform")
 @pytest.mark.parametrize(
     ("environ", "payload"),
     [

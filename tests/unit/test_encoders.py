@@ -151,6 +151,7 @@ CASES: dict[str, list[tuple[Any, Any]]] = {
 }
 
 
+@pytest.mark.peer("transformers")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_the_answer_is_that_of_the_librarys_pipeline(made: dict[str, tuple[Path, Task]], name: str) -> None:
@@ -174,6 +175,7 @@ def test_all_scores_come_as_version_4_gave_them(made: dict[str, tuple[Path, Task
     assert ask(handler, ONE, {"return_all_scores": True}) == [[best["BAD"], best["SO-SO"], best["GOOD"]]]
 
 
+@pytest.mark.peer("transformers")
 @pytest.mark.parametrize(
     ("config", "total"),
     [({"problem_type": "regression", "num_labels": 1}, None), ({"problem_type": "multi_label_classification"}, "each")],
@@ -247,6 +249,7 @@ def test_words_are_not_cut_in_two(made: dict[str, tuple[Path, Task]]) -> None:
     assert len({each["answer"] for each in answers}) == len(answers)
 
 
+@pytest.mark.peer("transformers")
 def test_a_question_is_asked_in_any_of_the_pipelines_forms(made: dict[str, tuple[Path, Task]]) -> None:
     """Bare, in inputs, in a list; several questions of one context; as CSV with its header."""
     handler = made["question-answering"][1]

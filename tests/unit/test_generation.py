@@ -58,6 +58,7 @@ def generated(handler: TextGeneration, model: Any, text: str, **arguments: Any) 
     return [tokenizer.decode(row[inputs["input_ids"].shape[1] :], skip_special_tokens=True) for row in output]
 
 
+@pytest.mark.peer("transformers")
 @pytest.mark.parametrize("name", TOYS)
 def test_greedy_tokens_equal_those_of_generate_in_any_batch(
     name: str, directories: dict[str, Path], handlers: dict[str, TextGeneration]
@@ -129,6 +130,7 @@ def test_another_seed_or_none_draws_another_text(gpt2: TextGeneration) -> None:
     assert len({json.dumps(text) for text in texts}) == 4
 
 
+@pytest.mark.peer("transformers")
 @pytest.mark.parametrize("narrow", [{}, {"top_k": 7}, {"top_p": 0.8}, {"top_k": 12, "top_p": 0.6}], ids=str)
 def test_sampling_draws_each_token_as_often_as_transformers_would(narrow: dict[str, Any]) -> None:
     """The shares of 20,000 draws are near the probabilities that transformers' own processors compute."""
@@ -163,6 +165,7 @@ def test_top_p_is_exact_where_it_needs_more_candidates_than_usual() -> None:
     assert 1900 < len(set(choose(torch.zeros(1, 3000).expand(4000, -1), rows)[0])) <= 2701
 
 
+@pytest.mark.peer("transformers")
 @pytest.mark.parametrize(
     "parameters",
     [

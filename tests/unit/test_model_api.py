@@ -105,6 +105,7 @@ def test_any_token_and_limit_is_a_page_or_refused(token: str, limit: str) -> Non
 some = st.text("abcdxyz0", min_size=1, max_size=3)
 
 
+@pytest.mark.peer("multi-model")
 @given(st.sets(some, min_size=1), st.integers(1, 4), st.data())
 def test_pages_have_each_model_that_stays_exactly_once(first: set[str], limit: int, data: st.DataObject) -> None:
     """Between any two pages other models may be loaded and unloaded."""
@@ -168,5 +169,6 @@ def test_an_invalid_token_or_limit_is_refused(token: str, limit: str) -> None:
         page(MODELS, token, limit)
 
 
+@pytest.mark.peer("multi-model")
 def test_an_empty_list_is_a_list() -> None:
     assert page({}, "", "") == {"models": []}

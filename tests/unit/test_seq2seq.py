@@ -104,6 +104,7 @@ BEAMS: dict[str, Any] = {"num_beams": 3, "max_length": 20, "length_penalty": 2.0
 OTHERS: dict[str, Any] = {"min_length": 8, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3}
 
 
+@pytest.mark.peer("transformers")
 @pytest.mark.parametrize("parameters", [GREEDY, BEAMS, OTHERS, {"max_length": 5}], ids=str)
 def test_the_answer_is_that_of_the_librarys_generate(
     handler: Seq2Seq, directory: Path, parameters: dict[str, Any]
@@ -182,6 +183,7 @@ def test_csv_goes_in_and_comes_out_with_a_header(handler: Seq2Seq) -> None:
     assert reply == Reply(body="\r\n".join(["summary_text", *lines, ""]).encode(), content_type="text/csv")
 
 
+@pytest.mark.peer("transformers")
 def test_a_model_of_many_languages_takes_their_codes(tmp_path: Path) -> None:
     """The source's code begins the input, the target's the output, as the library has it; a request keeps its own."""
     words = ["<s>", "<pad>", "</s>", "<unk>", *(f"▁w{n}" for n in range(20)), "▁w", "▁", *"0123456789w"]
@@ -213,6 +215,7 @@ def test_a_model_of_many_languages_takes_their_codes(tmp_path: Path) -> None:
         ask(handler, "w1", tgt_lang="w1")
 
 
+@pytest.mark.peer("transformers")
 def test_new_tokens_are_counted_as_the_library_counts(handler: Seq2Seq, directory: Path) -> None:
     """max_new_tokens replaces the model's own max_length, without a warning."""
     (wanted,) = reference(directory, "w1 w2", max_new_tokens=30, max_length=None)

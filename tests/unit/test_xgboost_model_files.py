@@ -47,6 +47,7 @@ def pickled(booster: xgboost.Booster, protocol: int = 4) -> bytes:
     return pickle.dumps(booster, protocol)
 
 
+@pytest.mark.peer("xgboost")
 @pytest.mark.parametrize("name", EXPECTED["scores"])
 def test_an_old_file_predicts_what_its_own_xgboost_did(tmp_path: Path, load: Load, name: str) -> None:
     """To the last digit, though the library no longer reads it; under the name that AWS's container gives it."""
