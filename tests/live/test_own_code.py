@@ -57,17 +57,13 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     tiny.xgboost_model(models / "trees")
     code = "import xgboost\ndef predict_fn(data, model): return xgboost.MINE"
     own(models, "vendors", {PROGRAM: code, "lib/xgboost/__init__.py": "MINE = 'vendored'"})
-    own(models, "named", {"main.py": "def predict_fn(data, model): return 'main.py'"})
     own(models, "streams", {PROGRAM: STREAM})
     own(models, "threads", {PROGRAM: "import os\ndef predict_fn(data, model): return os.environ['OMP_NUM_THREADS']"})
     (models / "threads" / "model.toml").write_text("threads = 3\n")
     transform = "def transform_fn(model, body, content_type, accept):\n    yield 'a'\n    yield body"
     own(models, "transforms", {PROGRAM: transform})
     # PIP_NO_INDEX: what is not beside the requirements is looked for nowhere.
-    bucket = "s3://bucket/sourcedir.tar.gz"
-    return start_shared(
-        models, SERVE_ALLOW_PIP="true", SAGEMAKER_PROGRAM="main", SAGEMAKER_SUBMIT_DIRECTORY=bucket, PIP_NO_INDEX="1"
-    )
+    return start_shared(models, SERVE_ALLOW_PIP="true", PIP_NO_INDEX="1")
 
 
 def test_modules_of_the_same_name_are_each_models_own(server: Server) -> None:
@@ -106,12 +102,6 @@ def test_a_vendored_package_hides_one_that_the_server_has_in_memory(server: Serv
     """Even one that the forkserver has imported."""
     assert server.invoke("trees", "1,2,3,4", "text/csv").status == 200
     assert server.invoke("vendors", "0").json == "vendored"
-
-
-def test_the_program_may_have_another_name(server: Server) -> None:
-    """SAGEMAKER_PROGRAM, with or without .py; models without such a file keep theirs."""
-    assert server.invoke("named", "0").json == "main.py"
-    assert "SAGEMAKER_SUBMIT_DIRECTORY is not fetched" in server.log
 
 
 def test_imported_libraries_use_the_threads_of_the_model(server: Server) -> None:

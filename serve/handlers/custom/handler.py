@@ -47,7 +47,7 @@ class Item:
 
 class Custom:
     def __init__(self, model: ModelConfig[CustomOptions]) -> None:
-        program = model.directory / "code" / (model.options.program or "inference.py")
+        program = model.code / (model.options.program or "inference.py")
         self._program = program.name
         self._model_name, self._directory, self._options = model.name, str(model.directory), model.options.table()
         self._default_accept = model.default_accept or media.JSON
