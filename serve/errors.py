@@ -16,6 +16,7 @@ ServeError
 ├─ InternalError          500
 │  ├─ RunnerDied          500
 │  └─ DeviceLost          500
+├─ UnsupportedTransferEncoding 501
 ├─ Unavailable            503
 │  ├─ QueueFull           503
 │  ├─ TooLate             503
@@ -157,6 +158,13 @@ class DeviceLost(InternalError):
 
     type = "DeviceLostException"
     retryable = True
+
+
+class UnsupportedTransferEncoding(ServeError):
+    """The Transfer-Encoding is unsupported: only `chunked` is."""
+
+    status = HTTPStatus.NOT_IMPLEMENTED
+    type = "NotImplementedException"
 
 
 class Unavailable(ServeError):

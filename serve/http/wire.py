@@ -170,6 +170,7 @@ def decompressed(body: bytes, encoding: str, most: int) -> bytes:
 
     Raises UnsupportedMediaType, BadRequest or PayloadTooLarge.
     """
+    encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):

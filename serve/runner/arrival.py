@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from serve.errors import ModelNotFound, PathNotFound, PayloadTooLarge, ServeError
+from serve.catalog.adapters import ADAPTER_HEADERS, MERGE
+from serve.errors import BadRequest, ModelNotFound, PathNotFound, PayloadTooLarge, ServeError
 from serve.handlers.base import Request
 from serve.http import media, wire
 from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek
@@ -69,7 +70,17 @@ class Addressee:
         self._in_openai = _Field(OPENAI_FIELD)
 
     def check(self, request: Request) -> None:
-        """Raise PathNotFound for an unsupported path, ModelNotFound if a JSON body names another model."""
+        """Raise BadRequest, PathNotFound or ModelNotFound for a request that this model must not answer.
+
+        It names an adapter, has an unsupported path, or has a JSON body that names another model.
+        """
+        for header in ADAPTER_HEADERS:
+            if adapter := request.headers.get(header, ""):
+                raise BadRequest(
+                    f"the header {header} names the adapter {adapter[:100]!r}; the server applies no adapters",
+                    hint=MERGE,
+                    model=self.model,
+                )
         if request.path not in self._paths:
             raise PathNotFound(
                 f"model {self.model!r} does not support the path {request.path}",

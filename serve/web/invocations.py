@@ -183,7 +183,8 @@ class Invocations:
         )
 
     def _in_body(self, api: _Api) -> str | None:
-        if request.mimetype and not media.is_json(request.mimetype):
+        kind, _ = media.content_type(request.headers.get("Content-Type", ""))
+        if kind and not media.is_json(kind):
             return None  # nginx has sent the request without its body
         body = request.get_data(cache=False)
         body = wire.decompressed(body, request.headers.get("Content-Encoding", ""), self._settings.payload_bytes)
