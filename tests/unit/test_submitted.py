@@ -2,6 +2,7 @@
 
 import itertools
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def settings_of(run_dir: Path, directory: str | Path, program: str = "score.py",
     return read({**environ, **more})
 
 
-MODELS = {
+MODELS: dict[str, Callable[[Path], Path]] = {
     "XGBoost": xgboost,
     "a pickle": lambda path: put(path, model_joblib="\x80"),
     "Hugging Face": lambda path: hugging(path, GPT2),
@@ -45,7 +46,7 @@ MODELS = {
 @pytest.mark.parametrize("form", ["s3", "path", "file"])
 def test_submitted_code_serves_every_model(tmp_path: Path, code: Path, kind: str, form: str) -> None:
     """The script that SAGEMAKER_SUBMIT_DIRECTORY names serves each kind of model: a container has one script."""
-    directory = {"s3": BUCKET, "path": code, "file": f"file://{code}"}[form]
+    directory = {"s3": BUCKET, "path": str(code), "file": f"file://{code}"}[form]
     settings = settings_of(tmp_path, directory)
 
     config = describe("m", MODELS[kind](tmp_path / "m"), settings)
