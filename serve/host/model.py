@@ -28,11 +28,11 @@ FRESH = 2.0  # seconds for which a crash counts as the cause of a broken connect
 TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 # The x bit of the socket file means "callers may connect": without it, nginx (-x) and web workers treat it as absent.
 CLOSED, OPEN = 0o600, 0o700
-SUMMED = tuple(
-    field
-    for field in FIELDS
-    if field not in ("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted")
+MOMENTARY = (
+    *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted"),
+    *("cold_since", "cold_until"),
 )
+SUMMED = tuple(field for field in FIELDS if field not in MOMENTARY)
 
 
 class Phase(Enum):

@@ -241,9 +241,10 @@ class Store:
             self.changed.add(model)
 
     def _start_runners(self, model: ServedModel) -> None:
+        cold = not model.of_phase(Phase.READY)
         try:
             for _ in range(model.missing()):
-                self.runners.start(model)
+                self.runners.start(model, cold_since=model.wanted_since if cold else None)
         except (DoesNotFit, OSError) as error:
             failure = exhausted(error) or InternalError(f"the runner cannot be started: {error}", hint="see the log")
             model.fail(failure)
@@ -266,7 +267,11 @@ class Store:
 
     def _ready(self, model: ServedModel, runner: RunnerProcess, seconds: float) -> None:
         runner.phase = Phase.READY
-        runner.slot.set("last_used", time.monotonic_ns())
+        now = time.monotonic_ns()
+        runner.slot.set("last_used", now)
+        for other in model.of_phase(Phase.LOADING):
+            if not other.slot.get("cold_until"):
+                other.slot.set("cold_until", now)  # from now on, requests no longer wait for a load
         if model in self._preloads_missing and not model.missing():
             self._preloads_missing.remove(model)
         waited = time.monotonic() - model.wanted_since

@@ -6,6 +6,7 @@ SERVE_BAD_RECORD is set: each valid line is answered, and that placeholder is th
 """
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
@@ -35,7 +36,7 @@ class LineJob:
         self.number = number
         self.request = request
         self.item: Any = None
-        self.arrived = whole.job.arrived
+        self.waited = whole.job.waited
         self.begun_monotonic = 0.0
 
     def begin(self, now: float) -> None:
@@ -237,12 +238,15 @@ class Records:
                 line = body.next()
                 if line is None:
                     break
+                began = time.monotonic()
                 try:
                     line.item = self._engine.decode(line.request)
                 except Exception as error:
                     line.fail(outcome_of(error))
                 else:
                     self._engine.join(line)
+                if not body.job.begun_monotonic:
+                    body.job.waited.decode += time.monotonic() - began
 
     def _drop(self, body: LinesJob) -> None:
         self._bodies.remove(body)
