@@ -19,6 +19,9 @@ from serve.handlers.base import Reply, Request
 from serve.http import media
 
 ROWS_KEYS = ("inputs", "instances", "data")  # the keys of an object that has the rows of a request
+WRAPPED = (
+    "instances",
+)  # of those, the key whose answer is {"predictions": ...} in MLflow, TensorFlow Serving and KServe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
