@@ -150,8 +150,14 @@ class Settings:
     default_model: str = env(
         "", "the model of requests that name none", ("SERVE_DEFAULT_MODEL", text), shown="the only model"
     )
-    preload: tuple[str, ...] = env((), "models that are loaded before `/ping` is 200", ("SERVE_PRELOAD", names))
-    pin: tuple[str, ...] = env((), "models that are never evicted", ("SERVE_PIN", names))
+    preload: tuple[str, ...] = env(
+        (),
+        "models that are loaded before `/ping` is 200; the server does not start without them",
+        ("SERVE_PRELOAD", names),
+    )
+    pin: tuple[str, ...] = env(
+        (), "models that are never evicted; the server does not start without them", ("SERVE_PIN", names)
+    )
     hf_task: str = env(
         "", "task of the Hugging Face models whose `model.toml` has none", ("HF_TASK", text), shown="by `config.json`"
     )

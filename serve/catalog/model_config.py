@@ -111,6 +111,18 @@ def read(directory: Path) -> ModelToml[dict[str, Any]]:
     return parse(table)
 
 
+def requires(directory: Path) -> bool:
+    """Whether the model.toml of a model that cannot be served asks for a preload or a pin, if it can be parsed."""
+    path = directory / FILE
+    try:
+        if not path.is_file() or path.stat().st_size > LONGEST:
+            return False
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return table.get("preload") is True or table.get("pin") is True
+
+
 def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
     """A parsed model.toml, whose options are not checked yet. Raises ModelUnusable, naming the key."""
     _refuse_unknown(table, ModelToml.__struct_fields__, "key")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.catalog import adapters
 from serve.catalog.kinds import TASKS
 from serve.catalog.model_config import ModelToml
 from serve.errors import ModelUnusable
@@ -57,6 +58,8 @@ def recognise(directory: Path, said: ModelToml[dict[str, Any]], hf_task: str = "
             handler=said.handler or "custom", program=found, task=task, model_type=_type_at_most(directory)
         )
     config = read_config(directory)
+    if config is not None and (adapter := adapters.found(directory)):
+        raise adapters.refused(directory, adapter, alone=False)
     if said.handler is not None:
         task = said.task or task_of(config or {})
         return Recognised(handler=said.handler, task=task, model_type=model_type(config or {}))
@@ -68,6 +71,8 @@ def recognise(directory: Path, said: ModelToml[dict[str, Any]], hf_task: str = "
             return Recognised(handler=handler, task=said.task)
     if said.options.get("allow_pickle") is True and sklearn_pickles(directory):
         return Recognised(handler="sklearn", task=said.task)
+    if adapter := adapters.found(directory):
+        raise adapters.refused(directory, adapter, alone=True)
     raise ModelUnusable(_why_not(directory, config))
 
 

@@ -120,7 +120,7 @@ def _root(model_dir: Path, settings: Settings) -> Entry:
 
 def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
     archive = _is_archive(path)
-    config, problem = None, None
+    config, problem, required = None, None, False
     if not path.exists():
         problem = f"{recognition.shown(path.name)}: broken symbolic link"
     elif path != model_dir and path.is_symlink() and not path.resolve().is_relative_to(model_dir.resolve()):
@@ -128,9 +128,11 @@ def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
     elif not archive:
         try:
             config = describe(name, path, settings)
+            required = config.preload or config.pin
         except ModelUnusable as error:
             problem = error.message
-    return Entry(name=name, path=path, archive=archive, config=config, problem=problem)
+            required = model_config.requires(recognition.top(path))
+    return Entry(name=name, path=path, archive=archive, config=config, problem=problem, required=required)
 
 
 def _without_clashes(entries: Iterable[Entry]) -> list[Entry]:

@@ -13,10 +13,12 @@ from http import HTTPStatus
 
 import httptools
 
+from serve import __version__
 from serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 
 MEMBERS = 10_000  # the limit for a gzip body; the smallest member has 20 bytes, and each costs some 15 µs
 CHUNK = 1 << 18  # a Unix socket holds about 208 kB (net.core.wmem_default), so that larger reads return no more
+SERVER = f"sagemaker-serve/{__version__}"
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -138,7 +140,7 @@ def head(status: int, content_type: str, length: int, headers: Mapping[str, str]
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
         f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {length}\r\n{more}Connection: close\r\n\r\n"
+        f"Content-Length: {length}\r\nServer: {SERVER}\r\n{more}Connection: close\r\n\r\n"
     ).encode("latin-1")
 
 
@@ -147,7 +149,7 @@ def stream_head(content_type: str, headers: Mapping[str, str] | None = None) -> 
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
         f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n"
-        f"X-Accel-Buffering: no\r\n{more}Connection: close\r\n\r\n"
+        f"X-Accel-Buffering: no\r\nServer: {SERVER}\r\n{more}Connection: close\r\n\r\n"
     ).encode("latin-1")
 
 

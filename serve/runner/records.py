@@ -5,6 +5,7 @@ lines, and the records share batches with other requests. And bodies that the ha
 SERVE_BAD_RECORD is set: each valid line is answered, and that placeholder is the answer to each invalid one.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
@@ -34,7 +35,7 @@ class LineJob:
         self.number = number
         self.request = request
         self.item: Any = None
-        self.arrived = whole.job.arrived
+        self.waited = whole.job.waited
         self.begun_monotonic = 0.0
 
     def begin(self, now: float) -> None:
@@ -233,12 +234,15 @@ class Records:
                 line = body.next()
                 if line is None:
                     break
+                began = time.monotonic()
                 try:
                     line.item = self._engine.decode(line.request)
                 except Exception as error:
                     line.fail(outcome_of(error))
                 else:
                     self._engine.join(line)
+                if not body.job.begun_monotonic:
+                    body.job.waited.decode += time.monotonic() - began
 
     def _drop(self, body: LinesJob) -> None:
         self._bodies.remove(body)

@@ -179,6 +179,7 @@ class References:
         self._settings = settings
         self._held: dict[int, ConnectionJob] = {}  # all of them, by file descriptor
         self.held: Mapping[int, ConnectionJob] = self._held
+        self._since: dict[int, float] = {}  # by file descriptor: when a fetch was asked for (time.monotonic())
         self._queue: deque[tuple[ConnectionJob, Reference]] = deque()
         self._fetching = 0
         self._outcomes: SimpleQueue[tuple[ConnectionJob, Request | ServeError]] = SimpleQueue()
@@ -200,6 +201,7 @@ class References:
             self._poll.watch(self.fd, select.EPOLLIN)
         fd = job.connection.sock.fileno()
         self._held[fd] = job
+        self._since[fd] = time.monotonic()
         self._poll.watch(fd, select.EPOLLRDHUP)
         self._queue.append((job, requested))
         self._start()
@@ -220,6 +222,7 @@ class References:
                 job.fail(outcome)
             else:
                 job.request = outcome
+                self._count_fetch(job)
                 self.fetched.append(job)
         self._start()
 
@@ -257,7 +260,14 @@ class References:
         job.connection.close()  # its thread, if it has one, sees that and stops
         self._start()
 
+    def _count_fetch(self, job: ConnectionJob) -> None:
+        """The fetch of a job has ended: its time is that of receiving the body."""
+        since = self._since.pop(job.connection.sock.fileno(), None)
+        if since is not None:
+            job.waited.receive += time.monotonic() - since
+
     def _release(self, job: ConnectionJob) -> None:
+        self._count_fetch(job)
         fd = job.connection.sock.fileno()
         del self._held[fd]
         self._poll.forget(fd)

@@ -11,7 +11,7 @@ import pytest
 from serve.errors import BadRequest, DoesNotFit, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Job, Reply, Request
 from serve.http.media import JSON, JSON_LINES
-from serve.runner.jobs import Batches
+from serve.runner.jobs import Batches, Waited
 from serve.runner.records import Engine, Records
 
 
@@ -55,7 +55,7 @@ class Asked:
 
     request: Request
     item: Any = None
-    arrived: float = field(default_factory=time.monotonic)
+    waited: Waited = field(default_factory=lambda: Waited(time.monotonic()))
     begun_monotonic: float = 0.0
     answers: list[Any] = field(default_factory=list)
 

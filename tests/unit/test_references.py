@@ -12,7 +12,7 @@ from serve import settings
 from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
 from serve.handlers.base import Request
 from serve.runner import references as s3
-from serve.runner.jobs import ConnectionJob, Poll
+from serve.runner.jobs import ConnectionJob, Poll, Waited
 from serve.runner.references import Reference, References
 
 ASKED = Reference("b", "in/a.csv")
@@ -118,6 +118,7 @@ def test_a_thread_that_cannot_start_fails_its_own_request_only(monkeypatch: pyte
     references = References(Poll(listener, control), settings.read({"SERVE_S3_INPUTS": "s3://b"}))
     job = SimpleNamespace(connection=SimpleNamespace(sock=ours), fail=failed.append)
     job.request = Request(body=b"s3://b/k", content_type="text/uri-list")
+    job.waited = Waited(0.0)
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
