@@ -147,9 +147,7 @@ def _typed(rows: Sequence[Sequence[str]], names: Sequence[str]) -> Mapping[str, 
     out.seek(0)
     columns = list(range(len(names)))  # a name can occur twice after pandas has cleaned it
     try:
-        found = pd.read_csv(
-            out, header=None, names=columns, index_col=False, skip_blank_lines=False, low_memory=False
-        )
+        found = pd.read_csv(out, header=None, names=columns, index_col=False, skip_blank_lines=False, low_memory=False)
     except (ValueError, OverflowError) as error:  # ParserError is a ValueError
         raise BadRequest(f"the body is not CSV: {str(error)[:300]}") from error
     if len(found) != len(rows):

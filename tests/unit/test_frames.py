@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+import xgboost
 from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
@@ -20,11 +21,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from serve.errors import BadRequest, ServeError
+from serve.handlers.arrays.onnx import Onnx
 from serve.handlers.arrays.sklearn import ScikitLearn
+from serve.handlers.arrays.torch_program import TorchProgram
 from serve.handlers.base import Reply, Request
+from serve.handlers.xgboost.handler import XGBoost
 from serve.http import media
 from tests.unit.configs import config_of
 from tests.unit.every_handler import answered
+from tests.unit.test_arrays import exported, onnx_model, onnx_sum
 
 NAMES = ["age", "city", "annual income", "member"]
 TRAINING = pd.DataFrame(
@@ -256,3 +261,98 @@ def test_every_answer_of_a_model_that_mlflow_saved_has_predictions(tmp_path: Pat
         reply = asked(handler, body, content_type)
         assert isinstance(reply, Reply), reply
         assert reply.body == b'{"predictions":[1]}'
+
+
+WIDE = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+SPLIT = {"dataframe_split": {"columns": ["a", "b", "c"], "data": WIDE}}
+RECORDS = {"dataframe_records": [dict(zip("abc", row, strict=True)) for row in WIDE]}
+TWICE = [[2.0, 4.0, 6.0], [8.0, 10.0, 12.0]]
+
+
+def predictions(handler: Any, body: Any, accept: str = "") -> Any:
+    reply = answered(handler, Request(body=json.dumps(body).encode(), content_type=media.JSON, accept=accept))
+    assert isinstance(reply, Reply), reply
+    assert isinstance(reply.body, bytes)
+    assert reply.content_type == media.JSON
+    found = json.loads(reply.body)
+    assert list(found) == ["predictions"]
+    return found["predictions"]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.peer("mlflow")
+def test_onnx_models_answer_frames_by_output(saved: bool, tmp_path: Path) -> None:
+    """A frame's answer is an object for each row; arrays sent to a model that MLflow saved are answered by output."""
+    onnx_model(tmp_path / "one")
+    onnx_sum(tmp_path / "sum")
+    if saved:
+        for name in ("one", "sum"):
+            (tmp_path / name / "MLmodel").write_text("")
+    one, total = (Onnx(config_of(Onnx, directory=tmp_path / name)) for name in ("one", "sum"))
+    assert predictions(total, {"dataframe_split": {"columns": ["b", "a"], "data": [[1, 2], [3, 4]]}}) == [
+        {"c": 3.0},
+        {"c": 7.0},
+    ]
+    assert predictions(total, {"dataframe_records": [{"a": 1, "b": 2}, {"b": 5, "a": 7}]}) == [{"c": 3.0}, {"c": 12.0}]
+    assert predictions(one, {"instances": WIDE}) == ({"y": TWICE} if saved else TWICE)
+    assert predictions(total, {"instances": [{"a": 1, "b": 2}, {"b": 5, "a": 7}]}) == (
+        {"c": [3.0, 12.0]} if saved else [3.0, 12.0]
+    )
+
+
+@pytest.mark.peer(
+    "mlflow", differs="MLflow flattens an output of several values, so that rows and answers do not match"
+)
+def test_onnx_outputs_of_several_values_stay_one_entry_for_each_row(tmp_path: Path) -> None:
+    """A row of three values is a list in the object of its row."""
+    onnx_model(tmp_path / "m")
+    handler = Onnx(config_of(Onnx, directory=tmp_path / "m"))
+    for body in (SPLIT, RECORDS):
+        assert predictions(handler, body) == [{"y": row} for row in TWICE]
+
+
+@pytest.mark.peer("mlflow")
+def test_torch_programs_answer_frames_by_numbered_columns(tmp_path: Path) -> None:
+    """As a frame of the output is written: its columns have no names."""
+    exported(tmp_path / "m")
+    handler = TorchProgram(config_of(TorchProgram, directory=tmp_path / "m"))
+    for body in (SPLIT, RECORDS):
+        assert predictions(handler, body) == [dict(zip("012", row, strict=True)) for row in TWICE]
+    assert predictions(handler, {"instances": WIDE}) == TWICE
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.peer("mlflow")
+def test_boosters_answer_frames_with_plain_scores(named: bool, tmp_path: Path) -> None:
+    """In any order of the columns if the booster has names, else in that of the body; JSON unless CSV is asked for."""
+    rows = np.random.default_rng(0).random((40, 2), np.float32)
+    data = xgboost.DMatrix(rows, label=rows[:, 0] * 2 - rows[:, 1], feature_names=["x", "y"] if named else None)
+    booster = xgboost.train({"max_depth": 3}, data, 5)
+    booster.save_model(tmp_path / "model.ubj")
+    handler = XGBoost(config_of(XGBoost, directory=tmp_path))
+    expected = booster.inplace_predict(rows[:3])
+    lists = rows[:3].astype(float).tolist()
+    bodies_of_it: list[Any] = [
+        {"dataframe_split": {"columns": ["x", "y"], "data": lists}},
+        {"dataframe_records": [{"x": x, "y": y} for x, y in lists]},
+        {"inputs": {"x": [x for x, _ in lists], "y": [y for _, y in lists]}},
+    ]
+    if named:
+        bodies_of_it += [
+            {"dataframe_split": {"columns": ["y", "x"], "data": [[y, x] for x, y in lists]}},
+            {"instances": {"y": [y for _, y in lists], "x": [x for x, _ in lists]}},
+        ]
+        refused = answered(handler, Request(body=b'{"inputs": {"x": [1], "z": [1]}}', content_type=media.JSON))
+        assert isinstance(refused, BadRequest)
+        assert "lacks columns: y" in refused.message
+    for body in bodies_of_it:
+        assert np.array_equal(np.array(predictions(handler, body), np.float32), expected)
+        request = Request(body=json.dumps(body).encode(), content_type=media.JSON, accept=media.CSV)
+        reply = answered(handler, request)
+        assert isinstance(reply, Reply)
+        assert isinstance(reply.body, bytes)
+        assert np.array_equal(np.array(reply.body.split(), np.float32), expected)
+    (tmp_path / "MLmodel").write_text("")
+    assert np.array_equal(
+        np.array(predictions(XGBoost(config_of(XGBoost, directory=tmp_path)), lists), np.float32), expected
+    )
