@@ -1,19 +1,23 @@
 """The configuration of gunicorn, which runs the web workers. The numbers that vary come from serve.settings."""
 
+import socket
+from http import HTTPStatus
 from typing import Any
 
 import gunicorn
+from gunicorn import util
 from gunicorn.glogging import Logger
 
-from serve import __version__, log, settings
+from serve import log, settings
 from serve.children import die_with_parent
+from serve.http import media, wire
 from serve.web import wsgi
 
 _settings = settings.read()
 assert _settings.run_dir is not None
 
 # gunicorn has no setting for the Server header. It copies this name when a worker first imports gunicorn.http.
-gunicorn.SERVER = f"sagemaker-serve/{__version__}"
+gunicorn.SERVER = wire.SERVER
 wsgi_app = "serve.web.wsgi:create()"
 bind = f"unix:{_settings.run_dir}/web.sock"
 workers = _settings.web_workers
@@ -26,9 +30,13 @@ worker_tmp_dir = str(_settings.run_dir)  # gunicorn's heartbeat file; serverless
 control_socket_disable = True
 timeout = 30
 graceful_timeout = 5
-# nginx has refused longer headers (large_client_header_buffers), with an error in the server's own shape.
+# nginx has refused longer headers (large_client_header_buffers), with an error in the server's own shape. Flask refuses
+# unknown methods. gunicorn's own errors are HTML, so it refuses nothing that nginx accepts.
 limit_request_line = 0
 limit_request_field_size = 1 << 17
+limit_request_fields = 32768  # the most that gunicorn allows; nginx's 64 kB hold half of that
+permit_unconventional_http_method = True
+secure_scheme_headers: dict[str, str] = {}  # X-Forwarded-Proto and its kin, which a client may set to contradict
 loglevel = "warning"
 logconfig_dict = {
     "version": 1,
@@ -45,6 +53,18 @@ class logger_class(Logger):  # noqa: N801 (the name of the setting)
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
         pass
+
+
+def write_error(sock: socket.socket, status: int, reason: str, message: str) -> None:
+    """Refuse a request that gunicorn cannot parse: nginx answers it, in the shape of every error.
+
+    In place of gunicorn's own function, which writes HTML. gunicorn has no setting for its errors.
+    """
+    place = "@down" if status == HTTPStatus.INTERNAL_SERVER_ERROR else "/-/malformed"
+    util.write_nonblock(sock, wire.answer(status, media.JSON, b"", {"X-Accel-Redirect": place}))
+
+
+util.write_error = write_error
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from serve import errors
 from serve.catalog.catalog import Catalog
-from serve.errors import BadRequest, DoesNotFit, NotReady, PayloadTooLarge, ServeError
+from serve.errors import (
+    BadRequest,
+    DoesNotFit,
+    MethodNotAllowed,
+    NotReady,
+    PayloadTooLarge,
+    ServeError,
+    UnsupportedTransferEncoding,
+)
 from serve.http.addresses import socket_name
 from serve.settings import MB, Settings, nginx_limit
 
@@ -56,6 +64,12 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
             DoesNotFit("out of disk space for the request's body", hint=f"free space in {settings.run_dir}")
         ),
         "error_malformed": _json(BadRequest("invalid HTTP request", hint="check the path and the headers")),
+        "error_method": _json(MethodNotAllowed("unsupported method: TRACE or CONNECT", hint="use GET or POST")),
+        "error_transfer_encoding": _json(
+            UnsupportedTransferEncoding(
+                "unsupported Transfer-Encoding", hint="send Content-Length, or the chunked encoding alone"
+            )
+        ),
     }
     return _filled(TEMPLATE.read_text(), values)
 

@@ -30,6 +30,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     archive: bool
     config: ModelConfig[Any] | None = None  # None for an archive that is not unpacked yet, and with a problem
     problem: str | None = None  # why it cannot be served
+    required: bool = False  # its model.toml asks for a preload or a pin
 
 
 class Catalog:

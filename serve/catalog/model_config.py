@@ -60,6 +60,7 @@ class ModelConfig(ModelToml[Options_co], Generic[Options_co], frozen=True, kw_on
 
     # Found.
     directory: Path
+    submitted: Path | None = None  # the code of SAGEMAKER_SUBMIT_DIRECTORY, in place of the model's own code/
     model_type: str | None = None  # Hugging Face's, from config.json: gpt2, bart...
     bytes: int = 0  # estimated memory of one copy
 
@@ -71,6 +72,11 @@ class ModelConfig(ModelToml[Options_co], Generic[Options_co], frozen=True, kw_on
     multi_model: bool = False
     inference_output: str = ""
     ensemble: bool = True
+
+    @property
+    def code(self) -> Path:
+        """The directory of the model's code."""
+        return self.submitted or self.directory / "code"
 
     def names(self) -> list[str]:
         """The names by which a request may call the model."""
@@ -109,6 +115,18 @@ def read(directory: Path) -> ModelToml[dict[str, Any]]:
     except (ValueError, RecursionError) as bad:
         raise ModelUnusable(f"{FILE}: invalid TOML: {bad}") from None
     return parse(table)
+
+
+def requires(directory: Path) -> bool:
+    """Whether the model.toml of a model that cannot be served asks for a preload or a pin, if it can be parsed."""
+    path = directory / FILE
+    try:
+        if not path.is_file() or path.stat().st_size > LONGEST:
+            return False
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return table.get("preload") is True or table.get("pin") is True
 
 
 def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:

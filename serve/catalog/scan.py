@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from serve.catalog import estimate, model_config, recognition
+from serve.catalog import estimate, model_config, recognition, submitted
 from serve.catalog.catalog import ARCHIVES, Catalog, Entry, by_name, cut, stem
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, ModelNotFound, ModelUnusable
@@ -25,7 +25,7 @@ def scan(model_dir: Path, settings: Settings = DEFAULTS) -> Catalog:
     """The models in a directory, which may be absent or empty. Raises OSError when it cannot be read."""
     if not model_dir.exists():
         return Catalog([])
-    if recognition.marked(model_dir, settings.program):
+    if recognition.marked(model_dir, settings.program) or (submitted.place(settings) and _has_files(model_dir)):
         return Catalog([_root(model_dir, settings)])
     # Later entries win: a directory over the archive from which it was unpacked.
     found = {}
@@ -82,7 +82,9 @@ def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> Model
     try:
         inner = recognition.top(directory)
         said = model_config.read(inner)
-        found = recognition.recognise(inner, said, settings.hf_task, settings.program)
+        code = submitted.place(settings)
+        program = submitted.program(settings, code) if code else settings.program
+        found = recognition.recognise(inner, said, settings.hf_task, program, submitted=code is not None)
         options = model_config.checked_options(
             found.handler, said.options | ({"program": found.program} if found.program else {})
         )
@@ -102,6 +104,7 @@ def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> Model
         name=name,
         handler=found.handler,
         directory=inner,
+        submitted=code if found.submitted else None,
         task=found.task,
         model_type=found.model_type,
         aliases=tuple(dict.fromkeys((*also, *said.aliases))),
@@ -120,7 +123,7 @@ def _root(model_dir: Path, settings: Settings) -> Entry:
 
 def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
     archive = _is_archive(path)
-    config, problem = None, None
+    config, problem, required = None, None, False
     if not path.exists():
         problem = f"{recognition.shown(path.name)}: broken symbolic link"
     elif path != model_dir and path.is_symlink() and not path.resolve().is_relative_to(model_dir.resolve()):
@@ -128,9 +131,11 @@ def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
     elif not archive:
         try:
             config = describe(name, path, settings)
+            required = config.preload or config.pin
         except ModelUnusable as error:
             problem = error.message
-    return Entry(name=name, path=path, archive=archive, config=config, problem=problem)
+            required = model_config.requires(recognition.top(path))
+    return Entry(name=name, path=path, archive=archive, config=config, problem=problem, required=required)
 
 
 def _without_clashes(entries: Iterable[Entry]) -> list[Entry]:
@@ -147,6 +152,12 @@ def _without_clashes(entries: Iterable[Entry]) -> list[Entry]:
             owners |= dict.fromkeys(aliases, entry.name)
         settled.append(entry)
     return settled
+
+
+def _has_files(model_dir: Path) -> bool:
+    """Whether a directory has files of one model, and not only directories and archives of several."""
+    files = (each for each in recognition.visible(model_dir) if each.is_file() and not _is_archive(each))
+    return any(not each.name.upper().startswith(("README", "LICENSE")) for each in files)
 
 
 def _is_archive(path: Path) -> bool:

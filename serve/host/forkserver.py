@@ -18,7 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import msgspec
 
@@ -88,11 +89,11 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
             wanted = module_of(order.handler)
             if wanted in missing:
                 missing.remove(wanted)
-                _import(wanted)
+                import_framework(wanted)
             _fork(channel, order, fds, settings, (awake, wake), main.run)
             last_order = time.monotonic()
         elif not ready:
-            _import(missing.pop(0))
+            import_framework(missing.pop(0))
 
 
 def pause_before_import(
@@ -104,13 +105,20 @@ def pause_before_import(
     return 0.0 if missing[0] in needed else max(0.0, last_order + QUIET - now)
 
 
-def _import(module: str) -> None:
+def import_framework(module: str) -> None:
+    """Import a module and freeze its objects. An import that fails is logged."""
+    # scikit-learn (so XGBoost too) imports pandas where it is installed, and pandas imports pyarrow, which starts a
+    # thread. Neither needs pandas before it meets a frame, so it counts as not installed here. A runner can import it.
+    absent = sys.modules.setdefault("pandas", cast(ModuleType, None)) is None
     try:
         importlib.import_module(module)
     except Exception as error:
         # Not an error yet: the runner of a model that needs the module imports it again, and answers with the reason.
         extra = {"imported": module, "error": f"{type(error).__name__}: {error}"}
         log.warning("import failed", extra=extra, exc_info=None if not_installed(error) else error)
+    finally:
+        if absent:
+            del sys.modules["pandas"]
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the imported modules
 

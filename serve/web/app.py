@@ -15,6 +15,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from serve import errors
+from serve.catalog.adapters import MERGE
 from serve.catalog.catalog import Catalog
 from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
 from serve.http import media
@@ -34,6 +35,7 @@ def create(settings: Settings, slot: int) -> Flask:
     """The application of one web worker. `slot` is the number of its counters."""
     app = Flask("serve", static_folder=None)
     app.url_map.strict_slashes = False  # `GET /ping/` answered with a redirect is not a 200
+    app.url_map.merge_slashes = False  # nor is `GET //ping`: a redirect is HTML
     slots = Slots(settings.slots)
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
@@ -94,8 +96,12 @@ def _answer_errors(app: Flask) -> None:
         if error.code == 405:
             allowed = " or ".join(sorted(set(getattr(error, "valid_methods", None) or ()) - {"OPTIONS", "HEAD"}))
             return render(
-                MethodNotAllowed(f"unsupported method: {request.method} {request.path[:200]}", hint=f"use {allowed}")
+                MethodNotAllowed(
+                    f"unsupported method: {request.method[:40]} {request.path[:200]}", hint=f"use {allowed}"
+                )
             )
+        if error.code == 404 and request.path.split("/")[1] == "adapters":
+            return render(PathNotFound("the server applies no adapters, so it loads and lists none", hint=MERGE))
         if error.code == 404:
             return render(
                 PathNotFound(f"no such path: {request.path[:200]}", hint="use POST /invocations or GET /models")

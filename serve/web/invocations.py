@@ -26,6 +26,7 @@ from serve.errors import (
 )
 from serve.http import media, wire
 from serve.http.addresses import OPENAI_FIELD, peek, socket_name
+from serve.http.clock import parse_clock
 from serve.settings import Settings
 from serve.web.host_client import BrokenConnection, HostClient
 
@@ -69,21 +70,17 @@ class UpstreamAttempt:
 
         Tried and Connected are nginx's $upstream_status and $upstream_connect_time: one value for each upstream that
         this request was sent to, joined by " : ". The last one is the model's; a web worker may stand before it. The
-        connect time is "-" if there was no connection. Clock is "$msec $request_time".
+        connect time is "-" if there was no connection.
         """
         tried = headers.get("X-Serve-Tried", "")
         if not tried:
             return None
-        try:
-            now, spent = map(float, headers.get("X-Serve-Clock", "").split())
-            arrived = now - spent
-        except ValueError:
-            arrived = None
+        clock = parse_clock(headers.get("X-Serve-Clock", ""))
         return cls(
             socket=headers.get("X-Serve-Socket", ""),
             connected=_last(headers.get("X-Serve-Connected", "")) not in ("", "-"),
             timed_out=_last(tried) == "504",
-            arrived_epoch=arrived,
+            arrived_epoch=clock.arrived_epoch if clock else None,
         )
 
 
@@ -183,7 +180,8 @@ class Invocations:
         )
 
     def _in_body(self, api: _Api) -> str | None:
-        if request.mimetype and not media.is_json(request.mimetype):
+        kind, _ = media.content_type(request.headers.get("Content-Type", ""))
+        if kind and not media.is_json(kind):
             return None  # nginx has sent the request without its body
         body = request.get_data(cache=False)
         body = wire.decompressed(body, request.headers.get("Content-Encoding", ""), self._settings.payload_bytes)

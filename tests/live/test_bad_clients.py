@@ -36,6 +36,7 @@ def _answer(data: bytes) -> Answer:
 
 
 POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+GET = b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 LONG = b"x" * 20_000
 # id -> bytes sent, status
 RAW = {
@@ -58,6 +59,37 @@ RAW = {
     "a huge header": (POST + b"X-Large: " + LONG + b"\r\nContent-Length: 2\r\n\r\n{}", 400),
     "a huge path": (b"GET /" + LONG + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
     "too many headers": (POST + b"".join(b"X-%d: %b\r\n" % (n, LONG[:5000]) for n in range(20)) + b"\r\n", 400),
+    "more than 100 headers": (GET + b"".join(b"X-%d: x\r\n" % n for n in range(200)) + b"\r\n", 404),
+    "contradictory X-Forwarded headers": (
+        GET + b"X-Forwarded-Proto: https\r\nX-Forwarded-Protocol: http\r\nX-Forwarded-Ssl: off\r\n\r\n",
+        404,
+    ),
+    "an overlong method": (b"A" * 5000 + b" /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    "a method of one letter": (b"A /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    "a method of underscores": (b"A_-_ /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    "a method in lower case": (b"get /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+    "TRACE": (b"TRACE /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    "CONNECT": (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+    "TRACE of a model": (b"TRACE /invocations HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    "HTTP/2 without TLS": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "an upgrade to HTTP/2": (GET + b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n", 404),
+    "an encoding of transfer": (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+    "an unknown expectation": (GET + b"Expect: 200-maybe\r\n\r\n", 404),
+    "an impossible range": (GET + b"Range: bytes=9-1\r\n\r\n", 404),
+    "two hosts": (b"GET /ping HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n", 400),
+    "a host that is none": (b"GET /x HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n", 400),
+    "a host of bytes": (b"GET /x HTTP/1.1\r\nHost: \xff\xfe\r\nConnection: close\r\n\r\n", 404),
+    "a host with a port of letters": (b"GET /x HTTP/1.1\r\nHost: x:y\r\nConnection: close\r\n\r\n", 404),
+    "a header without a colon": (GET + b"nothing\r\n\r\n", 404),
+    "a header of no name": (GET + b": x\r\n\r\n", 400),
+    "a header with blanks in its name": (GET + b"X Y: x\r\n\r\n", 400),
+    "a header on two lines": (GET + b"X-Y: x\r\n z\r\n\r\n", 400),
+    "a header with control characters": (GET + b"X-Y: \x01\x02\x7f\r\n\r\n", 400),
+    "a header with a carriage return": (GET + b"X-Y: a\rb\r\n\r\n", 400),
+    "a header that is not ASCII": (GET + b"X-Y: \xff\xc3\r\n\r\n", 404),
+    "two slashes": (b"GET //nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "a URI with a host": (b"GET http://y/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "a path with an escape of nothing": (b"GET /%zz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
     "100 MB": (POST + b"Content-Length: 104857600\r\n\r\n" + bytes(100 << 20), 413),
     "100 MB in one chunk": (POST + b"Transfer-Encoding: chunked\r\n\r\n6400000\r\n" + bytes(100 << 20), 413),
     "100 MB in one chunk to echo": (

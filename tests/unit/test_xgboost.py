@@ -345,7 +345,10 @@ def test_a_directory_without_a_model_is_told_the_names_looked_for(tmp_path: Path
 def test_importing_the_handlers_starts_no_thread() -> None:
     """A process that forks imports them; a thread there, or a tensor, would be lost in its children."""
     script = (
-        "import serve.handlers.xgboost.handler, serve.handlers.seq2seq.handler, serve.handlers.custom.handler;"
+        "from serve.host.forkserver import import_framework;"
+        "names = 'xgboost.handler', 'seq2seq.handler', 'custom.handler', 'arrays.sklearn';"
+        "[import_framework('serve.handlers.' + name) for name in names];"
+        "import_framework('sklearn.pipeline');"
         "import sys, torch, pathlib;"
         "print(len(list(pathlib.Path('/proc/self/task').iterdir())), 'pyarrow' in sys.modules,"
         " torch.cuda.is_initialized())"

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from serve.catalog import recognition
+from serve.catalog.adapters import refuse_tensors
 from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.failures import exhausted
@@ -60,6 +61,7 @@ def load(
             dtype="auto" if quantized else dtype,  # quantized from the stored precision, without a copy between
             output_loading_info=True,
         )
+        refuse_tensors(report["unexpected_keys"])
         if missing := [name for name in report["missing_keys"] if not name.startswith(optional_weights)]:
             raise ModelUnusable(
                 f"config.json describes {len(missing)} weights that the safetensors files do not have, for example "

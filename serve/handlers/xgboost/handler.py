@@ -21,7 +21,7 @@ from serve.http.body import to_utf8
 
 _READS = (media.CSV, media.LIBSVM, media.RECORDIO, media.JSON, media.JSON_LINES, media.NPY)
 _AWS_READS = (media.CSV, media.RECORDIO, *media.LIBSVM_NAMES)
-_LABEL_SIZE = re.compile(r'label_size\s*=\s*"?(\w+)')
+_LABEL_SIZE = re.compile(r'label_size\s*=\s*"?(\w+)', re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class XGBoost:
         if self._one_format and kind in _AWS_READS:
             media_type = media.CSV  # AWS's container ignores Accept in batch transform
         if kind == media.CSV:
-            labelled = "label_size" in request.headers.get("content-type", "") and _labelled(request)
+            labelled = "label_size" in request.headers.get("content-type", "").lower() and _labelled(request)
             return Item(tables.csv(to_utf8(body, request.charset), self._width, labelled), media_type)
         return Item(self._matrix(body, kind, request.charset), media_type)
 
