@@ -11,6 +11,11 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Causal models whose rows may join and leave a running batch (serve/handlers/generation/decoder.py).
 CONTINUOUS: frozenset[str] = frozenset()
 
@@ -18,7 +23,7 @@ CONTINUOUS: frozenset[str] = frozenset()
 PADDED_GENERATE: frozenset[str] = frozenset()
 
 # Encoders with a head whose texts may be padded and share a pass (serve/handlers/encoders/forward.py).
-PADDED_PASS: frozenset[str] = frozenset(
+PADDED_PASS = _names(
     """
     AXK1ForSequenceClassification AXK1ForTokenClassification AXK1Model AXK2ForSequenceClassification
     AXK2ForTokenClassification AXK2Model AlbertForMaskedLM AlbertForQuestionAnswering
@@ -35,19 +40,20 @@ PADDED_PASS: frozenset[str] = frozenset(
     Data2VecTextForSequenceClassification Data2VecTextForTokenClassification Data2VecTextModel
     DebertaForMaskedLM DebertaForQuestionAnswering DebertaForSequenceClassification
     DebertaForTokenClassification DebertaModel DebertaV2ForMaskedLM DebertaV2ForQuestionAnswering
-    DebertaV2ForSequenceClassification DebertaV2ForTokenClassification DebertaV2Model 
-    DeepseekV3ForSequenceClassification DeepseekV3ForTokenClassification DeepseekV2ForSequenceClassification DeepseekV2Model DeepseekV3Model
-    DiffLlamaForQuestionAnswering DiffLlamaForSequenceClassification DiffLlamaForTokenClassification
-    DiffLlamaModel DistilBertForMaskedLM DistilBertForQuestionAnswering DistilBertForSequenceClassification
-    DistilBertForTokenClassification DistilBertModel ElectraForMaskedLM ElectraForQuestionAnswering
-    ElectraForSequenceClassification ElectraForTokenClassification ElectraModel ErnieForMaskedLM
-    ErnieForQuestionAnswering ErnieForSequenceClassification ErnieForTokenClassification ErnieModel
-    EsmForMaskedLM EsmForSequenceClassification EsmForTokenClassification EsmModel EsmcForMaskedLM
+    DebertaV2ForSequenceClassification DebertaV2ForTokenClassification DebertaV2Model
+    DeepseekV2ForSequenceClassification DeepseekV2Model DeepseekV3ForSequenceClassification
+    DeepseekV3ForTokenClassification DeepseekV3Model DiffLlamaForQuestionAnswering
+    DiffLlamaForSequenceClassification DiffLlamaForTokenClassification DiffLlamaModel DistilBertForMaskedLM
+    DistilBertForQuestionAnswering DistilBertForSequenceClassification DistilBertForTokenClassification
+    DistilBertModel ElectraForMaskedLM ElectraForQuestionAnswering ElectraForSequenceClassification
+    ElectraForTokenClassification ElectraModel ErnieForMaskedLM ErnieForQuestionAnswering
+    ErnieForSequenceClassification ErnieForTokenClassification ErnieModel EsmForMaskedLM
+    EsmForSequenceClassification EsmForTokenClassification EsmModel EsmcForMaskedLM
     EsmcForSequenceClassification EsmcForTokenClassification EsmcModel EuroBertForMaskedLM
     EuroBertForSequenceClassification EuroBertForTokenClassification EuroBertModel Exaone4ForQuestionAnswering
     Exaone4ForSequenceClassification Exaone4ForTokenClassification Exaone4Model FalconForQuestionAnswering
     FalconForSequenceClassification FalconForTokenClassification FalconModel FlaubertForQuestionAnsweringSimple
-    FlaubertForSequenceClassification FlaubertForTokenClassification FlaubertWithLMHeadModel FlaubertModel
+    FlaubertForSequenceClassification FlaubertForTokenClassification FlaubertModel FlaubertWithLMHeadModel
     FunnelForSequenceClassification GPT2ForQuestionAnswering GPT2ForSequenceClassification
     GPT2ForTokenClassification GPT2Model GPTBigCodeForSequenceClassification GPTBigCodeForTokenClassification
     GPTBigCodeModel GPTJForQuestionAnswering GPTJForSequenceClassification GPTJModel GPTNeoForQuestionAnswering
@@ -116,18 +122,17 @@ PADDED_PASS: frozenset[str] = frozenset(
     SqueezeBertForQuestionAnswering SqueezeBertForSequenceClassification SqueezeBertForTokenClassification
     SqueezeBertModel StableLmForSequenceClassification StableLmForTokenClassification StableLmModel
     Starcoder2ForSequenceClassification Starcoder2ForTokenClassification Starcoder2Model T5ForQuestionAnswering
-    T5ForSequenceClassification T5ForTokenClassification T5GemmaForTokenClassification 
-    Tipsv2TextModel UMT5ForQuestionAnswering
-    UMT5ForSequenceClassification UMT5ForTokenClassification UltrabertForMaskedLM UltrabertForQuestionAnswering
-    UltrabertForSequenceClassification UltrabertForTokenClassification UltrabertModel
-    XLMForQuestionAnsweringSimple XLMForSequenceClassification XLMForTokenClassification XLMWithLMHeadModel XLMModel
+    T5ForSequenceClassification T5ForTokenClassification T5GemmaForTokenClassification Tipsv2TextModel
+    UMT5ForQuestionAnswering UMT5ForSequenceClassification UMT5ForTokenClassification UltrabertForMaskedLM
+    UltrabertForQuestionAnswering UltrabertForSequenceClassification UltrabertForTokenClassification
+    UltrabertModel XLMForQuestionAnsweringSimple XLMForSequenceClassification XLMForTokenClassification XLMModel
     XLMRobertaForMaskedLM XLMRobertaForQuestionAnswering XLMRobertaForSequenceClassification
     XLMRobertaForTokenClassification XLMRobertaModel XLMRobertaXLForMaskedLM XLMRobertaXLForQuestionAnswering
     XLMRobertaXLForSequenceClassification XLMRobertaXLForTokenClassification XLMRobertaXLModel
-    XLNetForQuestionAnsweringSimple XLNetForTokenClassification XLNetModel XmodForMaskedLM
+    XLMWithLMHeadModel XLNetForQuestionAnsweringSimple XLNetForTokenClassification XLNetModel XmodForMaskedLM
     XmodForQuestionAnswering XmodForSequenceClassification XmodForTokenClassification XmodModel
     Zamba2ForSequenceClassification Zamba2Model ZambaForSequenceClassification ZambaModel
-    """.split()
+    """
 )
 
 # Kinds of rotary embeddings whose factors depend on the longest row of a pass, or on the longest of earlier passes.

@@ -25,7 +25,7 @@ from serve.handlers.huggingface.options import HuggingFaceOptions
 TRUST = "trust_remote_code"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model.safetensors.index.json"
-# Weights of fewer bits: the keys of a config.json, the files of older tools, and the ends of the names of their tensors.
+# Quantised weights: the keys of a config.json, the files of older tools, and the ends of the names of their tensors.
 _QUANTIZED = ("quantization_config", "compression_config")
 _QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quant_log.csv")
 _SCALES = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax", ".quant_map")
