@@ -10,9 +10,9 @@ from typing import Any
 from serve.catalog import adapters
 from serve.catalog.kinds import TASKS
 from serve.catalog.model_config import ModelToml
+from serve.catalog.tree import CODE, snapshot
 from serve.errors import ModelUnusable
 
-CODE = "code"
 PROGRAM = "inference.py"
 MODULES = "modules.json"  # sentence-transformers' file: how the vectors of the tokens become one
 CONFIG = "config.json"
@@ -227,11 +227,14 @@ def visible(directory: Path) -> list[Path]:
 
 
 def top(directory: Path) -> Path:
-    """The directory itself, or the only directory in it: `tar czf m.tar.gz mymodel/` wraps a model once too often."""
+    """The directory itself, the only directory in it, or its snapshot if it is one of the Hugging Face cache.
+
+    `tar czf m.tar.gz mymodel/` wraps a model once too often.
+    """
     found = visible(directory)
-    if len(found) == 1 and found[0].is_dir() and not found[0].is_symlink() and found[0].name != CODE:
+    if len(found) == 1 and found[0].is_dir() and found[0].name != CODE:
         return found[0]
-    return directory
+    return snapshot(directory) or directory
 
 
 def weights(directory: Path) -> list[Path]:

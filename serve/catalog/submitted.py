@@ -13,7 +13,8 @@ from pathlib import Path
 
 from serve import s3
 from serve.catalog import archive, recognition
-from serve.catalog.recognition import CODE, PROGRAM
+from serve.catalog.recognition import PROGRAM
+from serve.catalog.tree import CODE
 from serve.errors import PayloadTooLarge, ServeError, TooLate
 from serve.failed_start import FailedStart
 from serve.failures import how_to_install
