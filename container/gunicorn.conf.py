@@ -8,7 +8,7 @@ import gunicorn
 from gunicorn import util
 from gunicorn.glogging import Logger
 
-from serve import __version__, log, settings
+from serve import log, settings
 from serve.children import die_with_parent
 from serve.http import media, wire
 from serve.web import wsgi
@@ -17,7 +17,7 @@ _settings = settings.read()
 assert _settings.run_dir is not None
 
 # gunicorn has no setting for the Server header. It copies this name when a worker first imports gunicorn.http.
-gunicorn.SERVER = f"sagemaker-serve/{__version__}"
+gunicorn.SERVER = wire.SERVER
 wsgi_app = "serve.web.wsgi:create()"
 bind = f"unix:{_settings.run_dir}/web.sock"
 workers = _settings.web_workers

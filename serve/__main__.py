@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serve import __version__, log, settings
+from serve import __version__, failed_start, log, settings
+from serve.failed_start import FailedStart
 from serve.settings import BadSetting, Settings
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.start("launcher" if verb == "serve" else verb, chosen.log_level)
     try:
         return _run_part(verb, rest, chosen) if verb in PARTS else _run(verb, chosen)
+    except FailedStart as failed:
+        assert chosen.run_dir is not None  # the host's
+        failed_start.write(chosen.run_dir, failed)
+        return failed_start.STATUS
     except BadSetting as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2
@@ -119,8 +124,10 @@ def _run(verb: str, chosen: Settings) -> int:
 
 def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
     if part == "host":
+        from serve.catalog import submitted
         from serve.catalog.scan import publish
 
+        submitted.fetch(chosen)
         found = publish(chosen)  # before the host's own imports: launcher and web workers wait for it
         from serve.host import server
 

@@ -14,9 +14,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from serve import banner, nginx
+from serve import banner, failed_start, nginx
 from serve.catalog.catalog import Catalog
+from serve.catalog.required import unservable
 from serve.children import Children
+from serve.failed_start import FailedStart
 from serve.failures import how_to_install
 from serve.settings import BadSetting, Settings
 from serve.slots import Slots
@@ -37,7 +39,15 @@ class Launcher:
         self._found = Catalog([])  # until the host has published its catalog
 
     def run(self) -> int:
-        """Serve until a signal (status 0), until a process ends (1), or not at all (2: a setting cannot be used)."""
+        """Serve until a signal (status 0), until a process ends (1), or not at all (1, or 2 for a bad setting)."""
+        try:
+            return self._run()
+        except FailedStart as failed:  # all processes have ended: no line of the log comes after this one
+            extra = {"reason": failed.reason, "hint": failed.hint, "model": failed.model}
+            log.critical("the start failed", extra=extra)
+            return 1
+
+    def _run(self) -> int:
         self._children.adopt()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self._stop)
@@ -51,6 +61,9 @@ class Launcher:
             name, status = self._children.ended
             if (name, status) == ("host", BAD_SETTING):  # and printed which
                 return status
+            if (name, status) == ("host", failed_start.STATUS):
+                assert self._settings.run_dir is not None
+                raise failed_start.read(self._settings.run_dir)
             log.critical("a process ended, so the server stops", extra={"part": name, "status": status})
             return 1
         finally:
@@ -66,8 +79,6 @@ class Launcher:
         _clear(settings)
         settings.sockets.mkdir(mode=0o700)
         _refuse_missing_boto3(settings)
-        if settings.submit_directory.startswith("s3://"):
-            log.warning("SAGEMAKER_SUBMIT_DIRECTORY is not fetched: code comes in the model's own code/")
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
         python = [sys.executable, "-m"]
         Slots(settings.slots, create=True)
@@ -78,6 +89,8 @@ class Launcher:
             return
         self._found = Catalog.read(settings.catalog)
         print(banner.text(settings, self._found), flush=True)
+        if failed := unservable(settings, self._found):
+            raise failed
         conf = settings.run_dir / "nginx.conf"
         conf.write_text(nginx.rendered(settings, self._found))
         self._await(settings.run_dir / "web.sock")
@@ -150,7 +163,7 @@ def _clear(settings: Settings) -> None:
         file.unlink(missing_ok=True)
     # Unpacked files and installed packages may be those of an older archive. nginx would keep spooled bodies.
     spools = (settings.run_dir / "body", settings.run_dir / "proxy")
-    for directory in (settings.sockets, settings.unpacked, settings.packages, *spools):
+    for directory in (settings.sockets, settings.unpacked, settings.packages, settings.submitted, *spools):
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -150,8 +150,14 @@ class Settings:
     default_model: str = env(
         "", "the model of requests that name none", ("SERVE_DEFAULT_MODEL", text), shown="the only model"
     )
-    preload: tuple[str, ...] = env((), "models that are loaded before `/ping` is 200", ("SERVE_PRELOAD", names))
-    pin: tuple[str, ...] = env((), "models that are never evicted", ("SERVE_PIN", names))
+    preload: tuple[str, ...] = env(
+        (),
+        "models that are loaded before `/ping` is 200; the server does not start without them",
+        ("SERVE_PRELOAD", names),
+    )
+    pin: tuple[str, ...] = env(
+        (), "models that are never evicted; the server does not start without them", ("SERVE_PIN", names)
+    )
     hf_task: str = env(
         "", "task of the Hugging Face models whose `model.toml` has none", ("HF_TASK", text), shown="by `config.json`"
     )
@@ -180,14 +186,22 @@ class Settings:
     )
     program: str = env(
         "",
-        "the file in a model's `code/` that has the functions; `program` in its `model.toml` overrides it",
+        "the file in a model's `code/` that has the functions; `program` in its `model.toml` overrides it. A model"
+        " without this file is not served",
         ("SAGEMAKER_PROGRAM", script),
         shown="inference.py",
     )
     submit_directory: str = env(
         "",
-        "without effect but a warning in the log: code must be in the model's own `code/`",
+        "code for all models: `s3://BUCKET/KEY` or the path of an archive, or a directory; it takes the place of each"
+        " model's `code/`, unless its `model.toml` names a handler or a program. Without the code the start fails",
         ("SAGEMAKER_SUBMIT_DIRECTORY", text),
+        shown="each model's own `code/`",
+    )
+    fetch_code: bool = env(
+        True,
+        "the code of an `s3://` `SAGEMAKER_SUBMIT_DIRECTORY` is fetched at the start; `false`: the start fails",
+        ("SERVE_FETCH_CODE", true),
     )
     allow_pip: bool = env(
         False,
@@ -284,6 +298,11 @@ class Settings:
         """The unpacked archives, a directory each."""
         assert self.run_dir is not None
         return self.run_dir / "unpacked"
+
+    @property
+    def submitted(self) -> Path:
+        """The unpacked archive of SAGEMAKER_SUBMIT_DIRECTORY."""
+        return (self.run_dir or Path("/nonexistent")) / "submitted"
 
     @property
     def packages(self) -> Path:

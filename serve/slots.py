@@ -1,4 +1,4 @@
-"""Counters that processes share without messages: one mmap'd file, one slot for each process, one writer a slot.
+"""Counters that processes share without messages: one mmap'd file, one slot for each process, one writer a field.
 
 The host reads a runner's slot to choose an eviction victim, or to detect that it is stuck. Web workers read the header
 to answer /ping. The file is in the run directory and not in /dev/shm, which serverless inference does not have. The
@@ -25,10 +25,16 @@ FIELDS = (
     "client_errors",
     "server_errors",
     "batches",
+    "receive_ns",  # time until nginx had the whole body, summed over requests
+    "load_wait_ns",  # time that requests waited for a load, summed
     "queue_ns",  # time in the queue, summed over requests
-    "work_ns",  # inside the handler, summed over batches
+    "work_ns",  # inside the handler, summed over decodings and batches
     "batch_items",
     "streams",
+    # Written by the host: the time (time.monotonic_ns()) in which no runner of the model was ready. 0: there was none,
+    # or this runner is the one that ends it.
+    "cold_since",
+    "cold_until",
 )
 SLOT = 8 * len(FIELDS)
 WEB_SLOTS = 64  # the first slots are those of web workers

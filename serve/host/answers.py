@@ -31,6 +31,13 @@ COUNTERS = (
     ("streams", "serve_model_streams", "Answers that were streamed", 1.0),
     ("batches", "serve_model_batches", "Batches, or steps of continuous batching", 1.0),
     ("batch_items", "serve_model_batch_items", "Requests at work, summed over batches", 1.0),
+    ("receive_ns", "serve_model_receive_seconds", "Time of the upload of bodies, summed over requests", 1e-9),
+    (
+        "load_wait_ns",
+        "serve_model_load_wait_seconds",
+        "Time that requests waited for a load, summed over requests",
+        1e-9,
+    ),
     ("queue_ns", "serve_model_queue_seconds", "Time in the queue, summed over requests", 1e-9),
     ("work_ns", "serve_model_work_seconds", "Time at work, summed over batches", 1e-9),
 )

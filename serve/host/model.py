@@ -28,11 +28,11 @@ FRESH = 2.0  # seconds for which a crash counts as the cause of a broken connect
 TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 # The x bit of the socket file means "callers may connect": without it, nginx (-x) and web workers treat it as absent.
 CLOSED, OPEN = 0o600, 0o700
-SUMMED = tuple(
-    field
-    for field in FIELDS
-    if field not in ("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted")
+MOMENTARY = (
+    *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted"),
+    *("cold_since", "cold_until"),
 )
+SUMMED = tuple(field for field in FIELDS if field not in MOMENTARY)
 
 
 class Phase(Enum):
@@ -148,7 +148,7 @@ class ServedModel:
         self._totals = dict.fromkeys(SUMMED, 0)  # of runners that have exited
         self._crash_times: deque[float] = deque(maxlen=CRASHES)
         self._begun_arrival_epoch_ms = 0  # the slot field of the runner that exited last
-        self._failures_in_a_row = 0
+        self.failures_in_a_row = 0
         self._paused_until = 0.0
 
     def open(self) -> None:
@@ -185,8 +185,8 @@ class ServedModel:
 
     def fail(self, error: ServeError) -> None:
         """Record a failure, and pause: no load is tried for a time that doubles with each failure in a row."""
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._failures_in_a_row)
-        self._failures_in_a_row += 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.failures_in_a_row)
+        self.failures_in_a_row += 1
         self._paused_until = time.monotonic() + pause
         error.model = self.name
         error.retry_after = pause
@@ -209,7 +209,7 @@ class ServedModel:
 
     def forgive(self) -> None:
         """Forget earlier failures: a runner has served for a minute."""
-        self._failures_in_a_row = 0
+        self.failures_in_a_row = 0
 
     def pause_left(self) -> float:
         """Seconds until the next load may be tried; 0 if it may be now."""

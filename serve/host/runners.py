@@ -44,14 +44,18 @@ class Runners:
         self._oom_kills = machine.oom_kills()
         self.alive: dict[int, RunnerProcess] = {}
 
-    def start(self, model: ServedModel) -> None:
-        """Order one more runner of this model. Raises DoesNotFit at the limit of runners or files, or OSError."""
+    def start(self, model: ServedModel, *, cold_since: float | None) -> None:
+        """Order one more runner of this model. Raises DoesNotFit at the limit of runners or files, or OSError.
+
+        `cold_since`: when requests began to wait for this load (time.monotonic()); None while another runner serves.
+        """
         assert model.config is not None
         if not self._free:
             raise DoesNotFit(f"{SLOTS - WEB_SLOTS} runners are alive, which is the limit", hint="unload a model")
         number = self._free[-1]
         slot = self._slots.slot(number)
         slot.clear()
+        slot.set("cold_since", int((cold_since or 0.0) * 1e9))
         runner = RunnerProcess(number, model.name, slot, model.bytes_each())
         try:
             check_spare_files(runner.control)

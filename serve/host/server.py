@@ -73,6 +73,8 @@ class Host:
             if time.monotonic() - ticked >= pause:
                 ticked = time.monotonic()
                 self._store.tick()
+                if failed := self._store.failed_start():
+                    raise failed
                 self._api.explain()
         self._store.runners.retire_all()
         self._forks.stop()

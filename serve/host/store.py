@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from serve.catalog import archive
-from serve.catalog.catalog import Catalog
+from serve.catalog.catalog import Catalog, cut
 from serve.catalog.model_config import ModelConfig
 from serve.catalog.scan import describe, real
-from serve.errors import DoesNotFit, InternalError, ModelNotFound, RunnerDied, ServeError, from_wire
+from serve.errors import DoesNotFit, InternalError, ModelNotFound, ModelUnusable, RunnerDied, ServeError, from_wire
+from serve.failed_start import FailedStart
 from serve.failures import HINTS, exhausted
 from serve.host.eviction import Held, can_ever_fit, plan
 from serve.host.forkserver import Forkserver
@@ -37,6 +38,10 @@ SPARE_DISK = 256 * MB
 # Seconds that a load waits for idle victims before busy runners are retired; then as long for those to exit, before
 # idle runners are evicted in their place.
 PATIENCE = 1.0
+# A start is given up after so many failed loads in a row of one preloaded model (with their pauses 15 s and the loads),
+# or at a failure after so many seconds: SageMaker waits 480 s for the first successful /ping.
+ATTEMPTS = 5
+RETRIED_FOR = 240.0
 
 
 class Preparation:
@@ -108,6 +113,7 @@ class Store:
         preloads = self._chosen(settings.preload, found, lambda config: config.preload)
         self._preloads = len(preloads)
         self._preloads_missing = preloads  # those that have never been ready
+        self._began = time.monotonic()
 
     def _chosen(
         self, names: Sequence[str], found: Catalog, option: Callable[[ModelConfig[Any]], bool]
@@ -153,6 +159,19 @@ class Store:
         return State.STARTING, message + "".join(failures[:1])
 
     # Loading: want -> (prepare ->) wait for memory -> start runners -> ready.
+
+    def failed_start(self) -> FailedStart | None:
+        """Why the start must fail: a preloaded model that has never been ready, and of which no retry is worth it."""
+        for model in self._preloads_missing:
+            if model.failed is None or not model.failures_in_a_row:
+                continue
+            at, error = model.failed
+            if hopeless(error, model.failures_in_a_row, at - self._began):
+                loads = model.failures_in_a_row
+                tries = f" after {loads} failed loads" if loads > 1 else ""
+                reason = f"the preloaded model {cut(model.name)!r} cannot be served{tries}: {error.message}"
+                return FailedStart(reason, hint=error.hint, model=model.name)
+        return None
 
     def preload(self) -> None:
         """Want the preloaded models that have never been ready."""
@@ -222,9 +241,10 @@ class Store:
             self.changed.add(model)
 
     def _start_runners(self, model: ServedModel) -> None:
+        cold = not model.of_phase(Phase.READY)
         try:
             for _ in range(model.missing()):
-                self.runners.start(model)
+                self.runners.start(model, cold_since=model.wanted_since if cold else None)
         except (DoesNotFit, OSError) as error:
             failure = exhausted(error) or InternalError(f"the runner cannot be started: {error}", hint="see the log")
             model.fail(failure)
@@ -247,7 +267,11 @@ class Store:
 
     def _ready(self, model: ServedModel, runner: RunnerProcess, seconds: float) -> None:
         runner.phase = Phase.READY
-        runner.slot.set("last_used", time.monotonic_ns())
+        now = time.monotonic_ns()
+        runner.slot.set("last_used", now)
+        for other in model.of_phase(Phase.LOADING):
+            if not other.slot.get("cold_until"):
+                other.slot.set("cold_until", now)  # from now on, requests no longer wait for a load
         if model in self._preloads_missing and not model.missing():
             self._preloads_missing.remove(model)
         waited = time.monotonic() - model.wanted_since
@@ -420,6 +444,14 @@ class Store:
         self.changed.add(model)
         log.warning("replaced", extra={"model": model.name, "reason": "several requests in a row ran out of memory"})
         runner.retire()
+
+
+def hopeless(error: ServeError, failures: int, seconds: float) -> bool:
+    """Whether a start is given up for a preloaded model: after so many failures in a row, the last one at `seconds`.
+
+    Files that cannot be served stay so. Memory, a crash, or an exception in the model's own code may be of the moment.
+    """
+    return isinstance(error, ModelUnusable) or failures >= ATTEMPTS or seconds > RETRIED_FOR
 
 
 def not_found(name: str) -> ModelNotFound:

@@ -13,10 +13,12 @@ from http import HTTPStatus
 
 import httptools
 
+from serve import __version__
 from serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 
 MEMBERS = 10_000  # the limit for a gzip body; the smallest member has 20 bytes, and each costs some 15 µs
 CHUNK = 1 << 18  # a Unix socket holds about 208 kB (net.core.wmem_default), so that larger reads return no more
+SERVER = f"sagemaker-serve/{__version__}"
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -128,26 +130,33 @@ class Connection:
         self.sock.close()
 
 
-def answer(status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
-    """A complete answer."""
-    return head(status, content_type, len(body), headers) + body
+def answer(
+    status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None, reason: str = ""
+) -> bytes:
+    """A complete answer. `reason`: the phrase beside the status; "" for the usual one."""
+    return head(status, content_type, len(body), headers, reason) + body
 
 
-def head(status: int, content_type: str, length: int, headers: Mapping[str, str] | None = None) -> bytes:
+def head(
+    status: int, content_type: str, length: int, headers: Mapping[str, str] | None = None, reason: str = ""
+) -> bytes:
     """The head of a complete answer, with Content-Length, which asynchronous inference requires."""
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
-        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {length}\r\n{more}Connection: close\r\n\r\n"
+        f"HTTP/1.1 {status} {reason or _REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {length}\r\nServer: {SERVER}\r\n{more}Connection: close\r\n\r\n"
     ).encode("latin-1")
 
 
-def stream_head(content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
+def stream_head(
+    content_type: str, headers: Mapping[str, str] | None = None, status: int = 200, reason: str = ""
+) -> bytes:
     """The head of a chunked answer. X-Accel-Buffering makes nginx pass each chunk on at once."""
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
-        f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n"
-        f"X-Accel-Buffering: no\r\n{more}Connection: close\r\n\r\n"
+        f"HTTP/1.1 {status} {reason or _REASONS.get(status, '')}\r\n"
+        f"Content-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n"
+        f"X-Accel-Buffering: no\r\nServer: {SERVER}\r\n{more}Connection: close\r\n\r\n"
     ).encode("latin-1")
 
 

@@ -2,20 +2,52 @@
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from serve.errors import ModelNotFound, PathNotFound, PayloadTooLarge, ServeError
+from serve.catalog.adapters import ADAPTER_HEADERS, MERGE
+from serve.errors import BadRequest, ModelNotFound, PathNotFound, PayloadTooLarge, ServeError
 from serve.handlers.base import Request
 from serve.http import media, wire
 from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek
-from serve.runner.jobs import deadline_exceeded
+from serve.http.clock import parse_clock
+from serve.runner.jobs import Waited, deadline_exceeded
 from serve.settings import Settings, margin
+from serve.slots import Slot
 
 
-def received(connection: wire.Connection, settings: Settings) -> tuple[Request, float, ServeError | None]:
-    """The request, when nginx began to receive it (time.monotonic), and the error to answer if it is invalid."""
+class ColdStart(NamedTuple):
+    """The time in which no runner of the model was ready (time.monotonic()), so that requests waited for a load."""
+
+    since: float
+    until: float
+
+    @classmethod
+    def ended_now(cls, slot: Slot) -> "ColdStart":
+        """As this runner gets ready. The host has noted in the slot when the model was wanted, and whether another
+        runner of it has been ready since.
+        """
+        now = time.monotonic()
+        since, until = slot.get("cold_since") / 1e9, slot.get("cold_until") / 1e9
+        return cls(since or now, min(until or now, now))
+
+    def seconds(self, received: float) -> float:
+        """How long a request that nginx received completely at `received` waited for the load."""
+        return max(0.0, self.until - max(self.since, received))
+
+
+def received(
+    connection: wire.Connection, settings: Settings, cold: ColdStart
+) -> tuple[Request, Waited, ServeError | None]:
+    """The request, how long it has waited and for what, and the error to answer if it is invalid.
+
+    The time limit counts from the moment when nginx had the whole body, as nginx's own does: the caller's upload is not
+    the model's time.
+    """
     now = time.monotonic()
     headers = connection.headers
-    arrived = now - _seconds_since_arrival(headers.get("x-serve-clock", ""))
+    clock = parse_clock(headers.get("x-serve-clock", ""))
+    arrived, receive = (clock.arrived(), clock.receive) if clock else (now, 0.0)
+    waited = Waited(arrived, receive, cold.seconds(arrived + receive))
     media_type, charset = media.content_type(headers.get("content-type", ""))
     invalid: ServeError | None = None
     body = b""
@@ -30,13 +62,13 @@ def received(connection: wire.Connection, settings: Settings) -> tuple[Request, 
         accept=headers.get("accept", ""),
         headers=headers,
         path=connection.target.decode("latin-1"),
-        deadline=arrived + margin(settings.request_limit),
-        stream_deadline=arrived + margin(settings.stream_limit),
+        deadline=arrived + receive + margin(settings.request_limit),
+        stream_deadline=arrived + receive + margin(settings.stream_limit),
         id=headers.get("x-request-id", ""),
     )
     if now > request.deadline:
-        invalid = deadline_exceeded(now - arrived, 0)
-    return request, arrived, invalid
+        invalid = deadline_exceeded(waited, now)
+    return request, waited, invalid
 
 
 def _body(connection: wire.Connection, limit: int) -> bytes:
@@ -47,15 +79,6 @@ def _body(connection: wire.Connection, limit: int) -> bytes:
         )
     encoding = connection.headers.get("content-encoding", "")
     return wire.decompressed(body, encoding, limit) if encoding else body
-
-
-def _seconds_since_arrival(clock: str) -> float:
-    """Seconds since nginx began to receive the request, from X-Serve-Clock, its `$msec $request_time`; 0 without it."""
-    try:
-        stamped, spent = map(float, clock.split())
-    except ValueError:
-        return 0.0
-    return max(0.0, time.time() - stamped + spent)
 
 
 class Addressee:
@@ -69,7 +92,17 @@ class Addressee:
         self._in_openai = _Field(OPENAI_FIELD)
 
     def check(self, request: Request) -> None:
-        """Raise PathNotFound for an unsupported path, ModelNotFound if a JSON body names another model."""
+        """Raise BadRequest, PathNotFound or ModelNotFound for a request that this model must not answer.
+
+        It names an adapter, has an unsupported path, or has a JSON body that names another model.
+        """
+        for header in ADAPTER_HEADERS:
+            if adapter := request.headers.get(header, ""):
+                raise BadRequest(
+                    f"the header {header} names the adapter {adapter[:100]!r}; the server applies no adapters",
+                    hint=MERGE,
+                    model=self.model,
+                )
         if request.path not in self._paths:
             raise PathNotFound(
                 f"model {self.model!r} does not support the path {request.path}",

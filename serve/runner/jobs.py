@@ -67,19 +67,54 @@ class Poll:
         return bool(self._events.get(fd, 0) & select.EPOLLOUT)
 
 
+class Waited:
+    """What a request has waited for before its work: its own upload, a load of the model, other requests; in seconds.
+
+    `decode` is work, although it comes before the wait in the engine.
+    """
+
+    __slots__ = ("arrived", "decode", "load", "receive")
+
+    def __init__(self, arrived: float, receive: float = 0.0, load: float = 0.0) -> None:
+        self.arrived = arrived  # time.monotonic() when nginx began to receive the request
+        self.receive = receive  # until nginx had all of it; of a reference, also until the object was here
+        self.load = load  # for a load of the model
+        self.decode = 0.0
+
+    def queue(self, begun: float) -> float:
+        """Seconds in the queue until `begun` (time.monotonic()): all that is none of the other three."""
+        return max(0.0, begun - self.arrived - self.receive - self.load - self.decode)
+
+    def for_model(self, now: float) -> float:
+        """Seconds since the request was here completely."""
+        return now - self.arrived - self.receive
+
+
 class ConnectionJob:
     """A decoded request and the connection its answer is sent to: the Job of serve.handlers.base."""
 
-    __slots__ = ("_answers", "arrived", "begun_monotonic", "connection", "item", "request", "started")
+    __slots__ = (
+        "_answers",
+        "_status",
+        "arrived",
+        "begun_monotonic",
+        "connection",
+        "item",
+        "request",
+        "started",
+        "waited",
+    )
 
-    def __init__(self, answers: "Answers", connection: wire.Connection, request: Request, arrived: float) -> None:
+    def __init__(self, answers: "Answers", connection: wire.Connection, request: Request, waited: Waited) -> None:
         self._answers = answers
         self.connection = connection
         self.request = request
         self.item: Any = None
-        self.arrived = arrived  # time.monotonic() when nginx began to receive the request
+        self.waited = waited
+        self.arrived = waited.arrived
         self.begun_monotonic = 0.0  # time.monotonic() when work on it began; 0 while it is queued
         self.started = False  # the head of its stream has been sent
+        self._status = 200  # of its stream
 
     def begin(self, now: float) -> None:
         """Record that work on this job begins. The host may not retry it, nor any job that arrived before it."""
@@ -90,13 +125,14 @@ class ConnectionJob:
         if isinstance(reply.body, bytes):
             headers = {**reply.headers, "Server-Timing": self._timing()}
             if len(reply.body) > wire.CHUNK:  # too large to be copied behind its head
-                self._answers.write(self, wire.head(reply.status, reply.content_type, len(reply.body), headers))
+                size = len(reply.body)
+                self._answers.write(self, wire.head(reply.status, reply.content_type, size, headers, reply.reason))
                 self._answers.end(self, reply.body, reply.status)
             else:
-                data = wire.answer(reply.status, reply.content_type, reply.body, headers)
+                data = wire.answer(reply.status, reply.content_type, reply.body, headers, reply.reason)
                 self._answers.end(self, data, reply.status)
         else:
-            self.start(reply.content_type)
+            self._open(reply)
             self._answers.stream(self, reply.body)
 
     def fail(self, error: ServeError) -> None:
@@ -112,21 +148,35 @@ class ConnectionJob:
         self._answers.end(self, wire.answer(error.status, media.JSON, body, headers), error.status)
 
     def start(self, content_type: str) -> None:
-        self.started = True
-        self._answers.write(self, wire.stream_head(content_type, {"Server-Timing": self._timing()}))
+        self._open(Reply(body=b"", content_type=content_type))
+
+    def _open(self, reply: Reply) -> None:
+        """Send the head of a stream."""
+        self.started, self._status = True, reply.status
+        headers = {**reply.headers, "Server-Timing": self._timing()}
+        self._answers.write(self, wire.stream_head(reply.content_type, headers, reply.status, reply.reason))
 
     def send(self, chunk: bytes) -> None:
         if chunk:  # an empty chunk would end the stream
             self._answers.write(self, wire.chunk(chunk))
 
     def finish(self) -> None:
-        self._answers.end(self, wire.LAST_CHUNK, 200)
+        self._answers.end(self, wire.LAST_CHUNK, self._status)
 
     def _timing(self) -> str:
-        """The Server-Timing header: milliseconds in the queue and at work."""
+        """The Server-Timing header, in milliseconds: upload, cold load if there was one, queue, work.
+
+        The work of a stream is that before its first chunk.
+        """
         now = time.monotonic()
         begun = self.begun_monotonic or now
-        return f"queue;dur={(begun - self.arrived) * 1e3:.2f}, work;dur={(now - begun) * 1e3:.2f}"
+        waited = self.waited
+        load = f"load;dur={waited.load * 1e3:.2f}, " if waited.load else ""
+        work = now - begun + waited.decode
+        return (
+            f"receive;dur={waited.receive * 1e3:.0f}, {load}"
+            f"queue;dur={waited.queue(begun) * 1e3:.2f}, work;dur={work * 1e3:.2f}"
+        )
 
 
 class Batches:
@@ -178,10 +228,10 @@ class Batches:
         now = time.monotonic()
         while self._pending:
             job = self._pending.popleft()
-            waited = now - job.arrived
             left = job.request.deadline - now
-            if not job.begun_monotonic and (left <= 0 or (left < self._batch_seconds and waited > FRESH_SECONDS)):
-                job.fail(deadline_exceeded(waited, self._batch_seconds))
+            fresh = job.waited.for_model(now) <= FRESH_SECONDS
+            if not job.begun_monotonic and (left <= 0 or (left < self._batch_seconds and not fresh)):
+                job.fail(deadline_exceeded(job.waited, now, self._batch_seconds))
             elif not batch:
                 batch.append(job)
                 key = self._predictor.compatible(job.item)
@@ -223,12 +273,19 @@ def outcome_of(error: Exception) -> ServeError:
     return InternalError(f"the model failed on this request: {type(error).__name__}: {error}", hint="see the log")
 
 
-def deadline_exceeded(waited: float, batch_seconds: float) -> TooLate:
-    """The error for a request that is still queued and can no longer be answered before its deadline."""
+def deadline_exceeded(waited: Waited, now: float, batch_seconds: float = 0.0) -> TooLate:
+    """The error for a request that is still queued and can no longer be answered before its deadline.
+
+    Its hint is about the longest wait: copies do not help a request that waited for a load.
+    """
+    queue = waited.queue(now)
+    load = f"{waited.load:.1f} s for the load of the model and " if waited.load else ""
+    batch = f" (a batch takes {batch_seconds:.1f} s)" if batch_seconds else ""
+    remedy = "raise copies in model.toml" if queue >= waited.load else "load the model at the start (SERVE_PRELOAD)"
     return TooLate(
-        f"timeout: the request waited {waited:.1f} s in the queue and cannot be answered before its deadline "
-        f"(a batch takes {batch_seconds:.1f} s)",
-        hint="retry later, raise copies in model.toml, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT",
+        f"timeout: the request waited {load}{queue:.1f} s in the queue and cannot be answered before its deadline"
+        f"{batch}",
+        hint=f"retry, {remedy}, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT",
         retry_after=max(1.0, batch_seconds),
     )
 
@@ -397,7 +454,8 @@ class Answers:
         return fd
 
     def _advance(self, job: ConnectionJob, chunks: Iterator[bytes]) -> None:
-        self._slot.set("busy_since", time.monotonic_ns())
+        began = time.monotonic_ns()
+        self._slot.set("busy_since", began)
         try:
             if time.monotonic() > job.request.stream_deadline:
                 raise TooLate(
@@ -410,6 +468,7 @@ class Answers:
             job.fail(outcome_of(error))
         else:
             job.send(data)
+        self._slot.add("work_ns", time.monotonic_ns() - began)
         self._slot.set("busy_since", 0)
 
     def _count(self, job: ConnectionJob, status: int) -> None:
@@ -425,7 +484,11 @@ class Answers:
             slot.add("server_errors")
         elif status >= 400:
             slot.add("client_errors")
-        slot.add("queue_ns", int(((job.begun_monotonic or time.monotonic()) - job.arrived) * 1e9))
+        waited = job.waited
+        slot.add("receive_ns", int(waited.receive * 1e9))
+        slot.add("queue_ns", int(waited.queue(job.begun_monotonic or time.monotonic()) * 1e9))
+        if waited.load:
+            slot.add("load_wait_ns", int(waited.load * 1e9))
 
     def _close(self, fd: int, connection: wire.Connection) -> None:
         self._poll.forget(fd)

@@ -17,8 +17,8 @@ from serve.errors import DeviceLost, ServeError
 from serve.failures import exhausted
 from serve.handlers.base import Request
 from serve.http import media, wire
-from serve.runner.arrival import Addressee, received
-from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, outcome_of
+from serve.runner.arrival import Addressee, ColdStart, received
+from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, Waited, outcome_of
 from serve.runner.records import Engine
 from serve.runner.references import References
 from serve.settings import Settings
@@ -36,6 +36,7 @@ class Loop:
         control: socket.socket,
         slot: Slot,
         settings: Settings,
+        cold: ColdStart,
     ) -> None:
         self._engine = engine
         self._addressee = addressee
@@ -43,6 +44,7 @@ class Loop:
         self._control = control
         self._slot = slot
         self._settings = settings
+        self._cold = cold
         self._poll = Poll(listener, control)
         self._answers = Answers(addressee.model, self._poll, slot, settings.stream_limit, engine.leave)
         self._references = References(self._poll, settings)
@@ -124,7 +126,7 @@ class Loop:
             return
         except ServeError as error:
             self._poll.forget(fd)
-            ConnectionJob(self._answers, connection, Request(body=b"", content_type=""), accepted).fail(error)
+            ConnectionJob(self._answers, connection, Request(body=b"", content_type=""), Waited(accepted)).fail(error)
             return
         if complete:
             self._poll.forget(fd)
@@ -135,8 +137,8 @@ class Loop:
 
     def _admit(self, connection: wire.Connection) -> None:
         """A request is complete: decode it, or fetch its body from S3 first if it is a reference."""
-        request, arrived, invalid = received(connection, self._settings)
-        job = ConnectionJob(self._answers, connection, request, arrived)
+        request, waited, invalid = received(connection, self._settings, self._cold)
+        job = ConnectionJob(self._answers, connection, request, waited)
         if invalid is not None:
             job.fail(invalid)
         elif request.content_type == media.URI_LIST:
@@ -149,14 +151,20 @@ class Loop:
 
     def _decode(self, job: ConnectionJob) -> None:
         """Add a job to the engine. An invalid request is answered here and never joins a batch."""
-        nanoseconds = time.monotonic_ns()
-        self._slot.set("busy_since", nanoseconds)
-        self._slot.set("last_used", nanoseconds)
+        began = time.monotonic_ns()
+        self._slot.set("busy_since", began)
+        self._slot.set("last_used", began)
+        failure = None
         try:
             self._addressee.check(job.request)
             job.item = self._engine.decode(job.request)
         except Exception as error:
-            job.fail(outcome_of(error))
+            failure = outcome_of(error)
+        took = time.monotonic_ns() - began
+        job.waited.decode = took / 1e9
+        self._slot.add("work_ns", took)
+        if failure:
+            job.fail(failure)
         else:
             if len(job.request.body) > LARGE:
                 job.request = msgspec.structs.replace(job.request, body=b"")

@@ -23,7 +23,7 @@ from serve.failures import exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise
 from serve.http.addresses import INVOCATIONS
 from serve.runner import own_packages
-from serve.runner.arrival import Addressee
+from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.jobs import Batches
 from serve.runner.loop import Loop
 from serve.runner.records import Engine, Records
@@ -51,8 +51,8 @@ def run(
     config = decoded(os.pread(record, os.fstat(record).st_size, 0))
     serve_log.start(f"runner {config.name}", settings.log_level)
     ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # shown by `top`
-    slot = Slots(settings.slots).slot(number)
-    slot.clear()
+    slot = Slots(settings.slots).slot(number)  # the host has cleared it
+    slot.set("pid", os.getpid())
     began = time.monotonic()
     try:
         handler = _load(config, settings, own, partial(_afresh, number, record, listener, control))
@@ -69,7 +69,7 @@ def run(
     engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, config.max_batch))
     engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
     addressee = Addressee(config.names(), settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
-    loop = Loop(engine, addressee, listener, control, slot, settings)
+    loop = Loop(engine, addressee, listener, control, slot, settings, ColdStart.ended_now(slot))
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)

@@ -15,6 +15,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from serve import errors
+from serve.catalog.adapters import MERGE
 from serve.catalog.catalog import Catalog
 from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
 from serve.http import media
@@ -99,6 +100,8 @@ def _answer_errors(app: Flask) -> None:
                     f"unsupported method: {request.method[:40]} {request.path[:200]}", hint=f"use {allowed}"
                 )
             )
+        if error.code == 404 and request.path.split("/")[1] == "adapters":
+            return render(PathNotFound("the server applies no adapters, so it loads and lists none", hint=MERGE))
         if error.code == 404:
             return render(
                 PathNotFound(f"no such path: {request.path[:200]}", hint="use POST /invocations or GET /models")

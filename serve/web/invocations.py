@@ -26,6 +26,7 @@ from serve.errors import (
 )
 from serve.http import media, wire
 from serve.http.addresses import OPENAI_FIELD, peek, socket_name
+from serve.http.clock import parse_clock
 from serve.settings import Settings
 from serve.web.host_client import BrokenConnection, HostClient
 
@@ -69,21 +70,17 @@ class UpstreamAttempt:
 
         Tried and Connected are nginx's $upstream_status and $upstream_connect_time: one value for each upstream that
         this request was sent to, joined by " : ". The last one is the model's; a web worker may stand before it. The
-        connect time is "-" if there was no connection. Clock is "$msec $request_time".
+        connect time is "-" if there was no connection.
         """
         tried = headers.get("X-Serve-Tried", "")
         if not tried:
             return None
-        try:
-            now, spent = map(float, headers.get("X-Serve-Clock", "").split())
-            arrived = now - spent
-        except ValueError:
-            arrived = None
+        clock = parse_clock(headers.get("X-Serve-Clock", ""))
         return cls(
             socket=headers.get("X-Serve-Socket", ""),
             connected=_last(headers.get("X-Serve-Connected", "")) not in ("", "-"),
             timed_out=_last(tried) == "504",
-            arrived_epoch=arrived,
+            arrived_epoch=clock.arrived_epoch if clock else None,
         )
 
 

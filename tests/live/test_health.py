@@ -134,6 +134,38 @@ def test_the_log_is_json_and_holds_no_payload(server: Server) -> None:
             assert {"time", "level", "process", "event"} <= json.loads(line).keys()
 
 
+@pytest.mark.peer("sagemaker-hosting", differs="the server applies no adapters: it refuses the header that names one")
+@pytest.mark.parametrize("header", ["X-Amzn-SageMaker-Adapter-Identifier", "X-Amzn-SageMaker-Adapter-Alias"])
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        ("/invocations", "{}", {"TargetModel": "echo"}),
+        ("/invocations", '{"model_type": "echo"}', {}),
+        ("/invocations", "1,2", {"Content-Type": "text/csv", "X-Amzn-SageMaker-Target-Model": "echo"}),
+        ("/models/echo/invoke", "{}", {}),
+        ("/v1/chat/completions", '{"model": "echo"}', {}),
+        ("/v1/completions", "{}", {"TargetModel": "echo"}),
+    ],
+)
+def test_a_request_that_names_an_adapter_is_refused_on_every_lane(
+    server: Server, header: str, path: str, body: str, headers: dict[str, str]
+) -> None:
+    """400, and what to do; without the header the same request reaches the model."""
+    refused = server.request("POST", path, body, {**JSON, **headers, header: "news"})
+    plain = server.request("POST", path, body, {**JSON, **headers})
+
+    error = refused.json.get("error", refused.json)
+    assert (refused.status, "merge_and_unload" in error["hint"], "'news'" in error["message"]) == (400, True, True)
+    assert "adapter" not in plain.body.decode()
+
+
+def test_adapters_are_not_managed(server: Server) -> None:
+    """The paths by which the platform loads them are 404, and say why."""
+    for method, path in (("POST", "/adapters"), ("DELETE", "/adapters/news"), ("GET", "/adapters")):
+        answer = server.request(method, path, "{}" if method == "POST" else None, JSON)
+        assert (answer.status, "merge_and_unload" in answer.json["hint"]) == (404, True)
+
+
 def _metrics(server: Server) -> dict[tuple[str, str], float]:
     """Name and model (or "") -> value."""
     families = text_string_to_metric_families(server.get("/metrics").body.decode())

@@ -42,12 +42,16 @@ def test_a_model_is_loaded_listed_invoked_and_unloaded(platform: Callable[..., S
     assert (load(server, "abc", path).status, load(server, "abc", path).status) == (200, 409)
     again = load(server, "abc", path)
     answer = invoke(server, "abc")
+    adapted = server.request(
+        "POST", "/models/abc/invoke", "{}", {**JSON, "X-Amzn-SageMaker-Adapter-Identifier": "news"}
+    )
     shown = server.get("/models/abc").json
     gone = server.request("DELETE", "/models/abc")
 
     assert again.json["type"] == "ConflictStatusException"
     assert again.json["message"] == "Model abc is already registered."
     assert (answer.status, answer.json["mb"]) == (200, 64)
+    assert (adapted.status, "merge_and_unload" in adapted.json["hint"]) == (400, True)
     assert (shown["modelName"], shown["modelUrl"]) == ("abc", str(path))
     assert (gone.status, gone.json) == (200, {"status": 'Model "abc" unregistered'})
     assert not alive(answer.json["pid"])  # when DELETE has answered, not some time later

@@ -1,5 +1,6 @@
 """What the server makes of its environment: settings, ports, users; and what its processes hold."""
 
+import json
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +40,53 @@ def test_a_bad_setting_stops_the_start(start: Start, models: Path, setting: str,
     assert server.process.wait(PATIENCE) == 2
     assert says in server.log
     assert "Traceback" not in server.log
+
+
+def _last_line(server: Server) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads(server.log.splitlines()[-1])
+    return line
+
+
+@pytest.mark.peer("sagemaker-hosting")
+@pytest.mark.parametrize("pinned", ["SERVE_PRELOAD", "SERVE_PIN"])
+def test_a_required_model_that_cannot_be_served_stops_the_start(start: Start, models: Path, pinned: str) -> None:
+    """Status 1, so that CreateEndpoint fails or an update rolls back; the last line of the log is the reason."""
+    toy(models, "echo")
+    toy(models, "echo", "broken", {"model.toml": "alias = 1"})
+    server = start(models, ready=False, **{pinned: "broken"})
+
+    assert server.process.wait(PATIENCE) == 1
+    line = _last_line(server)
+    assert (line["event"], line["level"], line["model"]) == ("the start failed", "CRITICAL", "broken")
+    assert "model.toml: no key named 'alias'" in line["reason"]
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.peer("sagemaker-hosting")
+def test_a_preloaded_model_whose_load_fails_stops_the_start(start: Start, models: Path) -> None:
+    """Its files look whole; the load proves that they are not."""
+    toy(models, "echo")
+    toy(models, "badload")
+    server = start(models, ready=False, SERVE_PRELOAD="*")
+
+    assert server.process.wait(PATIENCE) == 1
+    line = _last_line(server)
+    assert (line["event"], line["model"]) == ("the start failed", "badload")
+    assert "weights are corrupt" in line["reason"]
+
+
+def test_a_preload_that_fails_for_the_moment_is_retried(start: Start, models: Path, tmp_path: Path) -> None:
+    """A process that ends during its first load, as one that the kernel kills for memory, is started again."""
+    directory = toy(models, "echo")
+    program = directory / "code" / "inference.py"
+    once = f"import os\nfrom pathlib import Path\nmark = Path({str(tmp_path / 'mark')!r})\n"
+    once += "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
+    program.write_text(once + program.read_text())
+
+    server = start(models, SERVE_PRELOAD="echo")
+
+    assert server.model("echo")["loads"] == 2
+    assert server.invoke("echo", "x", "text/plain").status == 200
 
 
 def test_a_port_that_is_taken_is_named(start: Start, models: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_module_that_is_not_there_says_so_when_it_is_used(served: Callable[...
     ("raised", "error"),
     [
         ("errors.GenericInferenceToolkitError(404, 'no such user')", ModelNotFound),
-        ("errors.GenericInferenceToolkitError(422, 'too short')", BadRequest),
+        ("errors.GenericInferenceToolkitError(400, 'too short')", BadRequest),
         ("errors.UnsupportedFormatError('image/png')", UnsupportedMediaType),
         ("PredictionException('too short', 400)", BadRequest),
         ("PredictionException('broken', 500)", InternalError),

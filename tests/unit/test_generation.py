@@ -292,7 +292,7 @@ def test_text_ends_before_a_stop_string_and_contains_no_part_of_it(gpt2: TextGen
 
 def test_bytes_of_one_character_are_held_back_until_it_is_whole(gpt2: TextGeneration) -> None:
     tokenizer = gpt2._tokenizer
-    text = GeneratedText(tokenizer, tokenizer("€")["input_ids"], [])
+    text = GeneratedText(gpt2._texts, tokenizer("€")["input_ids"], [])
     tokens = tokenizer("a€🙂b")["input_ids"]
 
     pieces = [text.add([token], last=i == len(tokens) - 1) for i, token in enumerate(tokens)]
@@ -302,12 +302,62 @@ def test_bytes_of_one_character_are_held_back_until_it_is_whole(gpt2: TextGenera
 
 def test_a_possible_beginning_of_a_stop_string_is_held_back_until_it_is_none(gpt2: TextGeneration) -> None:
     tokenizer = gpt2._tokenizer
-    text = GeneratedText(tokenizer, tokenizer("x")["input_ids"], ["\n\nEND", "zz"])
+    text = GeneratedText(gpt2._texts, tokenizer("x")["input_ids"], ["\n\nEND", "zz"])
 
     pieces = [text.add(tokenizer(letter)["input_ids"]) for letter in "a\n\nb\n\nENzEz"]
 
     assert pieces == ["a", "", "", "\n\nb", "", "", "", "", "\n\nEN", "zE", ""]
     assert text.add([], last=True) == "z"
+
+
+def test_text_that_was_held_back_is_sent_at_the_deadline(gpt2: TextGeneration) -> None:
+    body: dict[str, Any] = {"inputs": "ab", "parameters": {"max_new_tokens": 6, "return_full_text": False}}
+    text = ask(gpt2, body)[0]["generated_text"]
+    body["parameters"] |= {"max_new_tokens": 40, "stop": [text[-1] + "never made"]}
+    job = Asked(gpt2, body | {"stream": True})
+    gpt2.join(job)
+    for _ in range(6):
+        gpt2.step()
+
+    (request,) = gpt2._scheduler
+    request.end(request.sequences, "deadline")
+    gpt2.leave(job)
+
+    assert "".join(event["token"]["text"] for event in job.events[:-1]) == job.events[-1]["generated_text"] == text
+
+
+@pytest.mark.peer("transformers")
+def test_beams_end_at_a_stop_string(gpt2: TextGeneration, gpt2_reference: Any) -> None:
+    """Beam search ends at a stop string as transformers does, and the text ends before it."""
+    parameters = {"max_new_tokens": 12, "num_beams": 3, "return_full_text": False}
+    (text,) = generated(gpt2, gpt2_reference, "ab", max_new_tokens=12, num_beams=3)
+    stop = text[4:6]
+    (whole,) = generated(
+        gpt2, gpt2_reference, "ab", max_new_tokens=12, num_beams=3, stop_strings=[stop], tokenizer=gpt2._tokenizer
+    )
+    answer = ask(gpt2, {"inputs": "ab", "parameters": parameters | {"stop": [stop]}})
+    assert answer == [{"generated_text": whole[: whole.index(stop)]}]
+
+
+@pytest.mark.parametrize("named", [None, END, [END]])
+@pytest.mark.peer("openai", differs="OpenAI serves no models of users; vLLM 0.33 stops at the same tokens")
+def test_a_text_ends_at_the_tokenizers_end_token_and_at_the_models(tmp_path: Path, named: Any) -> None:
+    """A text ends at the end token that only the tokenizer names, and at those of generation_config.json."""
+    handler = handler_of(save_toy(tmp_path, eos_token_id=named))
+    body = {"inputs": "ab", "parameters": {"max_new_tokens": 12, "return_full_text": False}}
+    text = ask(handler, body)[0]["generated_text"]
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": text[3]}))
+
+    handler = handler_of(tmp_path)
+
+    assert ask(handler, body) == [{"generated_text": text[: text.index(text[3])]}]
+    ends = {handler._tokenizer.eos_token_id, *([END] if named else [])}
+    assert handler._end_tokens == ends
+    streamed = Asked(handler, body | {"stream": True})
+    handler.join(streamed)
+    finish(handler, streamed)
+    assert streamed.events[-1]["finish_reason"] == "stop"
 
 
 def test_a_client_that_disconnects_takes_no_further_work(gpt2: TextGeneration) -> None:

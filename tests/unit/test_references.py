@@ -8,12 +8,14 @@ from typing import Any, cast
 import pytest
 from botocore import exceptions as boto
 
+from serve import s3 as objects
 from serve import settings
 from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
 from serve.handlers.base import Request
 from serve.runner import references as s3
-from serve.runner.jobs import ConnectionJob, Poll
-from serve.runner.references import Reference, References
+from serve.runner.jobs import ConnectionJob, Poll, Waited
+from serve.runner.references import References
+from serve.s3 import Reference
 
 ASKED = Reference("b", "in/a.csv")
 
@@ -105,7 +107,7 @@ def said(code: str, status: int, message: str = "") -> Any:
 )
 def test_each_failure_has_its_error(error: Exception, kind: type[ServeError], says: str) -> None:
     """Bucket, key, permission, KMS, region, credentials or network."""
-    told = s3.explained(error, ASKED, "us-east-1")
+    told = objects.explained(error, ASKED, "us-east-1")
     assert type(told) is kind
     assert says in f"{told.message}; {told.hint}"
     assert told.retryable == (kind is Unavailable)
@@ -118,6 +120,7 @@ def test_a_thread_that_cannot_start_fails_its_own_request_only(monkeypatch: pyte
     references = References(Poll(listener, control), settings.read({"SERVE_S3_INPUTS": "s3://b"}))
     job = SimpleNamespace(connection=SimpleNamespace(sock=ours), fail=failed.append)
     job.request = Request(body=b"s3://b/k", content_type="text/uri-list")
+    job.waited = Waited(0.0)
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

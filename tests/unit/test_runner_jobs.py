@@ -13,7 +13,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Reply, Request
 from serve.http.wire import Connection
-from serve.runner.jobs import Answers, Batches, ConnectionJob
+from serve.runner.jobs import Answers, Batches, ConnectionJob, Waited, deadline_exceeded
 from serve.slots import Slots
 
 
@@ -42,7 +42,7 @@ class FakeJob:
 
     item: int
     request: Request = field(default_factory=lambda: Request(body=b"", content_type=""))
-    arrived: float = field(default_factory=time.monotonic)
+    waited: Waited = field(default_factory=lambda: Waited(time.monotonic()))
     begun_monotonic: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
@@ -110,7 +110,7 @@ def test_a_handlers_own_error_reaches_its_caller() -> None:
 def test_a_job_past_its_deadline_is_not_begun() -> None:
     """If the deadline passes in the queue, no work is done for the job, and it takes no place in a batch."""
     doubler, now = Doubler(), time.monotonic()
-    late = FakeJob(2, Request(body=b"", content_type="", deadline=now - 1), arrived=now - 60)
+    late = FakeJob(2, Request(body=b"", content_type="", deadline=now - 1), waited=Waited(now - 60))
     good = FakeJob(4)
 
     run(doubler, [late, good])
@@ -136,9 +136,9 @@ def test_a_job_that_cannot_meet_its_deadline_is_refused_unless_it_is_fresh(
             return super().predict(items)
 
     batches = Batches(Slow(), 8)
-    batches.join(FakeJob(0, arrived=now))  # type: ignore[arg-type]
+    batches.join(FakeJob(0, waited=Waited(now)))  # type: ignore[arg-type]
     batches.step()
-    job = FakeJob(2, Request(body=b"", content_type="", deadline=now + 0.01), arrived=now - waited)
+    job = FakeJob(2, Request(body=b"", content_type="", deadline=now + 0.01), waited=Waited(now - waited))
     batches.join(job)  # type: ignore[arg-type]
     batches.step()
     assert job.answers == expected
@@ -155,6 +155,23 @@ def test_a_job_whose_caller_hung_up_is_forgotten() -> None:
     batches.step()
     assert doubler.batches == [[2]]
     assert leaves.answers == []
+
+
+@pytest.mark.parametrize(
+    ("waited", "says", "remedy"),
+    [
+        pytest.param(Waited(0.0), "waited 60.0 s in the queue", "copies", id="others were at work"),
+        pytest.param(
+            Waited(0.0, load=50.0), "50.0 s for the load of the model and 10.0 s in the queue", "PRELOAD", id="a load"
+        ),
+        pytest.param(Waited(0.0, receive=58.0), "waited 2.0 s in the queue", "copies", id="an upload is no wait"),
+    ],
+)
+def test_a_late_request_is_told_what_it_waited_for(waited: Waited, says: str, remedy: str) -> None:
+    """The hint is about the longest wait."""
+    error = deadline_exceeded(waited, 60.0)
+    assert says in error.message
+    assert remedy in error.hint
 
 
 class Counted(dict[int, Any]):
@@ -182,7 +199,7 @@ def test_a_batch_is_not_walked_for_each_of_its_jobs(tmp_path: Path) -> None:
     for age in range(50):
         ours, theirs = socket.socketpair()
         peers.append(theirs)
-        jobs.append(ConnectionJob(answers, Connection(ours), Request(body=b"", content_type=""), now - age))
+        jobs.append(ConnectionJob(answers, Connection(ours), Request(body=b"", content_type=""), Waited(now - age)))
         joined[ours.fileno()] = jobs[-1]
 
     def reported() -> float:

@@ -174,6 +174,12 @@ def _numeric(data: Any) -> bool:
     return isinstance(data, int | float)
 
 
+def gpu() -> int | None:
+    """The number of the GPU that torch has, None for none."""
+    torch = sys.modules.get("torch")
+    return 0 if torch and torch.cuda.is_available() else None
+
+
 def _device() -> str:
     import torch
 

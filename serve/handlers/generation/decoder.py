@@ -21,6 +21,18 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
 
 
+def add_end_token(model: PreTrainedModel, token: int | None) -> None:
+    """Let a text end at this token too, the tokenizer's own end token.
+
+    A fine-tuned base model often names the end of a turn in its tokenizer only. vLLM stops there as well:
+    https://docs.vllm.ai/en/latest/api/vllm/sampling_params/ (update_from_generation_config)
+    """
+    ends = model.generation_config.eos_token_id
+    named = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if token is not None and token not in named:
+        model.generation_config.eos_token_id = [*named, token]
+
+
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why the rows of a model may not join and leave a running batch; None if they may."""
     if reason := independence.obstacle(model, independence.CONTINUOUS):

@@ -12,7 +12,7 @@ from serve.errors import DoesNotFit
 from serve.failures import exhausted
 from serve.handlers.base import Job, Request
 from serve.handlers.generation import decoder, transformers_generate, weights
-from serve.handlers.generation.decoder import Decoder, TokenSteps, end_tokens
+from serve.handlers.generation.decoder import Decoder, TokenSteps, add_end_token, end_tokens
 from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
@@ -21,6 +21,7 @@ from serve.handlers.generation.request import GenerationItem, InvocationReader, 
 from serve.handlers.generation.sampling import choose
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
+from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import independence, pretrained
 from serve.http.addresses import INVOCATIONS, OPENAI
 
@@ -33,6 +34,8 @@ class TextGeneration:
     def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
         self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)
         alone = decoder.obstacle(self._model)
+        self._texts = TokenTexts(self._tokenizer)
+        add_end_token(self._model, self._tokenizer.eos_token_id)
         prompts = PromptReader(model, self._tokenizer, self._model)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
         self._end_tokens = end_tokens(self._model)
@@ -63,7 +66,7 @@ class TextGeneration:
         return self._scheduler.room()
 
     def join(self, job: Job) -> None:
-        self._scheduler.join(ActiveRequest(job, self._tokenizer, self._end_tokens))
+        self._scheduler.join(ActiveRequest(job, self._texts, self._end_tokens))
 
     def leave(self, job: Job) -> None:
         with torch.inference_mode():

@@ -42,7 +42,10 @@ class OpenAIForm:
     def token(self, sequence: Generated, piece: str) -> bytes:
         if not piece and not sequence.logprobs:
             return b""
-        return self._event([self._piece(sequence, piece)])
+        return self._event([self._piece(sequence, piece, len(sequence.logprobs) - 1)])
+
+    def rest(self, sequence: Generated, piece: str) -> bytes:
+        return self._event([self._piece(sequence, piece, len(sequence.logprobs))])
 
     def closing(self, sequences: Sequence[Generated]) -> bytes:
         ends = b"".join(self._event([self._end(sequence)]) for sequence in sequences)
@@ -69,7 +72,7 @@ class OpenAIForm:
         assert isinstance(text, str)
         return text
 
-    def _piece(self, sequence: Generated, piece: str) -> dict[str, Any]:
+    def _piece(self, sequence: Generated, piece: str, since: int) -> dict[str, Any]:
         raise NotImplementedError
 
     def _end(self, sequence: Generated) -> dict[str, Any]:
@@ -90,8 +93,8 @@ class ChatForm(OpenAIForm):
             for sequence in sequences
         )
 
-    def _piece(self, sequence: Generated, piece: str) -> dict[str, Any]:
-        logprobs = self._logprobs(sequence, -1)
+    def _piece(self, sequence: Generated, piece: str, since: int) -> dict[str, Any]:
+        logprobs = self._logprobs(sequence, since)
         return {"index": sequence.number, "delta": {"content": piece}, "logprobs": logprobs, "finish_reason": None}
 
     def _end(self, sequence: Generated) -> dict[str, Any]:
@@ -127,8 +130,8 @@ class CompletionForm(OpenAIForm):
         echoed = [sequence for sequence in sequences if sequence.prompt.settings.return_full_text]
         return b"".join(self._event([self._entry(each, each.prompt.text, None, None)]) for each in echoed)
 
-    def _piece(self, sequence: Generated, piece: str) -> dict[str, Any]:
-        return self._entry(sequence, piece, self._logprobs(sequence, -1), None)
+    def _piece(self, sequence: Generated, piece: str, since: int) -> dict[str, Any]:
+        return self._entry(sequence, piece, self._logprobs(sequence, since), None)
 
     def _end(self, sequence: Generated) -> dict[str, Any]:
         return self._entry(sequence, "", None, _finish_reason(sequence))

@@ -44,6 +44,9 @@ class Form(Protocol):
         """The chunk for the newest token of a sequence. `piece` is the text that is final since the last token: it is
         empty while the token may be a part of a character or of a stop string."""
 
+    def rest(self, sequence: Generated, piece: str) -> bytes:
+        """The chunk for text that was held back until the sequence was ended, at its deadline."""
+
     def closing(self, sequences: Sequence[Generated]) -> bytes:
         """The last chunk of a stream."""
 
@@ -63,6 +66,9 @@ class InvocationForm(msgspec.Struct, frozen=True):
 
     def token(self, sequence: Generated, piece: str) -> bytes:
         return self._event({"token": {"id": sequence.tokens[-1], "text": piece}, "generated_text": None})
+
+    def rest(self, sequence: Generated, piece: str) -> bytes:
+        return self.token(sequence, piece)
 
     def closing(self, sequences: Sequence[Generated]) -> bytes:
         (sequence,) = sequences

@@ -4,82 +4,83 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from serve.handlers.base import Job
 from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.request import GenerationItem
 from serve.handlers.generation.sampling import RowSampling, TokenLogprobs
-
-UNKNOWN = "\ufffd"
-# Tokens of the prompt that are decoded with the first new ones: a tokenizer sees from them whether a space is due.
-CONTEXT = 6
+from serve.handlers.generation.text_decoder import TokenTexts, without
 
 
 class GeneratedText:
     """The text of one sequence as it grows. It ends before the first stop string, or with it if `keep_stop`."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str], keep_stop: bool = False
+        self, texts: TokenTexts, prompt: Sequence[int], stop: Sequence[str] = (), keep_stop: bool = False
     ) -> None:
-        self._tokenizer = tokenizer
+        self._texts = texts
         self._stop = stop
         self._keep_stop = keep_stop
-        self._window = self._context(prompt)  # context, and behind it the tokens whose text is not final
-        self._fresh = len(self._window)  # where the latter begin
-        self._sent = len(self._decoded(self._window))  # characters of the window's text that are final
+        self._context = texts.context(prompt)
+        self._stream = texts.stream()
+        self._stream.feed(self._context)
+        self._repeated = self._stream.rest(ends=True)  # text of the prompt that the stream has not returned yet
+        self._final = 0  # characters
         self._held = ""  # final text that may be the beginning of a stop string
         self._pieces: list[str] = []
-        self.stopped = False
+        self._ended = False
+        self.stopped = False  # by a stop string
 
     def __str__(self) -> str:
         return "".join(self._pieces)
 
+    @property
+    def reached(self) -> int:
+        """The characters of the tokens so far, whether a stop string cuts them or not."""
+        return self._final + len(self._rest(ends=False))
+
     def add(self, tokens: Sequence[int], last: bool = False) -> str:
         """The text that is final with these tokens; with the `last` tokens, all text is."""
-        if self.stopped:
+        if self._ended:
             return ""
-        self._window += tokens
-        text = self._decoded(self._window)
-        # An incomplete character decodes to the replacement character, up to three of them when tokens are bytes.
-        final = text if last else text[: max(len(text.rstrip(UNKNOWN)), len(text) - 3)]
-        fresh = self._held + final[self._sent :]
-        before, self._sent = self._sent, max(self._sent, len(final))
-        if not last and len(final) == len(text) > before:
-            # The window moves only where a character begins: a tokenizer decodes bytes in runs, all or nothing.
-            self._window = self._window[self._fresh :]
-            self._fresh = len(self._window)
-            self._sent = len(self._decoded(self._window))
-        piece, self._held = self._before_stop(fresh, last)
+        self._ended = last
+        fresh = self._new(self._stream.feed(tokens))
+        self._final += len(fresh)
+        if last:
+            fresh += self._rest(ends=True)
+            return self._append(self._held + fresh, "", last)
+        return self._append(self._held + fresh, self._rest(ends=False) if self._stop else "", last)
+
+    def complete(self, tokens: Sequence[int]) -> None:
+        """Set the text from all tokens at once."""
+        self._ended = True
+        self._append(self._texts.behind(self._context, tokens), "", last=True)
+
+    def _append(self, text: str, rest: str, last: bool) -> str:
+        """Append the part of `text` that no stop string can cut. `rest` follows; later tokens may change it."""
+        seen = text + rest
+        if found := [at for stop in self._stop if (at := seen.find(stop)) >= 0]:
+            self.stopped = self._ended = True
+            piece = seen if self._keep_stop else seen[: min(found)]
+        else:
+            kept = len(text) - (0 if last else max((_overlap(text, stop) for stop in self._stop), default=0))
+            piece, self._held = text[:kept], text[kept:]
         self._pieces.append(piece)
         return piece
 
-    def _before_stop(self, fresh: str, last: bool) -> tuple[str, str]:
-        """The text that no stop string can still cut, and the rest."""
-        found = [at for stop in self._stop if (at := fresh.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            return fresh if self._keep_stop else fresh[: min(found)], ""
-        if last:
-            return fresh, ""
-        held = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(fresh)), held, -1):
-                if fresh.endswith(stop[:length]):
-                    held = length
-                    break
-        return fresh[: len(fresh) - held], fresh[len(fresh) - held :]
+    def _new(self, text: str) -> str:
+        """`text` without the part that belongs to the prompt."""
+        new = without(self._repeated, text)
+        self._repeated = "" if new else self._repeated[len(text) :]
+        return new
 
-    def _context(self, prompt: Sequence[int]) -> list[int]:
-        count = CONTEXT
-        while count < len(prompt) and self._decoded(prompt[-count:]).startswith(UNKNOWN):
-            count *= 2
-        return list(prompt[-count:])
+    def _rest(self, ends: bool) -> str:
+        return without(self._repeated, self._stream.rest(ends))
 
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins."""
+    lengths = range(min(len(stop) - 1, len(text)), 0, -1)
+    return next((length for length in lengths if text.endswith(stop[:length])), 0)
 
 
 class GeneratedSequence:
@@ -90,7 +91,7 @@ class GeneratedSequence:
         owner: "ActiveRequest",
         prompt: Prompt,
         number: int,
-        tokenizer: PreTrainedTokenizerBase,
+        texts: TokenTexts,
         end_tokens: frozenset[int],
     ) -> None:
         settings = prompt.settings
@@ -99,13 +100,14 @@ class GeneratedSequence:
         self.number = number  # among the sequences of the request
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
+        self.offsets: list[int] = []  # with logprobs: where the text of each token begins in the new text
         self.finish_reason: str | None = None  # stop, length or deadline; None until the sequence has ended
         self.sampling = RowSampling(settings, end_tokens, number)
         self._end_tokens = end_tokens if settings.end_tokens is None else settings.end_tokens
         self._time_limit = float("inf")  # time.monotonic() at which max_time is over
-        self._text = GeneratedText(tokenizer, prompt.tokens, settings.stop, settings.keep_stop)
-        # Whether the text is decoded token by token: for a stream, or to find a stop string.
-        self._decodes_tokens = owner.item.form.streams or bool(settings.stop)
+        self._text = GeneratedText(texts, prompt.tokens, settings.stop, settings.keep_stop)
+        # Whether the text is decoded token by token.
+        self._decodes_tokens = owner.item.form.streams or bool(settings.stop) or settings.logprobs is not None
 
     @property
     def text(self) -> str:
@@ -123,6 +125,8 @@ class GeneratedSequence:
         settings = self.prompt.settings
         self.tokens.append(token)
         self.sampling.add(token)
+        if settings.logprobs is not None:
+            self.offsets.append(self._text.reached)
         if token in self._end_tokens:
             self.finish_reason = "stop"
         elif len(self.tokens) >= settings.max_new_tokens:
@@ -141,15 +145,19 @@ class GeneratedSequence:
             self.end(self.finish_reason)
         return piece
 
-    def end(self, reason: str) -> None:
-        """End here, for this reason or because of a stop string."""
+    def end(self, reason: str) -> str:
+        """End here, for this reason or because of a stop string; returns the text that `add` has not returned."""
         self.finish_reason = reason
         self.sampling.end()
-        if not self._decodes_tokens:
+        piece = ""
+        if self._decodes_tokens and not self.owner.item.needs_generate:
+            piece = self._text.add([], last=True)
+        else:
             # An end token is not text, even if the tokenizer does not call it special.
-            self._text.add([token for token in self.tokens if token not in self._end_tokens], last=True)
-            if self._text.stopped:
-                self.finish_reason = "stop"
+            self._text.complete([token for token in self.tokens if token not in self._end_tokens])
+        if self._text.stopped:
+            self.finish_reason = "stop"
+        return piece
 
 
 # Sequences that begin together: one for the batch; for `generate` all sequences of a prompt.
@@ -159,14 +167,14 @@ Unit = list[GeneratedSequence]
 class ActiveRequest:
     """A request between `join` and its answer."""
 
-    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> None:
+    def __init__(self, job: Job, texts: TokenTexts, end_tokens: frozenset[int]) -> None:
         self.job = job
         self.item: GenerationItem = job.item
         self._groups: list[list[GeneratedSequence]] = []  # the sequences of each prompt
         number = 0
         for prompt in self.item.prompts:
             count = prompt.settings.num_sequences
-            group = [GeneratedSequence(self, prompt, number + i, tokenizer, end_tokens) for i in range(count)]
+            group = [GeneratedSequence(self, prompt, number + i, texts, end_tokens) for i in range(count)]
             self._groups.append(group)
             number += count
         self.sequences = [sequence for group in self._groups for sequence in group]
@@ -217,8 +225,11 @@ class ActiveRequest:
         """End these sequences where they are, and answer the caller if the request has no others."""
         for sequence in sequences:
             if sequence.finish_reason is None:
-                sequence.end(reason)
+                piece = sequence.end(reason)
                 self._ended += 1
+                if piece and self.item.form.streams:
+                    self._open()
+                    self._send(self.item.form.rest(sequence, piece))
         self._answer_if_ended()
 
     def _answer_if_ended(self) -> None:

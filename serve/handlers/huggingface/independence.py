@@ -12,8 +12,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def _names(words: str) -> frozenset[str]:
-    return frozenset(words.split())
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 # Causal models whose rows may join and leave a running batch (serve/handlers/generation/decoder.py).
@@ -47,7 +47,117 @@ CONTINUOUS = _names(
 PADDED_GENERATE: frozenset[str] = frozenset()
 
 # Encoders with a head whose texts may be padded and share a pass (serve/handlers/encoders/forward.py).
-PADDED_PASS: frozenset[str] = frozenset()
+PADDED_PASS = _names(
+    """
+    AXK1ForSequenceClassification AXK1ForTokenClassification AXK1Model AXK2ForSequenceClassification
+    AXK2ForTokenClassification AXK2Model AlbertForMaskedLM AlbertForQuestionAnswering
+    AlbertForSequenceClassification AlbertForTokenClassification AlbertModel ApertusForTokenClassification
+    ApertusModel ArceeForQuestionAnswering ArceeForSequenceClassification ArceeForTokenClassification ArceeModel
+    BartForConditionalGeneration BartForQuestionAnswering BartForSequenceClassification BartModel
+    BertForMaskedLM BertForQuestionAnswering BertForSequenceClassification BertForTokenClassification
+    BertGenerationEncoder BertModel BigBirdForQuestionAnswering BioGptForSequenceClassification
+    BioGptForTokenClassification BioGptModel BloomForQuestionAnswering BloomForSequenceClassification
+    BloomForTokenClassification BloomModel CLIPTextModel CTRLForSequenceClassification CTRLModel
+    CamembertForMaskedLM CamembertForQuestionAnswering CamembertForSequenceClassification
+    CamembertForTokenClassification CamembertModel CohereCompassTextForSequenceClassification
+    CohereCompassTextModel Data2VecTextForMaskedLM Data2VecTextForQuestionAnswering
+    Data2VecTextForSequenceClassification Data2VecTextForTokenClassification Data2VecTextModel
+    DebertaForMaskedLM DebertaForQuestionAnswering DebertaForSequenceClassification
+    DebertaForTokenClassification DebertaModel DebertaV2ForMaskedLM DebertaV2ForQuestionAnswering
+    DebertaV2ForSequenceClassification DebertaV2ForTokenClassification DebertaV2Model
+    DeepseekV2ForSequenceClassification DeepseekV2Model DeepseekV3ForSequenceClassification
+    DeepseekV3ForTokenClassification DeepseekV3Model DiffLlamaForQuestionAnswering
+    DiffLlamaForSequenceClassification DiffLlamaForTokenClassification DiffLlamaModel DistilBertForMaskedLM
+    DistilBertForQuestionAnswering DistilBertForSequenceClassification DistilBertForTokenClassification
+    DistilBertModel ElectraForMaskedLM ElectraForQuestionAnswering ElectraForSequenceClassification
+    ElectraForTokenClassification ElectraModel ErnieForMaskedLM ErnieForQuestionAnswering
+    ErnieForSequenceClassification ErnieForTokenClassification ErnieModel EsmForMaskedLM
+    EsmForSequenceClassification EsmForTokenClassification EsmModel EsmcForMaskedLM
+    EsmcForSequenceClassification EsmcForTokenClassification EsmcModel EuroBertForMaskedLM
+    EuroBertForSequenceClassification EuroBertForTokenClassification EuroBertModel Exaone4ForQuestionAnswering
+    Exaone4ForSequenceClassification Exaone4ForTokenClassification Exaone4Model FalconForQuestionAnswering
+    FalconForSequenceClassification FalconForTokenClassification FalconModel FlaubertForQuestionAnsweringSimple
+    FlaubertForSequenceClassification FlaubertForTokenClassification FlaubertModel FlaubertWithLMHeadModel
+    FunnelForSequenceClassification GPT2ForQuestionAnswering GPT2ForSequenceClassification
+    GPT2ForTokenClassification GPT2Model GPTBigCodeForSequenceClassification GPTBigCodeForTokenClassification
+    GPTBigCodeModel GPTJForQuestionAnswering GPTJForSequenceClassification GPTJModel GPTNeoForQuestionAnswering
+    GPTNeoForSequenceClassification GPTNeoForTokenClassification GPTNeoModel GPTNeoXForQuestionAnswering
+    GPTNeoXForSequenceClassification GPTNeoXForTokenClassification GPTNeoXModel Gemma2ForSequenceClassification
+    Gemma2ForTokenClassification Gemma2Model Gemma3TextForSequenceClassification Gemma3TextModel
+    GemmaForSequenceClassification GemmaForTokenClassification GemmaModel Glm4ForSequenceClassification
+    Glm4ForTokenClassification Glm4Model GlmForSequenceClassification GlmForTokenClassification GlmModel
+    GptOssForSequenceClassification GptOssForTokenClassification GptOssModel GteForMaskedLM
+    GteForSequenceClassification GteForTokenClassification GteModel HeliumForSequenceClassification
+    HeliumForTokenClassification HeliumModel HunYuanDenseV1ForSequenceClassification HunYuanDenseV1Model
+    HunYuanMoEV1ForSequenceClassification HunYuanMoEV1Model IBertForMaskedLM IBertForQuestionAnswering
+    IBertForSequenceClassification IBertForTokenClassification IBertModel JambaForSequenceClassification
+    JambaModel JetMoeForSequenceClassification JetMoeModel JinaEmbeddingsV3ForMaskedLM
+    JinaEmbeddingsV3ForQuestionAnswering JinaEmbeddingsV3ForSequenceClassification
+    JinaEmbeddingsV3ForTokenClassification JinaEmbeddingsV3Model LEDForQuestionAnswering LEDModel
+    LayoutLMForMaskedLM LayoutLMForSequenceClassification LayoutLMForTokenClassification LayoutLMModel
+    LayoutLMv3ForQuestionAnswering LayoutLMv3ForSequenceClassification LayoutLMv3ForTokenClassification
+    LayoutLMv3Model LiltForQuestionAnswering LiltForSequenceClassification LiltForTokenClassification LiltModel
+    LlamaForQuestionAnswering LlamaForSequenceClassification LlamaForTokenClassification LlamaModel
+    LongformerForMaskedLM LongformerForQuestionAnswering LongformerForSequenceClassification
+    LongformerForTokenClassification LongformerModel LukeForMaskedLM LukeForQuestionAnswering
+    LukeForSequenceClassification LukeForTokenClassification LukeModel MBartForConditionalGeneration
+    MBartForQuestionAnswering MBartForSequenceClassification MBartModel MPNetForMaskedLM
+    MPNetForQuestionAnswering MPNetForSequenceClassification MPNetForTokenClassification MPNetModel
+    MT5ForQuestionAnswering MT5ForSequenceClassification MT5ForTokenClassification MarkupLMForQuestionAnswering
+    MarkupLMForSequenceClassification MarkupLMForTokenClassification MarkupLMModel MegatronBertForMaskedLM
+    MegatronBertForQuestionAnswering MegatronBertForSequenceClassification MegatronBertForTokenClassification
+    MegatronBertModel MiniCPM3ForSequenceClassification MiniCPM3Model MiniMaxForQuestionAnswering
+    MiniMaxForSequenceClassification MiniMaxForTokenClassification MiniMaxModel Ministral3ForQuestionAnswering
+    Ministral3ForSequenceClassification Ministral3ForTokenClassification Ministral3Model
+    MinistralForQuestionAnswering MinistralForSequenceClassification MinistralForTokenClassification
+    MinistralModel Mistral4ForSequenceClassification Mistral4ForTokenClassification Mistral4Model
+    MistralForQuestionAnswering MistralForSequenceClassification MistralForTokenClassification MistralModel
+    MixtralForQuestionAnswering MixtralForSequenceClassification MixtralForTokenClassification MixtralModel
+    ModernBertDecoderForSequenceClassification ModernBertDecoderModel ModernBertForMaskedLM
+    ModernBertForQuestionAnswering ModernBertForSequenceClassification ModernBertForTokenClassification
+    ModernBertModel Molmo2TextModel MptForQuestionAnswering MptForSequenceClassification
+    MptForTokenClassification MptModel MvpForConditionalGeneration MvpForQuestionAnswering
+    MvpForSequenceClassification MvpModel NemotronForQuestionAnswering NemotronForSequenceClassification
+    NemotronForTokenClassification NemotronModel NeoMMEForMaskedLM NeoMMEModel NomicBertForMaskedLM
+    NomicBertForSequenceClassification NomicBertForTokenClassification NomicBertModel OPTForQuestionAnswering
+    OPTForSequenceClassification OPTModel Olmo2ForSequenceClassification Olmo2Model
+    Olmo3ForSequenceClassification Olmo3Model OlmoForSequenceClassification OlmoModel
+    OpenAIGPTForSequenceClassification OpenAIGPTModel OpenAIPrivacyFilterForTokenClassification
+    OpenAIPrivacyFilterModel PLBartForSequenceClassification PLBartModel PerceiverForMaskedLM
+    PerceiverForSequenceClassification PersimmonForSequenceClassification PersimmonForTokenClassification
+    PersimmonModel Phi3ForSequenceClassification Phi3ForTokenClassification Phi3Model
+    PhiForSequenceClassification PhiForTokenClassification PhiModel PhimoeForSequenceClassification PhimoeModel
+    Qwen2ForQuestionAnswering Qwen2ForSequenceClassification Qwen2ForTokenClassification Qwen2Model
+    Qwen2MoeForQuestionAnswering Qwen2MoeForSequenceClassification Qwen2MoeForTokenClassification Qwen2MoeModel
+    Qwen3ForQuestionAnswering Qwen3ForSequenceClassification Qwen3ForTokenClassification Qwen3Model
+    Qwen3MoeForQuestionAnswering Qwen3MoeForSequenceClassification Qwen3MoeForTokenClassification Qwen3MoeModel
+    Qwen3NextForQuestionAnswering Qwen3NextForSequenceClassification Qwen3NextForTokenClassification
+    Qwen3NextModel Qwen3_5TextForSequenceClassification Qwen3_5TextModel RemBertForMaskedLM
+    RemBertForQuestionAnswering RemBertForSequenceClassification RemBertForTokenClassification RemBertModel
+    RoCBertForMaskedLM RoCBertForQuestionAnswering RoCBertForSequenceClassification
+    RoCBertForTokenClassification RoCBertModel RoFormerForMaskedLM RoFormerForQuestionAnswering
+    RoFormerForSequenceClassification RoFormerForTokenClassification RoFormerModel RobertaForMaskedLM
+    RobertaForQuestionAnswering RobertaForSequenceClassification RobertaForTokenClassification RobertaModel
+    RobertaPreLayerNormForMaskedLM RobertaPreLayerNormForQuestionAnswering
+    RobertaPreLayerNormForSequenceClassification RobertaPreLayerNormForTokenClassification
+    RobertaPreLayerNormModel SeedOssForQuestionAnswering SeedOssForSequenceClassification
+    SeedOssForTokenClassification SeedOssModel SmolLM3ForQuestionAnswering SmolLM3ForSequenceClassification
+    SmolLM3ForTokenClassification SmolLM3Model SplinterForQuestionAnswering SplinterModel SqueezeBertForMaskedLM
+    SqueezeBertForQuestionAnswering SqueezeBertForSequenceClassification SqueezeBertForTokenClassification
+    SqueezeBertModel StableLmForSequenceClassification StableLmForTokenClassification StableLmModel
+    Starcoder2ForSequenceClassification Starcoder2ForTokenClassification Starcoder2Model T5ForQuestionAnswering
+    T5ForSequenceClassification T5ForTokenClassification T5GemmaForTokenClassification Tipsv2TextModel
+    UMT5ForQuestionAnswering UMT5ForSequenceClassification UMT5ForTokenClassification UltrabertForMaskedLM
+    UltrabertForQuestionAnswering UltrabertForSequenceClassification UltrabertForTokenClassification
+    UltrabertModel XLMForQuestionAnsweringSimple XLMForSequenceClassification XLMForTokenClassification XLMModel
+    XLMRobertaForMaskedLM XLMRobertaForQuestionAnswering XLMRobertaForSequenceClassification
+    XLMRobertaForTokenClassification XLMRobertaModel XLMRobertaXLForMaskedLM XLMRobertaXLForQuestionAnswering
+    XLMRobertaXLForSequenceClassification XLMRobertaXLForTokenClassification XLMRobertaXLModel
+    XLMWithLMHeadModel XLNetForQuestionAnsweringSimple XLNetForTokenClassification XLNetModel XmodForMaskedLM
+    XmodForQuestionAnswering XmodForSequenceClassification XmodForTokenClassification XmodModel
+    Zamba2ForSequenceClassification Zamba2Model ZambaForSequenceClassification ZambaModel
+    """
+)
 
 
 def obstacle(network: Any, proven: frozenset[str]) -> str | None:
