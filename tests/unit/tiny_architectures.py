@@ -216,8 +216,8 @@ def decisive(model: PreTrainedModel) -> PreTrainedModel:
     """The model with weights so wide that its best token depends on the whole text."""
     dice = torch.Generator().manual_seed(3)
     for name, part in model.named_modules():
-        for own, weight in part.named_parameters(recurse=False):
-            wide = isinstance(part, nn.Linear | nn.Embedding | Conv1D) or {"experts", "rel_attn"} & set(name.split("."))
+        wide = isinstance(part, nn.Linear | nn.Embedding | Conv1D) or {"experts", "rel_attn"} & set(name.split("."))
+        for weight in part.parameters(recurse=False):
             if wide and weight.ndim >= 2:
                 weight.data.normal_(0, 0.4, generator=dice)
     return model.eval()
