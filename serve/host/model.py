@@ -135,6 +135,10 @@ class ServedModel:
         self.leaving = False  # unloaded: callers may no longer connect
         self.stage = Stage.NONE
         self.wanted_since = 0.0  # time.monotonic()
+        self.cold = (
+            0.0,
+            0.0,
+        )  # from wanted to ready, of the last load during which no runner served (time.monotonic())
         self.runners: list[RunnerProcess] = []
         self.peak_bytes = 0  # the most that one runner held when measured; 0 before the first measurement
         self.bytes_at_ready = 0  # the same, measured right after the last load
@@ -269,6 +273,17 @@ class ServedModel:
         if self.of_phase(Phase.RETIRING):
             return "retiring"
         return "failed" if self.pause_left() else "absent"
+
+    def load_step(self) -> str:
+        """What the load does now, in words; "" without a load."""
+        if self.stage is Stage.PREPARING:
+            return "its archive is being unpacked" if self.entry.archive else "its files are being read"
+        if self.stage is Stage.WAITING:
+            return "it waits for memory that other models hold"
+        loading = self.of_phase(Phase.LOADING)
+        if not loading or self.of_phase(Phase.READY):
+            return ""
+        return "its process is loading it" if any(each.pid for each in loading) else "its framework is being imported"
 
     def shown(self) -> dict[str, Any]:
         """The model as an entry of GET /models."""

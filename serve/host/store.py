@@ -184,6 +184,10 @@ class Store:
         if model.stage is not Stage.NONE or model.missing() <= 0 or model.leaving:
             return
         model.wanted_since = time.monotonic()
+        self._begin(model)
+
+    def _begin(self, model: ServedModel) -> None:
+        """The next step of a load: describe the model, or wait for memory."""
         self.changed.add(model)
         if model.config is None:
             model.stage = Stage.PREPARING
@@ -209,7 +213,7 @@ class Store:
                     failure = InternalError(f"unpacking failed: {error}", hint="see the log")
                 model.fail(failure)
             else:
-                self.want(model)
+                self._begin(model)
 
     def _admit(self) -> None:
         """Start the waiting loads that fit, and evict for those that do not, oldest first.
@@ -266,6 +270,8 @@ class Store:
                 self._ready(model, runner, message["ready"]["seconds"])
 
     def _ready(self, model: ServedModel, runner: RunnerProcess, seconds: float) -> None:
+        if not model.of_phase(Phase.READY):
+            model.cold = model.wanted_since, time.monotonic()
         runner.phase = Phase.READY
         now = time.monotonic_ns()
         runner.slot.set("last_used", now)
