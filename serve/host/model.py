@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ class Stage(Enum):
     NONE = 0
     PREPARING = 1  # its archive is being unpacked
     WAITING = 2  # for memory
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    at: float  # seconds since 1970
+    reason: str
+    by: str | None  # the model that needed the memory
+    bytes: int  # that the runner held
 
 
 class RunnerProcess:
@@ -145,6 +154,9 @@ class ServedModel:
         self.loads = 0
         self.load_seconds = 0.0
         self.evictions = 0
+        self.last_eviction: Eviction | None = None
+        self.pinned = False  # never evicted
+        self.preloaded = False  # loaded before /ping is 200
         self.crashes = 0
         self.replaced = -MINUTE  # time.monotonic() when a runner was last replaced for running out of memory
         self.failed: tuple[float, ServeError] | None = None  # the newest failure or crash, and its time.monotonic()
@@ -296,11 +308,17 @@ class ServedModel:
             "state": state,
             "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
+            "estimatedBytes": self.config.bytes if self.config else None,
+            "peakBytes": self.peak_bytes or None,
             "runners": len(self.runners),
+            "copies": self.copies,
+            "pinned": self.pinned,
+            "preload": self.preloaded,
             "inFlight": sum(each.slot.get("in_flight") for each in self.runners),
             "lastUsed": round(self._last_used, 3) or None,
             "loads": self.loads,
             "evictions": self.evictions,
+            "lastEviction": self._last_eviction_shown(),
             "deaths": self.crashes,
             "requests": self.count("requests"),
         }
@@ -309,3 +327,8 @@ class ServedModel:
             entry["cause"] = failure.message
             entry["retryAfter"] = round(self.pause_left(), 1)
         return entry
+
+    def _last_eviction_shown(self) -> dict[str, Any] | None:
+        if not (last := self.last_eviction):
+            return None
+        return {"at": round(last.at, 3), "reason": last.reason, "for": last.by, "bytes": last.bytes}

@@ -33,8 +33,7 @@ class Item:
 
 
 class XGBoost:
-    # Not libsvm: whether indices count from 0 or from 1 depends on all lines.
-    records = (media.CSV,)
+    records = (media.CSV, *media.LIBSVM_NAMES)
 
     def __init__(self, model: ModelConfig[XGBoostOptions]) -> None:
         self._scores = model_files.load(model)
