@@ -124,8 +124,10 @@ def _run(verb: str, chosen: Settings) -> int:
 
 def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
     if part == "host":
+        from serve.catalog import submitted
         from serve.catalog.scan import publish
 
+        submitted.fetch(chosen)
         found = publish(chosen)  # before the host's own imports: launcher and web workers wait for it
         from serve.host import server
 

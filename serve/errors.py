@@ -3,6 +3,7 @@
 ServeError
 ├─ BadRequest             400
 │  └─ NotAModel           400
+├─ ModelRefused           400, or the model's own
 ├─ Forbidden              403
 ├─ ModelNotFound          404
 ├─ PathNotFound           404
@@ -39,9 +40,9 @@ MAX_BODY = 2000
 class ServeError(Exception):
     """An error with a status. `hint` is the next step for the reader; `retry_after` is in seconds."""
 
-    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    status: int = HTTPStatus.INTERNAL_SERVER_ERROR
     type: ClassVar[str] = "InternalServerException"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(
         self, message: str, *, hint: str = "", model: str | None = None, retry_after: float | None = None
@@ -129,6 +130,18 @@ class ModelUnusable(ServeError):
     type = "ModelException"
 
 
+class ModelRefused(ServeError):
+    """The model's own code chose the status, 400 or another: an error of a toolkit, or the status of one record."""
+
+    status: int = HTTPStatus.BAD_REQUEST
+    type = "ModelException"
+
+    def __init__(self, message: str, status: int = HTTPStatus.BAD_REQUEST, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.status = status
+        self.retryable = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 class InternalError(ServeError):
     """A fault of the server, or an exception in the model's code: see the log."""
 
@@ -155,7 +168,7 @@ class UnsupportedTransferEncoding(ServeError):
 
 
 class Unavailable(ServeError):
-    """The model is still loading; Retry-After says when to come back, as with every 503."""
+    """The model is still loading; the message names the step. Retry-After says when to come back, as with every 503."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     type = "ServiceUnavailableException"
@@ -181,7 +194,7 @@ class ModelFailed(Unavailable):
 
 
 class NotReady(Unavailable):
-    """The server is starting or draining."""
+    """The server is starting or draining, or it stops because a process that all models need has ended."""
 
     type = "NotReadyException"
 

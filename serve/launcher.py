@@ -67,8 +67,10 @@ class Launcher:
             log.critical("a process ended, so the server stops", extra={"part": name, "status": status})
             return 1
         finally:
-            self._children.signal("nginx", signal.SIGTERM)
-            self._children.await_end("nginx", time.monotonic() + 1.0)
+            # First SIGQUIT: the requests that the end of another part has broken off are answered with the cause.
+            for number in (signal.SIGQUIT, signal.SIGTERM):
+                self._children.signal("nginx", number)
+                self._children.await_end("nginx", time.monotonic() + 1.0)
             self._children.kill_all()
 
     # Starting.
@@ -79,8 +81,6 @@ class Launcher:
         _clear(settings)
         settings.sockets.mkdir(mode=0o700)
         _refuse_missing_boto3(settings)
-        if settings.submit_directory.startswith("s3://"):
-            log.warning("SAGEMAKER_SUBMIT_DIRECTORY is not fetched: code comes in the model's own code/")
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
         python = [sys.executable, "-m"]
         Slots(settings.slots, create=True)
@@ -165,7 +165,7 @@ def _clear(settings: Settings) -> None:
         file.unlink(missing_ok=True)
     # Unpacked files and installed packages may be those of an older archive. nginx would keep spooled bodies.
     spools = (settings.run_dir / "body", settings.run_dir / "proxy")
-    for directory in (settings.sockets, settings.unpacked, settings.packages, *spools):
+    for directory in (settings.sockets, settings.unpacked, settings.packages, settings.submitted, *spools):
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -186,14 +186,22 @@ class Settings:
     )
     program: str = env(
         "",
-        "the file in a model's `code/` that has the functions; `program` in its `model.toml` overrides it",
+        "the file in a model's `code/` that has the functions; `program` in its `model.toml` overrides it. A model"
+        " without this file is not served",
         ("SAGEMAKER_PROGRAM", script),
         shown="inference.py",
     )
     submit_directory: str = env(
         "",
-        "without effect but a warning in the log: code must be in the model's own `code/`",
+        "code for all models: `s3://BUCKET/KEY` or the path of an archive, or a directory; it takes the place of each"
+        " model's `code/`, unless its `model.toml` names a handler or a program. Without the code the start fails",
         ("SAGEMAKER_SUBMIT_DIRECTORY", text),
+        shown="each model's own `code/`",
+    )
+    fetch_code: bool = env(
+        True,
+        "the code of an `s3://` `SAGEMAKER_SUBMIT_DIRECTORY` is fetched at the start; `false`: the start fails",
+        ("SERVE_FETCH_CODE", true),
     )
     allow_pip: bool = env(
         False,
@@ -292,6 +300,11 @@ class Settings:
         return self.run_dir / "unpacked"
 
     @property
+    def submitted(self) -> Path:
+        """The unpacked archive of SAGEMAKER_SUBMIT_DIRECTORY."""
+        return (self.run_dir or Path("/nonexistent")) / "submitted"
+
+    @property
     def packages(self) -> Path:
         """The packages installed for models, a directory each."""
         assert self.run_dir is not None
@@ -358,10 +371,14 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
 
 
 def nginx_limit(limit: float) -> float:
-    """Seconds until nginx times out: after the runner's own limit (`margin`), before the platform's."""
-    return limit - min(0.5, limit / 20)
+    """Seconds until nginx times out: after the runner's own limit (`margin`), before the platform's.
+
+    In the rest a web worker asks the host for the cause, for every request that timed out: 1 s is enough for some
+    hundred of them.
+    """
+    return limit - min(1.0, limit / 8)
 
 
 def margin(limit: float) -> float:
     """Seconds for an answer: the platform's limit less the time of the way back."""
-    return limit - min(1.0, limit / 10)
+    return limit - min(2.0, limit / 5)

@@ -4,11 +4,11 @@ The names are those of PEFT, of its predecessor adapter-transformers, of diffuse
 """
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+from serve.catalog.tree import walk
 from serve.errors import ModelUnusable
 
 # Headers that name an adapter of the model (aws/model-hosting-container-standards, lora/constants.py).
@@ -22,34 +22,15 @@ _TENSORS = re.compile(r"(?i)lora|adapter|\bbase_layer\b|\bia3_|\bhada_|\blokr_|\
 _PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"}
 )
-DEEPEST = 4  # levels below the model's directory: adapters/NAME/checkpoint-10
-_CODE = "code"
 MERGE = "merge it into the model with PEFT's merge_and_unload, save that with save_pretrained, and remove the adapter"
 
 
 def found(directory: Path) -> Path | None:
-    """The first adapter in a directory or below, by its file; links to directories are followed."""
-    return next(_adapters(directory, DEEPEST, frozenset([_identity(directory)])), None)
-
-
-def _adapters(directory: Path, levels: int, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    below = []
-    with os.scandir(directory) as entries:
-        for entry in sorted(entries, key=lambda each: each.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.name in CONFIGS or (_WEIGHTS.fullmatch(entry.name) and entry.is_file()):
-                yield Path(entry)
-            elif entry.name != _CODE and levels and entry.is_dir():
-                below.append(Path(entry))
-    for each in below:
-        if (identity := _identity(each)) not in above:  # else a loop of links
-            yield from _adapters(each, levels - 1, above | {identity})
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
+    """The first adapter in a directory or below, by its file; the model's own code/ is left out."""
+    for entry in walk(directory, code=False):
+        if entry.name in CONFIGS or (_WEIGHTS.fullmatch(entry.name) and entry.is_file()):
+            return Path(entry)
+    return None
 
 
 def refused(directory: Path, adapter: Path, *, alone: bool) -> ModelUnusable:

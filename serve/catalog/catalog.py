@@ -5,7 +5,7 @@ directory. The launcher and the web workers read that file, so that all processe
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -34,18 +34,25 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Catalog:
-    """Models by name, alias and Hugging Face type: names win over aliases, aliases over types."""
+    """Models by name, alias, Hugging Face type and task: each of these wins over the next.
+
+    A type or a task names a model only if no other model has it.
+    """
 
     def __init__(self, found: Iterable[Entry]) -> None:
         self.entries: Mapping[str, Entry] = MappingProxyType({each.name: each for each in by_name(found)})
         configs = [each.config for each in self.entries.values() if each.config]
-        self._types: dict[str, list[str]] = {}
-        for config in configs:
-            if config.model_type:
-                self._types.setdefault(config.model_type, []).append(config.name)
-        types = {each: names[0] for each, names in self._types.items() if len(names) == 1}
+        types = _by(configs, lambda config: [config.model_type] if config.model_type else [])
+        tasks = _by(configs, lambda config: config.tasks())
+        self._shared = {  # a kind of several models -> the word for it, and the models
+            each: (word, names)
+            for word, kinds in (("task", tasks), ("type", types))
+            for each, names in kinds.items()
+            if len(names) > 1
+        }
+        alone = {each: names[0] for each, names in (tasks | types).items() if len(names) == 1}
         aliases = {alias: config.name for config in reversed(configs) for alias in config.aliases}
-        self._known: dict[str, str] = types | aliases | {name: name for name in self.entries}
+        self._known: dict[str, str] = alone | aliases | {name: name for name in self.entries}
 
     def resolve(self, asked: str) -> str:
         """The name of the model that is called `asked`, with or without .tar.gz. Raises ModelNotFound."""
@@ -74,8 +81,9 @@ class Catalog:
 
     def _advice(self, asked: str) -> str:
         base = stem(asked)
-        if base in self._types:
-            return f"several models have the type {cut(base)!r}: {cut(', '.join(self._types[base]))}; use a name"
+        if base in self._shared:
+            word, names = self._shared[base]
+            return f"several models have the {word} {cut(base)!r}: {cut(', '.join(names))}; use a name"
         by_lower = {known[:COMPARED].lower(): known for known in self._known}
         close = difflib.get_close_matches(base[:COMPARED].lower(), by_lower, n=1)
         return f"did you mean {cut(by_lower[close[0]])!r}?" if close else "GET /models lists all models"
@@ -92,6 +100,16 @@ class Catalog:
     def read(cls, file: Path) -> "Catalog":
         """The catalog that the host has published; options stay plain tables. Raises FileNotFoundError before that."""
         return cls(msgspec.msgpack.decode(file.read_bytes(), type=list[Entry], dec_hook=from_bytes))
+
+
+def _by(
+    configs: Iterable[ModelConfig[Any]], kinds: Callable[[ModelConfig[Any]], Iterable[str]]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for config in configs:
+        for kind in kinds(config):
+            found.setdefault(kind, []).append(config.name)
+    return found
 
 
 def by_name(entries: Iterable[Entry]) -> list[Entry]:

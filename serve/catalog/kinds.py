@@ -63,6 +63,17 @@ TASKS = {
     "sentence-embeddings": "feature_extraction",
 }
 
+# Tasks that have two names.
+_SYNONYMS = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+
+
+def task_names(task: str) -> tuple[str, ...]:
+    """A task by all its names: a request may name a model by the task that no other model has."""
+    usual = "translation" if task.startswith("translation_") else _SYNONYMS.get(task, task)
+    others = (each for each, same in _SYNONYMS.items() if same == usual)
+    return tuple(dict.fromkeys((task, usual, *others)))
+
+
 # Modules that the forkserver imports beside a handler's own, where they are installed. A handler imports them on first
 # use. The import in the forkserver saves each runner 80 ms and 10 MB, and there the environment
 # (serve/host/forkserver.py) keeps them from starting threads.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 import msgspec
 
-from serve.catalog.kinds import ALIASES, HANDLERS, options_of
+from serve.catalog.kinds import ALIASES, HANDLERS, options_of, task_names
 from serve.errors import ModelUnusable
 from serve.settings import Settings
 
@@ -60,8 +60,10 @@ class ModelConfig(ModelToml[Options_co], Generic[Options_co], frozen=True, kw_on
 
     # Found.
     directory: Path
+    submitted: Path | None = None  # the code of SAGEMAKER_SUBMIT_DIRECTORY, in place of the model's own code/
     model_type: str | None = None  # Hugging Face's, from config.json: gpt2, bart...
     bytes: int = 0  # estimated memory of one copy
+    taken: frozenset[str] = frozenset()  # names and aliases of other models: never this one, as type or task either
 
     # Copied from the setting of the same name. A new one is one line here.
     remote_code: bool = False
@@ -72,9 +74,19 @@ class ModelConfig(ModelToml[Options_co], Generic[Options_co], frozen=True, kw_on
     inference_output: str = ""
     ensemble: bool = True
 
+    @property
+    def code(self) -> Path:
+        """The directory of the model's code."""
+        return self.submitted or self.directory / "code"
+
     def names(self) -> list[str]:
         """The names by which a request may call the model."""
-        return [self.name, f"{self.name}.tar.gz", *self.aliases, *([self.model_type] if self.model_type else [])]
+        kinds = [each for each in (self.model_type, *self.tasks()) if each and each not in self.taken]
+        return list(dict.fromkeys((self.name, f"{self.name}.tar.gz", *self.aliases, *kinds)))
+
+    def tasks(self) -> tuple[str, ...]:
+        """All names of its task."""
+        return task_names(self.task) if self.task else ()
 
 
 _FROM_SETTINGS = [

@@ -1,6 +1,7 @@
 """Which handler serves a directory: the one that its model.toml names, else the one for the files in it."""
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ from typing import Any
 from serve.catalog import adapters
 from serve.catalog.kinds import TASKS
 from serve.catalog.model_config import ModelToml
+from serve.catalog.tree import CODE, snapshot
 from serve.errors import ModelUnusable
 
-CODE = "code"
 PROGRAM = "inference.py"
 MODULES = "modules.json"  # sentence-transformers' file: how the vectors of the tokens become one
 CONFIG = "config.json"
 # A pickle by its name, and by its first byte: protocol 2 and later, or the first instruction of an older one.
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
 _PICKLED = (b"\x80", b"c", b"(")
+_OLD_BOOSTER = re.compile(rb"(?s:.{136})[\x05-\x40]\0{7}(?:gpu:)?[a-z]+:[a-z]+[\x04-\x08]\0{7}(?:gbtree|dart|gblinear)")
 JUNK = frozenset({"__MACOSX", "__pycache__", "lost+found"})
 PEEK = 4096  # bytes of a file that tell whether it is an XGBoost model
 LONGEST_CONFIG = 8 << 20
@@ -41,16 +43,23 @@ NOT_TEXT = ("vision_config", "audio_config", "num_mel_bins")
 class Recognised:
     handler: str
     program: str | None = None  # for own code: the file in code/ that has the functions
+    submitted: bool = False  # the code is that of SAGEMAKER_SUBMIT_DIRECTORY, not in the model's code/
     task: str | None = None
     model_type: str | None = None
 
 
-def recognise(directory: Path, said: ModelToml[dict[str, Any]], hf_task: str = "", program: str = "") -> Recognised:
+def recognise(
+    directory: Path, said: ModelToml[dict[str, Any]], hf_task: str = "", program: str = "", *, submitted: bool = False
+) -> Recognised:
     """The handler of a directory and what else its files decide. Raises ModelUnusable with the reason for none.
 
     `said`: its model.toml. `hf_task`: the task of Hugging Face models whose model.toml gives none (HF_TASK).
-    `program`: the file in code/ that has the functions, for models that have it and name no other (SAGEMAKER_PROGRAM).
+    `program`: the file that has the functions of models that name no other (SAGEMAKER_PROGRAM). It is in their code/,
+    or `submitted` beside all models.
     """
+    if submitted and said.handler in (None, "custom") and "program" not in said.options:
+        task, kind = said.task or hf_task or None, _type_at_most(directory)
+        return Recognised(handler="custom", program=program, submitted=True, task=task, model_type=kind)
     found = _program(directory, said, program)
     if said.handler in ("custom", *FILES) or (said.handler is None and found):
         task = said.task or (hf_task if found else "") or None
@@ -78,7 +87,7 @@ def recognise(directory: Path, said: ModelToml[dict[str, Any]], hf_task: str = "
 
 def marked(directory: Path, program: str = "") -> bool:
     """Whether a directory is a model by the files at its top, and not a directory of several models."""
-    programs = (f"{CODE}/{each}" for each in _usual(program))
+    programs = (f"{CODE}/{each}" for each in (*_usual(program), PROGRAM))
     return (
         any((directory / name).is_file() for name in ("model.toml", CONFIG, *programs))
         or bool(weights(directory))
@@ -109,7 +118,14 @@ def _program(directory: Path, said: ModelToml[dict[str, Any]], preferred: str) -
     if said.handler not in (None, "custom"):
         return None
     if named is None:
-        return next((each for each in _usual(preferred) if (directory / CODE / each).is_file()), None)
+        found = next((each for each in _usual(preferred) if (directory / CODE / each).is_file()), None)
+        # The toolkits serve a model without inference.py by their defaults; any other name is a choice.
+        if found is None and preferred and preferred not in (PROGRAM, PROGRAM.removesuffix(".py")):
+            raise ModelUnusable(
+                f"SAGEMAKER_PROGRAM={shown(preferred)}: there is no {CODE}/{shown(preferred)}; add the file, or set "
+                "handler (or program under [options]) in model.toml for a model without it"
+            )
+        return found
     if not isinstance(named, str) or not named or named.startswith("/") or ".." in named.split("/"):
         raise ModelUnusable(f"model.toml: options.program: expected the name of a file in {CODE}/, got {named!r}")
     if not (directory / CODE / named).is_file():
@@ -118,8 +134,8 @@ def _program(directory: Path, said: ModelToml[dict[str, Any]], preferred: str) -
 
 
 def _usual(preferred: str) -> tuple[str, ...]:
-    """Where to look for a program that model.toml does not name. SAGEMAKER_PROGRAM may leave out the .py."""
-    return (preferred, f"{preferred}.py", PROGRAM) if preferred else (PROGRAM,)
+    """The names of a program that model.toml does not name. SAGEMAKER_PROGRAM may leave out the .py."""
+    return (preferred, f"{preferred}.py") if preferred else (PROGRAM,)
 
 
 def _type_at_most(directory: Path) -> str | None:
@@ -213,11 +229,14 @@ def visible(directory: Path) -> list[Path]:
 
 
 def top(directory: Path) -> Path:
-    """The directory itself, or the only directory in it: `tar czf m.tar.gz mymodel/` wraps a model once too often."""
+    """The directory itself, the only directory in it, or its snapshot if it is one of the Hugging Face cache.
+
+    `tar czf m.tar.gz mymodel/` wraps a model once too often.
+    """
     found = visible(directory)
-    if len(found) == 1 and found[0].is_dir() and not found[0].is_symlink() and found[0].name != CODE:
+    if len(found) == 1 and found[0].is_dir() and found[0].name != CODE:
         return found[0]
-    return directory
+    return snapshot(directory) or directory
 
 
 def weights(directory: Path) -> list[Path]:
@@ -267,7 +286,16 @@ def xgboost_files(directory: Path) -> list[Path]:
 def _is_booster(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(PEEK)
-    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
+    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or is_old_booster(head)
+
+
+def is_old_booster(head: bytes | bytearray) -> bool:
+    """Whether a file begins as XGBoost's binary format of before 3.1.
+
+    That is a mark, or before XGBoost 1.2 the learner's struct and the names of objective and booster, each after its
+    length in 8 bytes.
+    """
+    return head.startswith(b"binf") or bool(_OLD_BOOSTER.match(head))
 
 
 def sklearn_files(directory: Path) -> list[Path]:

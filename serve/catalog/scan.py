@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from serve.catalog import estimate, model_config, recognition
+from serve.catalog import estimate, model_config, recognition, submitted, tree
 from serve.catalog.catalog import ARCHIVES, Catalog, Entry, by_name, cut, stem
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, ModelNotFound, ModelUnusable
@@ -25,21 +25,20 @@ def scan(model_dir: Path, settings: Settings = DEFAULTS) -> Catalog:
     """The models in a directory, which may be absent or empty. Raises OSError when it cannot be read."""
     if not model_dir.exists():
         return Catalog([])
-    if recognition.marked(model_dir, settings.program):
+    if recognition.marked(model_dir, settings.program) or (submitted.place(settings) and _has_files(model_dir)):
         return Catalog([_root(model_dir, settings)])
     # Later entries win: a directory over the archive from which it was unpacked.
     found = {}
-    for path in sorted(recognition.visible(model_dir), key=lambda each: each.is_dir()):
-        broken = path.is_symlink() and not path.exists()
-        if (path.is_dir() and path.name != recognition.CODE) or broken or _is_archive(path):
-            name = path.name if path.is_dir() else stem(path.name)
+    for path in sorted(recognition.visible(model_dir), key=_is_directory):
+        if (_is_directory(path) and path.name != tree.CODE) or tree.broken_link(path) or _is_archive(path):
+            name = path.name if _is_directory(path) else stem(path.name)
             if not _usable_name(name):
                 log.warning("skipped a name with control characters", extra={"path": ascii(str(path))})
                 continue
-            found[name] = _entry(name, path, model_dir, settings)
+            found[name] = _entry(name, path, settings)
     if not found and recognition.visible(model_dir):
         return Catalog([_root(model_dir, settings)])
-    return Catalog(_without_clashes(found.values()))
+    return Catalog(_told_of_others(_without_clashes(found.values())))
 
 
 def publish(settings: Settings) -> Catalog:
@@ -81,8 +80,12 @@ def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> Model
     """The record of the model in a directory. Raises ModelUnusable, naming the file at fault and the cause."""
     try:
         inner = recognition.top(directory)
+        if broken := tree.broken_below(inner):
+            raise ModelUnusable(broken)
         said = model_config.read(inner)
-        found = recognition.recognise(inner, said, settings.hf_task, settings.program)
+        code = submitted.place(settings)
+        program = submitted.program(settings, code) if code else settings.program
+        found = recognition.recognise(inner, said, settings.hf_task, program, submitted=code is not None)
         options = model_config.checked_options(
             found.handler, said.options | ({"program": found.program} if found.program else {})
         )
@@ -94,14 +97,15 @@ def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> Model
     except OSError as error:
         at = recognition.shown(Path(error.filename or directory).name)
         raise ModelUnusable(f"{at}: {error.strerror}", model=name) from error
-    # The file system names a model; the name in its model.toml is an alias.
-    also = (said.name,) if said.name not in (None, name) else ()
+    # The file system names a model; the name in its model.toml is an alias, and the name in the Hugging Face Hub.
+    also = [each for each in (said.name, tree.hub_id(name)) if each not in (None, name)]
     return model_config.configured(
         said,
         settings,
         name=name,
         handler=found.handler,
         directory=inner,
+        submitted=code if found.submitted else None,
         task=found.task,
         model_type=found.model_type,
         aliases=tuple(dict.fromkeys((*also, *said.aliases))),
@@ -115,16 +119,14 @@ def _root(model_dir: Path, settings: Settings) -> Entry:
         name = model_config.read(model_dir).name or ONLY
     except (ModelUnusable, OSError):
         name = ONLY  # `describe` reports what is wrong with model.toml
-    return _entry(name, model_dir, model_dir, settings)
+    return _entry(name, model_dir, settings)
 
 
-def _entry(name: str, path: Path, model_dir: Path, settings: Settings) -> Entry:
+def _entry(name: str, path: Path, settings: Settings) -> Entry:
     archive = _is_archive(path)
     config, problem, required = None, None, False
-    if not path.exists():
-        problem = f"{recognition.shown(path.name)}: broken symbolic link"
-    elif path != model_dir and path.is_symlink() and not path.resolve().is_relative_to(model_dir.resolve()):
-        problem = f"{recognition.shown(path.name)}: symbolic link to a path outside of the model directory"
+    if broken := tree.broken_link(path):
+        problem = f"{recognition.shown(path.name)}: {broken}"
     elif not archive:
         try:
             config = describe(name, path, settings)
@@ -151,8 +153,32 @@ def _without_clashes(entries: Iterable[Entry]) -> list[Entry]:
     return settled
 
 
+def _told_of_others(entries: list[Entry]) -> Iterable[Entry]:
+    """The entries; each record knows the names of other models among its type and tasks.
+
+    The runner must not take a request whose body names another model for its own.
+    """
+    owners = {alias: each.name for each in entries if each.config for alias in each.config.aliases}
+    owners |= {each.name: each.name for each in entries}
+    for entry in entries:
+        config = entry.config
+        kinds = {config.model_type, *config.tasks()} if config else set()
+        taken = frozenset(each for each in kinds if each and owners.get(each, entry.name) != entry.name)
+        yield replace(entry, config=replace(config, taken=taken)) if config and taken else entry
+
+
+def _has_files(model_dir: Path) -> bool:
+    """Whether a directory has files of one model, and not only directories and archives of several."""
+    files = (each for each in recognition.visible(model_dir) if each.is_file() and not _is_archive(each))
+    return any(not each.name.upper().startswith(("README", "LICENSE")) for each in files)
+
+
 def _is_archive(path: Path) -> bool:
-    return path.name.endswith(ARCHIVES) and path.is_file()
+    return path.name.endswith(ARCHIVES) and not tree.broken_link(path) and path.is_file()
+
+
+def _is_directory(path: Path) -> bool:
+    return not tree.broken_link(path) and path.is_dir()  # `is_dir` raises where a link's target may not be looked at
 
 
 def _usable_name(name: str) -> bool:

@@ -44,6 +44,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes | Iterator[bytes]
     content_type: str
     status: int = 200
+    reason: str = ""  # the phrase beside the status; "" for the usual one
     headers: Mapping[str, str] = {}
 
 

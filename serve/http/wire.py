@@ -130,25 +130,32 @@ class Connection:
         self.sock.close()
 
 
-def answer(status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
-    """A complete answer."""
-    return head(status, content_type, len(body), headers) + body
+def answer(
+    status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None, reason: str = ""
+) -> bytes:
+    """A complete answer. `reason`: the phrase beside the status; "" for the usual one."""
+    return head(status, content_type, len(body), headers, reason) + body
 
 
-def head(status: int, content_type: str, length: int, headers: Mapping[str, str] | None = None) -> bytes:
+def head(
+    status: int, content_type: str, length: int, headers: Mapping[str, str] | None = None, reason: str = ""
+) -> bytes:
     """The head of a complete answer, with Content-Length, which asynchronous inference requires."""
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
-        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
+        f"HTTP/1.1 {status} {reason or _REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {length}\r\nServer: {SERVER}\r\n{more}Connection: close\r\n\r\n"
     ).encode("latin-1")
 
 
-def stream_head(content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
+def stream_head(
+    content_type: str, headers: Mapping[str, str] | None = None, status: int = 200, reason: str = ""
+) -> bytes:
     """The head of a chunked answer. X-Accel-Buffering makes nginx pass each chunk on at once."""
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
     return (
-        f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n"
+        f"HTTP/1.1 {status} {reason or _REASONS.get(status, '')}\r\n"
+        f"Content-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n"
         f"X-Accel-Buffering: no\r\nServer: {SERVER}\r\n{more}Connection: close\r\n\r\n"
     ).encode("latin-1")
 

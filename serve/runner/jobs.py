@@ -93,7 +93,17 @@ class Waited:
 class ConnectionJob:
     """A decoded request and the connection its answer is sent to: the Job of serve.handlers.base."""
 
-    __slots__ = ("_answers", "arrived", "begun_monotonic", "connection", "item", "request", "started", "waited")
+    __slots__ = (
+        "_answers",
+        "_status",
+        "arrived",
+        "begun_monotonic",
+        "connection",
+        "item",
+        "request",
+        "started",
+        "waited",
+    )
 
     def __init__(self, answers: "Answers", connection: wire.Connection, request: Request, waited: Waited) -> None:
         self._answers = answers
@@ -104,6 +114,7 @@ class ConnectionJob:
         self.arrived = waited.arrived
         self.begun_monotonic = 0.0  # time.monotonic() when work on it began; 0 while it is queued
         self.started = False  # the head of its stream has been sent
+        self._status = 200  # of its stream
 
     def begin(self, now: float) -> None:
         """Record that work on this job begins. The host may not retry it, nor any job that arrived before it."""
@@ -114,13 +125,14 @@ class ConnectionJob:
         if isinstance(reply.body, bytes):
             headers = {**reply.headers, "Server-Timing": self._timing()}
             if len(reply.body) > wire.CHUNK:  # too large to be copied behind its head
-                self._answers.write(self, wire.head(reply.status, reply.content_type, len(reply.body), headers))
+                size = len(reply.body)
+                self._answers.write(self, wire.head(reply.status, reply.content_type, size, headers, reply.reason))
                 self._answers.end(self, reply.body, reply.status)
             else:
-                data = wire.answer(reply.status, reply.content_type, reply.body, headers)
+                data = wire.answer(reply.status, reply.content_type, reply.body, headers, reply.reason)
                 self._answers.end(self, data, reply.status)
         else:
-            self.start(reply.content_type)
+            self._open(reply)
             self._answers.stream(self, reply.body)
 
     def fail(self, error: ServeError) -> None:
@@ -136,15 +148,20 @@ class ConnectionJob:
         self._answers.end(self, wire.answer(error.status, media.JSON, body, headers), error.status)
 
     def start(self, content_type: str) -> None:
-        self.started = True
-        self._answers.write(self, wire.stream_head(content_type, {"Server-Timing": self._timing()}))
+        self._open(Reply(body=b"", content_type=content_type))
+
+    def _open(self, reply: Reply) -> None:
+        """Send the head of a stream."""
+        self.started, self._status = True, reply.status
+        headers = {**reply.headers, "Server-Timing": self._timing()}
+        self._answers.write(self, wire.stream_head(reply.content_type, headers, reply.status, reply.reason))
 
     def send(self, chunk: bytes) -> None:
         if chunk:  # an empty chunk would end the stream
             self._answers.write(self, wire.chunk(chunk))
 
     def finish(self) -> None:
-        self._answers.end(self, wire.LAST_CHUNK, 200)
+        self._answers.end(self, wire.LAST_CHUNK, self._status)
 
     def _timing(self) -> str:
         """The Server-Timing header, in milliseconds: upload, cold load if there was one, queue, work.

@@ -91,7 +91,7 @@ def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
     """The directories to put first in sys.path; missing packages are installed. Raises ModelUnusable, InternalError."""
     if config.handler != "custom":
         return []
-    code = config.directory / "code"
+    code = config.code
     vendored = [code / "lib"] if (code / "lib").is_dir() else []
     if not (code / FILE).is_file():
         return vendored

@@ -5,13 +5,14 @@ lines, and the records share batches with other requests. And bodies that the ha
 SERVE_BAD_RECORD is set: each valid line is answered, and that placeholder is the answer to each invalid one.
 """
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
 
-from serve.errors import BadRequest, NotAcceptable, ServeError, UnsupportedMediaType
+from serve.errors import BadRequest, ModelRefused, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Job, Reply, Request
 from serve.http import media
 from serve.runner.jobs import ConnectionJob, outcome_of
@@ -44,7 +45,10 @@ class LineJob:
             self._whole.job.begin(now)
 
     def reply(self, reply: Reply) -> None:
-        if isinstance(reply.body, bytes):
+        if reply.status >= 400:  # by a model's own code
+            text = reply.body[:500].decode(errors="replace") if isinstance(reply.body, bytes) else ""
+            self.fail(ModelRefused(text.strip() or f"the model's code set the status {reply.status}", reply.status))
+        elif isinstance(reply.body, bytes):
             self._whole.settle(self, reply)
         else:
             self.finish()
@@ -150,9 +154,9 @@ def _records(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _of_line(number: int, error: ServeError) -> ServeError:
-    return type(error)(
-        f"line {number}: {error.message}", hint=error.hint, model=error.model, retry_after=error.retry_after
-    )
+    found = copy.copy(error)  # of the same status, which its own code may have chosen
+    found.message = f"line {number}: {error.message}"
+    return found
 
 
 class Engine(Protocol):

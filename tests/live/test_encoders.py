@@ -74,9 +74,18 @@ def test_a_sentence_is_a_vector_of_length_one(server: Server) -> None:
     for answer in (
         server.invoke("sentences", {"inputs": "ba be"}),
         server.invoke(None, {"model_type": "sentences", "inputs": "ba be"}),
+        server.invoke(None, {"model_type": "sentence-embeddings", "inputs": "ba be"}),
     ):
         assert answer.status == 200
         assert sum(each * each for each in answer.json) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_task_of_several_models_names_none(server: Server) -> None:
+    """404 with the candidates, on the lane on which the body names the model."""
+    answer = server.invoke(None, {"model_type": "sentiment-analysis", "inputs": "ba be"})
+
+    assert answer.status == 404
+    assert answer.json["hint"].startswith("several models have the task 'sentiment-analysis': judge, trusted, unasked")
 
 
 def test_a_models_own_code_runs_when_its_owner_and_the_operator_say_so(server: Server) -> None:

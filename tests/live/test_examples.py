@@ -33,7 +33,7 @@ def _blocks(example: str) -> list[tuple[str, str]]:
 
 def _copied(example: str, work: Path) -> None:
     """The example, and its neighbours, in a directory of the test's own."""
-    made = shutil.ignore_patterns("__pycache__", "models") if example != "own-inference" else None
+    made = shutil.ignore_patterns("__pycache__", "models") if example not in ("own-inference", "sessions") else None
     shutil.copytree(ROOT / "examples" / example, work / "examples" / example, ignore=made)
     if example != "own-inference":
         _copied("own-inference", work)
@@ -77,7 +77,7 @@ def _alike(expected: Any, actual: Any) -> bool:
     return bool(expected == actual)
 
 
-@pytest.mark.parametrize("example", ["xgboost", "huggingface", "own-inference", "several-on-one-endpoint"])
+@pytest.mark.parametrize("example", ["xgboost", "huggingface", "own-inference", "sessions", "several-on-one-endpoint"])
 def test_the_commands_of_an_example_print_what_its_readme_shows(example: str, start: Start, tmp_path: Path) -> None:
     """From making the model to the last request."""
     _copied(example, tmp_path)

@@ -1,7 +1,10 @@
 """Models with their own code run side by side: each has its own modules and its own versions of packages."""
 
+import http.client
+import json
 import zipfile
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,12 +12,21 @@ import pytest
 from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.stack import Server, wait_until
+from tests.patience import PATIENCE
 
 PROGRAM = "inference.py"
 STREAM = """
 def predict_fn(data, model):
     for each in data: yield each
 def output_fn(prediction, accept): return (each.upper() for each in prediction)
+"""
+
+CUSTOM = "X-Amzn-SageMaker-Custom-Attributes"
+ANSWERS = """
+def predict_fn(data, model, context):
+    context.set_response_status(data["status"], data.get("phrase", ""))
+    for name, value in data.get("headers", {}).items(): context.set_response_header(0, name, value)
+    return data["status"]
 """
 
 
@@ -57,17 +69,14 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     tiny.xgboost_model(models / "trees")
     code = "import xgboost\ndef predict_fn(data, model): return xgboost.MINE"
     own(models, "vendors", {PROGRAM: code, "lib/xgboost/__init__.py": "MINE = 'vendored'"})
-    own(models, "named", {"main.py": "def predict_fn(data, model): return 'main.py'"})
     own(models, "streams", {PROGRAM: STREAM})
     own(models, "threads", {PROGRAM: "import os\ndef predict_fn(data, model): return os.environ['OMP_NUM_THREADS']"})
     (models / "threads" / "model.toml").write_text("threads = 3\n")
     transform = "def transform_fn(model, body, content_type, accept):\n    yield 'a'\n    yield body"
     own(models, "transforms", {PROGRAM: transform})
+    own(models, "answers", {PROGRAM: ANSWERS})
     # PIP_NO_INDEX: what is not beside the requirements is looked for nowhere.
-    bucket = "s3://bucket/sourcedir.tar.gz"
-    return start_shared(
-        models, SERVE_ALLOW_PIP="true", SAGEMAKER_PROGRAM="main", SAGEMAKER_SUBMIT_DIRECTORY=bucket, PIP_NO_INDEX="1"
-    )
+    return start_shared(models, SERVE_ALLOW_PIP="true", PIP_NO_INDEX="1")
 
 
 def test_modules_of_the_same_name_are_each_models_own(server: Server) -> None:
@@ -108,12 +117,6 @@ def test_a_vendored_package_hides_one_that_the_server_has_in_memory(server: Serv
     assert server.invoke("vendors", "0").json == "vendored"
 
 
-def test_the_program_may_have_another_name(server: Server) -> None:
-    """SAGEMAKER_PROGRAM, with or without .py; models without such a file keep theirs."""
-    assert server.invoke("named", "0").json == "main.py"
-    assert "SAGEMAKER_SUBMIT_DIRECTORY is not fetched" in server.log
-
-
 def test_imported_libraries_use_the_threads_of_the_model(server: Server) -> None:
     """OpenMP reads the number when torch or another library is imported, which may be in model_fn."""
     assert server.invoke("threads", "0").json == "3"
@@ -124,3 +127,46 @@ def test_generators_stream_from_every_function(server: Server) -> None:
     for name, body, chunks in (("streams", '["b", "c"]', b"BC"), ("transforms", "[1]", b"a[1]")):
         answer = server.invoke(name, body)
         assert (answer.body, answer.headers["transfer-encoding"]) == (chunks, "chunked")
+
+
+@pytest.mark.peer("inference-toolkit")
+def test_each_status_of_the_code_reaches_the_client(server: Server) -> None:
+    """Every final status from 200 to 599, nginx's own jumps among them, with the body and the headers of the code."""
+    server.invoke("answers", {"status": 200})
+    wrong = []
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)) as connection:
+        for status in range(200, 600):
+            body = json.dumps({"status": status, "phrase": "told so", "headers": {"X-Mine": str(status)}})
+            connection.request("POST", "/models/answers/invoke", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = "" if status in (204, 205, 304) else str(status)
+            found = (answer.status, answer.reason, answer.headers["X-Mine"], answer.read().decode())
+            if found != (status, "told so", str(status), text):
+                wrong.append(found)
+    assert wrong == []
+
+
+def test_headers_of_the_code_reach_the_client_and_orders_to_nginx_do_not(server: Server) -> None:
+    """Those of sessions do; a header that would direct nginx, or end the head, is a 500."""
+    headers = {
+        "X-Amzn-SageMaker-New-Session-Id": "a1; Expires=2026-11-28T12:00:00Z",
+        CUSTOM: "mine",
+        "Cache-Control": "no-store",
+        "Content-Type": "text/x-mine",
+    }
+    answer = server.invoke("answers", {"status": 200, "headers": headers}, **{CUSTOM: "the caller's"})
+    assert answer.headers.items() >= {name.lower(): value for name, value in headers.items()}.items()
+    for name, value in (("X-Accel-Redirect", "/models"), ("Transfer-Encoding", "chunked"), ("X-A", "b\r\nX-C: d")):
+        refused = server.invoke("answers", {"status": 200, "headers": {name: value}})
+        assert (refused.status, "x-c" in refused.headers) == (500, False)
+        assert f"header {name}" in refused.json["message"]
+
+
+@pytest.mark.peer("batch-transform", differs="a body of lines is one answer, whose status and headers are one")
+def test_the_status_of_one_line_is_that_of_the_body(server: Server) -> None:
+    """A record whose code sets 400 or above fails the body of lines with this status, and the line is named."""
+    lines = b'{"status": 201}\n{"status": 422}\n{"status": 200}\n'
+    failed = server.invoke("answers", lines, "application/jsonlines")
+    assert (failed.status, failed.json["message"]) == (422, "line 2: 422")
+    kept = server.invoke("answers", b'{"status": 201, "headers": {"X-A": "b"}}\n' * 2, "application/jsonlines")
+    assert (kept.status, kept.body, "x-a" in kept.headers) == (200, b"201\n201\n", False)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from serve import s3 as serve_s3
 from serve.errors import ServeError
-from serve.runner import references as runner_s3
 from tests.live.bucket_server import BucketServer
 from tests.live.conftest import Later, Start
 from tests.live.stack import Answer, Server, toy, wait_until
@@ -115,7 +115,7 @@ def test_each_fault_of_the_environment_has_its_error(
     """Credentials, network and bucket: fetched in this process, since each server has one identity only."""
     for name, value in {**s3.environ(), "AWS_CONFIG_FILE": "/dev/null", **environ}.items():
         monkeypatch.setenv(name, value)
-    runner_s3._client.cache_clear()
+    serve_s3._client.cache_clear()
     with pytest.raises(ServeError, match=says) as told:
-        runner_s3.fetch(runner_s3.reference(uri.encode()), "us-east-1", 1000, lambda: False)
+        serve_s3.fetch(serve_s3.parse(uri), "us-east-1", 1000, lambda: False)
     assert told.value.status == status

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from serve.catalog.catalog import Catalog, Entry
+from serve.catalog.kinds import TASKS, task_names
 from serve.errors import ModelNotFound
 from tests.unit.configs import config_of
 from tests.unit.processor_time import processor_time_below
 
+EN_DE = "translation_en_to_de"
 
-def entry(name: str, aliases: tuple[str, ...] = (), model_type: str | None = None) -> Entry:
-    config = config_of("xgboost", Path(name), name=name, aliases=aliases, model_type=model_type)
+
+def entry(name: str, aliases: tuple[str, ...] = (), model_type: str | None = None, task: str | None = None) -> Entry:
+    config = config_of("xgboost", Path(name), name=name, aliases=aliases, model_type=model_type, task=task)
     return Entry(name=name, path=Path(name), archive=False, config=config)
 
 
@@ -54,6 +57,41 @@ def test_a_type_that_several_models_have_names_none() -> None:
 
     assert caught.value.message == "model not found: 'gpt2'; available: a, b"
     assert caught.value.hint == "several models have the type 'gpt2': a, b; use a name"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_names_the_only_model_that_has_it(task: str) -> None:
+    """By each of its names, with any task that another model has; among two models it names none, and both are told."""
+    other = "fill-mask" if task != "fill-mask" else "summarization"
+    catalog = Catalog([entry("a", task=task), entry("b", model_type="t5", task=other), entry("c")])
+
+    assert {catalog.resolve(name) for name in task_names(task)} == {"a"}
+    assert catalog.resolve(f"{task}.tar.gz") == "a"
+    for name in task_names(task):
+        with pytest.raises(ModelNotFound) as caught:
+            Catalog([entry("a", task=task), entry("b", task=task)]).resolve(name)
+        assert caught.value.hint == f"several models have the task {name!r}: a, b; use a name"
+
+
+def test_synonyms_are_one_task() -> None:
+    """As in transformers' pipelines; a translation is one from any language into any other."""
+    catalog = Catalog([entry("a", task="ner"), entry("b", task="text-classification"), entry("c", task=EN_DE)])
+
+    asked = ("token-classification", "sentiment-analysis", "translation", EN_DE)
+    assert [catalog.resolve(each) for each in asked] == ["a", "b", "c", "c"]
+    with pytest.raises(ModelNotFound, match="model not found: 'translation'"):
+        Catalog([entry("a", task=EN_DE), entry("b", task="translation_de_to_en")]).resolve("translation")
+
+
+def test_names_aliases_and_types_win_over_tasks() -> None:
+    """Whatever the order of the models."""
+    named = [entry("summarization"), entry("b", task="summarization")]
+    aliased = [entry("a", task="summarization"), entry("b", ("summarization",))]
+    typed = [entry("a", task="ner"), entry("b", model_type="ner")]
+
+    assert Catalog(named).resolve("summarization") == "summarization"
+    assert Catalog(aliased).resolve("summarization") == "b"
+    assert Catalog(typed).resolve("ner") == "b"
 
 
 @pytest.mark.parametrize("asked", ["gtp2", "GPT2", "gpt.tar.gz", "writter"])

@@ -44,6 +44,8 @@ class Squares:
             return DoesNotFit("no memory")
         if item == [13]:
             return BadRequest("thirteen")
+        if item == [422]:
+            return Reply(body=b"too short", content_type=JSON, status=422, headers={"X-A": "b"})
         if item == [77]:
             return Reply(body=iter([b"7"]), content_type=JSON)
         return Reply(body=b"".join(b"%d\n" % number**2 for number in item), content_type="text/csv")
@@ -160,6 +162,19 @@ def test_an_invalid_record_has_a_placeholder_if_one_is_set() -> None:
     assert [shown[0], shown[2], shown[4]] == [1, 9, 25]
     assert shown[3] == {"error": "ERROR", "message": "line 4: thirteen"}
     assert shown[1]["message"].startswith("line 2: no number")
+
+
+@pytest.mark.peer("batch-transform", differs="a body of lines is one answer, whose status and headers are one")
+def test_a_status_that_model_code_sets_fails_its_record() -> None:
+    """A record whose code answers with 400 or above fails like one with an error: the whole body, or its own line."""
+    error = answer(records()[0], lines(1, 422, 3))
+    assert (error.status, error.message) == (422, "line 2: too short")
+    _, body = answer(records("ERROR")[0], lines(1, 422, 3))
+    assert [json.loads(line) for line in body.splitlines()] == [
+        1,
+        {"error": "ERROR", "message": "line 2: too short"},
+        9,
+    ]
 
 
 def test_an_invalid_row_of_csv_has_a_placeholder_if_one_is_set() -> None:

@@ -8,12 +8,14 @@ from typing import Any, cast
 import pytest
 from botocore import exceptions as boto
 
+from serve import s3 as objects
 from serve import settings
 from serve.errors import BadRequest, Forbidden, ServeError, Unavailable
 from serve.handlers.base import Request
 from serve.runner import references as s3
 from serve.runner.jobs import ConnectionJob, Poll, Waited
-from serve.runner.references import Reference, References
+from serve.runner.references import References
+from serve.s3 import Reference
 
 ASKED = Reference("b", "in/a.csv")
 
@@ -105,7 +107,7 @@ def said(code: str, status: int, message: str = "") -> Any:
 )
 def test_each_failure_has_its_error(error: Exception, kind: type[ServeError], says: str) -> None:
     """Bucket, key, permission, KMS, region, credentials or network."""
-    told = s3.explained(error, ASKED, "us-east-1")
+    told = objects.explained(error, ASKED, "us-east-1")
     assert type(told) is kind
     assert says in f"{told.message}; {told.hint}"
     assert told.retryable == (kind is Unavailable)

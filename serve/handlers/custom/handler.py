@@ -29,9 +29,9 @@ from serve.errors import BadRequest, InternalError, ServeError
 from serve.failures import described
 from serve.formats import values
 from serve.handlers.base import Reply, Request
-from serve.handlers.custom import defaults, results, user_code
+from serve.handlers.custom import context, defaults, results, user_code
+from serve.handlers.custom.context import Context, RequestProcessor
 from serve.handlers.custom.options import CustomOptions
-from serve.handlers.custom.user_code import Context
 from serve.http import media
 from serve.http.body import decode_text
 
@@ -47,9 +47,9 @@ class Item:
 
 class Custom:
     def __init__(self, model: ModelConfig[CustomOptions]) -> None:
-        program = model.directory / "code" / (model.options.program or "inference.py")
+        program = model.code / (model.options.program or "inference.py")
         self._program = program.name
-        self._model_name, self._directory, self._options = model.name, str(model.directory), model.options.table()
+        self._model_name = model.name
         self._default_accept = model.default_accept or media.JSON
         _flush_prints()
         functions = user_code.functions(program, model.name)
@@ -61,7 +61,9 @@ class Custom:
         self.records = () if self._input or self._transform else (media.CSV,)
         if torch := sys.modules.get("torch"):  # else torch takes all cores of the machine
             torch.set_num_threads(max(1, model.threads))
-        self._model = user_code.load(model, program, functions)
+        options = model.options.table()
+        self._context = context.of_model(model.name, model.directory, program.name, options, defaults.gpu())
+        self._model = user_code.load(model, program, functions, self._context)
         self._toolkit = defaults.of(self._model, model.options.toolkit)
         if not (self._predict or self._transform or self._batch):
             self._model = defaults.ready(self._model)
@@ -72,23 +74,25 @@ class Custom:
         content_type = request.content_type or media.JSON
         explicit = bool(request.accept) and not request.accept.startswith("*/*")
         accept = _preferred(request.accept) or self._default_accept
-        context = self._context(request)
+        asked = self._context.of_request(request)
         if self._transform:
-            return Item(_text(request, content_type), accept, explicit, content_type, context)
+            return Item(_text(request, content_type), accept, explicit, content_type, asked)
         if not self._output:  # an unsupported Accept fails before the prediction
             default = self._default_accept if self._default_accept in values.WRITES else media.JSON
             accept = media.choose(request.accept, values.WRITES, default)
         if not self._input:
             data = defaults.read(self._toolkit, request.body, content_type, request.charset, self._width)
-            return Item(data, accept, explicit, content_type, context)
+            return Item(data, accept, explicit, content_type, asked)
         body = _text(request, content_type)
         try:
-            data = self._input(context, body, content_type)
+            data = self._input(asked, body, content_type)
+        except ServeError:
+            raise
         except (ValueError, TypeError, KeyError) as error:
             raise BadRequest(f"{self._program} input_fn: {described(error)}") from error
         except Exception as error:  # the model's code can raise any
             raise self._failure("input_fn", error) from error
-        return Item(data, accept, explicit, content_type, context)
+        return Item(data, accept, explicit, content_type, asked)
 
     def compatible(self, item: Item) -> Hashable:
         return "batch" if self._batch else item  # without predict_batch_fn each reply is sent when it is ready
@@ -97,7 +101,8 @@ class Custom:
         if not self._batch:
             return [self._outcome(item) for item in items]
         try:
-            predictions = self._batch(items[0].context, [item.data for item in items], self._model)
+            shared = self._context.of_batch([item.context for item in items])
+            predictions = self._batch(shared, [item.data for item in items], self._model)
         except Exception as error:
             raise self._failure("predict_batch_fn", error) from error  # the loop then runs the requests one by one
         if len(predictions) != len(items):
@@ -137,20 +142,14 @@ class Custom:
             return self._reply(self._output(item.context, prediction, item.accept), item)
         if isinstance(prediction, Iterator):
             return self._reply(prediction, item)
-        return Reply(body=values.write(prediction, item.accept), content_type=item.accept)
+        processor: RequestProcessor = item.context.request_processor[0]
+        content_type = processor.content_type() or item.accept
+        return processor.finished(Reply(body=values.write(prediction, item.accept), content_type=content_type))
 
     def _reply(self, result: Any, item: Item) -> Reply:
-        return results.reply(result, item.accept, item.explicit, item.context)
-
-    def _context(self, request: Request) -> Context:
-        return Context(
-            model_name=self._model_name,
-            model_dir=self._directory,
-            options=self._options,
-            headers=request.headers,
-            request_id=request.id,
-            deadline=request.deadline,
-        )
+        processor: RequestProcessor = item.context.request_processor[0]
+        reply = results.reply(result, item.accept, item.explicit, processor.content_type())
+        return processor.finished(reply)
 
     def _failure(self, name: str, error: Exception) -> ServeError:
         return results.failure(error, name, self._program, self._model_name)

@@ -10,6 +10,7 @@ from serve.errors import (
     BadRequest,
     InternalError,
     ModelNotFound,
+    ModelRefused,
     NotAcceptable,
     PayloadTooLarge,
     ServeError,
@@ -19,7 +20,7 @@ from serve.failures import described, exhausted, give_back
 from serve.formats import values
 from serve.handlers.base import Reply
 from serve.handlers.custom.advice import TOOLKIT_MODULES
-from serve.handlers.custom.user_code import Context
+from serve.handlers.custom.context import OURS, checked_headers, checked_status
 from serve.http import media
 
 log = logging.getLogger(__name__)
@@ -47,24 +48,28 @@ def _refusal(error: Exception, name: str) -> ServeError | None:
     if type(error).__module__.partition(".")[0] not in TOOLKIT_MODULES:
         return None
     status = getattr(error, "status_code", getattr(error, "error_code", None))
-    if not isinstance(status, int) or not 400 <= status < 500:
+    if not isinstance(status, int) or not 400 <= status < 600 or status == InternalError.status:
         return None
-    if status == 415:
-        return (NotAcceptable if name == "output_fn" else UnsupportedMediaType)(str(error))
-    return {404: ModelNotFound, 406: NotAcceptable, 413: PayloadTooLarge}.get(status, BadRequest)(str(error))
+    message = str(getattr(error, "message", error))
+    if status == UnsupportedMediaType.status and name == "output_fn":
+        return NotAcceptable(message)
+    known = (BadRequest, ModelNotFound, NotAcceptable, PayloadTooLarge, UnsupportedMediaType)
+    kind = next((each for each in known if each.status == status), None)
+    return kind(message) if kind else ModelRefused(message, status)
 
 
-def reply(result: Any, accept: str, explicit: bool, context: Context) -> Reply:
+def reply(result: Any, accept: str, explicit: bool, set_type: str) -> Reply:
     """The reply for a return value of output_fn or transform_fn.
 
     Args:
         accept: the media type of the reply, unless the code names another.
         explicit: `accept` is from the request, not a default.
+        set_type: the media type that the code has set in the context; "" for none.
     """
     if hasattr(result, "get_data") and hasattr(result, "status_code"):
         return _of_flask(result)
-    content_type = context.response_content_type or accept
-    stated = explicit or bool(context.response_content_type)
+    content_type = set_type or accept
+    stated = explicit or bool(set_type)
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
         result, content_type = result
         stated = True
@@ -97,14 +102,13 @@ def _stream(chunks: Iterator[Any], content_type: str) -> Reply:
 def _of_flask(response: Any) -> Reply:
     """The reply for a response of Flask, which worker.Response of the scikit-learn toolkit is.
 
-    Of its headers only `X-...` are sent; the server sets Content-Length and the like.
+    The server sets Content-Length and the like. Raises ValueError for headers that the code of a model may not set.
     """
-    headers = {name: value for name, value in response.headers if name.lower().startswith("x-")}
     return Reply(
         body=response.get_data(),
         content_type=response.content_type or media.JSON,
-        status=response.status_code,
-        headers=headers,
+        status=checked_status(response.status_code),
+        headers=checked_headers(response.headers, ignored=OURS),
     )
 
 

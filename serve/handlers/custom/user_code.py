@@ -5,9 +5,9 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ from serve.errors import ModelUnusable, ServeError
 from serve.failures import described, exhausted
 from serve.handlers.custom import defaults
 from serve.handlers.custom.advice import TOOLKITS, way_out
+from serve.handlers.custom.context import Context
 from serve.handlers.custom.options import CustomOptions
 
 log = logging.getLogger(__name__)
@@ -25,20 +26,20 @@ Functions = Mapping[str, Callable[..., Any]]
 PREDICT = frozenset({"predict_fn", "predict_batch_fn", "transform_fn"})
 
 
-def load(model: ModelConfig[CustomOptions], program: Path, functions: Functions) -> Any:
+def load(model: ModelConfig[CustomOptions], program: Path, functions: Functions, context: Context) -> Any:
     """Call model_fn and the hooks around it, and return the model. Raises ModelUnusable, naming the function."""
-    _call("pre_model_fn", model, program, functions)
-    found = (
-        _call("model_fn", model, program, functions) if "model_fn" in functions else _default(model, program, functions)
-    )
-    _call("model_warmup_fn", model, program, functions, found)
+    call = partial(_call, model, program, functions, context)
+    call("pre_model_fn")
+    found = call("model_fn") if "model_fn" in functions else _default(model, program, functions)
+    call("model_warmup_fn", found)
     return found
 
 
-def _call(name: str, model: ModelConfig[CustomOptions], program: Path, functions: Functions, *more: Any) -> Any:
+def _call(
+    model: ModelConfig[CustomOptions], program: Path, functions: Functions, context: Context, name: str, *more: Any
+) -> Any:
     if name not in functions:
         return None
-    context = Context(model_name=model.name, model_dir=str(model.directory), options=model.options.table())
     try:
         return functions[name](context, str(model.directory), *more)
     except ServeError:
@@ -80,51 +81,6 @@ _FUNCTIONS = {  # the arguments of each
     "transform_fn": ("model", "body", "content_type", "accept"),
     "predict_batch_fn": ("list_of_data", "model"),
 }
-
-
-@dataclass(slots=True, kw_only=True)
-class Context:
-    """The argument `context` of a function; during model_fn there is no request.
-
-    It has the methods of TorchServe's and multi-model-server's context, whose `index` is always 0: a batch has one
-    request.
-    """
-
-    model_name: str
-    model_dir: str
-    options: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)  # by lower-case name
-    request_id: str = ""
-    deadline: float = float("inf")  # by time.monotonic()
-    response_content_type: str = ""  # set by the code
-
-    @property
-    def system_properties(self) -> Mapping[str, Any]:
-        return {"model_dir": self.model_dir, "gpu_id": _gpu(), "batch_size": 1, "server_name": "serve"}
-
-    @property
-    def request_processor(self) -> Sequence["Context"]:
-        return [self]
-
-    def get_request_properties(self) -> Mapping[str, str]:
-        return self.get_all_request_header(0)
-
-    def get_all_request_header(self, index: int = 0) -> Mapping[str, str]:
-        return {"-".join(part.capitalize() for part in name.split("-")): each for name, each in self.headers.items()}
-
-    def get_request_header(self, index: int, name: str) -> str | None:
-        return self.headers.get(name.lower())
-
-    def get_request_id(self, index: int = 0) -> str:
-        return self.request_id
-
-    def set_response_content_type(self, index: int, content_type: str) -> None:
-        self.response_content_type = content_type
-
-
-def _gpu() -> int | None:
-    torch = sys.modules.get("torch")
-    return 0 if torch and torch.cuda.is_available() else None
 
 
 def _module(path: Path, name: str) -> ModuleType:
