@@ -27,7 +27,7 @@ from serve.errors import (
 )
 from serve.http import media, wire
 from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek, socket_name
-from serve.http.clock import parse_clock
+from serve.http.clock import Clock, parse_clock
 from serve.settings import Settings
 from serve.web.host_client import BrokenConnection, HostClient
 
@@ -62,7 +62,7 @@ class UpstreamAttempt:
     socket: str  # file name of the model's socket; "" if nginx was not given one
     connected: bool  # the socket accepted the connection
     timed_out: bool  # nginx's own timeout has passed
-    arrived_epoch: float | None  # when nginx began to receive the request, in seconds since 1970
+    clock: Clock | None  # when nginx received the request
 
     @classmethod
     def parse(cls, headers: Headers | Mapping[str, str]) -> "UpstreamAttempt | None":
@@ -75,12 +75,11 @@ class UpstreamAttempt:
         tried = headers.get("X-Serve-Tried", "")
         if not tried:
             return None
-        clock = parse_clock(headers.get("X-Serve-Clock", ""))
         return cls(
             socket=headers.get("X-Serve-Socket", ""),
             connected=_last(headers.get("X-Serve-Connected", "")) not in ("", "-"),
             timed_out=_last(tried) == "504",
-            arrived_epoch=clock.arrived_epoch if clock else None,
+            clock=parse_clock(headers.get("X-Serve-Clock", "")),
         )
 
 
@@ -90,27 +89,30 @@ def _last(values: str) -> str:
 
 def broken(attempt: UpstreamAttempt, found: BrokenConnection, model: str, request_limit: float) -> ServeError:
     """The error for a request that reached the model's socket and was not answered, from what the host knows."""
+    limit = f"{request_limit:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)"
+    load = f"; the load of the model took {found.load:.1f} s of them" if found.load >= 0.1 else ""
     # A crash that ended a stuck request says nothing about this one, if this one has not begun.
-    other = isinstance(found.error, RunnerDied) or (found.error is None and found.state != "loading")
+    other = isinstance(found.error, RunnerDied) or (found.error is None and not found.load_step)
     if attempt.timed_out and not found.may_have_begun and other:
         return TooLate(
-            f"timeout: work on the request did not begin within {request_limit:g} s: earlier requests are at work",
+            f"timeout: work on the request did not begin within {limit}: earlier requests are at work{load}",
             hint="retry; raise copies in model.toml, or SAGEMAKER_MODEL_SERVER_TIMEOUT",
             model=model,
             retry_after=1,
         )
     if found.error is not None:
         return found.error
-    if found.state == "loading":
+    if found.load_step:
+        over = f", and the limit of a request is {limit}" if attempt.timed_out else ""
         return Unavailable(
-            f"model {model!r} is still loading, since {found.since:.0f} s",
-            hint="retry: the load continues",
+            f"model {model!r} is still loading: {found.load_step}; the request has waited {found.load:.1f} s{over}",
+            hint="retry: the load continues; preload = true in model.toml loads the model at the start",
             model=model,
             retry_after=5,
         )
     if attempt.timed_out:
         return TooLate(
-            f"timeout: no answer within {request_limit:g} s",
+            f"timeout: no answer within {limit}{load}",
             hint="send less at once, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT",
             model=model,
             retry_after=1,
@@ -199,14 +201,16 @@ class Invocations:
         if socket_name(name) == attempt.socket:
             self.resolve(name)
         if not attempt.connected and not attempt.timed_out:
+            self._host.check()  # without a host, connections to any model are refused
             raise QueueFull(
                 f"the queue is full: {self._settings.queue_limit} requests wait for model {name!r}",
                 hint="retry later; raise copies in model.toml, or SERVE_QUEUE_LIMIT",
                 model=name,
                 retry_after=1,
             )
-        found = self._host.broken_connection(attempt.socket, attempt.arrived_epoch)
-        raise broken(attempt, found, name, self._settings.request_limit)
+        limit = self._settings.request_limit
+        found = self._host.broken_connection(attempt.socket, attempt.clock, limit)
+        raise broken(attempt, found, name, limit)
 
 
 def _addressed(named: str | None) -> str | None:

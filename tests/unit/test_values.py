@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from serve.formats import values
 from serve.handlers.arrays import tensors
 from serve.handlers.base import Request
 from serve.http import media
+from tests.unit.configs import config_of
 
 JSON, CSV, NPY, NPZ, TEXT = media.JSON, media.CSV, media.NPY, media.NPZ, media.TEXT
 
@@ -139,12 +141,14 @@ def test_rows_of_numbers(text: str, rows: list[list[float | None]] | None) -> No
         assert np.array_equal(values.read(text.encode(), CSV), np.array(rows, float), equal_nan=True)
 
 
-def test_lists_may_be_as_deep_as_numpys_arrays() -> None:
+def test_lists_may_be_as_deep_as_numpys_arrays(tmp_path: Path) -> None:
     """More than its flat iterator can do."""
     assert values.values(values.read(b"[" * 40 + b"1" + b"]" * 40, JSON)).ndim == 40
     asked = Request(body=b"[" * 40 + b'"a"' + b"]" * 40, content_type=JSON)
     with pytest.raises(BadRequest, match="has shape"):
-        tensors.read(asked, [tensors.Input(name="x", dtype=np.dtype(object), shape=(None,))], "model_type")
+        tensors.decoded(
+            asked, [tensors.Input(name="x", dtype=np.dtype(object), shape=(None,))], config_of("onnx", tmp_path)
+        )
 
 
 def test_a_table_takes_room_for_the_cells_it_has() -> None:

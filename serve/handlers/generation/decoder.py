@@ -2,15 +2,17 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from serve.errors import ModelUnusable
 from serve.handlers.generation.cache import RowCache
+from serve.handlers.huggingface import independence
+
+KINDS = {"full_attention", "sliding_attention", "chunked_attention"}  # of layers that a RowCache can hold
 
 
 def end_tokens(model: PreTrainedModel) -> frozenset[int]:
@@ -31,6 +33,38 @@ def add_end_token(model: PreTrainedModel, token: int | None) -> None:
         model.generation_config.eos_token_id = [*named, token]
 
 
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why the rows of a model may not join and leave a running batch; None if they may."""
+    if reason := independence.obstacle(model, independence.CONTINUOUS):
+        return reason
+    # State-space and convolutional layers, and layers without a cache of their own, keep more than keys and values.
+    others = {kind for kind, _ in _windows(model.config.get_text_config(decoder=True))} - KINDS
+    return f"layers of type {', '.join(sorted(others))}" if others else None
+
+
+class TokenSteps(Protocol):
+    """What a handler needs of a decoder: prompts are prefilled apart, then join as rows, and each step adds a token.
+
+    Rows are numbered from 0. When a row leaves, the last row takes its number.
+    """
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> Any: ...
+
+    def advance(self, prefill: Any, most: int) -> Tensor | None:
+        """Compute about `most` columns; returns the logits [rows, vocabulary] if the prefill is complete."""
+
+    def join(self, prefill: Any) -> None: ...
+
+    def step(self, tokens: Sequence[int]) -> Tensor: ...
+
+    def leave(self, row: int) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def forget(self) -> None:
+        """Undo what earlier passes left in the model, before a `generate`."""
+
+
 class Prefill:
     """Prompts that will join the batch, in a cache of their own, so that the batch can step between two pieces."""
 
@@ -49,7 +83,7 @@ class Prefill:
 
 
 class Decoder:
-    """The model and its batch. Rows are numbered from 0; when a row leaves, the last row takes its number."""
+    """The TokenSteps of a model that is proven to be independent of its batch."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -119,6 +153,9 @@ class Decoder:
         if not self.lengths:
             self.reset()
 
+    def forget(self) -> None:
+        """Nothing: proven models keep nothing."""
+
     def reset(self) -> None:
         """Remove all rows and free their memory."""
         self.cache = RowCache(len(self._windows))
@@ -173,10 +210,4 @@ class Decoder:
 def _windows(config: Any) -> list[tuple[str, int]]:
     """The kind of attention of each layer, and the size of its window or chunk."""
     kinds, sizes = get_layer_types_and_kwargs(config)
-    known = {"full_attention", "sliding_attention", "chunked_attention"}
-    if not set(kinds) <= known:
-        raise ModelUnusable(
-            f"config.json: unsupported types of layers: {', '.join(sorted(set(kinds) - known))}",
-            hint="all layers must use full, sliding or chunked attention",
-        )
     return [(kind, size.get("sliding_window", 0)) for kind, size in zip(kinds, sizes, strict=True)]

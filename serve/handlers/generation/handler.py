@@ -1,6 +1,8 @@
 """Text generation with any causal language model of transformers: each step makes one token for every running row."""
 
 import time
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -9,16 +11,18 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
 from serve.failures import exhausted
 from serve.handlers.base import Job, Request
-from serve.handlers.generation import transformers_generate, weights
-from serve.handlers.generation.decoder import Decoder, Prefill, add_end_token, end_tokens
+from serve.handlers.generation import decoder, transformers_generate, weights
+from serve.handlers.generation.decoder import Decoder, TokenSteps, add_end_token, end_tokens
+from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
+from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.sampling import choose
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.generation.text_decoder import TokenTexts
-from serve.handlers.huggingface import pretrained
+from serve.handlers.huggingface import independence, pretrained
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 
 
@@ -29,18 +33,28 @@ class TextGeneration:
 
     def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
         self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)
-        if model.options.pack and weights.packable(self._model):
-            weights.pack(self._model)
-        weights.fuse_activations(self._model)
+        alone = decoder.obstacle(self._model)
         self._texts = TokenTexts(self._tokenizer)
         add_end_token(self._model, self._tokenizer.eos_token_id)
         prompts = PromptReader(model, self._tokenizer, self._model)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
         self._end_tokens = end_tokens(self._model)
-        self._max_batch = model.max_batch
-        self._decoder = Decoder(self._model)
-        self._scheduler = Scheduler(model.max_batch)
-        self._prefill: Prefill | None = None
+        self._decoder: TokenSteps
+        self._compatible: Callable[[Prompt], Hashable]  # prompts with equal keys share a `generate`
+        if alone is None:
+            if model.options.pack and weights.packable(self._model):
+                weights.pack(self._model)
+            weights.fuse_activations(self._model)
+            self._max_batch = model.max_batch
+            self._decoder, self._compatible = Decoder(self._model), transformers_generate.compatible
+        else:  # the model as transformers runs it, one sequence at a time
+            independence.report(model.name, self._model, alone)
+            self._max_batch = 1
+            lone = LoneDecoder(self._model)
+            lone.check()
+            self._decoder, self._compatible = lone, id
+        self._scheduler = Scheduler(self._max_batch)
+        self._prefill: Any = None  # of `_decoder`
         self._prefilled: list[GeneratedSequence] = []  # the rows of `_prefill`
         self._rows: list[GeneratedSequence] = []  # the rows of `_decoder`
         self._step_s = 0.0  # duration of the last step
@@ -139,11 +153,12 @@ class TextGeneration:
 
     def _generate(self) -> None:
         """Run one `generate` for the first request that needs it and all that can share its batch."""
-        units = self._scheduler.next_generate(transformers_generate.compatible)
+        units = self._scheduler.next_generate(self._compatible)
         if not units:
             return
         for unit in units:
             unit[0].owner.begin()
+        self._decoder.forget()
         made = transformers_generate.generate(
             self._model,
             self._tokenizer,

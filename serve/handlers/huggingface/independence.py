@@ -17,7 +17,31 @@ def _names(text: str) -> frozenset[str]:
 
 
 # Causal models whose rows may join and leave a running batch (serve/handlers/generation/decoder.py).
-CONTINUOUS: frozenset[str] = frozenset()
+CONTINUOUS = _names(
+    """
+    AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM AriaTextForCausalLM AXK1ForCausalLM BeamForCausalLM
+    BertGenerationDecoder BertLMHeadModel BigBirdForCausalLM BioGptForCausalLM BitNetForCausalLM BloomForCausalLM
+    CamembertForCausalLM CodeGenForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM CohereCompassForCausalLM
+    CohereForCausalLM CTRLLMHeadModel CwmForCausalLM Data2VecTextForCausalLM DbrxForCausalLM DeepseekV2ForCausalLM
+    DeepseekV3ForCausalLM DiffLlamaForCausalLM Dots1ForCausalLM ElectraForCausalLM Ernie4_5_MoeForCausalLM
+    Ernie4_5ForCausalLM ErnieForCausalLM Exaone4ForCausalLM ExaoneMoeForCausalLM FalconForCausalLM
+    FlexOlmoForCausalLM FlintForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma4ForCausalLM
+    Gemma4UnifiedForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM
+    GlmForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTJForCausalLM GPTNeoXForCausalLM
+    GPTNeoXJapaneseForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+    GraniteMoeSharedForCausalLM GraniteMoeSWAForCausalLM GraniteSWAForCausalLM HeliumForCausalLM
+    HrmTextForCausalLM HunYuanDenseV1ForCausalLM HyperCLOVAXForCausalLM HYV3ForCausalLM Jais2ForCausalLM
+    JetMoeForCausalLM Kolibri1ForCausalLM LagunaForCausalLM Lfm2ForCausalLM Llama4ForCausalLM LlamaForCausalLM
+    MegatronBertForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM MiniCPM3ForCausalLM MiniMaxM2ForCausalLM
+    MiniMaxM3VLForCausalLM Ministral3ForCausalLM MinistralForCausalLM MistralForCausalLM MixtralForCausalLM
+    ModernBertDecoderForCausalLM MptForCausalLM NanoChatForCausalLM NemotronForCausalLM Olmo2ForCausalLM
+    Olmo3ForCausalLM OlmoeForCausalLM OlmoForCausalLM OPTForCausalLM PersimmonForCausalLM Phi3ForCausalLM
+    PhiForCausalLM PhimoeForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
+    RemBertForCausalLM RobertaForCausalLM RobertaPreLayerNormForCausalLM RoCBertForCausalLM SeedOssForCausalLM
+    SmolLM3ForCausalLM SolarOpenForCausalLM StableLmForCausalLM Starcoder2ForCausalLM VaultGemmaForCausalLM
+    XGLMForCausalLM XLMRobertaForCausalLM XLMRobertaXLForCausalLM XmodForCausalLM YoutuForCausalLM
+    """
+)
 
 # Encoder-decoder models whose texts may be padded on the right and share a `generate` (serve/handlers/seq2seq).
 PADDED_GENERATE: frozenset[str] = frozenset()
@@ -135,9 +159,6 @@ PADDED_PASS = _names(
     """
 )
 
-# Kinds of rotary embeddings whose factors depend on the longest row of a pass, or on the longest of earlier passes.
-_ROPE_BY_LENGTH = frozenset({"longrope", "dynamic"})
-
 
 def obstacle(network: Any, proven: frozenset[str]) -> str | None:
     """Why the texts of `network`, a PreTrainedModel, may not share a batch; None if they may.
@@ -150,9 +171,22 @@ def obstacle(network: Any, proven: frozenset[str]) -> str | None:
     if kind.__name__ not in proven:
         return "its class is not proven to answer in a batch as alone"
     for config in _configs(network.config):
-        for rope in _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)):
-            if (name := rope.get("rope_type", rope.get("type"))) in _ROPE_BY_LENGTH:
-                return f"rope_type {name}: its factors depend on the longest text of a batch"
+        if reason := _of_config(config, decoder=proven is CONTINUOUS):
+            return reason
+    return None
+
+
+def _of_config(config: Any, decoder: bool) -> str | None:
+    """Why a config makes a proven class depend on its batch."""
+    for rope in _ropes(getattr(config, "rope_parameters", None)):
+        if rope.get("rope_type") == "longrope":
+            return "rope_type longrope: its factors are those of the longest text of a batch"
+    if not decoder:
+        return None
+    if getattr(config, "is_decoder", True) is False or getattr(config, "is_causal", True) is False:
+        return "is_decoder or is_causal is false: tokens attend to later ones"
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
+        return "use_bidirectional_attention is set: tokens attend to later ones"
     return None
 
 

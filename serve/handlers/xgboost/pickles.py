@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import xgboost
 
+from serve.catalog.recognition import is_old_booster
 from serve.handlers.xgboost import file_formats
 from serve.handlers.xgboost.file_formats import OldBinaryError, as_json
 
 _INERT = ("xgboost", "sklearn", "numpy", "scipy", "pandas", "collections")
-# Before XGBoost 2.1 a pickle has this header, 8 bytes, the model in the old binary format, and its parameters.
+# Before XGBoost 1.3 a pickle has this header, 8 bytes, the model in the old binary format, and its parameters.
 _HEADER = b"CONFIG-offset:"
 _PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -117,12 +118,12 @@ def raw(data: bytes | bytearray) -> bytes:
 def _booster(written: bytes) -> xgboost.Booster:
     try:
         with xgboost.config_context(verbosity=0):
+            if is_old_booster(written):
+                return xgboost.Booster(model_file=bytearray(as_json(written)))
             if written.startswith(_HEADER):
                 return xgboost.Booster(model_file=bytearray(as_json(written[len(_HEADER) + 8 :])))
             if written.startswith(b'{"'):  # JSON of Config and Model, up to XGBoost 1.5
-                return xgboost.Booster(model_file=bytearray(_PARTS.decode(written)["Model"]))
-            if not written.startswith(b"{"):
-                return xgboost.Booster(model_file=bytearray(as_json(written)))
+                return xgboost.Booster(model_file=file_formats.present_json(bytearray(_PARTS.decode(written)["Model"])))
             file_formats.check(written)
             booster = xgboost.Booster()
             booster.__setstate__({**vars(booster), "handle": bytearray(written)})

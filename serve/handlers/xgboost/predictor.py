@@ -27,6 +27,7 @@ class Scorer:
         self.booster = booster
         self.name = name
         self.width: int = booster.num_features()
+        self.names = booster.feature_names  # None: it was trained on columns without names
         if not self.width:
             raise ModelUnusable(f"{name} has a model without features")
         learner = json.loads(booster.save_config())["learner"]
@@ -78,6 +79,7 @@ class Ensemble:
                         hint="keep one file in a directory, or set SAGEMAKER_INFERENCE_ENSEMBLE=false to use the first",
                     )
         self.width, self.objective, self.classes = first.width, first.objective, first.classes
+        self.names = first.names if all(each.names == first.names for each in scorers) else None
         self._scorers = scorers
 
     def __call__(self, matrix: Any) -> Scores:
