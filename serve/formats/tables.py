@@ -36,6 +36,7 @@ def csv(body: bytes, width: int, labelled: bool = False, says: str = MODEL_HAS) 
     body = _without_blank_ends(body.removeprefix(_BOM), width)
     first = body[: body.find(b"\n")] if b"\n" in body else body  # _first_line, without a call
     delimiter = b"," if b"," in first else _delimiter(first)
+    _refuse_numbered_header(body, first, delimiter)
     found = first.count(delimiter) + 1
     if found != width:
         if labelled and found == width + 1:
@@ -52,7 +53,25 @@ def csv_doubles(body: bytes) -> npt.NDArray[np.float64]:
         raise BadRequest("there are no rows")
     width = csv_width(body)
     body = _without_blank_ends(body, width)
+    _refuse_numbered_header(body, _first_line(body), _delimiter(_first_line(body)))
     return _read_csv(body, _delimiter(_first_line(body)), width, np.float64, "row 1 has {}")
+
+
+def _refuse_numbered_header(body: bytes, first: bytes, delimiter: bytes) -> None:
+    """Raise BadRequest where the first line numbers the columns, as pandas does for those without a name.
+
+    Four columns or more, and rows after it: 0,1,2 may well be data.
+    """
+    if first[:1] not in (b"0", delimiter) or first[1:2] not in (delimiter, b"0"):
+        return
+    cells = first.strip().split(delimiter)
+    numbers = cells[1:] if not cells[0] else cells  # an empty name: pandas' index is a column
+    if len(numbers) < 4 or numbers != [b"%d" % number for number in range(len(numbers))] or b"\n" not in body:
+        return
+    raise BadRequest(
+        f"row 1 is 0 to {len(numbers) - 1} in order: it seems to be a header line that numbers the columns",
+        hint="send the rows without it (pandas: header=False, index=False); write it as 0.0,1,2... if it is data",
+    )
 
 
 def csv_width(body: bytes) -> int:

@@ -3,6 +3,7 @@
 import io
 import re
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -353,3 +354,31 @@ def test_decimals_are_the_shortest_that_read_back() -> None:
     assert tables.decimals(values) == wanted
     assert tables.decimals(values[-14:]) == wanted[-14:]
     assert np.array_equal(np.array(wanted, np.float64).astype(np.float32), values, equal_nan=True)
+
+
+@pytest.mark.peer(
+    "xgboost-container",
+    differs="the container scores such a line as a row, which is one answer too many",
+)
+@pytest.mark.parametrize("reads", [lambda body: tables.csv(body, 5), tables.csv_doubles], ids=["csv", "csv_doubles"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("between", [b",", b";", b"\t"])
+def test_a_header_line_that_numbers_the_columns_is_no_row(
+    reads: Callable[[bytes], Any], end: bytes, between: bytes
+) -> None:
+    """pandas writes 0 to n - 1 as the names of columns without one; such a line before rows is refused."""
+    row = between.join([b"5.1", b"3.5", b"1.4", b"0.2", b"9"])
+    for header in (b"0,1,2,3,4", b",0,1,2,3"):
+        with pytest.raises(BadRequest, match="header line that numbers the columns"):
+            reads(header.replace(b",", between) + end + row + end)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"0,1,2,3\n", b"0,1,2\n3,4,5", b"0.0,1,2,3\n4,5,6,7", b"1,2,3,4\n0,1,2,3", b"0,1,2,4\n4,5,6,7", b"0,1\n1,0"],
+)
+def test_a_row_that_is_no_header_line_is_read(body: bytes) -> None:
+    """Alone, of few columns, with a fraction, or in another place: the numbers are data."""
+    expected = [[float(cell) for cell in line.split(b",")] for line in body.split()]
+    assert tables.csv_doubles(body).tolist() == expected
+    assert tables.csv(body, len(expected[0])).tolist() == expected

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
@@ -261,3 +262,53 @@ def test_damaged_bodies_are_read_or_refused(given_body: tuple[bytes, str]) -> No
     except ServeError as error:
         status = int(error.status)
     assert 400 <= status < 500
+
+
+class Odd:
+    """An object without a form in JSON or CSV."""
+
+
+class Returned(Odd):
+    def tolist(self) -> Any:
+        return self
+
+
+class Endless(Odd):
+    def tolist(self) -> Any:
+        return Endless()
+
+
+def itself() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+NO_JSON = [
+    *(Odd(), Odd, len, object(), range(3), {1, 2}.__iter__(), iter(()), zip(), map(str, ()), 1j),
+    *({}.keys(), {}.items(), open, sys, Returned(), Endless(), np.complex64(1), np.array([Odd()]), np.clongdouble(1)),
+    *(itself(), [itself()], {"a": Odd()}, {(1, 2): 3}, slice(1), type, NotImplemented, io.BytesIO()),
+]
+
+
+@pytest.mark.peer("inference-toolkit")
+@pytest.mark.parametrize("value", NO_JSON, ids=lambda value: type(value).__name__)
+def test_what_is_no_json_is_named(value: Any) -> None:
+    """A TypeError, as from the toolkits' json.dumps, for every kind of object; never a RecursionError."""
+    with pytest.raises(TypeError):
+        values.write(value, JSON)
+    with pytest.raises(TypeError):
+        values.chunk(value if not isinstance(value, str) else [value])
+
+
+@pytest.mark.parametrize("value", [np.longdouble(0.5), np.array([0.5], np.longdouble)[0], np.float16(0.5)])
+def test_a_number_of_any_width_is_json(value: Any) -> None:
+    """A longdouble of numpy is its own `tolist`."""
+    assert values.write({"a": value}, JSON) == b'{"a":0.5}'
+
+
+@pytest.mark.parametrize("value", [Odd(), [Odd()], [[1, Odd()]], [{"a": Odd()}]])
+def test_an_object_without_a_text_is_no_cell(value: Any) -> None:
+    """Rather than its address in memory."""
+    with pytest.raises(TypeError, match="Odd cannot be written"):
+        values.write(value, CSV)
