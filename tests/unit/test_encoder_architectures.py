@@ -143,8 +143,8 @@ OTHER_INPUTS = frozenset(
 NOT_ALONE = frozenset(
     _words(
         "BlenderbotModel BlenderbotSmallModel BrosForTokenClassification BrosModel LongT5Model"
-        " LxmertForQuestionAnswering LxmertModel M2M100Model MT5Model MarianModel NllbMoeModel PegasusModel PegasusXModel PerceiverModel"
-        " ProphetNetModel SwitchTransformersModel T5GemmaModel T5Model UMT5Model"
+        " LxmertForQuestionAnswering LxmertModel M2M100Model MT5Model MarianModel NllbMoeModel PegasusModel"
+        " PegasusXModel PerceiverModel ProphetNetModel SwitchTransformersModel T5GemmaModel T5Model UMT5Model"
     )
 )
 # Independent here, but not where their CUDA kernel runs: without it transformers computes zeros.
