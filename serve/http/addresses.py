@@ -14,6 +14,9 @@ INVOCATIONS = "/invocations"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OPENAI = (CHAT, COMPLETIONS)
 OPENAI_FIELD = "model"
+# The Open Inference Protocol, as a runner sees it: nginx replaces /v2/models/NAME/infer and /v2/models/NAME.
+INFER, METADATA = "/v2/infer", "/v2/metadata"
+OPEN_INFERENCE = (INFER, METADATA)
 
 SOCKET_PATH = 107  # bytes; the limit of a socket's path (unix(7)), so that file names must be short
 # A plain name: nginx's straight lane accepts it, and uses it as the socket's name.
