@@ -21,7 +21,6 @@ from serve.http.body import decode_json
 Array = npt.NDArray[Any]
 
 HEADER = "Inference-Header-Content-Length"  # bytes of JSON before the binary data, in requests and answers
-EXTENSIONS = ("binary_tensor_data",)
 _TYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
     **{f"{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},

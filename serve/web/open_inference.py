@@ -13,12 +13,12 @@ from flask import Flask, Response, request
 
 from serve import __version__
 from serve.errors import MethodNotAllowed, ModelNotFound, NotReady
-from serve.formats.open_inference import EXTENSIONS
 from serve.http import media
 from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
 
 _PLACE = re.compile(r"(?P<model>.+?)(?:/versions/(?P<version>[^/]+))?(?P<what>/infer|/ready|)/?")
+EXTENSIONS = ("binary_tensor_data",)
 VERSION = "1"  # models have no versions: this is the one that clients may name
 
 

@@ -212,12 +212,12 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     return kind(**(fields | SPECIAL.get(model_type, {}) | changes))
 
 
-def decisive(model: PreTrainedModel) -> PreTrainedModel:
+def decisive(model: PreTrainedModel, deviation: float = 0.4) -> PreTrainedModel:
     """The model with weights so wide that its best token depends on the whole text."""
     dice = torch.Generator().manual_seed(3)
     for name, part in model.named_modules():
         wide = isinstance(part, nn.Linear | nn.Embedding | Conv1D) or {"experts", "rel_attn"} & set(name.split("."))
         for weight in part.parameters(recurse=False):
             if wide and weight.ndim >= 2:
-                weight.data.normal_(0, 0.4, generator=dice)
+                weight.data.normal_(0, deviation, generator=dice)
     return model.eval()

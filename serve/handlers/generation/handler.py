@@ -23,13 +23,13 @@ from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import independence, pretrained
-from serve.http.addresses import INVOCATIONS, OPENAI
+from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 
 
 class TextGeneration:
     """Continuous batching: new prompts are prefilled apart, then join the batch as rows; ended rows leave it."""
 
-    paths = (INVOCATIONS, *OPENAI)
+    paths = (INVOCATIONS, CHAT, COMPLETIONS)
 
     def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
         self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)

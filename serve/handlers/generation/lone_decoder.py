@@ -4,16 +4,17 @@ transformers' own `generate` prepares the masks, positions and caches, and then 
 loop as a generator: it stops at each token, so that the caller chooses the token, streams it, and may end early.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from serve.errors import ModelUnusable
 from serve.failures import exhausted
+from serve.handlers.huggingface import independence
+from serve.handlers.huggingface.pass_state import PassState
 
 Loop = Generator[Tensor, int, None]  # gives the logits [1, vocabulary] of the next token, takes the token
 # The length that `generate` assumes. Caches grow as needed, so this costs no memory.
@@ -26,6 +27,8 @@ class LonePrompt:
     def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
         (self.tokens,) = prompts
         self.loop: Loop | None = None
+        # Gets the logits [1, 1, vocabulary] behind each token of the prompt, with the column of the token.
+        self.score: Callable[[int, Tensor], None] | None = None
 
 
 class LoneDecoder:
@@ -38,20 +41,36 @@ class LoneDecoder:
         # The caller ends the loop and chooses the tokens; a static cache would have the assumed length.
         self._config.update(max_length=_ENDLESS, max_new_tokens=None, cache_implementation=None)
         self._config.update(num_beams=1, num_return_sequences=1, do_sample=False)
-        self._state = _State(model)
+        self._state = PassState(model)
         self.lengths: list[int] = []
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> LonePrompt:
         return LonePrompt(prompts)
 
     def advance(self, prefill: LonePrompt, _most: int) -> Tensor:
-        """The logits [1, vocabulary] after the prompt, which is computed in one piece, as `generate` does."""
+        """The logits [1, vocabulary] after the prompt, which is computed in one piece, as `generate` does.
+
+        If all positions are to be scored, the prompt is computed token by token, as a text is.
+        """
         self.forget()
-        prompt = torch.tensor([list(prefill.tokens)], device=self._model.device)
-        prefill.loop = self._model.generate(
+        first, *others = prefill.tokens
+        if prefill.score is None:
+            prefill.loop = self._begun(prefill.tokens)
+            return next(prefill.loop)
+        prefill.loop = self._begun([first])
+        logits = next(prefill.loop)
+        for column, token in enumerate(others):
+            prefill.score(column, logits[:, None])
+            logits = prefill.loop.send(token)
+        prefill.score(len(others), logits[:, None])
+        return logits
+
+    def _begun(self, tokens: Sequence[int]) -> Loop:
+        prompt = torch.tensor([list(tokens)], device=self._model.device)
+        loop: Loop = self._model.generate(
             prompt, attention_mask=torch.ones_like(prompt), generation_config=self._config, custom_generate=_loop
         )
-        return next(prefill.loop)
+        return loop
 
     def join(self, prefill: LonePrompt) -> None:
         self._loop, self.lengths = prefill.loop, [len(prefill.tokens)]
@@ -84,11 +103,7 @@ class LoneDecoder:
         except Exception as error:  # models raise any class
             if exhausted(error):
                 raise
-            raise ModelUnusable(
-                f"transformers' own generate fails with {type(self._model).__name__}: {type(error).__name__}: "
-                f"{str(error)[:300]}",
-                hint="serve the model by code/inference.py, or save it for the task that it was trained for",
-            ) from error
+            raise independence.unservable(self._model, error) from error
         finally:
             self.reset()
 
@@ -110,27 +125,3 @@ def _loop(
         output = model(
             **model.prepare_inputs_for_generation(input_ids, next_sequence_length=count, **state), return_dict=True
         )
-
-
-class _State:
-    """What a pass may leave in the modules of a model, and what it was before the first pass.
-
-    Rotary embeddings with dynamic factors keep the longest length that they have seen, and a later, shorter text would
-    get factors of the earlier one.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._saved = [(module, dict(module._buffers), _plain(module)) for module in model.modules()]
-
-    def restore(self) -> None:
-        for module, buffers, plain in self._saved:
-            module._buffers.update(buffers)
-            for name, value in plain.items():
-                if module.__dict__[name] is not value:
-                    setattr(module, name, value)
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are tensors, numbers or None."""
-    kinds = (Tensor, bool, int, float, type(None))
-    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}

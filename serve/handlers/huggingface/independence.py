@@ -9,6 +9,8 @@ listed class answers otherwise, or if a class that is not listed answers the sam
 import logging
 from typing import Any
 
+from serve.errors import ModelUnusable
+
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +46,17 @@ CONTINUOUS = _names(
 )
 
 # Encoder-decoder models whose texts may be padded on the right and share a `generate` (serve/handlers/seq2seq).
-PADDED_GENERATE: frozenset[str] = frozenset()
+PADDED_GENERATE = _names(
+    """
+    BartForConditionalGeneration BlenderbotForConditionalGeneration BlenderbotSmallForConditionalGeneration
+    FSMTForConditionalGeneration LEDForConditionalGeneration LongT5ForConditionalGeneration
+    M2M100ForConditionalGeneration MarianMTModel MBartForConditionalGeneration MT5ForConditionalGeneration
+    MvpForConditionalGeneration NllbMoeForConditionalGeneration PegasusForConditionalGeneration
+    PegasusXForConditionalGeneration PLBartForConditionalGeneration SeamlessM4TForTextToText
+    SeamlessM4Tv2ForTextToText SwitchTransformersForConditionalGeneration T5ForConditionalGeneration
+    T5GemmaForConditionalGeneration UMT5ForConditionalGeneration
+    """
+)
 
 # Encoders with a head whose texts may be padded and share a pass (serve/handlers/encoders/forward.py).
 PADDED_PASS = _names(
@@ -181,6 +193,8 @@ def _of_config(config: Any, decoder: bool) -> str | None:
     for rope in _ropes(getattr(config, "rope_parameters", None)):
         if rope.get("rope_type") == "longrope":
             return "rope_type longrope: its factors are those of the longest text of a batch"
+    if getattr(config, "moe_eval_capacity_token_fraction", 1.0) != 1.0:
+        return "moe_eval_capacity_token_fraction: the texts of a batch share the capacity of an expert"
     if not decoder:
         return None
     if getattr(config, "is_decoder", True) is False or getattr(config, "is_causal", True) is False:
@@ -188,6 +202,14 @@ def _of_config(config: Any, decoder: bool) -> str | None:
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         return "use_bidirectional_attention is set: tokens attend to later ones"
     return None
+
+
+def unservable(network: Any, error: Exception) -> ModelUnusable:
+    """The error for a model with which transformers' own `generate` fails: each request would fail the same way."""
+    return ModelUnusable(
+        f"transformers' own generate fails with {type(network).__name__}: {type(error).__name__}: {str(error)[:300]}",
+        hint="serve the model by code/inference.py, or save it for the task that it was trained for",
+    )
 
 
 def report(model: str, network: Any, reason: str) -> None:
