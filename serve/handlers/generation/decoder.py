@@ -1,7 +1,7 @@
 """A causal language model over a batch of rows: prompts are prefilled apart, each step adds a token to each row."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -71,6 +71,8 @@ class Prefill:
     def __init__(self, prompts: Sequence[Sequence[int]], layers: int, device: torch.device) -> None:
         self.lengths = [len(prompt) for prompt in prompts]
         self.done = 0
+        # If set, it is called for each piece: with its first column, and its logits [rows, columns, vocabulary].
+        self.score: Callable[[int, Tensor], None] | None = None
         self.cache = RowCache(layers)
         self.cache.extent.rows = len(prompts)
         longest = max(self.lengths)
@@ -114,7 +116,8 @@ class Decoder:
         last = start + count == prefill.tokens.shape[1]
         # All prompts end in the last piece: the scheduler combines prompts of similar lengths only.
         ends = [length - 1 - start if last else 0 for length in prefill.lengths]
-        self._selected = (torch.arange(rows, device=self.device), torch.tensor(ends, device=self.device))
+        selected = torch.arange(rows, device=self.device), torch.tensor(ends, device=self.device)
+        self._selected = selected if prefill.score is None else None
         try:
             logits = self._forward(
                 prefill.tokens[:, start : start + count], positions.expand(rows, count), positions, prefill.cache
@@ -122,7 +125,10 @@ class Decoder:
         finally:
             self._selected = None
         prefill.done += count
-        return logits if last else None
+        if prefill.score is not None:
+            prefill.score(start, logits)
+            logits = logits[selected][:, None]
+        return logits[:, -1] if last else None
 
     def join(self, prefill: Prefill) -> None:
         """Append the prompts of a complete prefill to the batch, as its last rows."""
@@ -143,7 +149,7 @@ class Decoder:
         positions = columns[:, None]
         logits = self._forward(torch.tensor(tokens, device=self.device)[:, None], positions, positions, self.cache)
         self.lengths = [length + 1 for length in self.lengths]
-        return logits
+        return logits[:, -1]
 
     def leave(self, row: int) -> None:
         """Remove a row; the last row takes its number."""
@@ -170,7 +176,7 @@ class Decoder:
             use_cache=True,
             **arguments,
         )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
     def _mask(self, queries: Tensor, cache: RowCache) -> Tensor | dict[str, Tensor] | None:

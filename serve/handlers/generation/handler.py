@@ -18,7 +18,7 @@ from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
-from serve.handlers.generation.sampling import choose
+from serve.handlers.generation.sampling import choose, token_logprobs
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.generation.text_decoder import TokenTexts
@@ -36,7 +36,7 @@ class TextGeneration:
         alone = decoder.obstacle(self._model)
         self._texts = TokenTexts(self._tokenizer)
         add_end_token(self._model, self._tokenizer.eos_token_id)
-        prompts = PromptReader(model, self._tokenizer, self._model)
+        prompts = PromptReader(model, self._texts, self._model)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
         self._end_tokens = end_tokens(self._model)
         self._decoder: TokenSteps
@@ -60,7 +60,9 @@ class TextGeneration:
         self._step_s = 0.0  # duration of the last step
 
     def decode(self, request: Request) -> GenerationItem:
-        return (self._invocations if request.path == INVOCATIONS else self._openai).item(request)
+        if request.path == INVOCATIONS and not self._openai.reads(request):
+            return self._invocations.item(request)
+        return self._openai.item(request)
 
     def room(self) -> int:
         return self._scheduler.room()
@@ -116,6 +118,8 @@ class TextGeneration:
                 row.owner.begin()
                 row.begin()
             self._prefill = self._decoder.begin([row.prompt.tokens for row in self._prefilled])
+            if any(row.prompt.settings.prompt_logprobs for row in self._prefilled):
+                self._prefill.score = self._score
         try:
             logits = self._decoder.advance(self._prefill, PREFILL_TOKENS)
             if logits is None:
@@ -138,13 +142,23 @@ class TextGeneration:
         self._rows += rows
         self._append(rows, logits)
 
+    def _score(self, start: int, logits: torch.Tensor) -> None:
+        """Add the log probabilities of the prompts' tokens behind the columns from `start` on."""
+        for row, scores in zip(self._prefilled, logits, strict=True):
+            settings, following = row.prompt.settings, row.prompt.tokens[start + 1 : start + 1 + len(scores)]
+            if settings.prompt_logprobs:
+                row.prompt_logprobs += token_logprobs(scores[: len(following)], following, settings.logprobs or 0)
+
     def _append(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
         """Choose the next token of each row from its logits; rows that have ended leave the batch."""
         tokens, logprobs = choose(logits, [row.sampling for row in rows])
-        for i, each in logprobs.items():
-            rows[i].logprobs.append(each)
         now = time.monotonic()
-        for row, token in zip(list(rows), tokens, strict=True):
+        for i, (row, token) in enumerate(zip(list(rows), tokens, strict=True)):
+            if row.prompt.settings.max_new_tokens == 0:  # an echo alone
+                row.owner.end([row], "length")
+                continue
+            if i in logprobs:
+                row.logprobs.append(logprobs[i])
             row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
         for row in list(rows):
             if row.finish_reason is not None:
