@@ -16,8 +16,7 @@ import torch
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
-from serve.handlers.custom import defaults
-from serve.handlers.custom.advice import TOOLKITS
+from serve.handlers.custom import defaults, toolkits
 from serve.handlers.custom.faults import InvalidInput, InvalidJson
 from serve.handlers.custom.handler import Custom
 from tests.unit.configs import config_of
@@ -28,8 +27,9 @@ JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """The stand-in of this name, as model code imports it."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(TOOLKITS)])
+    monkeypatch.setattr(sys, "meta_path", sys.meta_path.copy())
     monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    toolkits.install()
     return import_module
 
 

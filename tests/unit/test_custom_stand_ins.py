@@ -242,7 +242,7 @@ def test_a_module_that_is_not_there_says_so_when_it_is_used(served: Callable[...
     """)
     failed = outcome(handler, b"0")
     assert isinstance(failed, InternalError)
-    assert "framework.env.ServingEnv is not in this image" in failed.message
+    assert "_env.ServingEnv is not in this image" in failed.message
 
 
 @pytest.mark.parametrize(
