@@ -175,7 +175,7 @@ def test_a_dmatrix_of_libsvm_has_the_numbers_that_xgboost_reads(text: str, wante
 )
 def test_no_text_of_a_number_ends_in_another_error(text: bytes) -> None:
     """The readers of requests agree on what is no number."""
-    outcomes = []
+    outcomes: list[bool | None] = []
     for read in (libsvm.as_xgboost, lambda body: libsvm.read(body, 1)):
         try:
             outcomes.append(bool(np.isnan(read(b"1 0:" + text).sum())))
