@@ -36,7 +36,8 @@ PEERS = {
     ),
     "inference-toolkit": Peer(
         "AWS's toolkits for inference.py",
-        "sagemaker-inference-toolkit, the PyTorch, scikit-learn and XGBoost toolkits, and TorchServe's context",
+        "sagemaker-inference 1.10.1, sagemaker-pytorch-inference 2.0.25, the other toolkits at their released tags "
+        "(serve/handlers/custom/toolkits.py lists them), multi-model-server 1.1.11, TorchServe 0.12.0, and SDK 2.257.1",
     ),
     "huggingface-toolkit": Peer(
         "AWS's Hugging Face toolkit",
