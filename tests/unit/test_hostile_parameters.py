@@ -10,13 +10,14 @@ import msgspec
 import pytest
 
 from serve.catalog.kinds import HANDLERS
-from serve.errors import ServeError
+from serve.errors import ModelUnusable, ServeError
 from serve.handlers.base import Request
 from serve.handlers.generation import openai
 from serve.handlers.generation.parameters import GenerationParameters, Watermark
 from serve.handlers.seq2seq.request import Seq2SeqParameters
 from serve.http import media
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
+from tests.unit import every_handler
 from tests.unit.every_handler import MODELS, answered, made
 from tests.unit.test_generation_toys import handler_of, save_toy
 
@@ -86,3 +87,22 @@ def test_no_field_of_openai_is_a_fault_of_the_server(path: str, tmp_path: Path) 
     for field in (*fields, "response_format", "tools", "tool_choice", "guided_json", "min_p", "bad_words"):
         for value in VALUES:
             assert_no_fault(handler, with_value({"max_tokens": 2} | prompt, field, value), path)
+
+
+@pytest.mark.parametrize("name", ["text_generation", "seq2seq", "text_classification", "fill_mask"])
+def test_no_number_of_a_config_is_a_fault_of_the_server(name: str, tmp_path: Path) -> None:
+    """A model whose config.json has a number out of range loads, or is a 424 that does not claim to be retryable."""
+    MODELS[name][0](tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    config = json.loads(file.read_text())
+    refused = 0
+    for key, number in config.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        for value in (-1, 0, -(2**31), "x"):
+            file.write_text(json.dumps(config | {key: value}))
+            try:
+                every_handler.handler_of(name, tmp_path / "m")
+            except ModelUnusable:
+                refused += 1
+    assert refused > 20
