@@ -198,6 +198,7 @@ class Encoder:
             hint="serve it by a code/inference.py",
         ) from failure
 
+
 Floats = npt.NDArray[np.floating[Any]]
 
 
