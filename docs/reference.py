@@ -68,7 +68,7 @@ def _shown(value: Any, variable: str) -> str:
 
 
 def errors() -> str:
-    """Every error class with its status, its type, and its docstring."""
+    """Every error class of serve.errors with its status, its type, and its docstring."""
 
     def below(cls: type[ServeError]) -> Iterable[type[ServeError]]:
         for each in cls.__subclasses__():
@@ -78,6 +78,7 @@ def errors() -> str:
     rows = [
         (str(int(cls.status)), cls.type, "yes" if cls.retryable else "no", (cls.__doc__ or "").removesuffix("."))
         for cls in sorted(set(below(ServeError)), key=lambda cls: (int(cls.status), cls.type, cls.__name__))
+        if cls.__module__ == ServeError.__module__  # the stand-ins for AWS's toolkits add subclasses
     ]
     return table(("status", "type", "retryable", "when"), rows)
 

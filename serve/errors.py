@@ -168,7 +168,7 @@ class UnsupportedTransferEncoding(ServeError):
 
 
 class Unavailable(ServeError):
-    """The model is still loading; Retry-After says when to come back, as with every 503."""
+    """The model is still loading; the message names the step. Retry-After says when to come back, as with every 503."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     type = "ServiceUnavailableException"
@@ -194,7 +194,7 @@ class ModelFailed(Unavailable):
 
 
 class NotReady(Unavailable):
-    """The server is starting or draining."""
+    """The server is starting or draining, or it stops because a process that all models need has ended."""
 
     type = "NotReadyException"
 

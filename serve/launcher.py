@@ -67,8 +67,10 @@ class Launcher:
             log.critical("a process ended, so the server stops", extra={"part": name, "status": status})
             return 1
         finally:
-            self._children.signal("nginx", signal.SIGTERM)
-            self._children.await_end("nginx", time.monotonic() + 1.0)
+            # First SIGQUIT: the requests that the end of another part has broken off are answered with the cause.
+            for number in (signal.SIGQUIT, signal.SIGTERM):
+                self._children.signal("nginx", number)
+                self._children.await_end("nginx", time.monotonic() + 1.0)
             self._children.kill_all()
 
     # Starting.

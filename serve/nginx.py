@@ -25,6 +25,7 @@ TEMPLATE = Path(__file__).with_name("nginx.conf")
 BLOCK = re.compile(r"^{{block (\w+)}}\n(.*?)^{{end}}\n", re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"{{(\w+)}}")
 # Statuses that stand for a jump between locations: "error_page 418 = @web". No upstream's answer is treated so.
+WEB_LIMIT = 10.0  # seconds for an answer of a web worker; it bounds its own questions to the host (web/host_client.py)
 GOTO_WEB, GOTO_WEB_WITHOUT_BODY = "418", "419"
 
 
@@ -52,6 +53,8 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         # For a load, which may take the one, and an unload, which waits for requests in flight, which take the other.
         "host_ms": str(int(max(settings.load_limit, settings.request_limit) * 1000) + 10_000),
         "read_ms": str(int(nginx_limit(settings.request_limit) * 1000)),
+        # For a web worker, which may wait for the cause of a crash longer than a short time limit of models allows.
+        "web_ms": str(int(WEB_LIMIT * 1000)),
         "access_log": "/dev/stdout events if=$logged" if _writable("/dev/stdout") else "off",
         "error_down": _json(NotReady("the web workers do not answer", hint="retry: the server is starting or full")),
         "error_large": _json(

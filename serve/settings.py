@@ -371,10 +371,14 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
 
 
 def nginx_limit(limit: float) -> float:
-    """Seconds until nginx times out: after the runner's own limit (`margin`), before the platform's."""
-    return limit - min(0.5, limit / 20)
+    """Seconds until nginx times out: after the runner's own limit (`margin`), before the platform's.
+
+    In the rest a web worker asks the host for the cause, for every request that timed out: 1 s is enough for some
+    hundred of them.
+    """
+    return limit - min(1.0, limit / 8)
 
 
 def margin(limit: float) -> float:
     """Seconds for an answer: the platform's limit less the time of the way back."""
-    return limit - min(1.0, limit / 10)
+    return limit - min(2.0, limit / 5)

@@ -46,6 +46,7 @@ class State(IntEnum):
     STARTING = 0
     READY = 1
     DRAINING = 2
+    ENDING = 3  # a process that all models need has ended
 
 
 class Slots:

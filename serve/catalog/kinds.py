@@ -7,6 +7,8 @@ import importlib
 
 import msgspec
 
+from serve.http.addresses import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
+
 HANDLERS = {
     # The forkserver imports idle handlers in this order: the fastest imports come first.
     "custom": "serve.handlers.custom.handler:Custom",
@@ -73,6 +75,14 @@ def task_names(task: str) -> tuple[str, ...]:
     others = (each for each, same in _SYNONYMS.items() if same == usual)
     return tuple(dict.fromkeys((task, usual, *others)))
 
+
+# The handlers that answer OpenAI's paths.
+API_HANDLERS = {
+    CHAT: ("text_generation",),
+    COMPLETIONS: ("text_generation",),
+    EMBEDDINGS: ("feature_extraction",),
+    RERANK: ("text_classification", "feature_extraction"),
+}
 
 # Modules that the forkserver imports beside a handler's own, where they are installed. A handler imports them on first
 # use. The import in the forkserver saves each runner 80 ms and 10 MB, and there the environment

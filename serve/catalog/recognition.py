@@ -1,6 +1,7 @@
 """Which handler serves a directory: the one that its model.toml names, else the one for the files in it."""
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ CONFIG = "config.json"
 # A pickle by its name, and by its first byte: protocol 2 and later, or the first instruction of an older one.
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
 _PICKLED = (b"\x80", b"c", b"(")
+_OLD_BOOSTER = re.compile(rb"(?s:.{136})[\x05-\x40]\0{7}(?:gpu:)?[a-z]+:[a-z]+[\x04-\x08]\0{7}(?:gbtree|dart|gblinear)")
 JUNK = frozenset({"__MACOSX", "__pycache__", "lost+found"})
 PEEK = 4096  # bytes of a file that tell whether it is an XGBoost model
 LONGEST_CONFIG = 8 << 20
@@ -284,7 +286,16 @@ def xgboost_files(directory: Path) -> list[Path]:
 def _is_booster(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(PEEK)
-    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or head.startswith(b"binf")
+    return b'"learner"' in head or (head[:1] == b"{" and b"learner" in head[:32]) or is_old_booster(head)
+
+
+def is_old_booster(head: bytes | bytearray) -> bool:
+    """Whether a file begins as XGBoost's binary format of before 3.1.
+
+    That is a mark, or before XGBoost 1.2 the learner's struct and the names of objective and booster, each after its
+    length in 8 bytes.
+    """
+    return head.startswith(b"binf") or bool(_OLD_BOOSTER.match(head))
 
 
 def sklearn_files(directory: Path) -> list[Path]:

@@ -3,11 +3,16 @@
 The bodies are in UTF-8 (`serve.http.body.to_utf8`).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
+from serve.formats import frames
+from serve.formats.frames import RECORDS, SPLIT, Table
 from serve.formats.libsvm import filled
 from serve.formats.tables import Matrix, finite, wrong_width
 from serve.http.body import decode_json
@@ -44,6 +49,36 @@ def rows(body: bytes, width: int, model_field: str) -> Matrix | csr_matrix:
     null is nan. A large matrix in which most values are missing is sparse. Raises BadRequest.
     """
     return _matrix(_parsed(body, width, model_field), width)
+
+
+def table(body: bytes, names: Sequence[str] | None, model_field: str) -> list[list[Any]] | None:
+    """The rows of a frame in one of MLflow's forms, in the order of `names` if the model has them.
+
+    The forms: `dataframe_split`, `dataframe_records`, and `inputs` or `instances` with an object of columns. None for
+    any other body. Raises BadRequest.
+    """
+    if body.lstrip()[:1] != b"{":
+        return None
+    keys = decode_json(body, decoder=_OBJECT)
+    asked = [key for key in keys if key != model_field]
+    if not {SPLIT, RECORDS} & set(asked):
+        if len(asked) != 1 or asked[0] not in ("inputs", "instances") or bytes(keys[asked[0]]).lstrip()[:1] != b"{":
+            return None
+        found: Table | list[Any] | None = frames.by_column(decode_json(bytes(keys[asked[0]])))
+    else:
+        found = frames.frame(decode_json(body), model_field)
+    if isinstance(found, Table):
+        return (found if names is None else found.ordered(names)).rows
+    return found
+
+
+def matrix(rows: list[list[Any]], width: int) -> Matrix | csr_matrix:
+    """The matrix of rows of numbers, truth values and None. Raises BadRequest."""
+    numbers = [[float(cell) if isinstance(cell, bool) else cell for cell in row] for row in rows]
+    try:
+        return _matrix([(row, None) for row in msgspec.convert(numbers, list[Values])], width)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON is not rows of numbers: {error}") from error
 
 
 def lines(body: bytes, width: int, model_field: str) -> Matrix | csr_matrix:

@@ -23,6 +23,9 @@ _PAIRS = rb"((?:\s+\d{1,15}:[^\s:_]+)*+)"
 # Groups: label, weight, query, pairs. In a request the second never matches, because there 1:2 is a pair.
 _LABELLED = re.compile(rb"\s([^\s:]+)(?::([^\s:]+))?(?:\s+qid:(\d+))?" + _PAIRS)
 _REQUEST = re.compile(rb"(?:\s([^\s:]+)(?!\S))?((?!))?(?:\s+qid:(\d+))?" + _PAIRS)
+# XGBoost accepts this end of a line in a training file, and takes the next line's label for the value. Here the value
+# is missing. The file of AWS's multiclass example has such a line.
+_NO_VALUE = re.compile(rb"\s\d{1,15}:$")
 _PAIR = re.compile(rb"\d{1,15}:[^\s:_]+")  # 15 digits are exact in a float64
 
 
@@ -33,39 +36,57 @@ class Lines:
     labels: npt.NDArray[np.float32]  # of a request: empty
     weights: npt.NDArray[np.float32] | None
     queries: npt.NDArray[np.uint64] | None
-    columns: npt.NDArray[np.int64]  # as written in the file, from 0 or from 1
+    columns: npt.NDArray[np.int64]  # as written in the file
     values: npt.NDArray[np.float32]
     ends: npt.NDArray[np.int64]
 
-    def matrix(self, first: int, width: int) -> csr_matrix:
-        """The matrix of `width` columns; `first` is the index of its first column in the file."""
-        return csr_matrix((self.values, self.columns - first, self.ends), shape=(len(self.ends) - 1, width))
+    def matrix(self, width: int) -> csr_matrix:
+        return csr_matrix((self.values, self.columns, self.ends), shape=(len(self.ends) - 1, width))
 
 
 def read(body: bytes, width: int) -> Matrix | csr_matrix:
     """The rows of a request for a model of `width` features. Large matrices of many missing cells are sparse.
 
-    Indices count from 0 if one of the body is 0, else from 1.
+    Index n is the model's feature n, counted from 0, as in the file that XGBoost trained the model on: a file whose
+    indices begin with 1 makes a model of one feature more, whose feature 0 is always missing.
     """
-    lines = _parse(body, labelled=False)
-    columns = lines.columns
-    largest = int(columns.max(initial=-1))
-    if len(columns) and columns.min() >= 1:
-        columns -= 1
-    if len(columns) and columns.max() >= width:
-        raise BadRequest(f"a row has feature number {largest}; the model has {width} features")
-    return filled(lines.values, columns, lines.ends, width)
+    lines = _request(body, width)
+    return filled(lines.values, lines.columns, lines.ends, width)
 
 
 def as_written(body: bytes, width: int = 0) -> csr_matrix:
-    """The rows with indices from 0, as XGBoost itself reads a file; `width` 0: as many columns as the body has."""
+    """The same rows, sparse; `width` 0: as many columns as the largest index needs."""
+    lines = _request(body, width)
+    _refuse_infinite(lines.values, lines.columns, lines.ends)
+    return lines.matrix(width or int(lines.columns.max(initial=-1)) + 1)
+
+
+def _request(body: bytes, width: int) -> Lines:
+    """The cells of a request; raises BadRequest for an index that the model does not have, or that a row has twice."""
     lines = _parse(body, labelled=False)
     largest = int(lines.columns.max(initial=-1))
     if width and largest >= width:
-        raise BadRequest(f"a row has feature number {largest}; the model has {width} features, counted from 0")
+        raise BadRequest(
+            f"a row has feature number {largest}; the model has {width} features, numbered from 0 to {width - 1}",
+            hint="indices are read as written, as XGBoost reads the training file; subtract 1 from each index if the "
+            "model was not trained on libsvm that counts from 1",
+        )
     _refuse_uncountable(largest)
-    _refuse_infinite(lines.values, lines.columns, lines.ends)
-    return lines.matrix(0, width or largest + 1)
+    _refuse_repeated(lines)
+    return lines
+
+
+def _refuse_repeated(lines: Lines) -> None:
+    """Raise BadRequest where a row names a feature twice: XGBoost's readers sum the values, or take the last one."""
+    columns = lines.columns
+    rows = np.repeat(np.arange(len(lines.ends) - 1), np.diff(lines.ends))
+    if ((np.diff(columns) > 0) | (np.diff(rows) > 0)).all():
+        return
+    order = np.lexsort((columns, rows))
+    same = (np.diff(columns[order]) == 0) & (np.diff(rows[order]) == 0)
+    if same.any():
+        cell = int(order[int(same.argmax())])
+        raise BadRequest(f"row {rows[cell] + 1} has feature number {columns[cell]} more than once")
 
 
 def read_labelled(body: bytes) -> Lines:
@@ -89,6 +110,8 @@ def _parse(body: bytes, *, labelled: bool) -> Lines:
             if labelled:
                 continue
             raise BadRequest(f"row {number} is empty", hint="a row without features still has a label: 0")
+        if labelled and _NO_VALUE.search(text):
+            text += b"nan"
         found = pattern.fullmatch(b" " + text)
         if not found:
             _refuse(text, number, labelled)

@@ -36,6 +36,7 @@ def csv(body: bytes, width: int, labelled: bool = False, says: str = MODEL_HAS) 
     body = _without_blank_ends(body.removeprefix(_BOM), width)
     first = body[: body.find(b"\n")] if b"\n" in body else body  # _first_line, without a call
     delimiter = b"," if b"," in first else _delimiter(first)
+    _refuse_numbered_header(body, first, delimiter)
     found = first.count(delimiter) + 1
     if found != width:
         if labelled and found == width + 1:
@@ -52,7 +53,25 @@ def csv_doubles(body: bytes) -> npt.NDArray[np.float64]:
         raise BadRequest("there are no rows")
     width = csv_width(body)
     body = _without_blank_ends(body, width)
+    _refuse_numbered_header(body, _first_line(body), _delimiter(_first_line(body)))
     return _read_csv(body, _delimiter(_first_line(body)), width, np.float64, "row 1 has {}")
+
+
+def _refuse_numbered_header(body: bytes, first: bytes, delimiter: bytes) -> None:
+    """Raise BadRequest where the first line numbers the columns, as pandas does for those without a name.
+
+    Four columns or more, and rows after it: 0,1,2 may well be data.
+    """
+    if first[:1] not in (b"0", delimiter) or first[1:2] not in (delimiter, b"0"):
+        return
+    cells = first.strip().split(delimiter)
+    numbers = cells[1:] if not cells[0] else cells  # an empty name: pandas' index is a column
+    if len(numbers) < 4 or numbers != [b"%d" % number for number in range(len(numbers))] or b"\n" not in body:
+        return
+    raise BadRequest(
+        f"row 1 is 0 to {len(numbers) - 1} in order: it seems to be a header line that numbers the columns",
+        hint="send the rows without it (pandas: header=False, index=False); write it as 0.0,1,2... if it is data",
+    )
 
 
 def csv_width(body: bytes) -> int:
@@ -119,8 +138,25 @@ def _csv_with_arrow(body: bytes, delimiter: str, width: int, dtype: npt.DTypeLik
     matrix = np.empty((table.num_rows, width), dtype)
     with np.errstate(over="ignore"):
         for index, column in enumerate(table.columns):
-            matrix[:, index] = column.to_numpy()
+            begin = 0
+            for chunk in column.chunks:
+                matrix[begin : begin + len(chunk), index] = _doubles(chunk)
+                begin += len(chunk)
     return matrix
+
+
+def _doubles(chunk: Any) -> npt.NDArray[np.float64]:
+    """The numbers of an Arrow array of float64; nulls are NaN.
+
+    Read from its buffers: `to_numpy` and `fill_null` import pandas where it is installed, some 75 MB for each runner.
+    """
+    validity, data = chunk.buffers()
+    part = slice(chunk.offset, chunk.offset + len(chunk))
+    values = np.frombuffer(data, np.float64)[part]
+    if not chunk.null_count:
+        return values
+    valid = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[part]
+    return np.where(valid, values, np.nan)
 
 
 def _csv_by_line(body: bytes, delimiter: bytes, width: int, dtype: npt.DTypeLike, says: str) -> npt.NDArray[Any]:
@@ -202,7 +238,9 @@ def decimals(values: Matrix) -> list[str]:
         return list(map(str, values))
     import pyarrow as pa  # four times as fast; not at the top: the import starts a thread
 
-    texts: list[str] = pa.array(values).cast(pa.string()).to_pylist()
+    # pa.array(values) would import pandas where it is installed, some 75 MB for each runner.
+    array = pa.Array.from_buffers(pa.float32(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+    texts: list[str] = array.cast(pa.string()).to_pylist()
     size = np.abs(values)
     with np.errstate(invalid="ignore"):
         # Other values have another form: Arrow writes 1 for 1.0, and e-7 for e-07.

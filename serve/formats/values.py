@@ -5,6 +5,7 @@ Nothing is unpickled. Memory stays within a few times the body, whatever a heade
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -98,7 +99,25 @@ def write(value: Any, media_type: str) -> bytes:
                 f"the prediction cannot be written as npy: {error}", hint=f"ask for {media.JSON}"
             ) from error
         return file.getvalue()
-    return msgspec.json.encode(value, enc_hook=_plain)
+    return _json(value)
+
+
+def _json(value: Any) -> bytes:
+    """JSON. Raises TypeError for what JSON cannot hold, and names it."""
+    try:
+        return msgspec.json.encode(value, enc_hook=_json_value)
+    except RecursionError:
+        raise TypeError("a value that contains itself, or is nested too deeply, cannot be written as JSON") from None
+
+
+def _json_value(value: Any) -> Any:
+    """What msgspec writes in place of a value of a type that it does not know."""
+    found = _plain(value)
+    if type(found) is not type(value):
+        return found
+    if isinstance(value, np.floating):  # a longdouble, which is its own `tolist`
+        return float(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _csv(plain: Any) -> bytes:
@@ -112,8 +131,17 @@ def _csv(plain: Any) -> bytes:
     if objects:
         out.writerow(objects[0])
         rows = [list(row.values()) for row in objects]
-    out.writerows(row if isinstance(row, list | tuple) else [row] for row in map(_plain, rows))
+    out.writerows(_cells(row) if isinstance(row, list | tuple) else _cells([row]) for row in map(_plain, rows))
     return text.getvalue().encode()
+
+
+def _cells(row: Sequence[Any]) -> Sequence[Any]:
+    """The row. Raises TypeError for an object that has no text of its own but its address."""
+    for cell in row:
+        kind: Any = type(cell)
+        if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
+            raise TypeError(f"{kind.__name__} cannot be written as CSV")
+    return row
 
 
 def chunk(value: Any) -> bytes:
@@ -122,7 +150,7 @@ def chunk(value: Any) -> bytes:
         return bytes(value)
     if isinstance(value, str):
         return value.encode()
-    return msgspec.json.encode(value, enc_hook=_plain) + b"\n"
+    return _json(value) + b"\n"
 
 
 def _plain(value: Any) -> Any:

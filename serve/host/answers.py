@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serve import errors
-from serve.errors import InternalError, PathNotFound, RunnerDied, ServeError
-from serve.host.model import ServedModel
+from serve.errors import InternalError, NotReady, PathNotFound, RunnerDied, ServeError
+from serve.host.model import Phase, ServedModel
 from serve.host.model_api import MultiModelApi
 from serve.host.sockets import ModelSockets, refuse, reply
 from serve.host.store import Store
@@ -48,6 +48,7 @@ OF_A_MODEL: tuple[tuple[str, str, Callable[[ServedModel], float]], ...] = (
     ("serve_model_load_seconds", "Time from wanted to ready, summed over loads", lambda model: model.load_seconds),
 )
 STATES = ("absent", "loading", "ready", "retiring", "failed")
+ENDING_HINT = "retry: the container is being replaced; its log has the cause"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -136,7 +137,7 @@ def cause(seen: Observed) -> Cause:
     return Cause.WAIT if worth_waiting and seen.ready else Cause.UNKNOWN
 
 
-# Seconds that a web worker waits for a cause. A crash is known within some ms, on a very busy machine within 1 s.
+# Most seconds that a web worker waits for a cause. A crash is known within some ms, on a very busy machine within 1 s.
 PATIENCE = 3.0
 
 
@@ -147,6 +148,7 @@ class _Question:
     caller: wire.Connection
     model: ServedModel
     may_have_begun: bool
+    received: float  # time.monotonic() when nginx had the whole request
     until: float  # time.monotonic()
 
 
@@ -159,6 +161,14 @@ class HostApi:
         self._slots = slots
         self._multi_model = MultiModelApi(settings, store, sockets) if settings.multi_model else None
         self._questions: list[_Question] = []
+        self._ending = ""
+
+    def end(self, reason: str) -> None:
+        """From now on all questions and requests are answered with this reason: no model can be served any more."""
+        self._ending = reason
+        if self._multi_model:
+            self._multi_model.refuse_all(NotReady(reason, hint=ENDING_HINT, retry_after=1))
+        self.explain()
 
     def waits(self) -> bool:
         """Whether a web worker waits for a cause, so that the loop must poll."""
@@ -177,6 +187,8 @@ class HostApi:
         path, _, query_string = caller.target.decode("latin-1").partition("?")
         try:
             query = {key: values[0] for key, values in parse_qs(query_string).items()}
+            if self._ending and caller.method != "GET":
+                raise NotReady(self._ending, hint=ENDING_HINT, retry_after=1)
             if self._multi_model and self._multi_model.answers(caller, path, query):
                 return
             if path == "/models":
@@ -188,7 +200,9 @@ class HostApi:
             elif path == "/cause":
                 model = self._store.of_socket(query.get("socket", ""))
                 begun = "arrived_epoch" not in query or model.may_have_begun(float(query["arrived_epoch"]))
-                self._questions.append(_Question(caller, model, begun, time.monotonic() + PATIENCE))
+                now, patience = time.monotonic(), min(PATIENCE, float(query.get("patience", PATIENCE)))
+                received = now - max(0.0, time.time() - float(query.get("received_epoch", time.time())))
+                self._questions.append(_Question(caller, model, begun, received, now + patience))
                 self.explain()
             elif path == "/metrics":
                 reply(caller, exposition(self._store, self._slots, self._settings), content_type=METRICS_TYPE)
@@ -203,6 +217,12 @@ class HostApi:
     def _explained(self, question: _Question) -> bool:
         """Whether the question is answered: not while its cause is WAIT."""
         model = question.model
+        if self._ending:
+            lost = question.may_have_begun and model.of_phase(Phase.READY, Phase.RETIRING)
+            reason = f"the request was lost: {self._ending}" if lost else self._ending
+            cls = RunnerDied if lost else NotReady
+            self._tell(question, cls(reason, hint=ENDING_HINT, model=model.name, retry_after=1))
+            return True
         failure, recent = model.failure(), model.recent_failure()
         found = cause(
             Observed(
@@ -217,12 +237,19 @@ class HostApi:
         if found is Cause.WAIT:
             return False
         exited = RunnerDied("the model's process crashed", hint="see the log", model=model.name)
-        error = {Cause.FAILURE: failure, Cause.CRASH: recent, Cause.EXIT: exited, Cause.UNKNOWN: None}[found]
+        self._tell(
+            question, {Cause.FAILURE: failure, Cause.CRASH: recent, Cause.EXIT: exited, Cause.UNKNOWN: None}[found]
+        )
+        return True
+
+    def _tell(self, question: _Question, error: ServeError | None) -> None:
+        model, now = question.model, time.monotonic()
+        step = model.load_step()
+        since, until = (model.wanted_since, now) if step else model.cold
         shown = {
             "may_have_begun": question.may_have_begun,
-            "state": model.state(),
-            "since": round(time.monotonic() - model.wanted_since, 1),
+            "load_step": step,
+            "load": round(max(0.0, until - max(since, question.received)), 2),
             "error": errors.to_wire(error) if error else None,
         }
         reply(question.caller, msgspec.json.encode(shown))
-        return True

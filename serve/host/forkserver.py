@@ -263,6 +263,15 @@ class Forkserver:
                 raise EOFError
             yield msgspec.json.decode(raw)
 
+    def ended(self) -> str:
+        """Why the forkserver has exited, in words; it closes its channel before that."""
+        try:
+            status = self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "the forkserver has closed its channel"
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        return f"the forkserver {how}"
+
     def stop(self) -> None:
         self.process.kill()  # before the close: otherwise a report that is being sent fails with BrokenPipeError
         self.channel.close()

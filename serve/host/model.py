@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ class Stage(Enum):
     NONE = 0
     PREPARING = 1  # its archive is being unpacked
     WAITING = 2  # for memory
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    at: float  # seconds since 1970
+    reason: str
+    by: str | None  # the model that needed the memory
+    bytes: int  # that the runner held
 
 
 class RunnerProcess:
@@ -135,12 +144,19 @@ class ServedModel:
         self.leaving = False  # unloaded: callers may no longer connect
         self.stage = Stage.NONE
         self.wanted_since = 0.0  # time.monotonic()
+        self.cold = (
+            0.0,
+            0.0,
+        )  # from wanted to ready, of the last load during which no runner served (time.monotonic())
         self.runners: list[RunnerProcess] = []
         self.peak_bytes = 0  # the most that one runner held when measured; 0 before the first measurement
         self.bytes_at_ready = 0  # the same, measured right after the last load
         self.loads = 0
         self.load_seconds = 0.0
         self.evictions = 0
+        self.last_eviction: Eviction | None = None
+        self.pinned = False  # never evicted
+        self.preloaded = False  # loaded before /ping is 200
         self.crashes = 0
         self.replaced = -MINUTE  # time.monotonic() when a runner was last replaced for running out of memory
         self.failed: tuple[float, ServeError] | None = None  # the newest failure or crash, and its time.monotonic()
@@ -270,6 +286,17 @@ class ServedModel:
             return "retiring"
         return "failed" if self.pause_left() else "absent"
 
+    def load_step(self) -> str:
+        """What the load does now, in words; "" without a load."""
+        if self.stage is Stage.PREPARING:
+            return "its archive is being unpacked" if self.entry.archive else "its files are being read"
+        if self.stage is Stage.WAITING:
+            return "it waits for memory that other models hold"
+        loading = self.of_phase(Phase.LOADING)
+        if not loading or self.of_phase(Phase.READY):
+            return ""
+        return "its process is loading it" if any(each.pid for each in loading) else "its framework is being imported"
+
     def shown(self) -> dict[str, Any]:
         """The model as an entry of GET /models."""
         for each in self.runners:
@@ -281,11 +308,17 @@ class ServedModel:
             "state": state,
             "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
+            "estimatedBytes": self.config.bytes if self.config else None,
+            "peakBytes": self.peak_bytes or None,
             "runners": len(self.runners),
+            "copies": self.copies,
+            "pinned": self.pinned,
+            "preload": self.preloaded,
             "inFlight": sum(each.slot.get("in_flight") for each in self.runners),
             "lastUsed": round(self._last_used, 3) or None,
             "loads": self.loads,
             "evictions": self.evictions,
+            "lastEviction": self._last_eviction_shown(),
             "deaths": self.crashes,
             "requests": self.count("requests"),
         }
@@ -294,3 +327,8 @@ class ServedModel:
             entry["cause"] = failure.message
             entry["retryAfter"] = round(self.pause_left(), 1)
         return entry
+
+    def _last_eviction_shown(self) -> dict[str, Any] | None:
+        if not (last := self.last_eviction):
+            return None
+        return {"at": round(last.at, 3), "reason": last.reason, "for": last.by, "bytes": last.bytes}

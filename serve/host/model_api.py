@@ -148,6 +148,13 @@ class MultiModelApi:
         self._loads = [load for load in self._loads if not self._loaded(*load)]
         self._unloads = [unload for unload in self._unloads if not self._unloaded(unload)]
 
+    def refuse_all(self, error: ServeError) -> None:
+        """Answer all loads and unloads that have not ended."""
+        callers = [caller for _, caller in self._loads] + [unload.caller for unload in self._unloads]
+        self._loads, self._unloads = [], []
+        for caller in callers:
+            refuse(caller, error)
+
     def _new_model(self, entry: Entry) -> ServedModel:
         """Raises Conflict if a model of this name exists, even one that is being unloaded; and DoesNotFit."""
         if present := self._store.models.get(entry.name):

@@ -20,6 +20,7 @@ from serve.slots import Slots, State
 log = logging.getLogger(__name__)
 
 BEAT = 0.5  # seconds between ticks; /ping takes the host for dead after ten of them
+LINGER = 1.0  # seconds to answer the requests that the end of the forkserver has broken off, before the host exits
 HURRY = 0.02  # seconds between ticks while a load waits for memory, or a web worker for the cause of a failure
 
 
@@ -79,6 +80,23 @@ class Host:
         self._store.runners.retire_all()
         self._forks.stop()
 
+    def end_without_runners(self) -> str:
+        """The forkserver has exited, and the kernel kills all runners with it. Answer the requests that were lost.
+
+        Returns the cause.
+        """
+        cause = self._forks.ended()
+        reason = f"{cause}, and all models with it: the server stops"
+        self._poller.unwatch(self._forks.channel)
+        self._api.end(reason)
+        until = time.monotonic() + LINGER
+        while time.monotonic() < until:
+            self._slots.beat(State.ENDING, reason)
+            self._model_sockets.close_all_queued()
+            self._poller.wait(HURRY)
+            self._api.explain()
+        return cause
+
     def _drain(self, *_: object) -> None:
         self._draining = True
 
@@ -111,6 +129,6 @@ def run(settings: Settings, found: Catalog) -> int:
     try:
         host.run()
     except EOFError:
-        log.critical("the forkserver exited, and all runners with it")
+        log.critical("the forkserver exited, and all runners with it", extra={"cause": host.end_without_runners()})
         return 1
     return 0

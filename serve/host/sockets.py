@@ -71,6 +71,13 @@ class ModelSockets:
                     # Once: a runner that has exited stays readable (EOF) until the forkserver has reported it.
                     self._poller.watch(runner.control, partial(self._store.heard, runner), once=True)
 
+    def close_all_queued(self) -> None:
+        """Close every queued connection of every model: no model can be served any more."""
+        for model in self._store.models.values():
+            if not model.leaving:
+                self.drop(model)
+                _close_queued(model)
+
     def drop(self, model: ServedModel) -> None:
         """Stop watching a model's socket, before it is closed."""
         if self._poller.watches(model.listener):

@@ -24,7 +24,7 @@ from serve.failed_start import FailedStart
 from serve.failures import HINTS, exhausted
 from serve.host.eviction import Held, can_ever_fit, plan
 from serve.host.forkserver import Forkserver
-from serve.host.model import MINUTE, Phase, RunnerProcess, ServedModel, Stage
+from serve.host.model import MINUTE, Eviction, Phase, RunnerProcess, ServedModel, Stage
 from serve.host.runners import Exit, Runners, measure
 from serve.http.addresses import socket_name
 from serve.settings import MB, Settings
@@ -109,8 +109,11 @@ class Store:
         self.runners = Runners(settings, slots, forks)
         self._preparation = Preparation(settings, wake)
         self._waiting: list[ServedModel] = []  # loads that wait for memory, oldest first
-        self._pinned = {model.name for model in self._chosen(settings.pin, found, lambda config: config.pin)}
+        for model in self._chosen(settings.pin, found, lambda config: config.pin):
+            model.pinned = True
         preloads = self._chosen(settings.preload, found, lambda config: config.preload)
+        for model in preloads:
+            model.preloaded = True
         self._preloads = len(preloads)
         self._preloads_missing = preloads  # those that have never been ready
         self._began = time.monotonic()
@@ -184,6 +187,10 @@ class Store:
         if model.stage is not Stage.NONE or model.missing() <= 0 or model.leaving:
             return
         model.wanted_since = time.monotonic()
+        self._begin(model)
+
+    def _begin(self, model: ServedModel) -> None:
+        """The next step of a load: describe the model, or wait for memory."""
         self.changed.add(model)
         if model.config is None:
             model.stage = Stage.PREPARING
@@ -209,7 +216,9 @@ class Store:
                     failure = InternalError(f"unpacking failed: {error}", hint="see the log")
                 model.fail(failure)
             else:
-                self.want(model)
+                # On a multi-model endpoint the platform decides what stays loaded.
+                model.pinned |= model.config.pin and not self._multi_model
+                self._begin(model)
 
     def _admit(self) -> None:
         """Start the waiting loads that fit, and evict for those that do not, oldest first.
@@ -266,6 +275,8 @@ class Store:
                 self._ready(model, runner, message["ready"]["seconds"])
 
     def _ready(self, model: ServedModel, runner: RunnerProcess, seconds: float) -> None:
+        if not model.of_phase(Phase.READY):
+            model.cold = model.wanted_since, time.monotonic()
         runner.phase = Phase.READY
         now = time.monotonic_ns()
         runner.slot.set("last_used", now)
@@ -305,11 +316,13 @@ class Store:
         held = [each for each in self._held() if just_loaded is None or each.runner != just_loaded.number]
         budget = self._budget - (just_loaded.bytes if just_loaded else 0)
         for number in plan(0, budget, held, patient=True).victims:
-            self._evict(self.runners.alive[number], "over the budget")
+            by = just_loaded.model if just_loaded else None
+            self._evict(self.runners.alive[number], "over the budget", by)
 
     def _evict(self, runner: RunnerProcess, reason: str, by: str | None = None) -> None:
         model = self.models[runner.model]
         model.evictions += 1
+        model.last_eviction = Eviction(time.time(), reason, by, runner.bytes)
         self.changed.add(model)
         idle = time.monotonic() - (runner.slot.get("last_used") / 1e9 or runner.since)
         extra = {"model": runner.model, "bytes": runner.bytes, "idle_s": round(idle, 1), "reason": reason, "for": by}
@@ -327,7 +340,7 @@ class Store:
                 last_used=each.slot.get("last_used") or int(each.since * 1e9),
                 in_flight=each.slot.get("in_flight"),
                 # On a multi-model endpoint the platform evicts: a loaded model stays until it is unloaded.
-                pinned=each.model in self._pinned or (self._multi_model and each.phase is not Phase.RETIRING),
+                pinned=self.models[each.model].pinned or (self._multi_model and each.phase is not Phase.RETIRING),
                 loading=each.phase is Phase.LOADING,
                 retiring=each.phase is Phase.RETIRING,
                 slow=each.phase is Phase.RETIRING and now - each.retired > PATIENCE,
@@ -383,7 +396,7 @@ class Store:
         elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and ended.status):
             error = DoesNotFit if ended.exhausted else RunnerDied
             model.crashed(error(f"the model's process crashed: {ended.cause}", hint=hint, model=model.name))
-            if model.of_phase(Phase.READY) or model.name in self._pinned:
+            if model.of_phase(Phase.READY) or model.pinned:
                 self.want(model)  # one of several copies, or a model that must always be loaded
         elif ended.status:
             log.warning("runner exited with an error", extra={"model": model.name, "cause": ended.cause})

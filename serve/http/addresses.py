@@ -12,7 +12,9 @@ from serve.http.body import decode_json
 INVOCATIONS = "/invocations"
 # OpenAI's API; the platform forwards .../openai/v1/... here.
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-OPENAI = (CHAT, COMPLETIONS)
+EMBEDDINGS = "/v1/embeddings"
+RERANK = "/v1/rerank"  # not of OpenAI, but of Cohere, Jina and vLLM
+OPENAI = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK)
 OPENAI_FIELD = "model"
 
 SOCKET_PATH = 107  # bytes; the limit of a socket's path (unix(7)), so that file names must be short

@@ -86,9 +86,9 @@ def decode_json(body: bytes, charset: str = "utf-8", decoder: "msgspec.json.Deco
         raise BadRequest("the body's JSON is nested too deeply") from error
 
 
-def csv_rows(text: str) -> list[list[str]]:
+def csv_rows(text: str, delimiter: str = ",") -> list[list[str]]:
     """The rows of a CSV that are not empty, as strings; a quoted cell may hold line breaks. Raises BadRequest."""
-    lines = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    lines = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True, delimiter=delimiter)
     try:
         return [row for row in lines if row]
     except csv.Error as error:

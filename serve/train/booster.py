@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -20,7 +19,17 @@ _NO_MODEL = "the training was stopped before its first round: there is no model"
 
 
 class _Stopped(Exception):
-    """SIGTERM arrived before there was a model to save."""
+    """SIGTERM arrived, and there is no model to save."""
+
+
+class _Progress:
+    """Shared with the handler of SIGTERM, which only assigns: a lock could be held by the code that it interrupts."""
+
+    rounds = 0
+    stop = False
+
+    def ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.stop = True
 
 
 def run(settings: Settings) -> int:
@@ -46,6 +55,7 @@ def run(settings: Settings) -> int:
 
 
 def _give_up(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the write of the reason
     raise _Stopped
 
 
@@ -64,27 +74,34 @@ def _train(settings: Settings) -> None:
     for name, each in rows.items():
         count, features = each.features.shape
         log.info("read", extra={"channel": name, "rows": count, "features": features})
-    stop = threading.Event()
+    progress = _Progress()
     parameters = {"nthread": settings.threads, **hyperparameters.parameters(asked)}
     try:
         matrices = {name: _matrix(rows.pop(name)) for name in list(rows)}
         if asked.save_when_stopped:
-            signal.signal(signal.SIGTERM, lambda *_: stop.set())
+            signal.signal(signal.SIGTERM, progress.ask_to_stop)
         booster = xgboost.train(
             parameters,
             matrices["train"],
             asked.num_round,
             evals=[(matrix, name) for name, matrix in matrices.items()],
-            callbacks=_callbacks(xgboost, asked.early_stopping_rounds, parameters.get("booster"), stop),
+            callbacks=_callbacks(xgboost, asked.early_stopping_rounds, parameters.get("booster"), progress),
             verbose_eval=False,
         )
     except xgboost.core.XGBoostError as error:
         if exhausted(error):
             raise MemoryError("XGBoost") from error
         raise TrainingFailed(hyperparameters.reason(error)) from error
+    except _Stopped:
+        if not progress.rounds:
+            raise
+        raise TrainingFailed(
+            f"the training was stopped after {progress.rounds} rounds: there is no model, because "
+            "save_model_on_termination is false"
+        ) from None
     signal.signal(signal.SIGTERM, lambda *_: None)  # from here on the model is saved in any case
     _save(booster, settings.model_dir)
-    log.info("trained", extra={"rounds": booster.num_boosted_rounds(), "stopped": stop.is_set()})
+    log.info("trained", extra={"rounds": booster.num_boosted_rounds(), "stopped": progress.stop})
 
 
 def _matrix(rows: Any) -> Any:
@@ -93,15 +110,16 @@ def _matrix(rows: Any) -> Any:
     return xgboost.DMatrix(rows.features, label=rows.labels, weight=rows.weights, qid=rows.queries)
 
 
-def _callbacks(xgboost: Any, rounds: int, booster: str | None, stop: threading.Event) -> list[Any]:
-    class Progress(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+def _callbacks(xgboost: Any, rounds: int, booster: str | None, progress: _Progress) -> list[Any]:
+    class Rounds(xgboost.callback.TrainingCallback):  # type: ignore[misc]
         def after_iteration(self, model: Any, epoch: int, evals_log: Mapping[str, Mapping[str, list[float]]]) -> bool:
             print(line(epoch, evals_log), flush=True)
-            return stop.is_set()
+            progress.rounds += 1
+            return progress.stop
 
     # Only trees can be cut after the best round; for gblinear XGBoost records the number of the best round.
     early = [xgboost.callback.EarlyStopping(rounds=rounds, save_best=booster != "gblinear")] if rounds else []
-    return [Progress(), *early]
+    return [Rounds(), *early]
 
 
 def line(number: int, scores: Mapping[str, Mapping[str, list[float]]]) -> str:

@@ -170,7 +170,10 @@ def _table(file: Path, kind: str, width: int, weighted: bool) -> tuple[Rows, int
 
 
 def _libsvm(channels: Mapping[str, Channel], labels: tuple[float, float]) -> dict[str, Rows]:
-    """The rows of libsvm files. Indices count from 0 if any file has an index 0, else from 1, as at inference."""
+    """The rows of libsvm files, as many columns as the largest index of all needs: indices are read as written.
+
+    XGBoost and AWS's container do the same: a file that counts from 1 has a column 0 without values.
+    """
     lines: dict[str, list[libsvm.Lines]] = {}
     for name, channel in channels.items():
         lines[name] = []
@@ -181,10 +184,9 @@ def _libsvm(channels: Mapping[str, Channel], labels: tuple[float, float]) -> dic
     named = [each.columns for parts in lines.values() for each in parts if len(each.columns)]
     if not named:
         raise TrainingFailed("no row has a feature")
-    first = min(1, *(int(columns.min()) for columns in named))
-    width = max(int(columns.max()) for columns in named) + 1 - first
+    width = max(int(columns.max()) for columns in named) + 1
     return {
-        name: _together([Rows(each.matrix(first, width), each.labels, each.weights, each.queries) for each in parts])
+        name: _together([Rows(each.matrix(width), each.labels, each.weights, each.queries) for each in parts])
         for name, parts in lines.items()
     }
 

@@ -26,8 +26,8 @@ AWS = (
     "lambdarank_pair_method", "max_bin", "max_delta_step", "max_depth", "max_leaves", "min_child_weight",
     "monotone_constraints", "normalize_type", "nthread", "num_class", "num_parallel_tree", "objective", "one_drop",
     "predictor", "prob_buffer_row", "process_type", "rate_drop", "refresh_leaf", "sample_type", "sampling_method",
-    "scale_pos_weight", "seed", "single_precision_histogram", "sketch_eps", "skip_drop", "subsample", "tree_method",
-    "tweedie_variance_power", "updater", "use_dask_gpu_training", "verbosity",
+    "scale_pos_weight", "seed", "silent", "single_precision_histogram", "sketch_eps", "skip_drop", "subsample",
+    "tree_method", "tweedie_variance_power", "updater", "use_dask_gpu_training", "verbosity",
 )  # fmt: skip
 _COUNTS = ("count:", "reg:gamma", "reg:tweedie", "rank:ndcg")
 _ELSEWHERE = {

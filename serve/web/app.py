@@ -39,7 +39,7 @@ def create(settings: Settings, slot: int) -> Flask:
     slots = Slots(settings.slots)
     counts = slots.slot(slot)
     counts.set("pid", os.getpid())
-    host = HostClient(settings.host_socket)
+    host = HostClient(settings.host_socket, slots)
     known = Loaded(settings.sockets) if settings.multi_model else _published(settings.catalog)
     invocations = Invocations(settings, known, host)
 

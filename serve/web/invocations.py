@@ -14,6 +14,7 @@ from flask import Response, request
 from werkzeug.datastructures import Headers
 
 from serve.catalog.catalog import Catalog, Entry
+from serve.catalog.kinds import API_HANDLERS
 from serve.errors import (
     BadRequest,
     InternalError,
@@ -25,24 +26,23 @@ from serve.errors import (
     Unavailable,
 )
 from serve.http import media, wire
-from serve.http.addresses import OPENAI_FIELD, peek, socket_name
-from serve.http.clock import parse_clock
+from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek, socket_name
+from serve.http.clock import Clock, parse_clock
 from serve.settings import Settings
 from serve.web.host_client import BrokenConnection, HostClient
 
 # The header of the platform, and a plain name for use without it; the platform strips the second.
 TARGET_HEADERS = ("X-Amzn-SageMaker-Target-Model", "TargetModel")
-OPENAI_HANDLER = "text_generation"
 
 
-def openai_models(entries: Iterable[Entry]) -> list[str]:
-    """The models that support OpenAI's paths. Archives, whose handler is unknown, count only if there are no others."""
+def api_models(entries: Iterable[Entry], handlers: Sequence[str]) -> list[str]:
+    """The models of these handlers. Archives, whose handler is unknown, count only if there are no others."""
     usable = [entry for entry in entries if not entry.problem]
-    known = [entry.name for entry in usable if entry.config and entry.config.handler == OPENAI_HANDLER]
+    known = [entry.name for entry in usable if entry.config and entry.config.handler in handlers]
     return known or [entry.name for entry in usable if not entry.config]
 
 
-def openai_default(models: Sequence[str], default: str | None) -> str | None:
+def api_default(models: Sequence[str], default: str | None) -> str | None:
     """The model for an empty `model`, as SageMaker's own examples send it: the default, or the only one of `models`."""
     if default in models:
         return default
@@ -62,7 +62,7 @@ class UpstreamAttempt:
     socket: str  # file name of the model's socket; "" if nginx was not given one
     connected: bool  # the socket accepted the connection
     timed_out: bool  # nginx's own timeout has passed
-    arrived_epoch: float | None  # when nginx began to receive the request, in seconds since 1970
+    clock: Clock | None  # when nginx received the request
 
     @classmethod
     def parse(cls, headers: Headers | Mapping[str, str]) -> "UpstreamAttempt | None":
@@ -75,12 +75,11 @@ class UpstreamAttempt:
         tried = headers.get("X-Serve-Tried", "")
         if not tried:
             return None
-        clock = parse_clock(headers.get("X-Serve-Clock", ""))
         return cls(
             socket=headers.get("X-Serve-Socket", ""),
             connected=_last(headers.get("X-Serve-Connected", "")) not in ("", "-"),
             timed_out=_last(tried) == "504",
-            arrived_epoch=clock.arrived_epoch if clock else None,
+            clock=parse_clock(headers.get("X-Serve-Clock", "")),
         )
 
 
@@ -90,27 +89,30 @@ def _last(values: str) -> str:
 
 def broken(attempt: UpstreamAttempt, found: BrokenConnection, model: str, request_limit: float) -> ServeError:
     """The error for a request that reached the model's socket and was not answered, from what the host knows."""
+    limit = f"{request_limit:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)"
+    load = f"; the load of the model took {found.load:.1f} s of them" if found.load >= 0.1 else ""
     # A crash that ended a stuck request says nothing about this one, if this one has not begun.
-    other = isinstance(found.error, RunnerDied) or (found.error is None and found.state != "loading")
+    other = isinstance(found.error, RunnerDied) or (found.error is None and not found.load_step)
     if attempt.timed_out and not found.may_have_begun and other:
         return TooLate(
-            f"timeout: work on the request did not begin within {request_limit:g} s: earlier requests are at work",
+            f"timeout: work on the request did not begin within {limit}: earlier requests are at work{load}",
             hint="retry; raise copies in model.toml, or SAGEMAKER_MODEL_SERVER_TIMEOUT",
             model=model,
             retry_after=1,
         )
     if found.error is not None:
         return found.error
-    if found.state == "loading":
+    if found.load_step:
+        over = f", and the limit of a request is {limit}" if attempt.timed_out else ""
         return Unavailable(
-            f"model {model!r} is still loading, since {found.since:.0f} s",
-            hint="retry: the load continues",
+            f"model {model!r} is still loading: {found.load_step}; the request has waited {found.load:.1f} s{over}",
+            hint="retry: the load continues; preload = true in model.toml loads the model at the start",
             model=model,
             retry_after=5,
         )
     if attempt.timed_out:
         return TooLate(
-            f"timeout: no answer within {request_limit:g} s",
+            f"timeout: no answer within {limit}{load}",
             hint="send less at once, or raise SAGEMAKER_MODEL_SERVER_TIMEOUT",
             model=model,
             retry_after=1,
@@ -121,9 +123,10 @@ def broken(attempt: UpstreamAttempt, found: BrokenConnection, model: str, reques
 class _Api:
     """How a request of one API names its model: by a field of its JSON body, or not at all."""
 
-    def __init__(self, field: str, default: str | None) -> None:
+    def __init__(self, field: str, default: str | None, models: Sequence[str] | None) -> None:
         self.field = field
         self.default = default  # for a request that names no model
+        self.models = models  # that support the API; None: all
         self.name_in = peek(field)
 
 
@@ -132,10 +135,11 @@ class Invocations:
         self._settings = settings
         self._catalog = catalog
         self._host = host
-        self._openai_models = openai_models(catalog.entries.values())
         default = catalog.default(settings.default_model)
-        self._sagemaker = _Api(settings.model_field, default)
-        self._openai = _Api(OPENAI_FIELD, openai_default(self._openai_models, default))
+        self._apis = {INVOCATIONS: _Api(settings.model_field, default, None)}
+        for path, handlers in API_HANDLERS.items():
+            models = api_models(catalog.entries.values(), handlers)
+            self._apis[path] = _Api(OPENAI_FIELD, api_default(models, default), models)
         self._by_socket = {socket_name(name): name for name in catalog.entries}
 
     def resolve(self, asked: str) -> str:
@@ -155,17 +159,16 @@ class Invocations:
             if each.problem
         ]
 
-    def answer(self, named: str | None = None, *, openai: bool = False) -> Response:
-        """Answer a request to a model. `named`: from the path; `openai`: the path is one of OpenAI's."""
+    def answer(self, named: str | None = None, *, path: str = INVOCATIONS) -> Response:
+        """Answer a request to a model. `named`: from the path; `path`: the API, INVOCATIONS or one of OpenAI's."""
         if attempt := UpstreamAttempt.parse(request.headers):
             self._explain(attempt, named)
-        return _sent_to(self.resolve(self._requested(named, openai)))
+        return _sent_to(self.resolve(self._requested(named, self._apis[path])))
 
-    def _requested(self, named: str | None, openai: bool) -> str:
+    def _requested(self, named: str | None, api: "_Api") -> str:
         """The model's name as the caller gives it: in path, header, body or custom attributes; else the default."""
         if asked := _addressed(named):
             return asked
-        api = self._openai if openai else self._sagemaker
         asked = (
             self._in_body(api)
             or in_attributes(request.headers.get("X-Amzn-SageMaker-Custom-Attributes", ""), self._settings.model_field)
@@ -173,7 +176,7 @@ class Invocations:
         )
         if asked:
             return asked
-        listed = self._openai_models[:20] if openai else self._catalog.some()
+        listed = self._catalog.some() if api.models is None else api.models[:20]
         raise BadRequest(
             f"the request names no model; available: {', '.join(listed) or 'none for this path'}",
             hint=f"put {api.field!r} into the JSON body, or send {TARGET_HEADERS[0]}",
@@ -198,14 +201,16 @@ class Invocations:
         if socket_name(name) == attempt.socket:
             self.resolve(name)
         if not attempt.connected and not attempt.timed_out:
+            self._host.check()  # without a host, connections to any model are refused
             raise QueueFull(
                 f"the queue is full: {self._settings.queue_limit} requests wait for model {name!r}",
                 hint="retry later; raise copies in model.toml, or SERVE_QUEUE_LIMIT",
                 model=name,
                 retry_after=1,
             )
-        found = self._host.broken_connection(attempt.socket, attempt.arrived_epoch)
-        raise broken(attempt, found, name, self._settings.request_limit)
+        limit = self._settings.request_limit
+        found = self._host.broken_connection(attempt.socket, attempt.clock, limit)
+        raise broken(attempt, found, name, limit)
 
 
 def _addressed(named: str | None) -> str | None:

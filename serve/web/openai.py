@@ -4,20 +4,25 @@ import time
 from typing import Any
 
 import msgspec
-from flask import Flask, Response
+from flask import Flask, Response, request
 
+from serve.catalog.kinds import API_HANDLERS
 from serve.errors import ModelNotFound
 from serve.http import media
-from serve.http.addresses import CHAT, COMPLETIONS
+from serve.http.addresses import CHAT, EMBEDDINGS, OPENAI
 from serve.web.host_client import HostClient
-from serve.web.invocations import OPENAI_HANDLER, Invocations
+from serve.web.invocations import Invocations
+
+# As in OpenAI's list. Whether a classifier can rerank is known once it is loaded.
+LISTED = (*API_HANDLERS[CHAT], *API_HANDLERS[EMBEDDINGS])
 
 
 def add_routes(app: Flask, host: HostClient, invocations: Invocations) -> None:
-    @app.post(CHAT)
-    @app.post(COMPLETIONS)
     def openai() -> Response:
-        return invocations.answer(openai=True)
+        return invocations.answer(path=request.path.rstrip("/"))
+
+    for path in OPENAI:
+        app.post(path)(openai)
 
     @app.get("/v1/models")
     def list_openai_models() -> Response:
@@ -39,7 +44,7 @@ def _models(host: HostClient) -> list[dict[str, Any]]:
     return [
         {"id": each["modelName"], "object": "model", "created": created, "owned_by": "this server"}
         for each in msgspec.json.decode(body)["models"]
-        if each["handler"] in (OPENAI_HANDLER, None)  # None: an archive that is not unpacked yet
+        if each["handler"] in (*LISTED, None)  # None: an archive that is not unpacked yet
     ]
 
 

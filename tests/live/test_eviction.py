@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,24 @@ def test_the_least_recently_used_model_is_evicted(server: Server) -> None:
     wait_until(lambda: not alive(second))
     assert {name: server.model(name)["evictions"] - before[name] for name in SIZES} == {"a": 0, "b": 1, "c": 0}
     assert _pid(server, "a") == first
-    assert server.model("b")["state"] == "absent"
-    assert server.model("b")["bytes"] == 0
+    _assert_explained(server, "b", "c")
+
+
+def _assert_explained(server: Server, victim: str, by: str) -> None:
+    """GET /models and the log name the model that needed the memory, the time and the freed bytes."""
+    shown = server.model(victim)
+    assert (shown["state"], shown["bytes"]) == ("absent", 0)
+    last = shown["lastEviction"]
+    # By its estimate `c` fits beside both, and by its measure it does not.
+    assert last["reason"] in ("to load another model", "over the budget")
+    assert last["for"] == by
+    assert abs(time.time() - last["at"]) < 60
+    logged = [each for each in server.events("evicted") if each["model"] == victim][-1]
+    assert (logged["reason"], logged["for"], logged["bytes"]) == (last["reason"], last["for"], last["bytes"])
+    # The estimate knows only the files; the array of 60 MB and more is measured.
+    assert shown["estimatedBytes"] < 40 * MB < 60 * MB < shown["peakBytes"]
+    assert last["bytes"] <= shown["peakBytes"]
+    assert server.model(by)["lastEviction"] is None or server.model(by)["lastEviction"]["at"] < last["at"]
 
 
 def test_a_victim_answers_the_requests_it_holds(server: Server, tmp_path: Path, later: Later) -> None:
@@ -148,11 +166,22 @@ def test_a_pinned_model_stays(start: Start, models: Path) -> None:
     toy(models, "hungry", "pinned", {"model.toml": "pin = true"})
     toy(models, "hungry", "x")
     toy(models, "hungry", "y")
-    server = start(models, SERVE_MEMORY_BUDGET_MB=BUDGET)
+    packed = toy(models.parent, "echo", "packed", {"model.toml": "pin = true\ncopies = 2"})
+    shutil.make_archive(str(models / "packed"), "gztar", packed)
+    server = start(models, SERVE_MEMORY_BUDGET_MB=BUDGET, SERVE_PRELOAD="x")
     pinned = _pid(server, "pinned")
 
     turns = [_pid(server, name) for name in ("x", "y", "x", "y")]
 
     assert len(set(turns)) == 4
-    assert server.model("pinned")["evictions"] == 0
+    shown = {name: server.model(name) for name in ("pinned", "x", "packed")}
+    assert {name: (each["pinned"], each["preload"], each["copies"]) for name, each in shown.items()} == {
+        "pinned": (True, False, 1),
+        "x": (False, True, 1),
+        "packed": (False, False, 1),  # the model.toml in an archive is not known yet
+    }
+    assert (shown["pinned"]["evictions"], shown["pinned"]["lastEviction"]) == (0, None)
+    assert shown["packed"]["estimatedBytes"] is None
+    assert server.invoke("packed", "x", "text/plain").status == 200
+    assert [server.model("packed")[key] for key in ("pinned", "copies")] == [True, 2]
     assert _pid(server, "pinned") == pinned

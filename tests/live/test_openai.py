@@ -9,6 +9,7 @@ import pytest
 from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.stack import Server
+from tests.unit import tiny_encoders
 
 HELLO: Any = [{"role": "user", "content": "w1 w2"}]
 
@@ -18,6 +19,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     tiny.gpt2(shared_models / "talker")
     (shared_models / "talker" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
     tiny.xgboost_model(shared_models / "trees")
+    tiny_encoders.sentences(shared_models / "vectors")
     return start_shared(shared_models)
 
 
@@ -53,7 +55,7 @@ def test_completions_take_several_prompts(client: openai.OpenAI) -> None:
 
 
 def test_the_models_with_the_api_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["talker"]
+    assert [model.id for model in client.models.list()] == ["talker", "vectors"]
     assert client.models.retrieve("talker").object == "model"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("trees")
@@ -72,3 +74,32 @@ def test_errors_are_those_of_the_client_with_our_message(client: openai.OpenAI, 
         straight.chat.completions.create(model="missing", messages=HELLO)
     assert straight.chat.completions.create(model="", messages=HELLO, max_tokens=1).model == "talker"
     assert server.request("GET", "/v1/chat/completions").status == 405
+
+
+@pytest.mark.peer("openai")
+@pytest.mark.parametrize("model", ["vectors", ""])
+def test_embeddings_are_made(client: openai.OpenAI, model: str) -> None:
+    """In base64, the client's default, and as numbers; of texts and of tokens; an empty model is the only one."""
+    texts = ["ba be", "lo ki da"]
+    default = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    assert [each.embedding for each in default.data] == [each.embedding for each in plain.data]
+    assert [len(each.embedding) for each in plain.data] == [16, 16]
+    assert [each.index for each in plain.data] == [0, 1]
+    tokens = client.embeddings.create(model=model, input=[[2, 5, 6, 3]])  # [CLS] ba be [SEP]
+    assert tokens.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
+    assert (tokens.usage.prompt_tokens, plain.usage.total_tokens, plain.model) == (4, 9, "vectors")
+    assert len(client.embeddings.create(model=model, input="ba", dimensions=4).data[0].embedding) == 4
+    with pytest.raises(openai.BadRequestError, match="empty list of tokens"):
+        client.embeddings.create(model=model, input=[[]])
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="talker", input="ba")
+
+
+def test_documents_are_ranked_by_their_embeddings(client: openai.OpenAI) -> None:
+    """Over HTTP, by the only model that can; the nearest document is the query itself."""
+    body = {"query": "ba be", "documents": ["lo", "ba be", "ki"], "top_n": 1}
+    made: Any = client.post("/rerank", body=body, cast_to=object)
+    assert made["results"] == [
+        {"index": 1, "relevance_score": pytest.approx(1, abs=1e-5), "document": {"text": "ba be"}}
+    ]

@@ -23,7 +23,9 @@ from sklearn.tree import DecisionTreeRegressor
 from serve.convert import command as convert
 from serve.convert import sandbox
 from serve.handlers.arrays import sklearn
+from serve.handlers.xgboost import dmatrix
 from tests.unit.configs import config_of
+from tests.unit.test_xgboost_container import VERSIONS, models, same
 from tests.unit.warm_child import WarmChildren
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,24 @@ def test_a_pickle_becomes_a_model_that_is_only_data(tmp_path: Path, booster: xgb
 
 
 TRAP = b"cposix\nsystem\n(S'id > sprung'\ntR."
+
+
+@pytest.mark.peer("xgboost-container")
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("form", ["saved", "pickled"])
+def test_a_model_of_reg_linear_is_converted_from_every_version(
+    tmp_path: Path, run: Run, version: str, form: str
+) -> None:
+    """The objective of AWS's Abalone example; the scores are those of the container that made the file."""
+    for number, model in enumerate(models(version)):
+        if (model.form, model.fact["objective"], model.fact["booster"]) == (form, "reg:linear", "gbtree"):
+            (tmp_path / "xgboost-model").write_bytes(model.data)
+            done = run(tmp_path / "xgboost-model", tmp_path / f"{number}.ubj")
+            assert done.returncode == 0, done.stderr
+            booster = xgboost.Booster(model_file=tmp_path / f"{number}.ubj")
+            case = next(model.cases())
+            rows = dmatrix.read(case.body.encode(), case.content_type, width=case.columns)
+            assert same(version, booster.predict(rows).reshape(-1, 1), case.wanted)
 
 
 @pytest.mark.parametrize(

@@ -409,8 +409,8 @@ def test_code_that_cannot_serve_makes_the_model_unusable(
         ("import no_such_module.part", "put no-such-module into code/lib (pip install --target code/lib ...)"),
         ("from PIL import Image", "put pillow into code/lib"),
         ("from sklearn.externals import joblib", f"sklearn {metadata.version('scikit-learn')} is installed"),
-        ("import sagemaker_inference.transformer", "the server's sagemaker_inference has only"),
-        ("from sagemaker_inference import default_inference_handler", "put sagemaker-inference into code/lib"),
+        ("import sagemaker_inference.no_such_part", "the server's sagemaker_inference has only"),
+        ("from sagemaker_inference import no_such_part", "the server's sagemaker_inference has only"),
         ("import os\nos.environ['SM_CHANNEL_TRAINING']", "the log has the traceback"),
         ("def model_fn(d): import no_such_module\ndef predict_fn(data, model): ...", "put no-such-module into"),
         (

@@ -242,7 +242,7 @@ def test_a_module_that_is_not_there_says_so_when_it_is_used(served: Callable[...
     """)
     failed = outcome(handler, b"0")
     assert isinstance(failed, InternalError)
-    assert "framework.env.ServingEnv is not in this image" in failed.message
+    assert "_env.ServingEnv is not in this image" in failed.message
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_a_booster_alone_serves_as_script_mode_would(
         (b"1,2", CSV, "row 1 has 2 columns; the model has 3 features"),
         (b"1,2,3\n1,2,x", CSV, "row 2, column 3: 'x' is not a number"),
         (b"\n", CSV, "there are no rows"),
-        (b"3:1", "text/libsvm", "a row has feature number 3; the model has 3 features, counted from 0"),
+        (b"3:1", "text/libsvm", "a row has feature number 3; the model has 3 features, numbered from 0 to 2"),
         (b"0:1e39", "text/libsvm", "row 1, column 1 is infinite"),
         (b"x", "application/x-recordio-protobuf", "record 1 does not begin with RecordIO's magic number"),
         (b"[[1, 2, 3, 4]]", JSON, "row 1 has 4 columns; the model has 3 features"),

@@ -155,7 +155,7 @@ def test_a_chats_likelihoods_name_the_alternatives(handler: TextGeneration) -> N
     content = chat(handler, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
     assert len(content) == 8
     assert all(each["top_logprobs"][0]["logprob"] == each["logprob"] for each in content)  # greedy takes the likeliest
-    assert all(each["bytes"] == list(each["token"].encode()) for each in content)
+    assert all(each["bytes"] == list(each["token"].encode()) for each in content if "\\x" not in each["token"])
 
 
 def test_a_presence_penalty_forbids_repeating(handler: TextGeneration) -> None:

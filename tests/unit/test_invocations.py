@@ -3,6 +3,7 @@
 import pytest
 
 from serve.errors import InternalError, ModelFailed, RunnerDied, ServeError, TooLate, Unavailable
+from serve.http.clock import Clock
 from serve.web.host_client import BrokenConnection
 from serve.web.invocations import UpstreamAttempt, broken, in_attributes
 
@@ -34,18 +35,18 @@ def test_nginx_describes_its_last_attempt(headers: dict[str, str], expected: tup
     """In lists of one value for each hop."""
     attempt = UpstreamAttempt.parse({f"X-Serve-{name}": value for name, value in headers.items()})
     assert expected == (attempt and (attempt.connected, attempt.timed_out))
-    assert attempt is None or (attempt.socket, attempt.arrived_epoch) == ("m.sock", None)
+    assert attempt is None or (attempt.socket, attempt.clock) == ("m.sock", None)
 
 
 def test_the_arrival_is_now_less_the_time_spent() -> None:
     """In seconds since 1970, as nginx stamps it."""
     attempt = UpstreamAttempt.parse({"X-Serve-Tried": "504", "X-Serve-Clock": "1000.500 0.250"})
     assert attempt is not None
-    assert attempt.arrived_epoch == 1000.25
+    assert attempt.clock == (1000.25, 0.25)
 
 
-TIMED_OUT = UpstreamAttempt(socket="m.sock", connected=True, timed_out=True, arrived_epoch=1.0)
-BROKE_OFF = UpstreamAttempt(socket="m.sock", connected=True, timed_out=False, arrived_epoch=1.0)
+TIMED_OUT = UpstreamAttempt(socket="m.sock", connected=True, timed_out=True, clock=Clock(1.0, 0.0))
+BROKE_OFF = UpstreamAttempt(socket="m.sock", connected=True, timed_out=False, clock=Clock(1.0, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ BROKE_OFF = UpstreamAttempt(socket="m.sock", connected=True, timed_out=False, ar
     [
         pytest.param(BROKE_OFF, {"error": RunnerDied("x")}, RunnerDied, "x", id="the host knows a crash"),
         pytest.param(BROKE_OFF, {"error": None}, InternalError, "without an answer", id="nothing is known"),
-        pytest.param(BROKE_OFF, {"error": None, "state": "loading"}, Unavailable, "loading", id="it is loading again"),
+        pytest.param(BROKE_OFF, {"error": None, "load_step": "x"}, Unavailable, "loading: x", id="it is loading again"),
         pytest.param(TIMED_OUT, {"error": None}, TooLate, "no answer within 9 s", id="work took too long"),
         pytest.param(
             TIMED_OUT, {"error": None, "may_have_begun": False}, TooLate, "did not begin within 9 s", id="it was queued"
@@ -77,10 +78,24 @@ BROKE_OFF = UpstreamAttempt(socket="m.sock", connected=True, timed_out=False, ar
         ),
         pytest.param(
             TIMED_OUT,
-            {"error": None, "may_have_begun": False, "state": "loading"},
+            {"error": None, "may_have_begun": False, "load_step": "it waits for memory", "load": 8.0},
             Unavailable,
-            "still loading",
+            "still loading: it waits for memory; the request has waited 8.0 s, and the limit of a request is 9 s",
             id="it waited for a load",
+        ),
+        pytest.param(
+            TIMED_OUT,
+            {"error": None, "may_have_begun": False, "load": 7.0},
+            TooLate,
+            "earlier requests are at work; the load of the model took 7.0 s of them",
+            id="it was queued behind a load",
+        ),
+        pytest.param(
+            TIMED_OUT,
+            {"error": None, "load": 7.0},
+            TooLate,
+            "no answer within 9 s (SAGEMAKER_MODEL_SERVER_TIMEOUT); the load of the model took 7.0 s",
+            id="its work began late, because of a load",
         ),
     ],
 )

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils.quantization_config import QuantizationMethod
 
 from serve.errors import ModelUnusable
 from tests.unit.test_generation_toys import handler_of, save_toy
@@ -74,3 +77,43 @@ def test_model_toml_alone_does_not_let_code_run(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match="the operator has not allowed") as refused:
         handler_of(tmp_path, options={"trust_remote_code": True})
     assert "HF_TRUST_REMOTE_CODE" in refused.value.hint
+
+
+METHODS = [*(method.value for method in QuantizationMethod), "modelopt", "unheard-of"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_quantised_weights_are_refused_at_the_load(tmp_path: Path, method: str) -> None:
+    """Of every method that transformers knows, and of those that it ignores: it would take the weights for values."""
+    config(save_toy(tmp_path), quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(ModelUnusable, match=rf"quantised \({method}\)") as refused:
+        handler_of(tmp_path)
+    assert "weights that they were made from" in refused.value.hint
+
+
+def nested(directory: Path) -> None:
+    config(directory, text_config={"quantization_config": {"quant_method": "fp8"}})
+
+
+def scaled(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    name = next(each for each in weights if each.endswith("attn.weight"))
+    save_file(weights | {f"{name}_scale_inv": torch.ones(1)}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("quantize", "named"),
+    [
+        (nested, r"quantised \(fp8\)"),
+        (lambda d: (d / "quantize_config.json").write_text("{}"), "quantize_config.json"),
+        (scaled, "attn.weight_scale_inv"),
+    ],
+)
+def test_quantised_weights_are_recognised_without_a_quantization_config(
+    tmp_path: Path, quantize: Any, named: str
+) -> None:
+    """In a part of the config, by a file of the tool, or by the scales among the weights."""
+    quantize(save_toy(tmp_path))
+    with pytest.raises(ModelUnusable, match=named):
+        handler_of(tmp_path)

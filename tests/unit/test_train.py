@@ -72,6 +72,7 @@ def test_every_name_of_awss_container_is_taken() -> None:
     }  # fmt: skip
     old = {
         "sketch_eps": "0.1",
+        "silent": "0",
         "predictor": "cpu_predictor",
         "dsplit": "row",
         "lambda_bias": "0.1",
@@ -189,16 +190,29 @@ def test_csv_may_have_weights(root: Path) -> None:
     assert found.weights.tolist() == [0.5, 2]
 
 
+@pytest.mark.peer("xgboost-container")
 @pytest.mark.parametrize(("lines", "first"), [("1 0:5 2:7\n0 1:6\n", 0), ("1 1:5 3:7\n0 2:6\n", 1)])
-def test_libsvm_counts_from_0_or_from_1(root: Path, lines: str, first: int) -> None:
-    """As all files together say: one of them alone may begin late. The widest of any channel is the width of all."""
+def test_libsvm_indices_of_all_files_are_read_as_written(root: Path, lines: str, first: int) -> None:
+    """A file that counts from 1 leaves column 0 empty. The widest of any channel is the width of all."""
     put(root, {"train/a": lines, "train/b": f"2 {first + 2}:1 # late\n\n", "validation/v": f"3 {first + 3}:4\n"})
 
     found = read(root)
 
-    np.testing.assert_array_equal(dense(found["train"]), [[5, NAN, 7, NAN], [NAN, 6, NAN, NAN], [NAN, NAN, 1, NAN]])
-    np.testing.assert_array_equal(dense(found["validation"]), [[NAN, NAN, NAN, 4]])
+    empty = [NAN] * first
+    wanted = [[*empty, 5, NAN, 7, NAN], [*empty, NAN, 6, NAN, NAN], [*empty, NAN, NAN, 1, NAN]]
+    np.testing.assert_array_equal(dense(found["train"]), wanted)
+    np.testing.assert_array_equal(dense(found["validation"]), [[*empty, NAN, NAN, NAN, 4]])
     assert found["train"].labels.tolist() == [1, 0, 2]
+
+
+@pytest.mark.peer("xgboost-container", differs="XGBoost takes the next line's label for the value that is not there.")
+def test_the_last_cell_of_a_libsvm_line_may_lack_its_value(root: Path) -> None:
+    """A line of AWS's multiclass example ends so. The cell is missing, and its column counts."""
+    put(root, {"train/a": "1 1:2 3:\n0 2:5 3: # a comment\n"}, "libsvm")
+
+    found = read(root)["train"]
+
+    np.testing.assert_array_equal(dense(found), [[NAN, 2, NAN, NAN], [NAN, NAN, 5, NAN]])
 
 
 def test_libsvm_may_have_weights_and_queries(root: Path) -> None:
@@ -280,6 +294,7 @@ def test_without_a_configuration_the_directories_are_the_channels(root: Path) ->
         ({"train/a": "1 0:2 1:one\n"}, "libsvm", "train/a: row 1, column 3: '1:one' is not index:value"),
         ({"train/a": "1 qid:1 0:2\n1 0:2\n"}, "libsvm", "train/a: some rows have a qid:"),
         ({"train/a": "1\n0\n"}, "libsvm", "no row has a feature"),
+        ({"train/a": "1 0: 2:1\n"}, "libsvm", "train/a: row 1, column 2: '0:' is not index:value"),
         ({"train/a": "1 0:1e39\n"}, "libsvm", "train/a: row 1 has a value that is infinite"),
         ({"train/a": "PAR1"}, "parquet", "train/a: invalid Parquet"),
         ({"train/a": framed(message(tensor([1, 2])))}, "application/x-recordio-protobuf", "record 1 has no label"),

@@ -2,9 +2,11 @@
 
 import io
 import struct
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from serve.formats import values
 from serve.handlers.arrays import tensors
 from serve.handlers.base import Request
 from serve.http import media
+from tests.unit.configs import config_of
 
 JSON, CSV, NPY, NPZ, TEXT = media.JSON, media.CSV, media.NPY, media.NPZ, media.TEXT
 
@@ -139,12 +142,14 @@ def test_rows_of_numbers(text: str, rows: list[list[float | None]] | None) -> No
         assert np.array_equal(values.read(text.encode(), CSV), np.array(rows, float), equal_nan=True)
 
 
-def test_lists_may_be_as_deep_as_numpys_arrays() -> None:
+def test_lists_may_be_as_deep_as_numpys_arrays(tmp_path: Path) -> None:
     """More than its flat iterator can do."""
     assert values.values(values.read(b"[" * 40 + b"1" + b"]" * 40, JSON)).ndim == 40
     asked = Request(body=b"[" * 40 + b'"a"' + b"]" * 40, content_type=JSON)
     with pytest.raises(BadRequest, match="has shape"):
-        tensors.read(asked, [tensors.Input(name="x", dtype=np.dtype(object), shape=(None,))], "model_type")
+        tensors.decoded(
+            asked, [tensors.Input(name="x", dtype=np.dtype(object), shape=(None,))], config_of("onnx", tmp_path)
+        )
 
 
 def test_a_table_takes_room_for_the_cells_it_has() -> None:
@@ -257,3 +262,53 @@ def test_damaged_bodies_are_read_or_refused(given_body: tuple[bytes, str]) -> No
     except ServeError as error:
         status = int(error.status)
     assert 400 <= status < 500
+
+
+class Odd:
+    """An object without a form in JSON or CSV."""
+
+
+class Returned(Odd):
+    def tolist(self) -> Any:
+        return self
+
+
+class Endless(Odd):
+    def tolist(self) -> Any:
+        return Endless()
+
+
+def itself() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+NO_JSON = [
+    *(Odd(), Odd, len, object(), range(3), {1, 2}.__iter__(), iter(()), zip(), map(str, ()), 1j),
+    *({}.keys(), {}.items(), open, sys, Returned(), Endless(), np.complex64(1), np.array([Odd()]), np.clongdouble(1)),
+    *(itself(), [itself()], {"a": Odd()}, {(1, 2): 3}, slice(1), type, NotImplemented, io.BytesIO()),
+]
+
+
+@pytest.mark.peer("inference-toolkit")
+@pytest.mark.parametrize("value", NO_JSON, ids=lambda value: type(value).__name__)
+def test_what_is_no_json_is_named(value: Any) -> None:
+    """A TypeError, as from the toolkits' json.dumps, for every kind of object; never a RecursionError."""
+    with pytest.raises(TypeError):
+        values.write(value, JSON)
+    with pytest.raises(TypeError):
+        values.chunk(value if not isinstance(value, str) else [value])
+
+
+@pytest.mark.parametrize("value", [np.longdouble(0.5), np.array([0.5], np.longdouble)[0], np.float16(0.5)])
+def test_a_number_of_any_width_is_json(value: Any) -> None:
+    """A longdouble of numpy is its own `tolist`."""
+    assert values.write({"a": value}, JSON) == b'{"a":0.5}'
+
+
+@pytest.mark.parametrize("value", [Odd(), [Odd()], [[1, Odd()]], [{"a": Odd()}]])
+def test_an_object_without_a_text_is_no_cell(value: Any) -> None:
+    """Rather than its address in memory."""
+    with pytest.raises(TypeError, match="Odd cannot be written"):
+        values.write(value, CSV)

@@ -139,7 +139,7 @@ def test_every_format_of_a_row_gives_the_same_answer(served: Callable[..., XGBoo
     handler = served(logistic)
     row = ROWS[:1]
     values = [None if np.isnan(value) else float(value) for value in row[0]]
-    libsvm = b"1 " + b" ".join(b"%d:%b" % (n, str(v).encode()) for n, v in enumerate(values, 1) if v is not None)
+    libsvm = b"1 " + b" ".join(b"%d:%b" % (n, str(v).encode()) for n, v in enumerate(values) if v is not None)
     wanted = ask(handler, csv(row))
     for body, content_type in [
         (csv(row), ""),
@@ -181,7 +181,20 @@ def test_libsvm_may_be_narrower_than_the_model(served: Callable[..., XGBoost], l
     row = np.full((1, WIDTH), np.nan, np.float32)
     row[0, 1] = 0.5
     handler = served(logistic)
-    assert ask(handler, b"0 2:0.5 1:nan", "text/libsvm") == ask(handler, csv(row))
+    assert ask(handler, b"0 1:0.5 0:nan", "text/libsvm") == ask(handler, csv(row))
+
+
+def test_a_libsvm_line_alone_has_the_answer_that_it_has_among_others(
+    served: Callable[..., XGBoost], logistic: xgboost.Booster
+) -> None:
+    """So lines may be read one by one, where a placeholder takes the place of each bad one."""
+    handler = served(logistic)
+    lines = [b"1 0:0.5 2:1", b"0 1:2 4:-1", b"1", b"3:0.5"]
+    alone = [ask(handler, line, "text/libsvm").body for line in lines]
+    assert [ask(handler, b"\n".join(lines), "text/libsvm").body] == [
+        b"".join(each for each in alone if isinstance(each, bytes))
+    ]
+    assert {"text/csv", "text/libsvm", "text/x-libsvm", "libsvm"} == set(handler.records)
 
 
 def test_an_empty_body_is_answered_by_204(served: Callable[..., XGBoost], logistic: xgboost.Booster) -> None:
@@ -242,7 +255,13 @@ def test_the_default_accept_of_the_server_is_honoured_where_it_can_be(
     [
         (b"1,2,3\n", "text/csv", "", BadRequest, "row 1 has 3 columns; the model has 5 features"),
         (b"[[1, 2]]", "application/json", "", BadRequest, "row 1 has 2 columns; the model has 5 features"),
-        (b"1 9:1", "text/libsvm", "", BadRequest, "a row has feature number 9; the model has 5 features"),
+        (
+            b"1 5:1",
+            "text/libsvm",
+            "",
+            BadRequest,
+            "a row has feature number 5; the model has 5 features, numbered from 0",
+        ),
         (b"a,b,c,d,e\n1,2,3,4,5\n", "text/csv", "", BadRequest, "row 1, column 1: 'a' is not a number"),
         (b"1,2,3,4,5", "text/csv", "image/png", NotAcceptable, "Accept 'image/png' matches no format"),
         (b"\x00", "image/png", "", UnsupportedMediaType, "unsupported Content-Type: 'image/png'"),

@@ -81,15 +81,6 @@ def test_an_old_file_whose_trees_are_of_no_class_is_told() -> None:
     assert "a tree has an invalid class" in told
 
 
-def test_an_old_file_before_the_first_that_are_read_is_told_the_way(tmp_path: Path, load: Load) -> None:
-    """Which versions can read it and write one that we can."""
-    whole = bytearray((OLD / "logistic-1.3.3.model").read_bytes())
-    whole[4 + 20 : 4 + 24] = bytes(4)  # its major version
-    (tmp_path / "xgboost-model").write_bytes(whole)
-    with pytest.raises(ModelUnusable, match=r"saved by XGBoost before 1.0; load and save it with 1.7 first$"):
-        load()
-
-
 def test_several_files_are_one_model_and_its_scores_their_mean(tmp_path: Path, load: Load) -> None:
     """As AWS's cross-validation leaves them: xgboost-model-0, xgboost-model-1..."""
     members = [train(seed) for seed in range(3)]

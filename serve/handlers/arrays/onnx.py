@@ -65,8 +65,7 @@ class Onnx:
         )
 
     def decode(self, request: Request) -> Item:
-        accept = tensors.accepted(request, self._model)
-        return Item(tensors.read(request, self._inputs, self._model.model_field), accept)
+        return tensors.decoded(request, self._inputs, self._model)
 
     def compatible(self, item: Item) -> Hashable:
         return item.key() if self._batches else item

@@ -15,27 +15,42 @@ from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, refused_pickle, sklearn_files, sklearn_pickles
 from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
 from serve.failures import described
-from serve.formats import values
+from serve.formats import frames, values
+from serve.formats.frames import Table
 from serve.handlers.arrays import tensors
 from serve.handlers.arrays.options import ScikitLearnOptions
 from serve.handlers.base import Reply, Request
 from serve.http import media
+from serve.http.body import decode_text
 
 log = logging.getLogger(__name__)
 
 METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function", "score_samples", "transform")
 # Classes (not functions) of scikit-learn and scipy that skops does not trust by itself, for example those of trees.
 KNOWN = re.compile(r"(sklearn|scipy)\.(?!externals\.)([\w]+\.)*[A-Z]\w*")
+# Further names that run nothing of a file: types of numbers, and functions of two arrays that select features.
+_SELECTION = ("f_classif", "f_regression", "r_regression", "chi2")
+_INFORMATION = ("mutual_info_classif", "mutual_info_regression")
+HARMLESS = frozenset(
+    (
+        *("numpy.dtype", "numpy.number", "numpy.generic", "numpy.integer", "numpy.floating"),
+        *(f"numpy.{each.__name__}" for each in set(np.sctypeDict.values())),
+        "sklearn.compose._column_transformer.make_column_selector",
+        *(f"sklearn.feature_selection._univariate_selection.{name}" for name in _SELECTION),
+        *(f"sklearn.feature_selection._mutual_info.{name}" for name in _INFORMATION),
+    )
+)
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    rows: Any  # an array or a sparse matrix of two dimensions; of text also an array of one
+    rows: Any  # an array, a sparse matrix or a frame of two dimensions; of text also an array of one
     accept: str
+    wrapped: bool  # the answer is {"predictions": ...}
 
 
 class ScikitLearn:
-    records = (media.CSV,)
+    records: tuple[str, ...] = (media.CSV,)
 
     def __init__(self, model: ModelConfig[ScikitLearnOptions]) -> None:
         self._model = model
@@ -48,51 +63,87 @@ class ScikitLearn:
         self._width = getattr(estimator, "n_features_in_", None)
         names = getattr(estimator, "feature_names_in_", None)  # if it was trained on named columns
         self._names = None if names is None else [str(each) for each in names]
+        if names is not None:
+            import pandas as pd  # not at the top: it is an extra, and its import starts a thread
+
+            self._pandas = pd
+            self.records = ()  # a line of CSV does not show the header of the body that it comes from
+        self._mlflow = frames.is_mlflow(model.directory)
         _limit_threads(estimator, max(1, model.threads))
         # The rows of a request have no names: this warning would come with each request.
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
 
     def decode(self, request: Request) -> Item:
         accept = tensors.accepted(request, self._model)
-        rows = self._unwrapped(tensors.body(request))
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
-            rows = self._in_order(rows)
-        return Item(self._checked(rows), accept)
+        rows, wrapped = self._rows(request)
+        return Item(self._checked(rows), accept, (wrapped or self._mlflow) and accept == media.JSON)
 
-    def _unwrapped(self, body: Any) -> Any:
-        """The rows of a body: of an object, the value of its key for rows; or the object, if it is itself a row."""
+    def _rows(self, request: Request) -> tuple[Any, bool]:
+        """The rows of a body, unchecked, and whether its answer is `{"predictions": ...}`."""
+        if self._names and request.content_type == media.CSV:
+            return self._csv(request, self._names), False
+        body = tensors.body(request)
+        if (table := frames.frame(body, self._model.model_field)) is not None:
+            return self._in_order(table), True
         if not isinstance(body, dict):
-            return body
+            return self._in_order(body), False
         found = {name: value for name, value in body.items() if name != self._model.model_field}
-        if self._names and not body.keys().isdisjoint(self._names):
-            return [found]
+        if self._names and not found.keys().isdisjoint(self._names):
+            return self._in_order([found]), False  # the object is itself a row
         if len(found) != 1 or (only := next(iter(found))) not in tensors.ROWS_KEYS:
             raise BadRequest("the body has no rows", hint='send {"inputs": [[...], ...]} or a bare list')
-        return found[only]
+        rows = found[only]
+        by_column = isinstance(rows, dict)
+        return self._in_order(frames.by_column(rows) if by_column else rows), by_column or only in tensors.WRAPPED
 
-    def _in_order(self, objects: list[Any]) -> list[list[Any]]:
-        """Rows that are objects by column name, as lists in the order of the training."""
-        names = self._names
-        if names is None:
-            raise BadRequest(
-                "the rows are objects, but the model was trained on columns without names",
-                hint="send lists in the order of its training",
-            )
-        known = set(names)
-        for number, each in enumerate(objects, 1):
-            if not isinstance(each, dict):
-                raise BadRequest(f"row {number} is not an object, as row 1 is")
-            if each.keys() != known:
-                missing = [name for name in names if name not in each]
-                wrong, which = ("lacks", missing) if missing else ("has unknown", sorted(each.keys() - known))
+    def _csv(self, request: Request, names: list[str]) -> Any:
+        """The rows of a CSV, by name if it has a header, else in the order of the training."""
+        text = decode_text(request.body, request.charset)
+        table = frames.from_csv(text, names)
+        if table is None:
+            try:
+                return self._in_order(tensors.body(request))
+            except BadRequest:  # a cell is not a number
+                table = frames.positional_csv(text, names)
+        return self._in_order(table)
+
+    def _in_order(self, rows: Any) -> Any:
+        """Rows in the order of the training: a frame if the model was trained on one, else lists or an array."""
+        if isinstance(rows, Table) and self._names is None:
+            return rows.rows
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            if self._names is None:
                 raise BadRequest(
-                    f"row {number} {wrong} columns: {', '.join(which)[:400]}",
-                    hint=f"the model has {len(names)} features: {', '.join(names)[:800]}",
+                    "the rows are objects, but the model was trained on columns without names",
+                    hint="send lists in the order of its training",
                 )
-        return [[each[name] for name in names] for each in objects]
+            rows = frames.records(rows, names=self._names)
+        if self._names is None or scipy.sparse.issparse(rows):
+            return rows
+        return self._framed(rows, self._names)
+
+    def _framed(self, rows: Any, names: list[str]) -> Any:
+        """The frame of a table, or of rows by position."""
+        if isinstance(rows, np.ndarray):
+            rows = rows.reshape(1, -1) if rows.ndim == 1 else rows
+            if rows.ndim != 2 or rows.shape[1] != len(names):
+                raise BadRequest(f"the rows have shape {rows.shape}; the model has {len(names)} features")
+            return self._pandas.DataFrame(rows, columns=names)
+        if not isinstance(rows, Table):
+            if not isinstance(rows, list):
+                raise BadRequest("the rows are not a list")
+            rows = frames.by_position(rows if any(isinstance(row, list) for row in rows) else [rows], names)
+        for name, cells in (columns := rows.ordered(names).columns).items():
+            if any(isinstance(cell, list | dict) for cell in cells):
+                raise BadRequest(f"column {name!r} has lists or objects, where single values are needed")
+        return self._pandas.DataFrame(dict(columns))
 
     def _checked(self, found: Any) -> Any:
-        """The rows as an array or a sparse matrix, with the model's number of columns. Raises BadRequest."""
+        """The rows as an array, a sparse matrix or a frame, with the model's number of columns. Raises BadRequest."""
+        if self._names is not None and isinstance(found, self._pandas.DataFrame):
+            if not len(found):
+                raise BadRequest("there are no rows")
+            return found
         rows = found if isinstance(found, np.ndarray) or scipy.sparse.issparse(found) else values.values(found)
         if rows.ndim == 1 and rows.dtype.kind != "O":
             rows = rows.reshape(1, -1)
@@ -104,14 +155,17 @@ class ScikitLearn:
         return rows
 
     def compatible(self, item: Item) -> Hashable:
+        if hasattr(item.rows, "dtypes"):  # a frame; concatenated columns of different types would change their type
+            return tuple(map(str, item.rows.dtypes))
         return scipy.sparse.issparse(item.rows), item.rows.dtype.kind, item.rows.shape[1:]
 
     def predict(self, items: Sequence[Item]) -> Sequence[Reply | ServeError]:
         try:
-            found = self._predict(_stacked([each.rows for each in items]))
+            found = self._predict(self._stacked([each.rows for each in items]))
         except (ValueError, TypeError) as error:
             # An invalid value, for example nan. After an error the loop runs the requests of a batch one by one.
             raise BadRequest(f"the model does not take these rows: {str(error)[:400]}") from error
+        found = getattr(found, "values", found)  # of a frame, which set_output makes
         if isinstance(found, list):  # several outputs, a table each
             found = [[table[row].tolist() for table in found] for row in range(len(found[0]))]
         count = len(found) if isinstance(found, list) else found.shape[0]
@@ -120,9 +174,19 @@ class ScikitLearn:
             raise InternalError(f"the model returned {count} rows for {ends[-1]}")
         parts = (found[end - each.rows.shape[0] : end] for each, end in zip(items, ends, strict=True))
         return [
-            Reply(body=values.write(part, each.accept), content_type=each.accept)
+            Reply(
+                body=values.write({"predictions": part} if each.wrapped else part, each.accept),
+                content_type=each.accept,
+            )
             for each, part in zip(items, parts, strict=True)
         ]
+
+    def _stacked(self, rows: Sequence[Any]) -> Any:
+        if len(rows) == 1:
+            return rows[0]
+        if hasattr(rows[0], "dtypes"):
+            return self._pandas.concat(rows, ignore_index=True)
+        return scipy.sparse.vstack(rows, format="csr") if scipy.sparse.issparse(rows[0]) else np.concatenate(rows)
 
 
 def load(model: ModelConfig[ScikitLearnOptions]) -> Any:
@@ -140,7 +204,7 @@ def load(model: ModelConfig[ScikitLearnOptions]) -> Any:
     allowed = model.options.trusted
     try:
         unknown = set(skops.io.get_untrusted_types(file=path)) - set(allowed)
-        known = [name for name in unknown if KNOWN.fullmatch(name)]
+        known = [name for name in unknown if KNOWN.fullmatch(name) or name in HARMLESS]
         untrusted = sorted(unknown - set(known))
         if untrusted:
             raise ModelUnusable(
@@ -177,9 +241,3 @@ def _limit_threads(estimator: Any, threads: int) -> None:
     if hasattr(estimator, "get_params") and hasattr(estimator, "set_params"):
         jobs = [name for name in estimator.get_params() if name == "n_jobs" or name.endswith("__n_jobs")]
         estimator.set_params(**dict.fromkeys(jobs, threads))
-
-
-def _stacked(rows: Sequence[Any]) -> Any:
-    if len(rows) == 1:
-        return rows[0]
-    return scipy.sparse.vstack(rows, format="csr") if scipy.sparse.issparse(rows[0]) else np.concatenate(rows)

@@ -7,18 +7,23 @@ of arrays by name. Requests are concatenated by their first dimension into a bat
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, NotAcceptable, UnsupportedMediaType
-from serve.formats import values
+from serve.formats import frames, values
+from serve.formats.frames import Table
 from serve.formats.values import Array
 from serve.handlers.base import Reply, Request
 from serve.http import media
 
 ROWS_KEYS = ("inputs", "instances", "data")  # the keys of an object that has the rows of a request
+WRAPPED = (
+    "instances",
+)  # of those, the key whose answer is {"predictions": ...} in MLflow, TensorFlow Serving and KServe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +35,20 @@ class Input:
     shape: tuple[int | None, ...] | None
 
 
+class Form(Enum):
+    """The form of a JSON answer."""
+
+    PLAIN = "the array, or an object of arrays"
+    PREDICTIONS = "the same under predictions"
+    MLFLOW = "an object of arrays under predictions, if the outputs have names"
+    RECORDS = "an object for each row, by output, under predictions: MLflow's answer to a frame"
+
+
 @dataclass(slots=True, eq=False)  # compared and hashed by identity
 class Item:
     arrays: Mapping[str, Array]
     accept: str
+    form: Form = Form.PLAIN
 
     @property
     def rows(self) -> int:
@@ -63,25 +78,43 @@ def body(request: Request) -> Any:
     return values.read(request.body, content_type, request.charset)
 
 
-def read(request: Request, inputs: Sequence[Input], model_field: str) -> dict[str, Array]:
+def decoded(request: Request, inputs: Sequence[Input], model: ModelConfig[Any]) -> Item:
     """The arrays of a request, each with the type and the shape of its input. Raises BadRequest, which has both."""
-    named = _named(body(request), [each.name for each in inputs], model_field)
-    return {each.name: _fitting(named[each.name], each) for each in inputs}
+    accept = accepted(request, model)
+    found, form = _named(body(request), [each.name for each in inputs], model.model_field)
+    if form is not Form.RECORDS and frames.is_mlflow(model.directory):
+        form = Form.MLFLOW
+    arrays = {each.name: _fitting(found[each.name], each) for each in inputs}
+    return Item(arrays, accept, form if accept == media.JSON else Form.PLAIN)
 
 
-def _named(found: Any, names: Sequence[str], model_field: str) -> Mapping[str, Any]:
+def _named(found: Any, names: Sequence[str], model_field: str) -> tuple[Mapping[str, Any], Form]:
+    """The values of the inputs by name, and the form of the answer."""
+    form = Form.PLAIN
+    if not set(names) & {frames.SPLIT, frames.RECORDS} and (frame := frames.frame(found, model_field)) is not None:
+        return _of_frame(frame, names), Form.RECORDS
     if isinstance(found, dict):
         found = {name: value for name, value in found.items() if name != model_field or name in names}
         if len(found) == 1 and (only := next(iter(found))) in ROWS_KEYS and only not in names:
             found = found[only]
+            form = Form.PREDICTIONS if only in WRAPPED else Form.PLAIN
+            if isinstance(found, list) and found and isinstance(found[0], dict):  # a row for each object
+                found = frames.records(found, names=names).columns
     if not isinstance(found, dict):
         if len(names) == 1:
-            return {names[0]: found}
+            return {names[0]: found}, form
         raise BadRequest(f"the model has {len(names)} inputs: {', '.join(names)}", hint=f'send {{"{names[0]}": ...}}')
     if found.keys() != set(names):
         given = ", ".join(map(str, found))[:200] or "none"
         raise BadRequest(f"inputs given: {given}; the model has: {', '.join(names)}")
-    return found
+    return found, form
+
+
+def _of_frame(frame: Table | list[Any], names: Sequence[str]) -> Mapping[str, Any]:
+    """The rows of a frame for a model of one input, else its columns by name."""
+    if len(names) == 1:
+        return {names[0]: frame.rows if isinstance(frame, Table) else frame}
+    return (frame if isinstance(frame, Table) else frames.by_position(frame, names)).ordered(names).columns
 
 
 def _fitting(value: Any, wanted: Input) -> Array:
@@ -99,6 +132,8 @@ def _fitting(value: Any, wanted: Input) -> Array:
         found = values.numbers(value, wanted.dtype, what)
     else:
         raise BadRequest(f"{what} is {value.dtype}; the model takes {wanted.dtype}")
+    if wanted.shape is not None and len(wanted.shape) == 2 and wanted.shape[1] == 1 and found.ndim == 1:
+        found = found.reshape(-1, 1)  # a column of a frame
     if wanted.shape is not None and not _has_shape(found, wanted.shape):
         shape = ", ".join("any" if each is None else str(each) for each in wanted.shape)
         raise BadRequest(f"{what} has shape {_shown(found.shape)}; the model takes ({shape})")
@@ -120,10 +155,15 @@ def stacked(items: Sequence[Item]) -> dict[str, Array]:
     return {name: np.concatenate([each.arrays[name] for each in items]) for name in items[0].arrays}
 
 
-def replies(items: Sequence[Item], outputs: Mapping[str, Any]) -> list[Reply | NotAcceptable]:
-    """The reply to each request of a batch. Raises InternalError if an output does not have one row per input row."""
+def replies(
+    items: Sequence[Item], outputs: Mapping[str, Any], *, numbered: bool = False
+) -> list[Reply | NotAcceptable]:
+    """The reply to each request of a batch. Raises InternalError if an output does not have one row per input row.
+
+    `numbered`: the outputs have no names of their own, so that records number the columns.
+    """
     if len(items) == 1:
-        return [_reply(items[0], outputs)]
+        return [_reply(items[0], outputs, numbered)]
     rows = sum(each.rows for each in items)
     for name, output in outputs.items():
         if np.ndim(output) == 0 or len(output) != rows:
@@ -131,19 +171,39 @@ def replies(items: Sequence[Item], outputs: Mapping[str, Any]) -> list[Reply | N
     answers = []
     start = 0
     for item in items:
-        answers.append(_reply(item, {name: output[start : start + item.rows] for name, output in outputs.items()}))
+        part = {name: output[start : start + item.rows] for name, output in outputs.items()}
+        answers.append(_reply(item, part, numbered))
         start += item.rows
     return answers
 
 
-def _reply(item: Item, outputs: Mapping[str, Any]) -> Reply | NotAcceptable:
-    if len(outputs) == 1:
+def _reply(item: Item, outputs: Mapping[str, Any], numbered: bool) -> Reply | NotAcceptable:
+    value: Any
+    if item.form is Form.RECORDS:
+        value = _records(outputs, numbered)
+    elif len(outputs) == 1 and (numbered or item.form is not Form.MLFLOW):
         value = next(iter(outputs.values()))
     elif item.accept == media.JSON:
         value = outputs
     else:
         return NotAcceptable(f"{len(outputs)} outputs cannot be written as {item.accept}", hint=f"ask for {media.JSON}")
     try:
+        value = value if item.form is Form.PLAIN else {"predictions": value}
         return Reply(body=values.write(value, item.accept), content_type=item.accept)
     except NotAcceptable as error:
         return error
+
+
+def _records(outputs: Mapping[str, Any], numbered: bool) -> list[dict[str, Any]]:
+    """An object for each row. A row of several values is a list, or a numbered column each."""
+    tables = {name: each.tolist() if hasattr(each, "tolist") else list(each) for name, each in outputs.items()}
+    if numbered and len(tables) == 1:
+        (rows,) = tables.values()
+        lists = [row if isinstance(row, list) else [row] for row in rows]
+        return [{str(number): cell for number, cell in enumerate(row)} for row in lists]
+    columns = {name: [_only(cell) for cell in rows] for name, rows in tables.items()}
+    return [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
+
+
+def _only(cell: Any) -> Any:
+    return cell[0] if isinstance(cell, list) and len(cell) == 1 else cell

@@ -43,8 +43,7 @@ class TorchProgram:
             raise ModelUnusable(f"{path.name}: torch cannot load it: {str(error)[:400]}") from error
 
     def decode(self, request: Request) -> Item:
-        accept = tensors.accepted(request, self._model)
-        return Item(tensors.read(request, self._inputs, self._model.model_field), accept)
+        return tensors.decoded(request, self._inputs, self._model)
 
     def compatible(self, item: Item) -> Hashable:
         return item.key() if self._batches else item
@@ -62,7 +61,7 @@ class TorchProgram:
                 log.warning("a request failed in the model", exc_info=error)
             last = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise BadRequest(f"the model does not take this input: {last[:300]}") from error
-        return tensors.replies(items, _named(found))
+        return tensors.replies(items, _named(found), numbered=not isinstance(found, dict))
 
 
 Loaded = tuple[Callable[..., Any], list[Input], bool]

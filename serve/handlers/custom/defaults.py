@@ -75,6 +75,8 @@ def read(toolkit: Toolkit, body: bytes, content_type: str, charset: str, width: 
         import torch
 
         array = data if content_type == media.NPY else values.numbers(data, np.float32)
+        if content_type == media.CSV:  # the toolkit reads it by genfromtxt, which drops dimensions of one
+            array = np.squeeze(array)
         try:
             return torch.from_numpy(array).to(_device())
         except TypeError as error:  # a byte order or a type that torch does not have

@@ -86,6 +86,8 @@ class Custom:
         body = _text(request, content_type)
         try:
             data = self._input(asked, body, content_type)
+        except ServeError:
+            raise
         except (ValueError, TypeError, KeyError) as error:
             raise BadRequest(f"{self._program} input_fn: {described(error)}") from error
         except Exception as error:  # the model's code can raise any

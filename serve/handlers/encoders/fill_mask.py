@@ -38,13 +38,16 @@ class FillMask(Task):
                 hint="set mask_token in tokenizer_config.json, or another task in model.toml",
             )
         self._positions: Tensor | None = None  # of the masks in the pass that runs now
+        self._selected = False  # in the pass that runs now
         self._vocabulary = self.config.get_text_config().vocab_size
         head = self.encoder.network.get_output_embeddings()
         # Logits for every token of 32 long texts take 2 GB, so the head computes those of the masks only.
         self.encoder.network.register_forward_pre_hook(self._find_masks, with_kwargs=True)
-        head.register_forward_pre_hook(self._select_masks)
+        if head is not None:
+            head.register_forward_pre_hook(self._select_masks)
 
     def _find_masks(self, network: Any, arguments: Any, inputs: dict[str, Tensor]) -> None:
+        self._selected = False
         found = inputs["input_ids"] == self._mask
         # The positions of the masks come first, in their order; rows with fewer masks are filled up with others.
         self._positions = found.int().argsort(dim=1, descending=True, stable=True)[:, : int(found.sum(1).max())]
@@ -52,7 +55,12 @@ class FillMask(Task):
     def _select_masks(self, head: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = arguments
         assert self._positions is not None
-        return (hidden[torch.arange(len(hidden), device=hidden.device)[:, None], self._positions], *rest)
+        self._selected = True
+        return (self._at_masks(hidden), *rest)
+
+    def _at_masks(self, hidden: Tensor) -> Tensor:
+        """[texts, tokens, size] -> [texts, masks, size]"""
+        return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], self._positions]
 
     def read(self, inputs: Any, parameters: FillMaskParameters, deadline: float) -> tuple[list[EncoderRow], Any]:
         arguments = self.tokenizer_arguments(parameters.tokenizer_kwargs or TokenizerArguments())
@@ -85,7 +93,11 @@ class FillMask(Task):
     def extract(self, output: Any, number: int, columns: slice, row: EncoderRow) -> Sequence[Any]:
         """For each mask the scores and the ids of the best tokens; the scores of a whole vocabulary are too large."""
         top_k, targets = row.wanted
-        scores: Tensor = output.logits[number, : row.ids.count(self._mask)].float().softmax(-1)
+        logits: Tensor = output.logits[number]
+        if not self._selected:  # MobileBERT multiplies by the weights of its head and does not call it
+            assert self._positions is not None
+            logits = logits[self._positions[number]]
+        scores = logits[: row.ids.count(self._mask)].float().softmax(-1)
         ids = torch.arange(scores.shape[-1], device=scores.device)
         if targets is not None:
             ids = torch.tensor(targets, device=scores.device)

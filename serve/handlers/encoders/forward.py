@@ -1,6 +1,8 @@
 """One pass of an encoder over rows of tokens from any number of requests: padding, masks, and one output per row.
 
-The output of a row does not depend on the other rows of its pass, except for the last bits of a float.
+The output of a row does not depend on the other rows of its pass, nor on earlier passes, except for the last bits of a
+float. Rows share a pass only if the model's class is proven to keep this promise (huggingface/independence.py). Every
+other model gets one row in each pass, with the inputs that transformers' pipelines give it.
 """
 
 import inspect
@@ -14,13 +16,14 @@ import torch
 from torch import Tensor
 
 from serve.catalog.model_config import ModelConfig
-from serve.errors import DoesNotFit
+from serve.errors import DoesNotFit, ModelUnusable
 from serve.failures import exhausted
-from serve.handlers.huggingface import bodies, pretrained
+from serve.handlers.huggingface import bodies, independence, pretrained
 from serve.handlers.huggingface.options import HuggingFaceOptions
 
 MAX_TOKENS = 16_384  # in one pass, padding included: 32 rows of 512; the memory of activations grows with it
 FREE_PADDING = 64  # tokens of padding that cost less than a pass of their own
+UNLIMITED = 1 << 20  # tokens of a text for models without a limit
 
 
 class EncoderRow:
@@ -56,14 +59,15 @@ class Encoder:
         names = inspect.signature(self.network.forward).parameters
         self._inputs = {name for name in self.tokenizer.model_input_names if name in names} | {"input_ids"}
         self._arguments = {"use_cache": False} if "use_cache" in names and not self.config.is_encoder_decoder else {}
-        self._pad = self.tokenizer.pad_token_id
-        if self._pad is None:
-            self._pad = self.config.pad_token_id
-        self._left = self.tokenizer.padding_side == "left"
-        # A decoder used as a classifier reads the last token that is not padding, so its config must name the padding.
-        if getattr(self.config, "pad_token_id", None) is None and self._pad is not None:
-            self.config.pad_token_id = self._pad
-        self._max_rows = max(1, model.max_batch) if self._pad is not None else 1
+        self._attention_types = [
+            (part, part.attention_type) for part in self.network.modules() if hasattr(part, "set_attention_type")
+        ][:1]
+        self._pad = self._padding()
+        obstacle = independence.obstacle(self.network, independence.PADDED_PASS) or self._no_padding()
+        self.max_rows = 1 if obstacle else max(1, model.max_batch)
+        if obstacle:
+            independence.report(model.name, self.network, obstacle)
+            self._try()
 
     @property
     def longest(self) -> int:
@@ -92,7 +96,7 @@ class Encoder:
         """The first of `rows`, sorted by length, that fill one pass."""
         batch: list[EncoderRow] = []
         tokens = 0
-        for row in rows[: self._max_rows]:
+        for row in rows[: self.max_rows]:
             tokens += len(row.ids)
             padded = len(row.ids) * (len(batch) + 1)
             if batch and (
@@ -120,10 +124,10 @@ class Encoder:
         inputs = {name: value for name, value in inputs.items() if name in self._inputs}
         try:
             with torch.inference_mode():
+                self._restore()
                 output = self.network(**inputs, **self._arguments)
                 for number, row in enumerate(batch):
-                    columns = slice(width - len(row.ids), width) if self._left else slice(0, len(row.ids))
-                    kept = extract(output, number, columns, row)
+                    kept = extract(output, number, slice(0, len(row.ids)), row)
                     row.outputs = [(each.float() if each.is_floating_point() else each).cpu().numpy() for each in kept]
         except Exception as error:
             if resource := exhausted(error):
@@ -134,20 +138,69 @@ class Encoder:
             raise
 
     def _padded(self, lists: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
-        if self._left:
-            padded = [[*[filler] * (width - len(each)), *each] for each in lists]
-        else:
-            padded = [[*each, *[filler] * (width - len(each))] for each in lists]
+        """On the right, whatever the tokenizer says: on the left the padding would move the positions of the text."""
+        padded = [[*each, *[filler] * (width - len(each))] for each in lists]
         return torch.tensor(padded, device=self.network.device)
 
     def _positions(self) -> int:
         """The number of token positions. RoBERTa's positions begin after the number of its padding token."""
-        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+        said = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        limit = said if isinstance(said, int) and said > 0 else UNLIMITED  # XLNet says -1
         for name, part in self.network.named_modules():
-            if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
-                unused = 0 if part.padding_idx is None else part.padding_idx + 1
-                limit = min(limit, part.num_embeddings - unused)
+            table = getattr(part, "weight", None)  # not isinstance(Embedding): I-BERT has a class of its own
+            if table is None or table.ndim != 2:
+                continue
+            if name.endswith("position_embeddings"):
+                unused = 0 if getattr(part, "padding_idx", None) is None else part.padding_idx + 1
+                limit = min(limit, len(table) - unused)
+            elif name.endswith("embed_positions"):  # BART's family
+                limit = min(limit, len(table) - getattr(part, "offset", 0))
         return int(limit)
+
+    def _padding(self) -> int | None:
+        """The token that fills rows up, None if there is none.
+
+        The config's comes first: a classifier made of a decoder reads the last token that differs from it, and RoBERTa
+        counts positions by it.
+        """
+        config = self.config.get_text_config()
+        for token in (config.pad_token_id, self.tokenizer.pad_token_id):
+            if token is not None:
+                return token if 0 <= token < getattr(config, "vocab_size", UNLIMITED) else None  # Llama says -1
+        return None
+
+    def _no_padding(self) -> str | None:
+        """Why rows of this model cannot be padded, None if they can."""
+        if "attention_mask" not in self._inputs:
+            return "the tokenizer's model_input_names do not contain attention_mask"
+        if self._pad is None:
+            return "neither config.json nor the tokenizer has a valid pad_token_id"
+        # Setting one here would make the classifier skip such tokens at the end of a text, which it does not do alone.
+        classifier = type(self.network).__name__.endswith("ForSequenceClassification")
+        if classifier and self.config.get_text_config().pad_token_id is None:
+            return "config.json has no pad_token_id"
+        return None
+
+    def _try(self) -> None:
+        """Raise ModelUnusable for an architecture that cannot answer a text: it needs images or boxes, for example."""
+        for texts in (["a", "a"], ["a"]):  # question answering by Longformer needs the separators of a pair
+            row = EncoderRow(self.tokenizer(*texts, verbose=False), float("inf"))
+            try:
+                self._pass([row], lambda *_: [])
+                return
+            except DoesNotFit:
+                raise
+            except Exception as error:
+                failure = error
+        raise ModelUnusable(
+            f"{type(self.network).__name__} cannot answer a text alone: {pretrained.first_line(failure)}",
+            hint="serve it by a code/inference.py",
+        ) from failure
+
+    def _restore(self) -> None:
+        """Undo what earlier passes left in the network: BigBird turns its sparse attention off at a short text."""
+        for part, attention_type in self._attention_types:
+            part.set_attention_type(attention_type)
 
 
 Floats = npt.NDArray[np.floating[Any]]

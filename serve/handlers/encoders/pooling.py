@@ -70,10 +70,20 @@ class Pooling:
             vector = layer(vector)
         return vector
 
-    def check(self, size: int) -> None:
-        """Raise ModelUnusable if the layers do not fit each other, or hidden states of this size."""
+    def shortened(self, vector: Any, dimensions: int) -> Any:
+        """The first dimensions of a pooled vector, of length 1 again if the model normalizes its vectors."""
+        vector = vector[:dimensions]
+        if self.layers and self.layers[-1] is _normalized:
+            return _normalized(torch.from_numpy(vector)).numpy()
+        return vector
+
+    def check(self, size: int) -> int:
+        """The size of a pooled vector.
+
+        Raises ModelUnusable if the layers do not fit each other, or hidden states of this size.
+        """
         try:
-            self.pooled(torch.zeros(1, size))
+            return len(self.pooled(torch.zeros(1, size)))
         except RuntimeError as error:
             raise ModelUnusable(
                 f"{MODULES}: its modules do not fit the model's vectors of {size}: {error}",

@@ -5,7 +5,7 @@ A request with more rows than one batch holds runs in several turns; other reque
 
 import abc
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Annotated, Any, ClassVar, Literal
@@ -46,13 +46,14 @@ class TokenizerArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 @dataclass(slots=True, eq=False)
 class EncoderItem:
-    """A decoded request. `context`: what the task's `answer` needs. `pending`: rows without outputs, by length."""
+    """A decoded request. `context`: what `answer` needs. `pending`: rows without outputs, by length."""
 
     rows: list[EncoderRow]
     context: Any
     parameters: Any
     content_type: str
     pending: list[EncoderRow]
+    answer: Callable[["EncoderItem"], Any]  # the answer, once all rows have outputs; as JSON, or an array
 
 
 class Task(abc.ABC):
@@ -76,9 +77,20 @@ class Task(abc.ABC):
             request, self._model.model_field, self.parameters, bare=self.bare, table=self.table
         )
         rows, context = self.read(inputs, parameters, request.deadline)
+        return self.item(rows, context, parameters, content_type, self.answer)
+
+    def item(
+        self,
+        rows: list[EncoderRow],
+        context: Any,
+        parameters: Any,
+        content_type: str,
+        answer: Callable[[EncoderItem], Any],
+    ) -> EncoderItem:
+        """A request that is ready for its passes. Raises BadRequest for a text without tokens."""
         if not all(row.ids for row in rows):
             raise bodies.no_tokens()
-        return EncoderItem(rows, context, parameters, content_type, self.encoder.by_length(rows))
+        return EncoderItem(rows, context, parameters, content_type, self.encoder.by_length(rows), answer)
 
     @abc.abstractmethod
     def read(self, inputs: Any, parameters: Any, deadline: float) -> tuple[list[EncoderRow], Any]:
@@ -117,7 +129,7 @@ class Task(abc.ABC):
                 "the model returned NaN or infinity", hint='set dtype = "float32" under [options] of model.toml'
             )
         try:
-            return bodies.reply(self.answer(item), item.content_type)
+            return bodies.reply(item.answer(item), item.content_type)
         except ServeError as error:
             return error
 

@@ -9,9 +9,14 @@ from msgspec import UNSET, UnsetType
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import BadRequest
+from serve.handlers.base import Request
+from serve.handlers.encoders import vector_apis
 from serve.handlers.encoders.forward import EncoderRow, sigmoid, softmax
 from serve.handlers.encoders.task import EncoderItem, Length, Task, TaskParameters, TokenizerArguments, Truncation
+from serve.handlers.encoders.vector_apis import RerankBody
 from serve.handlers.huggingface import bodies
+from serve.http import media
+from serve.http.addresses import INVOCATIONS, RERANK
 
 
 class TextClassificationParameters(TaskParameters, frozen=True, kw_only=True):
@@ -35,6 +40,7 @@ class TextClassification(Task):
     auto_class = AutoModelForSequenceClassification
     parameters = TextClassificationParameters
     bare = ("text", "text_pair")
+    paths = (INVOCATIONS, RERANK)
 
     def read(
         self, inputs: Any, parameters: TextClassificationParameters, deadline: float
@@ -50,6 +56,38 @@ class TextClassification(Task):
         arguments = self.tokenizer_arguments(asked)
         pairs = map(_pair, inputs if isinstance(inputs, list) else [inputs])
         return [EncoderRow(self.tokens(deadline, *each, **arguments), deadline) for each in pairs], type(inputs)
+
+    def decode(self, request: Request) -> EncoderItem:
+        if request.path == INVOCATIONS:
+            return super().decode(request)
+        if self.config.num_labels != 1:
+            raise BadRequest(
+                f"{request.path} needs a classifier with one label, and this model has {self.config.num_labels}",
+                hint="send it to /invocations, or use a cross-encoder or a model of sentence embeddings",
+            )
+        content_type = bodies.accepted(request, self._model, (media.JSON,))
+        asked = vector_apis.read(request, RerankBody)
+        vector_apis.check_documents(asked)
+        arguments: dict[str, Any] = {}
+        if (most := asked.truncate_prompt_tokens) is not None:
+            arguments = {"truncation": True, "max_length": self.encoder.limit if most == -1 else most}
+        rows = [
+            EncoderRow(self.tokens(request.deadline, asked.query, text, **arguments), request.deadline)
+            for text in asked.texts
+        ]
+        return self.item(rows, asked, None, content_type, self._ranking)
+
+    def _ranking(self, item: EncoderItem) -> Any:
+        """By the probability that the model gives each pair, or by its logit if the model says so."""
+        scores = [float(self._relevance(row.outputs[0])[0]) for row in item.rows]
+        return vector_apis.ranking(item.context, self._model.name, scores, item.rows)
+
+    def _relevance(self, logits: Any) -> Any:
+        """As sentence-transformers' CrossEncoder does: a sigmoid, unless config.json names another function."""
+        said = getattr(self.config, "sentence_transformers", None)
+        name = said.get("activation_fn") if isinstance(said, dict) else None
+        name = name or getattr(self.config, "sbert_ce_default_activation_function", None)
+        return logits if str(name).endswith(".Identity") else sigmoid(logits)
 
     def extract(self, output: Any, number: int, columns: slice, row: EncoderRow) -> Sequence[Any]:
         return [output.logits[number]]

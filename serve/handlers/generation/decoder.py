@@ -1,16 +1,18 @@
 """A causal language model over a batch of rows: prompts are prefilled apart, each step adds a token to each row."""
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from serve.errors import ModelUnusable
 from serve.handlers.generation.cache import RowCache
+from serve.handlers.huggingface import independence
+
+KINDS = {"full_attention", "sliding_attention", "chunked_attention"}  # of layers that a RowCache can hold
 
 
 def end_tokens(model: PreTrainedModel) -> frozenset[int]:
@@ -31,12 +33,46 @@ def add_end_token(model: PreTrainedModel, token: int | None) -> None:
         model.generation_config.eos_token_id = [*named, token]
 
 
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why the rows of a model may not join and leave a running batch; None if they may."""
+    if reason := independence.obstacle(model, independence.CONTINUOUS):
+        return reason
+    # State-space and convolutional layers, and layers without a cache of their own, keep more than keys and values.
+    others = {kind for kind, _ in _windows(model.config.get_text_config(decoder=True))} - KINDS
+    return f"layers of type {', '.join(sorted(others))}" if others else None
+
+
+class TokenSteps(Protocol):
+    """What a handler needs of a decoder: prompts are prefilled apart, then join as rows, and each step adds a token.
+
+    Rows are numbered from 0. When a row leaves, the last row takes its number.
+    """
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> Any: ...
+
+    def advance(self, prefill: Any, most: int) -> Tensor | None:
+        """Compute about `most` columns; returns the logits [rows, vocabulary] if the prefill is complete."""
+
+    def join(self, prefill: Any) -> None: ...
+
+    def step(self, tokens: Sequence[int]) -> Tensor: ...
+
+    def leave(self, row: int) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def forget(self) -> None:
+        """Undo what earlier passes left in the model, before a `generate`."""
+
+
 class Prefill:
     """Prompts that will join the batch, in a cache of their own, so that the batch can step between two pieces."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], layers: int, device: torch.device) -> None:
         self.lengths = [len(prompt) for prompt in prompts]
         self.done = 0
+        # If set, it is called for each piece: with its first column, and its logits [rows, columns, vocabulary].
+        self.score: Callable[[int, Tensor], None] | None = None
         self.cache = RowCache(layers)
         self.cache.extent.rows = len(prompts)
         longest = max(self.lengths)
@@ -49,7 +85,7 @@ class Prefill:
 
 
 class Decoder:
-    """The model and its batch. Rows are numbered from 0; when a row leaves, the last row takes its number."""
+    """The TokenSteps of a model that is proven to be independent of its batch."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -80,7 +116,8 @@ class Decoder:
         last = start + count == prefill.tokens.shape[1]
         # All prompts end in the last piece: the scheduler combines prompts of similar lengths only.
         ends = [length - 1 - start if last else 0 for length in prefill.lengths]
-        self._selected = (torch.arange(rows, device=self.device), torch.tensor(ends, device=self.device))
+        selected = torch.arange(rows, device=self.device), torch.tensor(ends, device=self.device)
+        self._selected = selected if prefill.score is None else None
         try:
             logits = self._forward(
                 prefill.tokens[:, start : start + count], positions.expand(rows, count), positions, prefill.cache
@@ -88,7 +125,10 @@ class Decoder:
         finally:
             self._selected = None
         prefill.done += count
-        return logits if last else None
+        if prefill.score is not None:
+            prefill.score(start, logits)
+            logits = logits[selected][:, None]
+        return logits[:, -1] if last else None
 
     def join(self, prefill: Prefill) -> None:
         """Append the prompts of a complete prefill to the batch, as its last rows."""
@@ -109,7 +149,7 @@ class Decoder:
         positions = columns[:, None]
         logits = self._forward(torch.tensor(tokens, device=self.device)[:, None], positions, positions, self.cache)
         self.lengths = [length + 1 for length in self.lengths]
-        return logits
+        return logits[:, -1]
 
     def leave(self, row: int) -> None:
         """Remove a row; the last row takes its number."""
@@ -118,6 +158,9 @@ class Decoder:
         self.lengths.pop()
         if not self.lengths:
             self.reset()
+
+    def forget(self) -> None:
+        """Nothing: proven models keep nothing."""
 
     def reset(self) -> None:
         """Remove all rows and free their memory."""
@@ -133,7 +176,7 @@ class Decoder:
             use_cache=True,
             **arguments,
         )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
     def _mask(self, queries: Tensor, cache: RowCache) -> Tensor | dict[str, Tensor] | None:
@@ -173,10 +216,4 @@ class Decoder:
 def _windows(config: Any) -> list[tuple[str, int]]:
     """The kind of attention of each layer, and the size of its window or chunk."""
     kinds, sizes = get_layer_types_and_kwargs(config)
-    known = {"full_attention", "sliding_attention", "chunked_attention"}
-    if not set(kinds) <= known:
-        raise ModelUnusable(
-            f"config.json: unsupported types of layers: {', '.join(sorted(set(kinds) - known))}",
-            hint="all layers must use full, sliding or chunked attention",
-        )
     return [(kind, size.get("sliding_window", 0)) for kind, size in zip(kinds, sizes, strict=True)]

@@ -1,6 +1,8 @@
 """Text generation with any causal language model of transformers: each step makes one token for every running row."""
 
 import time
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -9,44 +11,58 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
 from serve.failures import exhausted
 from serve.handlers.base import Job, Request
-from serve.handlers.generation import transformers_generate, weights
-from serve.handlers.generation.decoder import Decoder, Prefill, add_end_token, end_tokens
+from serve.handlers.generation import decoder, transformers_generate, weights
+from serve.handlers.generation.decoder import Decoder, TokenSteps, add_end_token, end_tokens
+from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
+from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
-from serve.handlers.generation.sampling import choose
+from serve.handlers.generation.sampling import choose, token_logprobs
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.generation.text_decoder import TokenTexts
-from serve.handlers.huggingface import pretrained
-from serve.http.addresses import INVOCATIONS, OPENAI
+from serve.handlers.huggingface import independence, pretrained
+from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 
 
 class TextGeneration:
     """Continuous batching: new prompts are prefilled apart, then join the batch as rows; ended rows leave it."""
 
-    paths = (INVOCATIONS, *OPENAI)
+    paths = (INVOCATIONS, CHAT, COMPLETIONS)
 
     def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
         self._model, self._tokenizer = pretrained.load(model, AutoModelForCausalLM)
-        if model.options.pack and weights.packable(self._model):
-            weights.pack(self._model)
-        weights.fuse_activations(self._model)
+        alone = decoder.obstacle(self._model)
         self._texts = TokenTexts(self._tokenizer)
         add_end_token(self._model, self._tokenizer.eos_token_id)
-        prompts = PromptReader(model, self._tokenizer, self._model)
+        prompts = PromptReader(model, self._texts, self._model)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
         self._end_tokens = end_tokens(self._model)
-        self._max_batch = model.max_batch
-        self._decoder = Decoder(self._model)
-        self._scheduler = Scheduler(model.max_batch)
-        self._prefill: Prefill | None = None
+        self._decoder: TokenSteps
+        self._compatible: Callable[[Prompt], Hashable]  # prompts with equal keys share a `generate`
+        if alone is None:
+            if model.options.pack and weights.packable(self._model):
+                weights.pack(self._model)
+            weights.fuse_activations(self._model)
+            self._max_batch = model.max_batch
+            self._decoder, self._compatible = Decoder(self._model), transformers_generate.compatible
+        else:  # the model as transformers runs it, one sequence at a time
+            independence.report(model.name, self._model, alone)
+            self._max_batch = 1
+            lone = LoneDecoder(self._model)
+            lone.check()
+            self._decoder, self._compatible = lone, id
+        self._scheduler = Scheduler(self._max_batch)
+        self._prefill: Any = None  # of `_decoder`
         self._prefilled: list[GeneratedSequence] = []  # the rows of `_prefill`
         self._rows: list[GeneratedSequence] = []  # the rows of `_decoder`
         self._step_s = 0.0  # duration of the last step
 
     def decode(self, request: Request) -> GenerationItem:
-        return (self._invocations if request.path == INVOCATIONS else self._openai).item(request)
+        if request.path == INVOCATIONS and not self._openai.reads(request):
+            return self._invocations.item(request)
+        return self._openai.item(request)
 
     def room(self) -> int:
         return self._scheduler.room()
@@ -102,6 +118,8 @@ class TextGeneration:
                 row.owner.begin()
                 row.begin()
             self._prefill = self._decoder.begin([row.prompt.tokens for row in self._prefilled])
+            if any(row.prompt.settings.prompt_logprobs for row in self._prefilled):
+                self._prefill.score = self._score
         try:
             logits = self._decoder.advance(self._prefill, PREFILL_TOKENS)
             if logits is None:
@@ -124,13 +142,23 @@ class TextGeneration:
         self._rows += rows
         self._append(rows, logits)
 
+    def _score(self, start: int, logits: torch.Tensor) -> None:
+        """Add the log probabilities of the prompts' tokens behind the columns from `start` on."""
+        for row, scores in zip(self._prefilled, logits, strict=True):
+            settings, following = row.prompt.settings, row.prompt.tokens[start + 1 : start + 1 + len(scores)]
+            if settings.prompt_logprobs:
+                row.prompt_logprobs += token_logprobs(scores[: len(following)], following, settings.logprobs or 0)
+
     def _append(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
         """Choose the next token of each row from its logits; rows that have ended leave the batch."""
         tokens, logprobs = choose(logits, [row.sampling for row in rows])
-        for i, each in logprobs.items():
-            rows[i].logprobs.append(each)
         now = time.monotonic()
-        for row, token in zip(list(rows), tokens, strict=True):
+        for i, (row, token) in enumerate(zip(list(rows), tokens, strict=True)):
+            if row.prompt.settings.max_new_tokens == 0:  # an echo alone
+                row.owner.end([row], "length")
+                continue
+            if i in logprobs:
+                row.logprobs.append(logprobs[i])
             row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
         for row in list(rows):
             if row.finish_reason is not None:
@@ -139,11 +167,12 @@ class TextGeneration:
 
     def _generate(self) -> None:
         """Run one `generate` for the first request that needs it and all that can share its batch."""
-        units = self._scheduler.next_generate(transformers_generate.compatible)
+        units = self._scheduler.next_generate(self._compatible)
         if not units:
             return
         for unit in units:
             unit[0].owner.begin()
+        self._decoder.forget()
         made = transformers_generate.generate(
             self._model,
             self._tokenizer,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
-from transformers import PreTrainedTokenizerBase
 
 from serve.handlers.base import Reply
 from serve.handlers.generation.output import Generated
+from serve.handlers.generation.sampling import TokenLogprobs
+from serve.handlers.generation.text_decoder import TokenTexts
 from serve.http import media
 
 DONE = b"data: [DONE]\n\n"
@@ -26,7 +27,9 @@ class OpenAIForm:
     model: str
     streams: bool
     includes_usage: bool  # in an event before the end of a stream
-    tokenizer: PreTrainedTokenizerBase
+    texts: TokenTexts
+    names_ids: bool = False  # whether logprobs name tokens by their ids, as token_id:5
+    counts: bool = False  # whether each event of a stream has the usage so far
 
     prefix: ClassVar[str]
     whole_object: ClassVar[str]
@@ -42,13 +45,13 @@ class OpenAIForm:
     def token(self, sequence: Generated, piece: str) -> bytes:
         if not piece and not sequence.logprobs:
             return b""
-        return self._event([self._piece(sequence, piece, len(sequence.logprobs) - 1)])
+        return self._event([self._piece(sequence, piece, len(sequence.logprobs) - 1)], self._count(sequence))
 
     def rest(self, sequence: Generated, piece: str) -> bytes:
-        return self._event([self._piece(sequence, piece, len(sequence.logprobs))])
+        return self._event([self._piece(sequence, piece, len(sequence.logprobs))], self._count(sequence))
 
     def closing(self, sequences: Sequence[Generated]) -> bytes:
-        ends = b"".join(self._event([self._end(sequence)]) for sequence in sequences)
+        ends = b"".join(self._event([self._end(sequence)], self._count(sequence)) for sequence in sequences)
         usage = self._event([], _usage(sequences)) if self.includes_usage else b""
         return ends + usage + DONE
 
@@ -63,14 +66,15 @@ class OpenAIForm:
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         fields = self._head(self.stream_object) | {"choices": choices}
-        if self.includes_usage:
+        if self.includes_usage or self.counts:
             fields["usage"] = usage
         return b"data: " + msgspec.json.encode(fields) + b"\n\n"
 
-    def _token_text(self, token: int) -> str:
-        text = self.tokenizer.decode([token])
-        assert isinstance(text, str)
-        return text
+    def _count(self, sequence: Generated) -> dict[str, int] | None:
+        return _usage([sequence]) if self.counts else None
+
+    def _name(self, token: int) -> str:
+        return f"token_id:{token}" if self.names_ids else self.texts.shown(token).text
 
     def _piece(self, sequence: Generated, piece: str, since: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -89,7 +93,10 @@ class ChatForm(OpenAIForm):
     def opening(self, sequences: Sequence[Generated]) -> bytes:
         first = {"role": "assistant", "content": ""}
         return b"".join(
-            self._event([{"index": sequence.number, "delta": first, "logprobs": None, "finish_reason": None}])
+            self._event(
+                [{"index": sequence.number, "delta": first, "logprobs": None, "finish_reason": None}],
+                self._count(sequence),
+            )
             for sequence in sequences
         )
 
@@ -118,8 +125,7 @@ class ChatForm(OpenAIForm):
         return {"content": content, "refusal": None}
 
     def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._token_text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self._name(token), "logprob": logprob, "bytes": list(self.texts.shown(token).raw)}
 
 
 class CompletionForm(OpenAIForm):
@@ -128,7 +134,10 @@ class CompletionForm(OpenAIForm):
 
     def opening(self, sequences: Sequence[Generated]) -> bytes:
         echoed = [sequence for sequence in sequences if sequence.prompt.settings.return_full_text]
-        return b"".join(self._event([self._entry(each, each.prompt.text, None, None)]) for each in echoed)
+        return b"".join(
+            self._event([self._entry(each, each.prompt.text, self._logprobs_of_prompt(each), None)], self._count(each))
+            for each in echoed
+        )
 
     def _piece(self, sequence: Generated, piece: str, since: int) -> dict[str, Any]:
         return self._entry(sequence, piece, self._logprobs(sequence, since), None)
@@ -137,8 +146,10 @@ class CompletionForm(OpenAIForm):
         return self._entry(sequence, "", None, _finish_reason(sequence))
 
     def _choice(self, sequence: Generated) -> dict[str, Any]:
-        text = sequence.prompt.text + sequence.text
-        return self._entry(sequence, text, self._logprobs(sequence, 0), _finish_reason(sequence))
+        logprobs = self._logprobs(sequence, 0)
+        if (prompt := self._logprobs_of_prompt(sequence)) is not None and logprobs is not None:
+            logprobs = {name: prompt[name] + values for name, values in logprobs.items()}
+        return self._entry(sequence, sequence.prompt.text + sequence.text, logprobs, _finish_reason(sequence))
 
     def _entry(
         self, sequence: Generated, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
@@ -146,21 +157,39 @@ class CompletionForm(OpenAIForm):
         return {"index": sequence.number, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _logprobs(self, sequence: Generated, since: int) -> dict[str, Any] | None:
-        """Of the new tokens; an echoed prompt has none."""
         if sequence.prompt.settings.logprobs is None:
             return None
-        tokens = [self._token_text(each.token) for each in sequence.logprobs]
-        offsets = [len(sequence.prompt.text)]
-        for token in tokens[:-1]:
-            offsets.append(offsets[-1] + len(token))
+        begin = len(sequence.prompt.text)
+        offsets = [begin + offset for offset in sequence.offsets[since:]]
+        return self._listed([each.token for each in sequence.logprobs[since:]], sequence.logprobs[since:], offsets)
+
+    def _logprobs_of_prompt(self, sequence: Generated) -> dict[str, Any] | None:
+        """Of an echoed prompt; its first token has no probability."""
+        prompt = sequence.prompt
+        if not prompt.settings.prompt_logprobs:
+            return None
+        return self._listed(prompt.tokens, [None, *sequence.prompt_logprobs], self.texts.offsets(prompt.tokens))
+
+    def _listed(
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs | None], offsets: Sequence[int]
+    ) -> dict[str, Any]:
         return {
-            "tokens": tokens[since:],
-            "token_logprobs": [each.logprob for each in sequence.logprobs[since:]],
-            "top_logprobs": [
-                {self._token_text(token): logprob for token, logprob in each.top} for each in sequence.logprobs[since:]
-            ],
-            "text_offset": offsets[since:],
+            "tokens": [self._name(token) for token in tokens],
+            "token_logprobs": [each and each.logprob for each in logprobs],
+            "top_logprobs": [each and self._top(each) for each in logprobs],
+            "text_offset": list(offsets),
         }
+
+    def _top(self, logprobs: TokenLogprobs) -> dict[str, float]:
+        """The alternatives and the token itself. Of tokens with the same text the most probable one is shown."""
+        top: dict[str, float] = {}
+        for token, logprob in (*logprobs.top, (logprobs.token, logprobs.logprob)):
+            top.setdefault(self._name(token), logprob)
+        return top
+
+    def _name(self, token: int) -> str:
+        shown = self.texts.shown(token)
+        return super()._name(token) if self.names_ids or shown.whole else f"bytes:{shown.text}"
 
 
 def _finish_reason(sequence: Generated) -> str:

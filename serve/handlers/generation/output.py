@@ -22,6 +22,8 @@ class Generated(Protocol):
     prompt: Prompt
     tokens: list[int]
     logprobs: list[TokenLogprobs]  # of each token, if the request asked for them
+    prompt_logprobs: list[TokenLogprobs]  # of the prompt's tokens from the second on, if it asked for these too
+    offsets: list[int]  # with logprobs: where the text of each token begins in the new text
     finish_reason: str | None  # stop, length, deadline; None until the sequence has ended
 
     @property
@@ -84,9 +86,9 @@ class InvocationForm(msgspec.Struct, frozen=True):
 
     def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
         if self.content_type == media.TEXT:
-            return Reply(body=_text(groups[0][0]).encode(), content_type=f"{media.TEXT}; charset=utf-8")
+            return Reply(body=_plain(groups[0][0]).encode(), content_type=f"{media.TEXT}; charset=utf-8")
         if self.content_type == media.CSV:
-            rows = [{"generated_text": _text(sequence)} for group in groups for sequence in group]
+            rows = [{"generated_text": _plain(sequence)} for group in groups for sequence in group]
             return bodies.reply(rows, media.CSV)
         answers = [[_entry(sequence) for sequence in group] for group in groups]
         body = msgspec.json.encode(answers[0] if self.single else answers)
@@ -114,7 +116,20 @@ def invocation_form(accept: str, default: str, asked_to_stream: bool, single: bo
     return InvocationForm(chosen, chosen == media.EVENTS, single)
 
 
-def _text(sequence: Generated) -> str:
+def _text(sequence: Generated) -> Any:
+    """The text, behind its prompt if that is asked for; for a chat the messages, with the answer as the last."""
+    prompt = sequence.prompt
+    if not prompt.settings.return_full_text or prompt.chat is None:
+        return _plain(sequence)
+    *before, last = prompt.chat
+    if last["role"] == "assistant":
+        begun = last.get("content") or ""
+        more = begun + sequence.text if isinstance(begun, str) else [*begun, {"type": "text", "text": sequence.text}]
+        return [*before, last | {"content": more}]
+    return [*prompt.chat, {"role": "assistant", "content": sequence.text}]
+
+
+def _plain(sequence: Generated) -> str:
     return sequence.prompt.text + sequence.text if sequence.prompt.settings.return_full_text else sequence.text
 
 

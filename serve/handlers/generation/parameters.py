@@ -99,7 +99,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
         ("best_of", (1, *NEUTRAL), "set num_beams, or num_return_sequences and choose"),
         ("grammar", NEUTRAL, "grammars are not implemented"),
         ("adapter_id", NEUTRAL, "a runner loads no adapters; send the request to another model"),
-        ("tools documents continue_final_message", NEUTRAL, "send chats to /v1/chat/completions"),
+        ("tools documents continue_final_message", NEUTRAL, "send such chats to /v1/chat/completions"),
         ("tokenizer_encode_kwargs", NEUTRAL, "set the parameters add_special_tokens and truncation"),
     )
     for name in names.split()
@@ -282,6 +282,9 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     no_repeat_ngram: int = 0  # the length of n-grams that may occur once; 0 is off
     max_time: float | None = None  # seconds
     keep_stop: bool = False  # whether the stop string is part of the text
+    logit_bias: tuple[tuple[int, float], ...] = ()  # tokens, and what is added to their scores
+    allowed_tokens: tuple[int, ...] | None = None  # None: all
+    prompt_logprobs: bool = False  # whether the tokens of the prompt have log probabilities too
     generate_only: tuple[tuple[str, Any], ...] = ()  # names and values of parameters that only `generate` implements
 
     @property
@@ -299,6 +302,8 @@ class Prompt(msgspec.Struct, frozen=True):
     text: str  # as the request has it; the answer begins with it where `return_full_text` is set
     tokens: list[int]
     settings: GenerationSettings
+    resumed: bool = False  # whether `text` lacks the end of the tokens' text that the next token may change
+    chat: list[dict[str, Any]] | None = None  # the messages of a chat in `inputs`; the answer is a further one
 
 
 def resolve(
@@ -444,11 +449,15 @@ def too_many_prompts(prompts: int) -> BadRequest:
     )
 
 
+ChatMessage = dict[str, Any]
+Chat = Annotated[list[ChatMessage], Meta(min_length=1)]
+
+
 def body_type(model_field: str) -> type[msgspec.Struct]:
     """The type of a JSON body. `model_field`, the key that chose the model, and the clients' `options` are ignored."""
     ignored = {name for name in ("options", model_field) if name not in ("inputs", "parameters", "stream")}
     fields: list[tuple[str, Any, Any]] = [
-        ("inputs", str | Annotated[list[str], Meta(min_length=1)], msgspec.field()),
+        ("inputs", str | Annotated[list[str | Chat | ChatMessage], Meta(min_length=1)], msgspec.field()),
         ("parameters", GenerationParameters | None, None),
         ("stream", bool | None, None),
     ]

@@ -3,11 +3,13 @@
 from typing import Any
 
 import msgspec
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from serve.handlers.base import Request
+from serve.handlers.generation.chat import ChatTemplate, Message, check_members
+from serve.handlers.generation.decoder import end_tokens
 from serve.handlers.generation.output import Form, invocation_form
 from serve.handlers.generation.parameters import (
     MAX_SEQUENCES,
@@ -19,6 +21,7 @@ from serve.handlers.generation.parameters import (
     resolve,
     too_many_prompts,
 )
+from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import bodies
 from serve.http import body, media
 
@@ -47,9 +50,12 @@ def generation_item(prompts: list[Prompt], form: Form) -> GenerationItem:
 class PromptReader:
     """One model's tokenizer, limits and defaults, as the APIs need them to read prompts."""
 
-    def __init__(self, model: ModelConfig[Any], tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
+    def __init__(self, model: ModelConfig[Any], texts: TokenTexts, network: PreTrainedModel) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.texts = texts
+        self.tokenizer = tokenizer = texts.tokenizer
+        self.chats = ChatTemplate(model.name, tokenizer)
+        self.end_tokens = end_tokens(network)
         self.defaults = network.generation_config
         self.vocabulary: int = network.config.get_text_config(decoder=True).vocab_size
         self.limit = _position_limit(network)  # tokens of prompt and answer together
@@ -81,8 +87,11 @@ class InvocationReader:
 
     def item(self, request: Request) -> GenerationItem:
         inputs, asked, streams = self._body(request)
-        form = invocation_form(request.accept, self._default_accept, streams, isinstance(inputs, str))
-        texts = [inputs] if isinstance(inputs, str) else inputs
+        single = isinstance(inputs, str) or all(isinstance(each, dict) for each in inputs)
+        form = invocation_form(request.accept, self._default_accept, streams, single)
+        texts = [inputs] if single else inputs
+        if len({type(each) for each in texts}) > 1:
+            raise BadRequest("inputs mixes texts and chats", hint="send texts, or a chat, or chats: lists of messages")
         if len(texts) > MAX_SEQUENCES:
             raise too_many_prompts(len(texts))
         check_tokens(asked, self._prompts.vocabulary)
@@ -90,7 +99,7 @@ class InvocationReader:
         for text in texts:
             if prompts:
                 bodies.check_deadline(request.deadline)
-            prompts.append(self._prompt(text, asked))
+            prompts.append(self._prompt(text, asked) if isinstance(text, str) else self._chat(text, asked))
         item = generation_item(prompts, form)
         settings = prompts[0].settings
         if form.streams and (item.rows > 1 or not form.single):
@@ -109,7 +118,7 @@ class InvocationReader:
             )
         return item
 
-    def _body(self, request: Request) -> tuple[str | list[str], GenerationParameters, bool]:
+    def _body(self, request: Request) -> tuple[str | list[Any], GenerationParameters, bool]:
         """The inputs, the parameters, and whether the request asks for a stream."""
         if request.content_type in (media.JSON, ""):
             fields: Any = self._json(request)
@@ -126,6 +135,18 @@ class InvocationReader:
             f"unsupported Content-Type: {request.content_type[:100]!r}",
             hint="send application/json, text/plain or text/csv",
         )
+
+    def _chat(self, chat: list[dict[str, Any]], asked: GenerationParameters) -> Prompt:
+        """A chat as transformers' pipeline reads it: an answer at its end is continued."""
+        messages: list[Message] = bodies.convert("inputs", list[Message], chat)
+        check_members([{name for name, value in each.items() if value not in (None, False, [], {})} for each in chat])
+        continues = messages[-1].role == "assistant"
+        text = self._prompts.chats.rendered(
+            messages, {"add_generation_prompt": not continues, "continue_final_message": continues}
+        )
+        # The chat template has written the special tokens itself.
+        prompt = self._prompt(text, msgspec.structs.replace(asked, prefix=None, add_special_tokens=False))
+        return msgspec.structs.replace(prompt, text="", chat=chat)
 
     def _prompt(self, text: str, asked: GenerationParameters) -> Prompt:
         reader, limit = self._prompts, self._prompts.limit

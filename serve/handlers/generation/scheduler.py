@@ -88,7 +88,7 @@ class Scheduler:
                 if chosen and compatible(prompt) != key:
                     continue
                 rows += prompt.settings.rows
-                if rows > self._max_batch:
+                if chosen and rows > self._max_batch:
                     return self._taken(chosen)
                 if not chosen:
                     key = compatible(prompt)

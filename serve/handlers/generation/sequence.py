@@ -12,18 +12,27 @@ from serve.handlers.generation.text_decoder import TokenTexts, without
 
 
 class GeneratedText:
-    """The text of one sequence as it grows. It ends before the first stop string, or with it if `keep_stop`."""
+    """The text of one sequence as it grows. It ends before the first stop string, or with it if `keep_stop`.
+
+    It begins behind the text of the prompt, or, if that is `resumed`, behind the part of it that no token changes.
+    """
 
     def __init__(
-        self, texts: TokenTexts, prompt: Sequence[int], stop: Sequence[str] = (), keep_stop: bool = False
+        self,
+        texts: TokenTexts,
+        prompt: Sequence[int],
+        stop: Sequence[str] = (),
+        keep_stop: bool = False,
+        resumed: bool = False,
     ) -> None:
         self._texts = texts
         self._stop = stop
         self._keep_stop = keep_stop
         self._context = texts.context(prompt)
         self._stream = texts.stream()
-        self._stream.feed(self._context)
-        self._repeated = self._stream.rest(ends=True)  # text of the prompt that the stream has not returned yet
+        begun = self._stream.feed(self._context)
+        self._begun = begun if resumed else texts.decode(self._context)
+        self._repeated = without(begun, self._begun)  # text of the prompt that the stream has not returned yet
         self._final = 0  # characters
         self._held = ""  # final text that may be the beginning of a stop string
         self._pieces: list[str] = []
@@ -53,7 +62,7 @@ class GeneratedText:
     def complete(self, tokens: Sequence[int]) -> None:
         """Set the text from all tokens at once."""
         self._ended = True
-        self._append(self._texts.behind(self._context, tokens), "", last=True)
+        self._append(without(self._begun, self._texts.decode([*self._context, *tokens])), "", last=True)
 
     def _append(self, text: str, rest: str, last: bool) -> str:
         """Append the part of `text` that no stop string can cut. `rest` follows; later tokens may change it."""
@@ -100,12 +109,14 @@ class GeneratedSequence:
         self.number = number  # among the sequences of the request
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt's tokens from the second on
         self.offsets: list[int] = []  # with logprobs: where the text of each token begins in the new text
         self.finish_reason: str | None = None  # stop, length or deadline; None until the sequence has ended
         self.sampling = RowSampling(settings, end_tokens, number)
         self._end_tokens = end_tokens if settings.end_tokens is None else settings.end_tokens
         self._time_limit = float("inf")  # time.monotonic() at which max_time is over
-        self._text = GeneratedText(texts, prompt.tokens, settings.stop, settings.keep_stop)
+        self._texts = texts
+        self._text = GeneratedText(texts, prompt.tokens, settings.stop, settings.keep_stop, prompt.resumed)
         # Whether the text is decoded token by token.
         self._decodes_tokens = owner.item.form.streams or bool(settings.stop) or settings.logprobs is not None
 
@@ -116,6 +127,7 @@ class GeneratedSequence:
 
     def begin(self) -> None:
         """The prefill begins."""
+        self.prompt_logprobs = []
         self.sampling.begin(self.prompt.tokens)
         if self.prompt.settings.max_time is not None:
             self._time_limit = time.monotonic() + self.prompt.settings.max_time
@@ -125,8 +137,7 @@ class GeneratedSequence:
         settings = self.prompt.settings
         self.tokens.append(token)
         self.sampling.add(token)
-        if settings.logprobs is not None:
-            self.offsets.append(self._text.reached)
+        before = self._text.reached if settings.logprobs is not None else 0
         if token in self._end_tokens:
             self.finish_reason = "stop"
         elif len(self.tokens) >= settings.max_new_tokens:
@@ -139,6 +150,8 @@ class GeneratedSequence:
             piece = self._text.add([] if token in self._end_tokens else [token], last=self.finish_reason is not None)
             if self._text.stopped:
                 self.finish_reason = "stop"
+            if settings.logprobs is not None:
+                self.offsets.append(self._texts.offset(token, before, self._text.reached))
         else:
             piece = ""
         if self.finish_reason is not None:

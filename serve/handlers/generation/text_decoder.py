@@ -14,11 +14,12 @@ The steps: https://github.com/huggingface/tokenizers/tree/main/tokenizers/src/de
 
 import codecs
 import copy
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -215,12 +216,19 @@ class CleanUp(Step):
         return (self._clean(self._waits),)
 
 
+class TokenText(NamedTuple):
+    text: str  # of a special token its name; of a part of a character its bytes, as \\xe4\\xb8
+    raw: bytes  # that it adds to the text
+    whole: bool  # whether it is text, and no part of a character
+
+
 class TokenTexts:
     """The texts of one tokenizer's tokens. Special tokens have none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._pieces: dict[int, str | None] = {}
+        self._shown: dict[int, TokenText] = {}
         self._cleans_up = _cleans_up(tokenizer)
         self._steps = _steps(tokenizer)
         if self._steps is not None:
@@ -269,9 +277,9 @@ class TokenTexts:
             count *= 4
         return list(prompt)
 
-    def behind(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """The text that `tokens` add to the text of a prompt, or of its `context`."""
-        return without(self.decode(prompt), self.decode([*prompt, *tokens]))
+    def begun(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens that no later token changes."""
+        return self.stream().feed(tokens)
 
     def raw(self, token: int) -> bytes | None:
         """The bytes that a token adds within a text; None for a special token."""
@@ -289,11 +297,41 @@ class TokenTexts:
         before = len(stream.rest(ends=False))
         return (stream.feed_piece(piece) + stream.rest(ends=False))[before:].encode()
 
-    def name(self, token: int) -> str:
-        """A special token as the vocabulary has it."""
-        text = self.tokenizer.decode([token])
-        assert isinstance(text, str)
-        return text
+    def shown(self, token: int) -> "TokenText":
+        """A token as log probabilities show it."""
+        found = self._shown.get(token)
+        if found is None:
+            found = self._shown[token] = self._show(token)
+        return found
+
+    def offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Where the text of each token begins in the text of all."""
+        if self._steps is None:
+            lengths = (len((self.raw(token) or b"").decode()) for token in tokens)
+            return list(itertools.accumulate(lengths, initial=0))[:-1]
+        stream, final, reached, offsets = self.stream(), 0, 0, []
+        for token in tokens:
+            final += len(stream.feed([token]))
+            before, reached = reached, final + len(stream.rest(ends=False))
+            offsets.append(self.offset(token, before, reached))
+        return offsets
+
+    def offset(self, token: int, before: int, after: int) -> int:
+        """Where the text of a token begins, if the text before it and with it has so many characters."""
+        shown = self.shown(token)
+        # What was a part of a character before may have become a replacement character with this token.
+        return max(before, after - len(shown.text)) if shown.whole else before
+
+    def _show(self, token: int) -> "TokenText":
+        raw = self.raw(token)
+        if raw is None:
+            name = self.tokenizer.decode([token])
+            assert isinstance(name, str)
+            return TokenText(name, b"", True)
+        try:
+            return TokenText(raw.decode(), raw, True)
+        except UnicodeDecodeError:
+            return TokenText("".join(f"\\x{byte:02x}" for byte in raw), raw, False)
 
 
 class TextStream:

@@ -9,19 +9,167 @@ listed class answers otherwise, or if a class that is not listed answers the sam
 import logging
 from typing import Any
 
+from serve.errors import ModelUnusable
+
 log = logging.getLogger(__name__)
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Causal models whose rows may join and leave a running batch (serve/handlers/generation/decoder.py).
-CONTINUOUS: frozenset[str] = frozenset()
+CONTINUOUS = _names(
+    """
+    AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM AriaTextForCausalLM AXK1ForCausalLM BeamForCausalLM
+    BertGenerationDecoder BertLMHeadModel BigBirdForCausalLM BioGptForCausalLM BitNetForCausalLM BloomForCausalLM
+    CamembertForCausalLM CodeGenForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM CohereCompassForCausalLM
+    CohereForCausalLM CTRLLMHeadModel CwmForCausalLM Data2VecTextForCausalLM DbrxForCausalLM DeepseekV2ForCausalLM
+    DeepseekV3ForCausalLM DiffLlamaForCausalLM Dots1ForCausalLM ElectraForCausalLM Ernie4_5_MoeForCausalLM
+    Ernie4_5ForCausalLM ErnieForCausalLM Exaone4ForCausalLM ExaoneMoeForCausalLM FalconForCausalLM
+    FlexOlmoForCausalLM FlintForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma4ForCausalLM
+    Gemma4UnifiedForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM
+    GlmForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTJForCausalLM GPTNeoXForCausalLM
+    GPTNeoXJapaneseForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+    GraniteMoeSharedForCausalLM GraniteMoeSWAForCausalLM GraniteSWAForCausalLM HeliumForCausalLM
+    HrmTextForCausalLM HunYuanDenseV1ForCausalLM HyperCLOVAXForCausalLM HYV3ForCausalLM Jais2ForCausalLM
+    JetMoeForCausalLM Kolibri1ForCausalLM LagunaForCausalLM Lfm2ForCausalLM Llama4ForCausalLM LlamaForCausalLM
+    MegatronBertForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM MiniCPM3ForCausalLM MiniMaxM2ForCausalLM
+    MiniMaxM3VLForCausalLM Ministral3ForCausalLM MinistralForCausalLM MistralForCausalLM MixtralForCausalLM
+    ModernBertDecoderForCausalLM MptForCausalLM NanoChatForCausalLM NemotronForCausalLM Olmo2ForCausalLM
+    Olmo3ForCausalLM OlmoeForCausalLM OlmoForCausalLM OPTForCausalLM PersimmonForCausalLM Phi3ForCausalLM
+    PhiForCausalLM PhimoeForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
+    RemBertForCausalLM RobertaForCausalLM RobertaPreLayerNormForCausalLM RoCBertForCausalLM SeedOssForCausalLM
+    SmolLM3ForCausalLM SolarOpenForCausalLM StableLmForCausalLM Starcoder2ForCausalLM VaultGemmaForCausalLM
+    XGLMForCausalLM XLMRobertaForCausalLM XLMRobertaXLForCausalLM XmodForCausalLM YoutuForCausalLM
+    """
+)
 
 # Encoder-decoder models whose texts may be padded on the right and share a `generate` (serve/handlers/seq2seq).
-PADDED_GENERATE: frozenset[str] = frozenset()
+PADDED_GENERATE = _names(
+    """
+    BartForConditionalGeneration BlenderbotForConditionalGeneration BlenderbotSmallForConditionalGeneration
+    FSMTForConditionalGeneration LEDForConditionalGeneration LongT5ForConditionalGeneration
+    M2M100ForConditionalGeneration MarianMTModel MBartForConditionalGeneration MT5ForConditionalGeneration
+    MvpForConditionalGeneration NllbMoeForConditionalGeneration PegasusForConditionalGeneration
+    PegasusXForConditionalGeneration PLBartForConditionalGeneration SeamlessM4TForTextToText
+    SeamlessM4Tv2ForTextToText SwitchTransformersForConditionalGeneration T5ForConditionalGeneration
+    T5GemmaForConditionalGeneration UMT5ForConditionalGeneration
+    """
+)
 
 # Encoders with a head whose texts may be padded and share a pass (serve/handlers/encoders/forward.py).
-PADDED_PASS: frozenset[str] = frozenset()
-
-# Kinds of rotary embeddings whose factors depend on the longest row of a pass, or on the longest of earlier passes.
-_ROPE_BY_LENGTH = frozenset({"longrope", "dynamic"})
+PADDED_PASS = _names(
+    """
+    AXK1ForSequenceClassification AXK1ForTokenClassification AXK1Model AXK2ForSequenceClassification
+    AXK2ForTokenClassification AXK2Model AlbertForMaskedLM AlbertForQuestionAnswering
+    AlbertForSequenceClassification AlbertForTokenClassification AlbertModel ApertusForTokenClassification
+    ApertusModel ArceeForQuestionAnswering ArceeForSequenceClassification ArceeForTokenClassification ArceeModel
+    BartForConditionalGeneration BartForQuestionAnswering BartForSequenceClassification BartModel
+    BertForMaskedLM BertForQuestionAnswering BertForSequenceClassification BertForTokenClassification
+    BertGenerationEncoder BertModel BigBirdForQuestionAnswering BioGptForSequenceClassification
+    BioGptForTokenClassification BioGptModel BloomForQuestionAnswering BloomForSequenceClassification
+    BloomForTokenClassification BloomModel CLIPTextModel CTRLForSequenceClassification CTRLModel
+    CamembertForMaskedLM CamembertForQuestionAnswering CamembertForSequenceClassification
+    CamembertForTokenClassification CamembertModel CohereCompassTextForSequenceClassification
+    CohereCompassTextModel Data2VecTextForMaskedLM Data2VecTextForQuestionAnswering
+    Data2VecTextForSequenceClassification Data2VecTextForTokenClassification Data2VecTextModel
+    DebertaForMaskedLM DebertaForQuestionAnswering DebertaForSequenceClassification
+    DebertaForTokenClassification DebertaModel DebertaV2ForMaskedLM DebertaV2ForQuestionAnswering
+    DebertaV2ForSequenceClassification DebertaV2ForTokenClassification DebertaV2Model
+    DeepseekV2ForSequenceClassification DeepseekV2Model DeepseekV3ForSequenceClassification
+    DeepseekV3ForTokenClassification DeepseekV3Model DiffLlamaForQuestionAnswering
+    DiffLlamaForSequenceClassification DiffLlamaForTokenClassification DiffLlamaModel DistilBertForMaskedLM
+    DistilBertForQuestionAnswering DistilBertForSequenceClassification DistilBertForTokenClassification
+    DistilBertModel ElectraForMaskedLM ElectraForQuestionAnswering ElectraForSequenceClassification
+    ElectraForTokenClassification ElectraModel ErnieForMaskedLM ErnieForQuestionAnswering
+    ErnieForSequenceClassification ErnieForTokenClassification ErnieModel EsmForMaskedLM
+    EsmForSequenceClassification EsmForTokenClassification EsmModel EsmcForMaskedLM
+    EsmcForSequenceClassification EsmcForTokenClassification EsmcModel EuroBertForMaskedLM
+    EuroBertForSequenceClassification EuroBertForTokenClassification EuroBertModel Exaone4ForQuestionAnswering
+    Exaone4ForSequenceClassification Exaone4ForTokenClassification Exaone4Model FalconForQuestionAnswering
+    FalconForSequenceClassification FalconForTokenClassification FalconModel FlaubertForQuestionAnsweringSimple
+    FlaubertForSequenceClassification FlaubertForTokenClassification FlaubertModel FlaubertWithLMHeadModel
+    FunnelForSequenceClassification GPT2ForQuestionAnswering GPT2ForSequenceClassification
+    GPT2ForTokenClassification GPT2Model GPTBigCodeForSequenceClassification GPTBigCodeForTokenClassification
+    GPTBigCodeModel GPTJForQuestionAnswering GPTJForSequenceClassification GPTJModel GPTNeoForQuestionAnswering
+    GPTNeoForSequenceClassification GPTNeoForTokenClassification GPTNeoModel GPTNeoXForQuestionAnswering
+    GPTNeoXForSequenceClassification GPTNeoXForTokenClassification GPTNeoXModel Gemma2ForSequenceClassification
+    Gemma2ForTokenClassification Gemma2Model Gemma3TextForSequenceClassification Gemma3TextModel
+    GemmaForSequenceClassification GemmaForTokenClassification GemmaModel Glm4ForSequenceClassification
+    Glm4ForTokenClassification Glm4Model GlmForSequenceClassification GlmForTokenClassification GlmModel
+    GptOssForSequenceClassification GptOssForTokenClassification GptOssModel GteForMaskedLM
+    GteForSequenceClassification GteForTokenClassification GteModel HeliumForSequenceClassification
+    HeliumForTokenClassification HeliumModel HunYuanDenseV1ForSequenceClassification HunYuanDenseV1Model
+    HunYuanMoEV1ForSequenceClassification HunYuanMoEV1Model IBertForMaskedLM IBertForQuestionAnswering
+    IBertForSequenceClassification IBertForTokenClassification IBertModel JambaForSequenceClassification
+    JambaModel JetMoeForSequenceClassification JetMoeModel JinaEmbeddingsV3ForMaskedLM
+    JinaEmbeddingsV3ForQuestionAnswering JinaEmbeddingsV3ForSequenceClassification
+    JinaEmbeddingsV3ForTokenClassification JinaEmbeddingsV3Model LEDForQuestionAnswering LEDModel
+    LayoutLMForMaskedLM LayoutLMForSequenceClassification LayoutLMForTokenClassification LayoutLMModel
+    LayoutLMv3ForQuestionAnswering LayoutLMv3ForSequenceClassification LayoutLMv3ForTokenClassification
+    LayoutLMv3Model LiltForQuestionAnswering LiltForSequenceClassification LiltForTokenClassification LiltModel
+    LlamaForQuestionAnswering LlamaForSequenceClassification LlamaForTokenClassification LlamaModel
+    LongformerForMaskedLM LongformerForQuestionAnswering LongformerForSequenceClassification
+    LongformerForTokenClassification LongformerModel LukeForMaskedLM LukeForQuestionAnswering
+    LukeForSequenceClassification LukeForTokenClassification LukeModel MBartForConditionalGeneration
+    MBartForQuestionAnswering MBartForSequenceClassification MBartModel MPNetForMaskedLM
+    MPNetForQuestionAnswering MPNetForSequenceClassification MPNetForTokenClassification MPNetModel
+    MT5ForQuestionAnswering MT5ForSequenceClassification MT5ForTokenClassification MarkupLMForQuestionAnswering
+    MarkupLMForSequenceClassification MarkupLMForTokenClassification MarkupLMModel MegatronBertForMaskedLM
+    MegatronBertForQuestionAnswering MegatronBertForSequenceClassification MegatronBertForTokenClassification
+    MegatronBertModel MiniCPM3ForSequenceClassification MiniCPM3Model MiniMaxForQuestionAnswering
+    MiniMaxForSequenceClassification MiniMaxForTokenClassification MiniMaxModel Ministral3ForQuestionAnswering
+    Ministral3ForSequenceClassification Ministral3ForTokenClassification Ministral3Model
+    MinistralForQuestionAnswering MinistralForSequenceClassification MinistralForTokenClassification
+    MinistralModel Mistral4ForSequenceClassification Mistral4ForTokenClassification Mistral4Model
+    MistralForQuestionAnswering MistralForSequenceClassification MistralForTokenClassification MistralModel
+    MixtralForQuestionAnswering MixtralForSequenceClassification MixtralForTokenClassification MixtralModel
+    ModernBertDecoderForSequenceClassification ModernBertDecoderModel ModernBertForMaskedLM
+    ModernBertForQuestionAnswering ModernBertForSequenceClassification ModernBertForTokenClassification
+    ModernBertModel Molmo2TextModel MptForQuestionAnswering MptForSequenceClassification
+    MptForTokenClassification MptModel MvpForConditionalGeneration MvpForQuestionAnswering
+    MvpForSequenceClassification MvpModel NemotronForQuestionAnswering NemotronForSequenceClassification
+    NemotronForTokenClassification NemotronModel NeoMMEForMaskedLM NeoMMEModel NomicBertForMaskedLM
+    NomicBertForSequenceClassification NomicBertForTokenClassification NomicBertModel OPTForQuestionAnswering
+    OPTForSequenceClassification OPTModel Olmo2ForSequenceClassification Olmo2Model
+    Olmo3ForSequenceClassification Olmo3Model OlmoForSequenceClassification OlmoModel
+    OpenAIGPTForSequenceClassification OpenAIGPTModel OpenAIPrivacyFilterForTokenClassification
+    OpenAIPrivacyFilterModel PLBartForSequenceClassification PLBartModel PerceiverForMaskedLM
+    PerceiverForSequenceClassification PersimmonForSequenceClassification PersimmonForTokenClassification
+    PersimmonModel Phi3ForSequenceClassification Phi3ForTokenClassification Phi3Model
+    PhiForSequenceClassification PhiForTokenClassification PhiModel PhimoeForSequenceClassification PhimoeModel
+    Qwen2ForQuestionAnswering Qwen2ForSequenceClassification Qwen2ForTokenClassification Qwen2Model
+    Qwen2MoeForQuestionAnswering Qwen2MoeForSequenceClassification Qwen2MoeForTokenClassification Qwen2MoeModel
+    Qwen3ForQuestionAnswering Qwen3ForSequenceClassification Qwen3ForTokenClassification Qwen3Model
+    Qwen3MoeForQuestionAnswering Qwen3MoeForSequenceClassification Qwen3MoeForTokenClassification Qwen3MoeModel
+    Qwen3NextForQuestionAnswering Qwen3NextForSequenceClassification Qwen3NextForTokenClassification
+    Qwen3NextModel Qwen3_5TextForSequenceClassification Qwen3_5TextModel RemBertForMaskedLM
+    RemBertForQuestionAnswering RemBertForSequenceClassification RemBertForTokenClassification RemBertModel
+    RoCBertForMaskedLM RoCBertForQuestionAnswering RoCBertForSequenceClassification
+    RoCBertForTokenClassification RoCBertModel RoFormerForMaskedLM RoFormerForQuestionAnswering
+    RoFormerForSequenceClassification RoFormerForTokenClassification RoFormerModel RobertaForMaskedLM
+    RobertaForQuestionAnswering RobertaForSequenceClassification RobertaForTokenClassification RobertaModel
+    RobertaPreLayerNormForMaskedLM RobertaPreLayerNormForQuestionAnswering
+    RobertaPreLayerNormForSequenceClassification RobertaPreLayerNormForTokenClassification
+    RobertaPreLayerNormModel SeedOssForQuestionAnswering SeedOssForSequenceClassification
+    SeedOssForTokenClassification SeedOssModel SmolLM3ForQuestionAnswering SmolLM3ForSequenceClassification
+    SmolLM3ForTokenClassification SmolLM3Model SplinterForQuestionAnswering SplinterModel SqueezeBertForMaskedLM
+    SqueezeBertForQuestionAnswering SqueezeBertForSequenceClassification SqueezeBertForTokenClassification
+    SqueezeBertModel StableLmForSequenceClassification StableLmForTokenClassification StableLmModel
+    Starcoder2ForSequenceClassification Starcoder2ForTokenClassification Starcoder2Model T5ForQuestionAnswering
+    T5ForSequenceClassification T5ForTokenClassification T5GemmaForTokenClassification Tipsv2TextModel
+    UMT5ForQuestionAnswering UMT5ForSequenceClassification UMT5ForTokenClassification UltrabertForMaskedLM
+    UltrabertForQuestionAnswering UltrabertForSequenceClassification UltrabertForTokenClassification
+    UltrabertModel XLMForQuestionAnsweringSimple XLMForSequenceClassification XLMForTokenClassification XLMModel
+    XLMRobertaForMaskedLM XLMRobertaForQuestionAnswering XLMRobertaForSequenceClassification
+    XLMRobertaForTokenClassification XLMRobertaModel XLMRobertaXLForMaskedLM XLMRobertaXLForQuestionAnswering
+    XLMRobertaXLForSequenceClassification XLMRobertaXLForTokenClassification XLMRobertaXLModel
+    XLMWithLMHeadModel XLNetForQuestionAnsweringSimple XLNetForTokenClassification XLNetModel XmodForMaskedLM
+    XmodForQuestionAnswering XmodForSequenceClassification XmodForTokenClassification XmodModel
+    Zamba2ForSequenceClassification Zamba2Model ZambaForSequenceClassification ZambaModel
+    """
+)
 
 
 def obstacle(network: Any, proven: frozenset[str]) -> str | None:
@@ -35,10 +183,33 @@ def obstacle(network: Any, proven: frozenset[str]) -> str | None:
     if kind.__name__ not in proven:
         return "its class is not proven to answer in a batch as alone"
     for config in _configs(network.config):
-        for rope in _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)):
-            if (name := rope.get("rope_type", rope.get("type"))) in _ROPE_BY_LENGTH:
-                return f"rope_type {name}: its factors depend on the longest text of a batch"
+        if reason := _of_config(config, decoder=proven is CONTINUOUS):
+            return reason
     return None
+
+
+def _of_config(config: Any, decoder: bool) -> str | None:
+    """Why a config makes a proven class depend on its batch."""
+    for rope in _ropes(getattr(config, "rope_parameters", None)):
+        if rope.get("rope_type") == "longrope":
+            return "rope_type longrope: its factors are those of the longest text of a batch"
+    if getattr(config, "moe_eval_capacity_token_fraction", 1.0) != 1.0:
+        return "moe_eval_capacity_token_fraction: the texts of a batch share the capacity of an expert"
+    if not decoder:
+        return None
+    if getattr(config, "is_decoder", True) is False or getattr(config, "is_causal", True) is False:
+        return "is_decoder or is_causal is false: tokens attend to later ones"
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
+        return "use_bidirectional_attention is set: tokens attend to later ones"
+    return None
+
+
+def unservable(network: Any, error: Exception) -> ModelUnusable:
+    """The error for a model with which transformers' own `generate` fails: each request would fail the same way."""
+    return ModelUnusable(
+        f"transformers' own generate fails with {type(network).__name__}: {type(error).__name__}: {str(error)[:300]}",
+        hint="serve the model by code/inference.py, or save it for the task that it was trained for",
+    )
 
 
 def report(model: str, network: Any, reason: str) -> None:

@@ -25,6 +25,10 @@ from serve.handlers.huggingface.options import HuggingFaceOptions
 TRUST = "trust_remote_code"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model.safetensors.index.json"
+# Quantised weights: the keys of a config.json, the files of older tools, and the ends of the names of their tensors.
+_QUANTIZED = ("quantization_config", "compression_config")
+_QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quant_log.csv")
+_SCALES = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax", ".quant_map")
 
 
 def load(
@@ -82,7 +86,7 @@ def load(
                 hint="save config.json and the weights together, with save_pretrained",
             ) from error
         raise ModelUnusable(
-            f"{auto_class.__name__} cannot load config.json and the safetensors files: {_first_line(error)}",
+            f"{auto_class.__name__} cannot load config.json and the safetensors files: {first_line(error)}",
             hint="check that the files belong together and fit the task of the model",
         ) from error
     return network, tokenizer
@@ -95,7 +99,7 @@ def read_json(directory: Path, name: str, kind: type, remedy: str) -> Any:
     except FileNotFoundError as error:
         raise ModelUnusable(f"{name} is missing", hint=remedy) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelUnusable(f"{name} is not JSON: {_first_line(error)}", hint="copy the file again") from error
+        raise ModelUnusable(f"{name} is not JSON: {first_line(error)}", hint="copy the file again") from error
     if not isinstance(value, kind):
         raise ModelUnusable(f"{name} is not a JSON {'object' if kind is dict else 'array'}", hint=remedy)
     return value
@@ -112,16 +116,41 @@ def _check_files(directory: Path, trusted: bool) -> None:
         if (directory / "tokenizer_config.json").is_file():
             settings = read_json(directory, "tokenizer_config.json", dict, remedy)
             _refuse_own_code("tokenizer_config.json", settings)
+    _refuse_quantized(directory, config)
     for path in _weights(directory):
         try:
-            with safe_open(path, framework="pt"):  # reads the header and compares it with the size of the file
-                pass
+            with safe_open(path, framework="pt") as file:  # reads the header and compares it with the size of the file
+                names = file.keys()
         except (SafetensorError, OSError) as error:
             size = path.stat().st_size if path.exists() else 0
             raise ModelUnusable(
-                f"{path.name} is not a complete safetensors file ({_first_line(error)}); it has {size} bytes",
+                f"{path.name} is not a complete safetensors file ({first_line(error)}); it has {size} bytes",
                 hint="copy the file again; an interrupted upload leaves it short",
             ) from error
+        if scale := next((name for name in names if name.endswith(_SCALES)), None):
+            raise _quantized(f"{path.name} has the tensor {scale[:100]} of quantised weights")
+
+
+def _refuse_quantized(directory: Path, config: dict[str, Any]) -> None:
+    """Raise ModelUnusable for weights of fewer bits that need another library, or that transformers would misread.
+
+    transformers ignores a quant_method that it does not know, and takes such weights for the values themselves.
+    """
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    for said in [part[key] for part in parts for key in _QUANTIZED if part.get(key)]:
+        method = said.get("quant_method") if isinstance(said, dict) else None
+        raise _quantized(f"config.json says that the weights are quantised ({method or 'unknown method'})")
+    for name in _QUANTIZED_FILES:
+        if (directory / name).is_file():
+            raise _quantized(f"{name}: the weights are quantised")
+
+
+def _quantized(reason: str) -> ModelUnusable:
+    return ModelUnusable(
+        f"{reason}: GPTQ, AWQ, bitsandbytes, fp8 and similar formats are not supported",
+        hint='serve the weights that they were made from; quantize = "int8" under [options] of model.toml stores these '
+        "in 8 bits. Or serve the quantised weights by a server for GPUs, such as vLLM",
+    )
 
 
 def _weights(directory: Path) -> list[Path]:
@@ -158,7 +187,8 @@ def _refuse_own_code(name: str, settings: dict[str, Any]) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The class of an error and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
@@ -190,7 +220,7 @@ def _tokenizer(directory: Path, trusted: bool) -> Any:
         raise
     except Exception as error:  # any class, as above; tokenizer.json alone can raise a bare Exception
         raise ModelUnusable(
-            f"the tokenizer cannot be loaded (tokenizer.json, tokenizer_config.json): {_first_line(error)}", hint=remedy
+            f"the tokenizer cannot be loaded (tokenizer.json, tokenizer_config.json): {first_line(error)}", hint=remedy
         ) from error
     if not words:  # transformers makes an empty tokenizer where the files are missing
         raise ModelUnusable("the tokenizer is missing: tokenizer.json does not exist", hint=remedy)

@@ -11,15 +11,16 @@ from functools import lru_cache
 from itertools import zip_longest
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, StoppingCriteriaList
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, StoppingCriteriaList
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
 from serve.failures import exhausted
 from serve.handlers.base import Reply, Request
 from serve.handlers.generation.transformers_generate import DeadlineCriteria
-from serve.handlers.huggingface import bodies, pretrained
+from serve.handlers.huggingface import bodies, independence, pretrained
 from serve.handlers.huggingface.options import HuggingFaceOptions
+from serve.handlers.huggingface.pass_state import PassState
 from serve.handlers.seq2seq.request import Seq2SeqParameters, generate_arguments, language_token, parse
 from serve.http import media
 
@@ -44,7 +45,7 @@ class Seq2SeqItem:
 
 
 class Seq2Seq:
-    """One `generate` for each batch of requests with equal parameters."""
+    """One `generate` for each batch of requests with equal parameters, or for each text of an unproven model."""
 
     def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
         self._network, self._tokenizer = pretrained.load(model, AutoModelForSeq2SeqLM)
@@ -61,17 +62,23 @@ class Seq2Seq:
         self._defaults.update(**defaults)
         # `generate` would fill in values from here that a request's config leaves out on purpose.
         self._network.generation_config = GenerationConfig()
-        self._positions = getattr(config, "max_position_embeddings", None)
-        self._limit = min(self._positions or 1 << 20, self._tokenizer.model_max_length)
+        self._positions = _positions(config, "decoder")
+        self._limit = min(_positions(config, "encoder") or 1 << 20, self._tokenizer.model_max_length)
+        self._vocabulary: int = config.get_text_config(decoder=True).vocab_size
         self._pad = next(
             (each for each in (self._tokenizer.pad_token_id, self._defaults.pad_token_id) if each is not None), 0
         )
         self._language = getattr(self._tokenizer, "src_lang", None)
         self._config = lru_cache(maxsize=256)(self._make_config)
+        self._state: PassState | None = None  # of a model whose texts may not share a `generate`
+        if reason := independence.obstacle(self._network, independence.PADDED_GENERATE):
+            independence.report(model.name, self._network, reason)
+            self._state, self._max_batch = PassState(self._network), 1
+            self._check()
 
     def decode(self, request: Request) -> Seq2SeqItem:
         content_type = bodies.accepted(request, self._model, (media.JSON, media.CSV))
-        texts, single, parameters = parse(request, self._model.model_field, self._network.config.vocab_size)
+        texts, single, parameters = parse(request, self._model.model_field, self._vocabulary)
         config = self._config(parameters)
         sequences = []
         for text in texts:
@@ -103,6 +110,8 @@ class Seq2Seq:
         ids = torch.tensor([each + [self._pad] * (width - len(each)) for each in sequences])
         mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in sequences])
         criteria = DeadlineCriteria([item.deadline for item, _ in batch])
+        if self._state is not None:
+            self._state.restore()
         try:
             with torch.inference_mode():
                 output = self._network.generate(
@@ -120,12 +129,28 @@ class Seq2Seq:
             raise
         spaces = batch[0][0].parameters.clean_up_tokenization_spaces
         cleanup = {} if spaces is None else {"clean_up_tokenization_spaces": spaces}
-        texts = self._tokenizer.batch_decode(output, skip_special_tokens=True, **cleanup)
+        ends = _ends(batch[0][0].config)
+        # `generate` pads ended rows, and not every tokenizer knows the padding as a special token.
+        rows = [_until(row, ends) for row in output.tolist()]
+        texts = self._tokenizer.batch_decode(rows, skip_special_tokens=True, **cleanup)
         each = len(texts) // len(batch)
         for position, (item, index) in enumerate(batch):
             if not criteria.passed[position]:
                 item.answers[index] = texts[position * each : (position + 1) * each]
             item.pending.remove(index)
+
+    def _check(self) -> None:
+        """Generate two tokens. Raises ModelUnusable if transformers cannot."""
+        config = deepcopy(self._defaults)
+        config.update(max_new_tokens=2, max_length=None, min_length=0, num_beams=1)
+        ids = torch.tensor([[0, 1]], device=self._network.device)
+        try:
+            with torch.inference_mode():
+                self._network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        except Exception as error:  # models raise any class
+            if exhausted(error):
+                raise
+            raise independence.unservable(self._network, error) from error
 
     def _outcome(self, item: Seq2SeqItem) -> Reply | ServeError | None:
         if item.pending and item.deadline > time.monotonic():
@@ -193,6 +218,25 @@ class Seq2Seq:
                 raise BadRequest(f"the minimum length, {shortest}, is over the maximum length, {longest}")
             config.min_length = longest  # the request's maximum is under the model's own minimum
         return config
+
+
+def _ends(config: GenerationConfig) -> frozenset[int]:
+    ends = config.eos_token_id
+    return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
+
+
+def _until(row: list[int], ends: frozenset[int]) -> list[int]:
+    """A row up to its end token. The first token begins the text, and may be the same one."""
+    return row[: next((at + 1 for at in range(1, len(row)) if row[at] in ends), len(row))]
+
+
+def _positions(config: PreTrainedConfig, part: str) -> int | None:
+    """The positions of the encoder or the decoder; None if there is no limit. `part`: encoder or decoder."""
+    own = getattr(config, part, None)  # the config of one part, where the two are models of their own
+    configs = [config, own] if isinstance(own, PreTrainedConfig) else [config]
+    names = ("max_position_embeddings", f"max_{part}_position_embeddings")
+    limits = [getattr(each, name, None) for each in configs for name in names]
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def _batch(items: Sequence[Seq2SeqItem], most: int) -> list[tuple[Seq2SeqItem, int]]:

@@ -1,9 +1,11 @@
-"""XGBoost's binary files: whether Universal Binary JSON is complete, and the binary format of before 3.1 as JSON.
+"""XGBoost's files: whether Universal Binary JSON is complete, and older files as the present XGBoost reads them.
 
 XGBoost's own reader of Universal Binary JSON reads past the end of a truncated file, and may crash.
 """
 
 import json
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -70,7 +72,8 @@ def _count(data: bytes | bytearray, at: int) -> tuple[int, int]:
     return count, end
 
 
-# The binary format of XGBoost 1.0 to 3.0: a row of structs and arrays, as they were in memory.
+# The binary format of XGBoost 0.90 to 3.0: a row of structs and arrays, as they were in memory. Since 1.2 a mark comes
+# first. Since 1.0 the struct of the learner has the version, and the attributes have the objective's parameters.
 _MAGIC = b"binf"
 _LEARNER = np.dtype(
     [
@@ -108,6 +111,22 @@ _NODE = np.dtype([("parent", "<i4"), ("left", "<i4"), ("right", "<i4"), ("split"
 _STATS = np.dtype([("loss_change", "<f4"), ("hessian", "<f4"), ("weight", "<f4"), ("leaves", "<i4")])
 _LINEAR = np.dtype([("num_feature", "<u4"), ("num_output_group", "<i4"), ("reserved", "<i4", 32)])
 
+_BOOSTERS = ("gbtree", "dart", "gblinear")
+# Former names of objectives. Their parameters have been stored under the present name since 1.0.
+_RENAMED = {"reg:linear": "reg:squarederror"}
+# Objectives that kept the logarithm, or the log-odds, of base_score in the files of before 1.0; the others kept it as
+# it is. JSON has base_score itself.
+_LOGARITHM = ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox")
+_LOG_ODDS = ("reg:logistic", "binary:logistic")  # and binary:logitraw, whose log-odds are its base_score now
+
+_VERSION_1 = re.compile(rb'"version"\s*:\s*\[\s*1\s*,\s*([0-5])\s*,')
+_BASE_SCORE = re.compile(rb'("learner_model_param"\s*:\s*\{\s*)"base_score"\s*:\s*"([-+.\deE]+)"')
+_LOGITRAW = re.compile(rb'"name"\s*:\s*"binary:logitraw"')
+
+# Files of before 1.4 lack the number of trees in a round, so a best round selects no trees. All are used, as XGBoost
+# and AWS's container did. A pickle has the number of trees beside the booster.
+_ROUNDS_KNOWN = (1, 4)
+
 _NO_PARENT = 2147483647  # the parent of the root in JSON
 
 
@@ -140,43 +159,73 @@ class _Reader:
         return bytes(self.array("u1", self.count())).decode("utf-8", errors="replace")
 
 
-def is_old_binary(head: bytes | bytearray) -> bool:
-    """Whether the first bytes of a file are the mark that save_model has written since XGBoost 0.4."""
-    return head.startswith(_MAGIC)
-
-
 def as_json(data: bytes | bytearray) -> bytes:
     """The same model in XGBoost's JSON. Raises OldBinaryError."""
     reader = _Reader(data.removeprefix(_MAGIC))
     parameters = reader.struct(_LEARNER)
     objective, booster = reader.text(), reader.text()
-    if booster not in ("gbtree", "dart", "gblinear") or ":" not in objective:
+    if booster not in _BOOSTERS or ":" not in objective:
         raise OldBinaryError(f"unknown booster {booster[:40]!r} or objective {objective[:40]!r}")
-    if not parameters["major"]:
-        raise OldBinaryError("the file was saved by XGBoost before 1.0; load and save it with 1.7 first")
+    objective = objective.removeprefix("gpu:")  # up to 0.90
+    objective = _RENAMED.get(objective, objective)
+    base_score = float(parameters["base_score"])
     model = _linear(reader) if booster == "gblinear" else _forest(reader, booster, int(parameters["num_feature"]))
     attributes: dict[str, str] = {}
     if parameters["has_attributes"]:
         attributes = {reader.text(): reader.text() for _ in range(reader.count())}
-    if (parameters["major"], parameters["minor"]) < (1, 4):
-        # The file lacks the number of trees per round, so no round can be selected: all trees are used, as before.
+    version = int(parameters["major"]), int(parameters["minor"])
+    if version < (1, 0):
+        loss = _default_loss(objective, int(parameters["num_class"]))
+        base_score = _untransformed(objective, base_score)
+    else:
+        loss = _loss(objective, attributes.pop("objective", ""))
+        base_score = _present(objective, version, base_score)
+    if version < _ROUNDS_KNOWN:
         attributes.pop("best_iteration", None)
     learner = {
-        # Since 1.0 the parameters of the objective are stored as an attribute.
-        "objective": _loss(objective, attributes.pop("objective", "")),
+        "objective": loss,
         "attributes": attributes,
         "feature_names": [],
         "feature_types": [],
         "gradient_booster": model,
         "learner_model_param": {
-            "base_score": repr(float(parameters["base_score"])),
-            "boost_from_average": "1",
+            "base_score": repr(base_score),
+            "boost_from_average": "0",  # with 1, XGBoost 3.2 adds base_score itself where it sees no round
             "num_class": str(int(parameters["num_class"])),
             "num_feature": str(int(parameters["num_feature"])),
             "num_target": str(max(1, int(parameters["num_target"]))),
         },
     }
-    return json.dumps({"learner": learner, "version": [int(parameters["major"]), int(parameters["minor"]), 0]}).encode()
+    return json.dumps({"learner": learner, "version": [*version, 0]}).encode()
+
+
+def present_json(data: bytearray) -> bytearray:
+    """A model in JSON, with what XGBoost 3.2 reads otherwise than the version from 1.0 to 1.5 that wrote it.
+
+    Without `boost_from_average` XGBoost 3.2 adds base_score itself, and not its log-odds or logarithm, where it sees no
+    round: files of gblinear before 1.4 state no rounds.
+    """
+    stated = _VERSION_1.search(data, max(0, len(data) - 200))
+    found = _BASE_SCORE.search(data) if stated else None
+    if stated is None or found is None:
+        return data
+    objective = "binary:logitraw" if _LOGITRAW.search(data) else ""
+    score = _present(objective, (1, int(stated[1])), float(found[2]))
+    parameters = b'"boost_from_average":"0","base_score":"%r"' % score
+    return data[: found.end(1)] + parameters + data[found.end() :]
+
+
+def without_rounds(data: bytes | bytearray) -> bool:
+    """Whether a model in JSON was written before its best round selected trees."""
+    stated = _VERSION_1.search(data, max(0, len(data) - 200))
+    return stated is not None and (1, int(stated[1])) < _ROUNDS_KNOWN
+
+
+def _present(objective: str, version: tuple[int, int], base_score: float) -> float:
+    """The base_score that the present XGBoost reads as `version` read this one."""
+    if objective == "binary:logitraw" and version < (1, 3):  # then a probability, now its log-odds
+        return math.log(base_score / (1 - base_score)) if 0 < base_score < 1 else base_score
+    return base_score
 
 
 def _loss(name: str, attribute: str) -> dict[str, Any]:
@@ -187,6 +236,26 @@ def _loss(name: str, attribute: str) -> dict[str, Any]:
     if not isinstance(parameters, dict) or parameters.get("name") != name:
         raise OldBinaryError(f"the parameters of the objective {name[:40]!r} are missing")
     return parameters
+
+
+def _default_loss(name: str, classes: int) -> dict[str, Any]:
+    """The objective with its default parameters. In the versions before 1.0 all of them concern training only."""
+    import xgboost
+
+    try:
+        booster = xgboost.Booster({"objective": name, "num_class": classes, "num_feature": 1, "verbosity": 0})
+        found: dict[str, Any] = json.loads(booster.save_config())["learner"]["objective"]
+    except xgboost.core.XGBoostError as error:
+        raise OldBinaryError(f"unknown objective {name[:40]!r}") from error
+    return found
+
+
+def _untransformed(objective: str, value: float) -> float:
+    if objective in _LOGARITHM:
+        return math.exp(min(value, 80))
+    if objective in _LOG_ODDS:
+        return 1 / (1 + math.exp(-min(max(value, -80), 80)))
+    return value
 
 
 def _forest(reader: _Reader, booster: str, width: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix, vstack
 from serve.catalog.model_config import ModelConfig
 from serve.errors import ServeError, UnsupportedMediaType
 from serve.formats import instances, libsvm, recordio, tables
+from serve.formats.frames import is_mlflow
 from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import model_files, output
 from serve.handlers.xgboost.options import XGBoostOptions
@@ -28,15 +29,17 @@ _LABEL_SIZE = re.compile(r'label_size\s*=\s*"?(\w+)', re.IGNORECASE)
 class Item:
     matrix: Any  # a float32 array, or a csr_matrix where most cells are missing; None for an empty body
     media_type: str
+    frame: bool = False  # the rows are one of MLflow's frames: as JSON, the answer is MLflow's
 
 
 class XGBoost:
-    # Not libsvm: whether indices count from 0 or from 1 depends on all lines.
-    records = (media.CSV,)
+    records = (media.CSV, *media.LIBSVM_NAMES)
 
     def __init__(self, model: ModelConfig[XGBoostOptions]) -> None:
         self._scores = model_files.load(model)
         self._width = self._scores.width
+        self._names = self._scores.names
+        self._mlflow = is_mlflow(model.directory)
         self._model_field = model.model_field
         default = media.JSON if model.multi_model else media.CSV
         self._default = model.default_accept if model.default_accept in output.WRITES else default
@@ -62,6 +65,13 @@ class XGBoost:
         if kind == media.CSV:
             labelled = "label_size" in request.headers.get("content-type", "").lower() and _labelled(request)
             return Item(tables.csv(to_utf8(body, request.charset), self._width, labelled), media_type)
+        if kind == media.JSON and (self._mlflow or body.lstrip()[:1] == b"{"):
+            body = to_utf8(body, request.charset)
+            rows = instances.table(body, self._names, self._model_field)
+            if rows is not None or self._mlflow:  # the answer is JSON unless the caller asks for another type
+                media_type = media.choose(request.accept, output.WRITES, media.JSON)
+                matrix = self._matrix(body, kind, "utf-8") if rows is None else instances.matrix(rows, self._width)
+                return Item(matrix, media_type, media_type == media.JSON)
         return Item(self._matrix(body, kind, request.charset), media_type)
 
     def _matrix(self, body: bytes, kind: str, charset: str) -> Any:
@@ -86,17 +96,18 @@ class XGBoost:
         if items[0].matrix is None:
             return [Reply(body=b"", content_type=item.media_type, status=204) for item in items]
         if len(items) == 1:
-            return [self._reply(self._scores(items[0].matrix), items[0].media_type)]
+            return [self._reply(self._scores(items[0].matrix), items[0])]
         matrices = [item.matrix for item in items]
         scores = self._scores(
             vstack(matrices, format="csr") if isinstance(matrices[0], csr_matrix) else np.concatenate(matrices)
         )
         ends = np.cumsum([matrix.shape[0] for matrix in matrices]).tolist()
         parts = zip([0, *ends], ends, items, strict=False)
-        return [self._reply(scores[start:end], item.media_type) for start, end, item in parts]
+        return [self._reply(scores[start:end], item) for start, end, item in parts]
 
-    def _reply(self, scores: Scores, media_type: str) -> Reply:
-        return Reply(body=self._writers[media_type](scores), content_type=media_type)
+    def _reply(self, scores: Scores, item: Item) -> Reply:
+        write = output.frame if item.frame else self._writers[item.media_type]
+        return Reply(body=write(scores), content_type=item.media_type)
 
 
 def _labelled(request: Request) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import xgboost
 
 from serve.catalog.model_config import ModelConfig
-from serve.catalog.recognition import is_pickle, pickled, refused_pickle, xgboost_files
+from serve.catalog.recognition import is_old_booster, is_pickle, pickled, refused_pickle, xgboost_files
 from serve.errors import ModelUnusable
 from serve.failures import exhausted
 from serve.handlers.xgboost import file_formats, pickles
@@ -44,14 +44,15 @@ def _read(path: Path) -> bytearray:
 
 
 def parsed(data: bytearray, name: str, allow_pickle: bool) -> xgboost.Booster:
-    """The booster in a file called `name`, in any format of XGBoost 1.0 or later.
+    """The booster in a file called `name`, in any format of XGBoost 0.90 or later.
 
     Raises ModelUnusable for another file and for a pickle without `allow_pickle`; DoesNotFit for memory.
     """
-    if is_pickle(data):
+    old = is_old_booster(data)
+    if not old and is_pickle(data):
         return _unpickled(data, name, allow_pickle)
     try:
-        if file_formats.is_old_binary(data):
+        if old:
             data = bytearray(file_formats.as_json(data))
         elif data[:1] != b"{":
             raise ModelUnusable(f"{name} is not an XGBoost model", hint=_SAVE)
@@ -59,8 +60,13 @@ def parsed(data: bytearray, name: str, allow_pickle: bool) -> xgboost.Booster:
             file_formats.check(data)
         elif not data.rstrip().endswith(b"}"):
             raise ValueError("the file is truncated")
+        else:
+            data = file_formats.present_json(data)
         with xgboost.config_context(verbosity=0):
-            return xgboost.Booster({"nthread": 1}, model_file=data)
+            booster = xgboost.Booster({"nthread": 1}, model_file=data)
+        if not old and file_formats.without_rounds(data):
+            booster.set_attr(best_iteration=None)
+        return booster
     except (xgboost.core.XGBoostError, ValueError) as error:  # UnicodeDecodeError, from XGBoost's messages, too
         if out := exhausted(error):
             out.message = f"{name}: {out.message}"

@@ -57,6 +57,11 @@ def predictions(scores: Scores) -> bytes:
     return ('{"predictions": [{"score": ' + '}, {"score": '.join(values(scores)) + "}]}").encode()
 
 
+def frame(scores: Scores) -> bytes:
+    """The answer of MLflow's server to a frame."""
+    return f'{{"predictions": {bare(scores).decode()}}}'.encode()
+
+
 def bare(scores: Scores) -> bytes:
     return f"[{', '.join(values(scores))}]".encode()
 

@@ -9,11 +9,13 @@ from sagemaker_huggingface_inference_toolkit import content_types
 from serve.errors import BadRequest
 from serve.formats import values
 from serve.handlers.custom import defaults
+from serve.handlers.custom.faults import json_errors, value_errors
 from serve.http import body, media
 
 
 def decode_json(content: str | bytes) -> Any:
-    return body.decode_json(content.encode() if isinstance(content, str) else bytes(content))
+    with json_errors(content):
+        return body.decode_json(content.encode() if isinstance(content, str) else bytes(content))
 
 
 def decode_csv(string_like: str) -> dict[str, Any]:
@@ -38,11 +40,13 @@ def decode_audio(bpayload: bytes) -> dict[str, Any]:
 
 
 def encode_json(content: Any) -> str:
-    return values.write(content, media.JSON).decode()
+    with value_errors():
+        return values.write(content, media.JSON).decode()
 
 
 def encode_csv(content: Any) -> str:
-    return values.write(content, media.CSV).decode()
+    with value_errors():
+        return values.write(content, media.CSV).decode()
 
 
 def decode(content: Any, content_type: str = content_types.JSON) -> Any:
@@ -65,5 +69,6 @@ def encode(content: Any, content_type: str = content_types.JSON) -> str | bytes:
     if content_type == content_types.CSV:
         return encode_csv(content)
     if content_type == content_types.NPY:
-        return values.write(content, media.NPY)
+        with value_errors():
+            return values.write(content, media.NPY)
     raise errors.UnsupportedFormatError(content_type)

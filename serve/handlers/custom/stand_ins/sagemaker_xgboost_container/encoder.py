@@ -7,6 +7,7 @@ import xgboost
 from sagemaker_inference import errors
 
 from sagemaker_xgboost_container.constants import xgb_content_types
+from serve.handlers.custom.faults import value_errors
 from serve.handlers.xgboost import dmatrix
 from serve.http import media
 
@@ -40,4 +41,5 @@ def decode(obj: str | bytes, content_type: str) -> xgboost.DMatrix:
 
 
 def _read(body: str | bytes, media_type: str) -> xgboost.DMatrix:
-    return dmatrix.read(body.encode() if isinstance(body, str) else bytes(body), media_type)
+    with value_errors():
+        return dmatrix.read(body.encode() if isinstance(body, str) else bytes(body), media_type)

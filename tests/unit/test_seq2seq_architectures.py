@@ -1,0 +1,251 @@
+"""Every encoder-decoder text architecture of transformers: nine callers get what `generate` gives each text alone."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, EncoderDecoderModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from serve.errors import ModelUnusable
+from serve.handlers.base import Reply, Request
+from serve.handlers.huggingface import independence, pretrained
+from serve.handlers.huggingface.independence import PADDED_GENERATE
+from serve.handlers.seq2seq.handler import Seq2Seq
+from tests.unit.causal_architectures import letters
+from tests.unit.configs import config_of
+from tests.unit.test_generation_toys import byte_tokenizer
+from tests.unit.tiny_architectures import FULL, POSITIONS, SLIDING, VOCABULARY, WINDOW, decisive, tiny_config
+
+# Model types whose class reads sound or images beside the text.
+NOT_TEXT = frozenset(
+    {
+        *("audioflamingo3", "glmasr", "granite_speech", "granite_speech_plus", "moss_transcribe_diarize"),
+        *("musicflamingo", "nemo_speechlm", "qwen2_audio", "qwen3_asr", "t5gemma2", "vibevoice_asr", "voxtral"),
+        "voxtral_realtime",
+    }
+)
+TYPES = {
+    name: model_type
+    for model_type, name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items()
+    if model_type not in NOT_TEXT
+}
+UNSERVABLE = {"prophetnet"}  # transformers' own `generate` fails
+COMPOSED = {"encoder-decoder"}  # of any two models: the class says nothing about them
+ALONE = sorted({TYPES[name] for name in TYPES.keys() - PADDED_GENERATE} - UNSERVABLE)
+# Config features, and whether the class is batched with them.
+FEATURES: list[tuple[str, dict[str, Any], bool]] = [
+    ("longt5", {"encoder_attention_type": "transient-global"}, True),
+    ("t5", {"feed_forward_proj": "gated-gelu"}, True),
+    ("t5", {"relative_attention_max_distance": 8, "relative_attention_num_buckets": 6}, True),
+    ("switch_transformers", {"expert_capacity": 1}, True),
+    ("nllb-moe", {"moe_eval_capacity_token_fraction": 0.3}, False),
+    ("nllb-moe", {"moe_eval_capacity_token_fraction": -1.0, "expert_capacity": 2}, False),
+]
+
+PART = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": POSITIONS,
+    "sliding_window": WINDOW,
+    "layer_types": [SLIDING, FULL],
+    "query_pre_attn_scalar": 8,
+    "pad_token_id": 1,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+}
+SPARSE = {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "encoder_sparse_step": 1}
+# Further fields of a config: windows and blocks that the texts exceed, experts that run full.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "bigbird_pegasus": {"block_size": 4, "num_random_blocks": 1},
+    "led": {
+        "max_encoder_position_embeddings": POSITIONS,
+        "max_decoder_position_embeddings": POSITIONS,
+        "attention_window": 8,
+    },
+    "longt5": {"local_radius": 4, "global_block_size": 4},
+    "nllb-moe": SPARSE | {"decoder_sparse_step": 1, "expert_capacity": 3},
+    "pegasus_x": {"block_size": 8, "num_global_tokens": 4},
+    "switch_transformers": SPARSE | {"decoder_sparse_step": 1, "expert_capacity": 3},
+    "t5gemma": {"encoder": PART, "decoder": PART},
+}
+WIDER = {"blenderbot-small": 0.8, "led": 0.8, "fsmt": 0.8}  # deviations of weights with which texts vary
+TOKENIZER = byte_tokenizer()
+NEW = 5
+# Eight callers with one text each, and a ninth with a list.
+PROMPTS = [letters(length, seed) for seed, length in enumerate((30, 3, 12, 60, 7, 20, 5, 16, 9, 26, 4))]
+CLOSE = 3e-4  # of the standard deviation of the logits
+
+
+def tiny(model_type: str, **changes: Any) -> PreTrainedModel:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if model_type == "encoder-decoder":
+        encoder = tiny_config("bert", is_decoder=False)
+        decoder = tiny_config("bert", add_cross_attention=True)
+        kind = EncoderDecoderModel.config_class
+        model: Any = EncoderDecoderModel(kind.from_encoder_decoder_configs(encoder, decoder))
+    else:
+        fields = {"is_decoder": False, "is_encoder_decoder": True, "decoder_start_token_id": 2}
+        fields |= {"tie_word_embeddings": False} | SPECIAL.get(model_type, {})
+        config = tiny_config(model_type, **fields | changes)
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    model.generation_config.update(
+        decoder_start_token_id=2, eos_token_id=256, pad_token_id=1, bos_token_id=256, num_beams=1
+    )
+    model.generation_config.forced_eos_token_id = None
+    return decisive(model, WIDER.get(model_type, 0.4))
+
+
+def by_generate(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
+    """The text and the logits of each prompt alone, by a model that has seen no other."""
+    texts = {}
+    for prompt in PROMPTS:
+        ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
+        output = copy.deepcopy(model).generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        text = TOKENIZER.decode(output.sequences[0], skip_special_tokens=True)
+        texts[prompt] = (text, torch.cat(output.logits))
+    assert len({text for text, _ in texts.values()}) > 3, "the weights do not decide"
+    return texts
+
+
+def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, Tensor]]:
+    """Eight requests of one text and one with a list, in the batches that the handler makes of them."""
+    monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
+    handler = Seq2Seq(config_of(Seq2Seq, name="tiny", directory=Path(), max_batch=8))
+    handler._pad = 1
+    network = handler._network
+    generate = network.generate
+    logits: dict[str, Tensor] = {}
+
+    def recorded(input_ids: Tensor, attention_mask: Tensor, **arguments: Any) -> Tensor:
+        output = generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **arguments,
+        )
+        values = torch.stack(output.logits, 1)
+        for row, mask, each in zip(input_ids, attention_mask, values, strict=True):
+            logits[TOKENIZER.decode(row[mask.bool()])] = each
+        sequences: Tensor = output.sequences
+        return sequences
+
+    monkeypatch.setattr(network, "generate", recorded)
+    parameters = {"max_new_tokens": NEW, "do_sample": False}
+    inputs: list[Any] = [*PROMPTS[:8], PROMPTS[8:]]
+    items = [
+        handler.decode(
+            Request(
+                body=json.dumps({"inputs": each, "parameters": parameters}).encode(), content_type="application/json"
+            )
+        )
+        for each in inputs
+    ]
+    pending = dict(enumerate(items))
+    replies: dict[int, list[dict[str, str]]] = {}
+    while pending:
+        for number, reply in zip(list(pending), handler.predict(list(pending.values())), strict=True):
+            if reply is not None:
+                assert isinstance(reply, Reply)
+                assert isinstance(reply.body, bytes)
+                replies[number] = json.loads(reply.body)
+                del pending[number]
+    texts = [text for number in sorted(replies) for text in replies[number]]
+    return {prompt: (next(iter(text.values())), logits[prompt]) for prompt, text in zip(PROMPTS, texts, strict=True)}
+
+
+def differences(texts: dict[str, tuple[str, Tensor]], expected: dict[str, tuple[str, Tensor]]) -> list[str]:
+    found = []
+    for prompt, (text, logits) in texts.items():
+        right, scores = expected[prompt]
+        if text != right:
+            found.append(f"{prompt!r}: {text!r}, not {right!r}")
+        elif (far := (logits[: len(scores)] - scores).abs().max() / scores.std()) > CLOSE:
+            found.append(f"{prompt!r}: logits are {far:.1g} away")
+    return found
+
+
+def test_the_table_has_classes_of_transformers_only() -> None:
+    assert TYPES.keys() >= PADDED_GENERATE
+    assert MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys() > NOT_TEXT
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("model_type", sorted(TYPES[name] for name in PADDED_GENERATE))
+def test_a_batched_encoder_decoder_answers_each_caller_as_generate_alone(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(model_type)
+    assert independence.obstacle(model, PADDED_GENERATE) is None
+
+    assert differences(served(model, monkeypatch), by_generate(model)) == []
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("model_type", ALONE)
+def test_an_encoder_decoder_that_is_not_batched_answers_each_caller_as_generate_alone(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the short text after a long one, and the long one after it."""
+    model = tiny(model_type)
+    assert independence.obstacle(model, PADDED_GENERATE)
+
+    assert differences(served(model, monkeypatch), by_generate(model)) == []
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ALONE) - COMPOSED))
+def test_an_encoder_decoder_that_is_not_batched_would_answer_otherwise_in_a_batch(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, the class belongs into the table: its texts can share a batch."""
+    assert not batched(tiny(model_type), monkeypatch)
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize(("model_type", "changes", "shares"), FEATURES, ids=lambda value: str(value)[:60])
+def test_a_feature_of_an_encoder_decoder_that_makes_answers_depend_on_a_batch_is_known(
+    model_type: str, changes: dict[str, Any], shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(model_type, **changes)
+
+    assert (independence.obstacle(model, PADDED_GENERATE) is None) == shares
+    assert differences(served(model, monkeypatch), by_generate(model)) == []
+    assert shares or not batched(model, monkeypatch)
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("model_type", sorted(UNSERVABLE))
+def test_an_encoder_decoder_that_transformers_cannot_generate_with_fails_at_its_load(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(model_type)
+    with pytest.raises(ValueError, match="position_ids"):
+        by_generate(model)
+
+    with pytest.raises(ModelUnusable, match=f"generate fails with {type(model).__name__}"):
+        served(model, monkeypatch)
+
+
+def batched(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the texts of one batch are those of `generate`, whatever the table says."""
+    with monkeypatch.context() as patch:
+        patch.setattr(independence, "obstacle", lambda *_: None)
+        return not differences(served(model, patch), by_generate(model))
