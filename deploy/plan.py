@@ -279,7 +279,7 @@ def scaling_requests(spec: Spec) -> list[tuple[str, str, Request]]:
 def variant_scaling(spec: Spec, scaling: Scaling, variant: str) -> list[tuple[str, str, Request]]:
     """Target and policies of a variant.
 
-    From zero instances a step policy starts one, by an alarm. Its AlarmActions, the policy's ARN, is a placeholder here.
+    From zero instances a step policy starts one, by an alarm. The ARN of the policy in it is a placeholder here.
     """
     target = {
         "ServiceNamespace": "sagemaker",
