@@ -60,7 +60,7 @@ def up(
 ) -> Outcome:
     """Bring the endpoint to its spec. With `wait=False` return when AWS has accepted the change.
 
-    After `keep` the endpoint deletes itself. Raises Failed if an object of its names belongs to somebody else, and then
+    After `keep` the endpoint deletes itself. Raises Failed if an object of its names has another owner, and then
     nothing was changed; if AWS rolls the update back, if the endpoint does not start, or if `smoke` fails.
     """
     undo: list[Step] = []
@@ -215,7 +215,7 @@ def _prepared(spec: Spec, aws: Aws, progress: Progress, undo: list[Step], *, sch
 
 
 def _still_ours(aws: Aws, endpoint: Endpoint, undo: list[Step]) -> None:
-    """Raise Failed if somebody else has created the endpoint, even meanwhile: nothing of this run is left then."""
+    """Raise Failed for an endpoint of another owner, even a new one: nothing of this run is left then."""
     try:
         must_be_ours(aws, endpoint)
     except Failed:

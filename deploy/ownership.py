@@ -1,4 +1,4 @@
-"""Whose are the objects that `up` would create or change? All are asked before the first one is created."""
+"""The owner of each object that `up` would create or change: asked before the first one is created."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
