@@ -220,13 +220,20 @@ def fields(error: ServeError, request_id: str = "") -> dict[str, Any]:
     }
 
 
-def body(error: ServeError, request_id: str = "", *, openai: bool = False) -> bytes:
+def body(error: ServeError, request_id: str = "", *, openai: bool = False, open_inference: bool = False) -> bytes:
     """The JSON body, at most `MAX_BODY` bytes: the longest of message, hint and model is cut, never a key.
 
-    `openai`: inside a member `error`, where OpenAI's clients expect it.
+    `openai`: inside a member `error`, where OpenAI's clients expect it. `open_inference`: with the message once more as
+    the member `error`, which clients of the Open Inference Protocol read.
     """
     parts = fields(error, request_id)
-    while (over := len(encoded := msgspec.json.encode({"error": parts} if openai else parts)) - MAX_BODY) > 0:
+
+    def shown() -> dict[str, Any]:
+        if open_inference:
+            return {"error": parts["message"], **parts}
+        return {"error": parts} if openai else parts
+
+    while (over := len(encoded := msgspec.json.encode(shown())) - MAX_BODY) > 0:
         longest = max(("message", "hint", "model"), key=lambda key: len(parts[key] or ""))
         text = parts[longest].encode()
         # At most half at once: escaped characters take more room than they have bytes.

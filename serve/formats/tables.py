@@ -57,8 +57,12 @@ def csv_doubles(body: bytes) -> npt.NDArray[np.float64]:
     return _read_csv(body, _delimiter(_first_line(body)), width, np.float64, "row 1 has {}")
 
 
+class NumberedHeader(BadRequest):
+    """The first line numbers the columns. The lines must not be read one by one: alone, the first is a row."""
+
+
 def _refuse_numbered_header(body: bytes, first: bytes, delimiter: bytes) -> None:
-    """Raise BadRequest where the first line numbers the columns, as pandas does for those without a name.
+    """Raise NumberedHeader where the first line numbers the columns, as pandas does for those without a name.
 
     Four columns or more, and rows after it: 0,1,2 may well be data.
     """
@@ -68,7 +72,7 @@ def _refuse_numbered_header(body: bytes, first: bytes, delimiter: bytes) -> None
     numbers = cells[1:] if not cells[0] else cells  # an empty name: pandas' index is a column
     if len(numbers) < 4 or numbers != [b"%d" % number for number in range(len(numbers))] or b"\n" not in body:
         return
-    raise BadRequest(
+    raise NumberedHeader(
         f"row 1 is 0 to {len(numbers) - 1} in order: it seems to be a header line that numbers the columns",
         hint="send the rows without it (pandas: header=False, index=False); write it as 0.0,1,2... if it is data",
     )

@@ -93,7 +93,7 @@ def write(value: Any, media_type: str) -> bytes:
         if hasattr(value, "detach"):  # numpy does not convert every tensor
             value = value.detach().cpu().numpy()
         try:
-            np.save(file, np.asarray(value), allow_pickle=False)
+            np.save(file, storable(np.asarray(value)), allow_pickle=False)
         except ValueError as error:
             raise NotAcceptable(
                 f"the prediction cannot be written as npy: {error}", hint=f"ask for {media.JSON}"
@@ -118,6 +118,13 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, np.floating):  # a longdouble, which is its own `tolist`
         return float(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def storable(array: Array) -> Array:
+    """The same array; an array of str objects, which npy cannot hold without a pickle, as one of texts."""
+    if array.dtype.kind != "O" or not all(isinstance(each, str) for each in array.ravel()):
+        return array
+    return array.astype(str)
 
 
 def _csv(plain: Any) -> bytes:

@@ -8,7 +8,9 @@ has one of two forms:
 
 If a handler does not read JSON Lines (415), the runner passes each line as a separate JSON request
 (serve/runner/records.py). A handler that reads other types line by line, without a header line, lists them in an
-attribute `records`. One that answers further APIs lists all its paths in an attribute `paths`.
+attribute `records`. One that answers further APIs lists all its paths in an attribute `paths`. One that reads and
+writes arrays names their media type in an attribute `arrays` (serve/runner/open_inference.py): npz for several by name,
+npy for one, which `output` names. Its method `signature` returns the tensors that it takes and returns.
 
 All calls come from the one thread of the runner's loop. A handler needs no locks, and starts no threads beyond those of
 its framework.

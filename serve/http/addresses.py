@@ -16,6 +16,9 @@ EMBEDDINGS = "/v1/embeddings"
 RERANK = "/v1/rerank"  # not of OpenAI, but of Cohere, Jina and vLLM
 OPENAI = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK)
 OPENAI_FIELD = "model"
+# The Open Inference Protocol, as a runner sees it: nginx replaces /v2/models/NAME/infer and /v2/models/NAME.
+INFER, METADATA = "/v2/infer", "/v2/metadata"
+OPEN_INFERENCE = (INFER, METADATA)
 
 SOCKET_PATH = 107  # bytes; the limit of a socket's path (unix(7)), so that file names must be short
 # A plain name: nginx's straight lane accepts it, and uses it as the socket's name.

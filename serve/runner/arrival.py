@@ -8,7 +8,7 @@ from serve.catalog.adapters import ADAPTER_HEADERS, MERGE
 from serve.errors import BadRequest, ModelNotFound, PathNotFound, PayloadTooLarge, ServeError
 from serve.handlers.base import Request
 from serve.http import media, wire
-from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek
+from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE, OPENAI_FIELD, peek
 from serve.http.clock import parse_clock
 from serve.runner.jobs import Waited, deadline_exceeded
 from serve.settings import Settings, margin
@@ -111,7 +111,7 @@ class Addressee:
                 + "; GET /v1/models lists the models of the OpenAI paths",
                 model=self.model,
             )
-        if not request.content_type.endswith(("/json", "+json")):
+        if request.path in OPEN_INFERENCE or not request.content_type.endswith(("/json", "+json")):
             return
         field = self._in_invocation if request.path == INVOCATIONS else self._in_openai
         asked = field.in_body(request.body)

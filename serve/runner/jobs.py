@@ -18,7 +18,7 @@ from serve.errors import DeviceLost, InternalError, ServeError, TooLate
 from serve.failures import exhausted, give_back
 from serve.handlers.base import Predictor, Reply, Request
 from serve.http import media, wire
-from serve.http.addresses import OPENAI
+from serve.http.addresses import OPEN_INFERENCE, OPENAI
 from serve.slots import Slot
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,8 @@ class ConnectionJob:
             self._answers.cut(self, error)
             return
         error.model = error.model or self._answers.model
-        body = errors.body(error, self.request.id, openai=self.request.path in OPENAI)
+        path = self.request.path
+        body = errors.body(error, self.request.id, openai=path in OPENAI, open_inference=path in OPEN_INFERENCE)
         headers = {**errors.headers(error), "Server-Timing": self._timing()}
         self._answers.end(self, wire.answer(error.status, media.JSON, body, headers), error.status)
 

@@ -21,11 +21,12 @@ from serve.catalog.scan import real
 from serve.errors import InternalError, ModelNotFound, ServeError
 from serve.failures import exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise
-from serve.http.addresses import INVOCATIONS
+from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE
 from serve.runner import own_packages
 from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.jobs import Batches
 from serve.runner.loop import Loop
+from serve.runner.open_inference import OpenInference
 from serve.runner.records import Engine, Records
 from serve.settings import Settings
 from serve.slots import Slots
@@ -68,7 +69,9 @@ def run(
     ctypes.CDLL(None).malloc_trim(0)
     engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, config.max_batch))
     engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
-    addressee = Addressee(config.names(), settings.model_field, getattr(handler, "paths", (INVOCATIONS,)))
+    engine = OpenInference(engine, handler, config)
+    paths = (*getattr(handler, "paths", (INVOCATIONS,)), *OPEN_INFERENCE)
+    addressee = Addressee(config.names(), settings.model_field, paths)
     loop = Loop(engine, addressee, listener, control, slot, settings, ColdStart.ended_now(slot))
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():

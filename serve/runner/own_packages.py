@@ -32,6 +32,10 @@ STAND_INS = frozenset(
         "sagemaker-containers",
         "sagemaker-huggingface-inference-toolkit",
         "sagemaker-xgboost-container",
+        "sagemaker-training",
+        "sagemaker-pytorch-training",
+        "sagemaker-pytorch-inference",
+        "multi-model-server",
     }
 )
 

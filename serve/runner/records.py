@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from serve.errors import BadRequest, ModelRefused, NotAcceptable, ServeError, UnsupportedMediaType
+from serve.formats.tables import NumberedHeader
 from serve.handlers.base import Job, Reply, Request
 from serve.http import media
 from serve.runner.jobs import ConnectionJob, outcome_of
@@ -187,7 +188,7 @@ class Records:
                 raise
             return Lines(request, media.JSON, media.JSON, error)
         except BadRequest as error:
-            if not self._placeholder or request.content_type not in self._kinds:
+            if not self._placeholder or request.content_type not in self._kinds or isinstance(error, NumberedHeader):
                 raise
             return Lines(request, request.content_type, request.accept, error)
 

@@ -21,7 +21,7 @@ from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound
 from serve.http import media
 from serve.settings import Settings
 from serve.slots import Slot, Slots, State
-from serve.web import batch_transform, model_api, openai
+from serve.web import batch_transform, model_api, open_inference, openai
 from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
 from serve.web.model_api import Loaded
@@ -43,13 +43,16 @@ def create(settings: Settings, slot: int) -> Flask:
     known = Loaded(settings.sockets) if settings.multi_model else _published(settings.catalog)
     invocations = Invocations(settings, known, host)
 
-    @app.route("/ping", methods=["GET", "HEAD", "POST"])
-    def ping() -> Response:
+    def check_ready() -> None:
         state, silence, reason = slots.pulse()
         if silence > SILENCE:
             state, reason = State.STARTING, f"the host process has sent no heartbeat for {silence:.0f} s"
         if state is not State.READY:
             raise NotReady(reason, hint="GET /models shows each model's state", retry_after=1)
+
+    @app.route("/ping", methods=["GET", "HEAD", "POST"])
+    def ping() -> Response:
+        check_ready()
         return Response(b"", mimetype=media.JSON)
 
     @app.post("/invocations")
@@ -70,6 +73,7 @@ def create(settings: Settings, slot: int) -> Flask:
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     openai.add_routes(app, host, invocations)
+    open_inference.add_routes(app, host, invocations, check_ready)
     model_api.add_routes(app, host, invocations, multi_model=settings.multi_model)
     _answer_errors(app)
     _count(app, counts)
@@ -88,7 +92,9 @@ def _answer_errors(app: Flask) -> None:
 
     @app.errorhandler(ServeError)
     def render(error: ServeError) -> Response:
-        body = errors.body(error, request.headers.get("X-Request-Id", ""), openai=request.path.startswith("/v1/"))
+        path = request.path
+        openai, inference = path.startswith("/v1/"), path.startswith("/v2/")
+        body = errors.body(error, request.headers.get("X-Request-Id", ""), openai=openai, open_inference=inference)
         return Response(body, error.status, errors.headers(error), content_type=media.JSON)
 
     @app.errorhandler(HTTPException)

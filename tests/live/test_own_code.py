@@ -162,6 +162,15 @@ def test_headers_of_the_code_reach_the_client_and_orders_to_nginx_do_not(server:
         assert f"header {name}" in refused.json["message"]
 
 
+def test_a_model_that_the_body_names_has_its_status_too(server: Server) -> None:
+    """Through a web worker, those included by which nginx tells its own failures."""
+    for status in (200, 204, 404, 418, 419, 424, 500, 502, 503, 504, 507):
+        body = {"model_type": "answers", "status": status, "headers": {"X-Mine": str(status)}}
+        answer = server.invoke(None, body)
+        text = b"" if status == 204 else str(status).encode()
+        assert (answer.status, answer.headers["x-mine"], answer.body) == (status, str(status), text)
+
+
 @pytest.mark.peer("batch-transform", differs="a body of lines is one answer, whose status and headers are one")
 def test_the_status_of_one_line_is_that_of_the_body(server: Server) -> None:
     """A record whose code sets 400 or above fails the body of lines with this status, and the line is named."""

@@ -16,8 +16,7 @@ import torch
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
-from serve.handlers.custom import defaults
-from serve.handlers.custom.advice import TOOLKITS
+from serve.handlers.custom import defaults, toolkits
 from serve.handlers.custom.faults import InvalidInput, InvalidJson
 from serve.handlers.custom.handler import Custom
 from tests.unit.configs import config_of
@@ -28,8 +27,9 @@ JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """The stand-in of this name, as model code imports it."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(TOOLKITS)])
+    monkeypatch.setattr(sys, "meta_path", sys.meta_path.copy())
     monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    toolkits.install()
     return import_module
 
 
@@ -81,6 +81,42 @@ def test_json_has_the_shape_that_the_toolkit_gives(
     assert (decoded.dtype.kind, decoded.shape, decoded.tolist()) == (kind, shape, json.loads(body))
 
 
+@pytest.mark.peer("inference-toolkit")
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("1,2,3", [1.0, 2.0, 3.0]),
+        ("1,2\n3,4", [[1.0, 2.0], [3.0, 4.0]]),
+        ("1\n2", [1.0, 2.0]),
+        ("5", 5.0),
+        ("1e3,2", [1000.0, 2.0]),
+        ("nan,1", [np.nan, 1.0]),
+        ('"1","2"', [1.0, 2.0]),
+        ("a,b", ["a", "b"]),
+        ("M,1\nF,2", [["M", "1"], ["F", "2"]]),
+    ],
+)
+def test_the_scikit_learn_toolkit_reads_a_csv_as_numbers_or_texts(
+    stand_in: Callable[[str], Any], body: str, found: Any
+) -> None:
+    """encoders.decode gives float64, or an array of texts, as that of sagemaker-containers 2.8.6.post2 (recorded)."""
+    encoders = stand_in("sagemaker_containers.beta.framework.encoders")
+    for decoded in (encoders.decode(body, CSV), encoders.csv_to_numpy(body)):
+        expected = np.array(found)
+        assert (decoded.dtype, decoded.shape) == (expected.dtype, expected.shape)
+        assert str(decoded.tolist()) == str(found)
+
+
+@pytest.mark.peer("inference-toolkit")
+@pytest.mark.parametrize(("body", "dtype"), [("1,2\n3", None), ("a,b", np.float32), ("1,2\n3", np.float32)])
+def test_a_csv_that_is_no_array_is_a_client_error(stand_in: Callable[[str], Any], body: str, dtype: Any) -> None:
+    """ClientError, as sagemaker-containers raises it; a ValueError, too, as the errors of the other decoders are."""
+    errors = stand_in("sagemaker_containers.beta.framework.errors")
+    with pytest.raises(errors.ClientError) as raised:
+        stand_in("sagemaker_containers.beta.framework.encoders").csv_to_numpy(body, dtype)
+    assert isinstance(raised.value, ValueError)
+
+
 BAD_JSON, BAD_CSV, RAGGED, BAD_NPY = "{", "1,a", "[[1],[2,3]]", b"\x93NUMPY?"
 READERS: list[tuple[str, str, tuple[Any, ...]]] = [
     *[("sagemaker_inference.decoder", "decode", each) for each in ((BAD_JSON, JSON), (RAGGED, JSON), (BAD_CSV, CSV))],
@@ -90,7 +126,7 @@ READERS: list[tuple[str, str, tuple[Any, ...]]] = [
     ("sagemaker_inference.encoder", "encode", ({"a": 1}, CSV)),
     *[
         ("sagemaker_containers.beta.framework.encoders", name, (body,))
-        for name, body in (("csv_to_numpy", BAD_CSV), ("json_to_numpy", BAD_JSON), ("npy_to_numpy", BAD_NPY))
+        for name, body in (("csv_to_numpy", "1,2\n3"), ("json_to_numpy", BAD_JSON), ("npy_to_numpy", BAD_NPY))
     ],
     ("sagemaker_containers.beta.framework.encoders", "array_to_csv", ({"a": 1},)),
     *[

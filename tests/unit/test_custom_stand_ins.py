@@ -94,6 +94,7 @@ PIPELINE = """
 """
 
 
+@pytest.mark.peer("inference-toolkit")
 @pytest.mark.parametrize(
     ("code", "body", "content_type", "accept", "answer"),
     [
@@ -134,6 +135,7 @@ def test_a_toolkit_that_cannot_be_told_is_said(served: Callable[..., Custom]) ->
         served(code, options={"toolkit": "keras"})
 
 
+@pytest.mark.peer("inference-toolkit")
 def test_a_toolkit_is_told_from_what_a_model_is_made_of() -> None:
     """Alone, or with what belongs to it."""
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=0, n_embd=2, n_head=1, vocab_size=3))
@@ -152,6 +154,17 @@ def test_text_is_left_as_it_is_for_a_model_of_torch(served: Callable[..., Custom
         outcome(served(code), b"[[1, 2], [3]]")
 
 
+@pytest.mark.peer("inference-toolkit")
+def test_a_model_of_torch_gets_tensors_only(served: Callable[..., Custom]) -> None:
+    """Without functions of its own a body of another type is refused, and an empty list is a tensor of no numbers."""
+    handler = served(TORCH)
+    for body, content_type in ((b"hello", "text/plain"), (b"\0", "image/png")):
+        assert isinstance(outcome(handler, body, content_type), UnsupportedMediaType)
+    shape = served(dedent(TORCH) + "def predict_fn(data, model): return list(data.shape)")
+    assert [outcome(shape, body).body for body in (b"[]", b"[[]]", b"7", b"true")] == [b"[0]", b"[1,0]", b"[]", b"[]"]
+
+
+@pytest.mark.peer("inference-toolkit")
 def test_torchscript_is_loaded_where_there_is_no_model_fn(served: Callable[..., Custom], tmp_path: Path) -> None:
     """model.pt, or the only one; a pickle never."""
     torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1)), str(tmp_path / "net.pth"))
@@ -173,6 +186,7 @@ def test_hugging_face_weights_are_a_pipeline_where_there_is_no_model_fn(
     assert outcome(handler, b"{}").body == b'["text-generation",1]'
 
 
+@pytest.mark.peer("inference-toolkit")
 def test_the_hooks_around_model_fn_are_called(served: Callable[..., Custom]) -> None:
     """pre_model_fn before it, model_warmup_fn with the model after it."""
     handler = served("""
@@ -185,6 +199,7 @@ def test_the_hooks_around_model_fn_are_called(served: Callable[..., Custom]) -> 
     assert outcome(handler, b"0").body == b'["before","load","m"]'
 
 
+@pytest.mark.peer("inference-toolkit")
 def test_text_that_is_neither_json_nor_csv_is_bytes(served: Callable[..., Custom]) -> None:
     """As the toolkits hand it over: code that decodes it runs as it is."""
     handler = served("""
@@ -195,6 +210,7 @@ def test_text_that_is_neither_json_nor_csv_is_bytes(served: Callable[..., Custom
     assert outcome(handler, b"a,b", CSV).body == b'"A,B"'
 
 
+@pytest.mark.peer("inference-toolkit")
 def test_a_context_is_that_of_the_model_servers(served: Callable[..., Custom]) -> None:
     """TorchServe's and multi-model-server's: properties, headers, the type of the answer."""
     handler = served("""
@@ -211,6 +227,7 @@ def test_a_context_is_that_of_the_model_servers(served: Callable[..., Custom]) -
     assert outcome(handler, b"0") == Reply(body=b"[True, None, '7']", content_type="text/x-mine")
 
 
+@pytest.mark.peer("inference-toolkit")
 def test_the_modules_of_the_toolkits_are_there(served: Callable[..., Custom]) -> None:
     """For a model's own code only; decoding, encoding, and scikit-learn's Response with status and headers."""
     handler = served("""
@@ -242,9 +259,10 @@ def test_a_module_that_is_not_there_says_so_when_it_is_used(served: Callable[...
     """)
     failed = outcome(handler, b"0")
     assert isinstance(failed, InternalError)
-    assert "framework.env.ServingEnv is not in this image" in failed.message
+    assert "_env.ServingEnv is not in this image" in failed.message
 
 
+@pytest.mark.peer("inference-toolkit")
 @pytest.mark.parametrize(
     ("raised", "error"),
     [
@@ -306,6 +324,7 @@ def booster(tmp_path: Path) -> xgboost.Booster:
     return model
 
 
+@pytest.mark.peer("inference-toolkit")
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [

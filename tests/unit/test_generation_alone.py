@@ -1,6 +1,7 @@
 """Causal text architectures that are not batched: in a batch they would answer otherwise; alone they are `generate`."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -8,10 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from serve.catalog.scan import describe
 from serve.errors import ModelUnusable
 from serve.handlers.generation import decoder
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface.independence import CONTINUOUS
+from serve.http.addresses import COMPLETIONS
 from tests.patience import PATIENCE
 from tests.unit.causal_architectures import (
     TOKENIZER,
@@ -121,6 +124,22 @@ def test_an_architecture_that_transformers_cannot_generate_with_fails_at_its_loa
     assert "inference.py" in refused.value.hint
 
 
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("model_type", ["openai-gpt", "xlm", "rwkv", "cpmant", "mamba", "jamba"])
+def test_files_of_a_model_that_is_not_batched_are_recognised_loaded_and_served(model_type: str, tmp_path: Path) -> None:
+    model = tiny(model_type)
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    found = describe("tiny", tmp_path)
+    assert found.handler == "text_generation"
+
+    answer = ask(TextGeneration(found), {"inputs": "abc", "parameters": {"max_new_tokens": 5, "do_sample": False}})
+
+    ids = TOKENIZER("abc", return_tensors="pt")["input_ids"]
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=1)
+    assert text_of(answer) == TOKENIZER.decode(output[0], skip_special_tokens=True)
+
+
 def test_the_log_says_once_that_a_model_answers_one_text_at_a_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,3 +232,19 @@ def test_a_model_that_is_not_batched_answers_at_its_deadline_with_the_text_so_fa
 
     assert job.done
     assert job.events[-1]["finish_reason"] == "deadline"
+
+
+@pytest.mark.peer("transformers")
+def test_a_model_that_is_not_batched_scores_the_tokens_of_a_prompt_as_one_plain_pass(
+    alone: TextGeneration, mamba: PreTrainedModel
+) -> None:
+    prompt = letters(12, 3)
+    body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}
+
+    scored = ask(alone, body, path=COMPLETIONS)["choices"][0]["logprobs"]["token_logprobs"]
+
+    tokens = TOKENIZER(prompt)["input_ids"]
+    with torch.inference_mode():
+        plain = mamba(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    assert scored[0] is None
+    assert scored[1:] == pytest.approx([plain[i, token].item() for i, token in enumerate(tokens[1:])], abs=1e-4)

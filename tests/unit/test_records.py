@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from serve.errors import BadRequest, DoesNotFit, NotAcceptable, ServeError, UnsupportedMediaType
+from serve.formats.tables import NumberedHeader
 from serve.handlers.base import Job, Reply, Request
 from serve.http.media import JSON, JSON_LINES
 from serve.runner.jobs import Batches, Waited
@@ -26,6 +27,8 @@ class Squares:
             raise UnsupportedMediaType("only JSON and CSV")
         if request.accept not in ("", JSON, "text/csv"):
             raise NotAcceptable("only JSON and CSV")
+        if request.body.startswith(b"0\n1\n2\n"):
+            raise NumberedHeader("a header line")
         try:
             texts = [json.loads(request.body)["n"]] if request.content_type == JSON else request.body.split()
             return [int(text) for text in texts]
@@ -233,3 +236,9 @@ def test_lines_past_the_deadline_fail_the_body() -> None:
     """The deadline is that of the whole body."""
     error = answer(records()[0], lines(1, 2), deadline=time.monotonic() - 1)
     assert error.type == "DeadlineExceededException"
+
+
+def test_a_header_line_is_not_scored_among_lines() -> None:
+    """Read line by line, a header line of numbers would be a row: the body is refused, also with a placeholder."""
+    with pytest.raises(BadRequest, match="a header line"):
+        answer(records("ERROR")[0], b"0\n1\n2\n", "text/csv")

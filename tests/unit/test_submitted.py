@@ -11,6 +11,7 @@ from serve.catalog import model_config, submitted
 from serve.catalog.scan import describe, scan
 from serve.errors import ModelUnusable
 from serve.failed_start import FailedStart
+from serve.runner import own_packages
 from serve.settings import Settings, read
 from tests.unit.model_files import GPT2, hugging, put, xgboost
 
@@ -86,6 +87,36 @@ def test_a_program_that_the_model_lacks_is_not_replaced(tmp_path: Path, director
             describe("m", make(tmp_path / kind / name), settings_of(tmp_path, directory, kind))
     found = describe("m", put(tmp_path / "n", code__score_py="", model_ubj="{"), settings)
     assert (found.handler, found.options.program, found.submitted) == ("custom", "score.py", None)
+
+
+BASE = {"SAGEMAKER_PROGRAM": "score.py", "SAGEMAKER_CONTAINER_LOG_LEVEL": "20", "SAGEMAKER_REGION": "us-east-1"}
+# `prepare_container_def` of the SDK 2.257.1: SKLearnModel and XGBoostModel, alone and in a MultiDataModel; and a model
+# with network isolation, whose archive is packed again with the code.
+SDK = {
+    "by default": (BASE | {"SAGEMAKER_SUBMIT_DIRECTORY": "s3://bkt/img-2026/sourcedir.tar.gz"}, "run/submitted"),
+    "network isolation": (BASE | {"SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"}, "m/code"),
+}
+
+
+@pytest.mark.peer("inference-toolkit")
+@pytest.mark.parametrize("form", SDK)
+def test_the_environment_that_the_sdk_sets_leads_to_the_script(tmp_path: Path, form: str) -> None:
+    """The code that serves a model is where the SDK's XGBoostModel and SKLearnModel have put it."""
+    environ, where = SDK[form]
+    settings = read({**environ, "SERVE_RUN_DIR": str(tmp_path / "run")})
+
+    config = describe("m", put(tmp_path / "m", **{"xgboost-model": "{", "code__score_py": ""}), settings)
+
+    assert (config.handler, config.code, config.options.program) == ("custom", tmp_path / where, "score.py")
+
+
+def test_requirements_of_submitted_code_are_checked(tmp_path: Path, code: Path) -> None:
+    """As those of a model's own code/."""
+    put(code, requirements_txt="no-such-package==1")
+    settings = settings_of(tmp_path, code)
+
+    with pytest.raises(ModelUnusable, match=r"no-such-package==1 \(not installed\)"):
+        own_packages.prepare(describe("m", xgboost(tmp_path / "m"), settings), settings)
 
 
 @pytest.mark.peer("inference-toolkit")

@@ -145,6 +145,45 @@ def test_libsvm_indices_are_read_as_written(body: bytes, rows: list[list[float]]
     assert same(libsvm.read(body, 3), matrix(rows))
 
 
+@pytest.mark.peer("xgboost")
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("1.4385", "0x1.7041880000000p+0"),
+        ("1.7015", "0x1.b395800000000p+0"),
+        ("2.3305", "0x1.2a4dd40000000p+1"),
+        ("-1.1785", "-0x1.2db22c0000000p+0"),
+        ("1.63", "0x1.a147ae0000000p+0"),
+        ("0.1", "0x1.99999a0000000p-4"),
+        ("16777217", "0x1.0000000000000p+24"),
+        ("3.141592653589793238462643", "0x1.921fb60000000p+1"),
+        ("1.234e-3", "0x1.437c560000000p-10"),
+        ("-2.5E+2", "-0x1.f400000000000p+7"),
+        ("7.89e-20", "0x1.74983e0000000p-64"),
+        ("9.99e9", "0x1.29b9a60000000p+33"),
+        ("5.", "0x1.4000000000000p+2"),
+        (".5", "0x1.0000000000000p-1"),
+    ],
+)
+def test_a_dmatrix_of_libsvm_has_the_numbers_that_xgboost_reads(text: str, wanted: str) -> None:
+    """Recorded with XGBoost 1.7.4 and 3.0.5 (a file, and get_data); some are not the nearest 32-bit numbers."""
+    assert libsvm.as_xgboost(f"1 0:{text}".encode()).data.tolist() == [float.fromhex(wanted)]
+
+
+@pytest.mark.parametrize(
+    "text", [b"1" * 400, b"1e38" + b"9" * 50, b"0e99", b"1e-99", b".", b"e5", b"1e", b"--1", b"nan"]
+)
+def test_no_text_of_a_number_ends_in_another_error(text: bytes) -> None:
+    """The readers of requests agree on what is no number."""
+    outcomes: list[bool | None] = []
+    for read in (libsvm.as_xgboost, lambda body: libsvm.read(body, 1)):
+        try:
+            outcomes.append(bool(np.isnan(read(b"1 0:" + text).sum())))
+        except BadRequest:
+            outcomes.append(None)
+    assert outcomes[0] == outcomes[1]
+
+
 def test_much_libsvm_stays_sparse() -> None:
     """Its cells are those of the same rows read one by one."""
     found: Any = libsvm.read(b"1 0:0.5 999:2\n0 1:7\n" * 1000, 1000)
@@ -331,7 +370,7 @@ def test_memory_stays_within_a_few_times_the_body() -> None:
         (lambda body: tables.csv(body, 3), b"1,2,3\n" * 30_000),
         (lambda body: instances.rows(body, 3, "kind"), b"[" + b"[1,2,3]," * 30_000 + b"[1,2,3]]"),
         (lambda body: libsvm.read(body, 100_000), b"0\n" * 30_000),
-        (libsvm.as_written, b"1 " + b" ".join(b"%d:1" % n for n in range(30_000))),
+        (libsvm.as_xgboost, b"1 " + b" ".join(b"%d:1" % n for n in range(30_000))),
     ]:
         peaks = []
         for _ in range(3):  # the first may import something, and another thread's memory counts too

@@ -55,8 +55,8 @@ class Model(NamedTuple):
                 yield Case(about, content_type, body, self.fact["columns"], self.fact["outcomes"][key])
 
 
-def models(version: str) -> Iterator[Model]:
-    for fact in RECORDED["facts"][version]:
+def models(version: str, which: str = "facts") -> Iterator[Model]:
+    for fact in RECORDED[which][version]:
         for form, data in fact["files"].items():
             yield Model(fact, form, base64.b64decode(data))
 
@@ -164,6 +164,39 @@ def test_an_ensemble_of_the_containers_models_is_the_mean_of_their_scores(
         for one, two in zip(*(member.cases() for member in members), strict=True):
             if one.fits and one.wanted and two.wanted:
                 assert same("", scores(handler, one), np.mean([one.wanted, two.wanted], axis=0)), one.about
+
+
+def scores_of_stopped(served: Callable[..., XGBoost], version: str) -> Iterator[tuple[Model, Case, Any]]:
+    for model in models(version, "stopped early"):
+        (case,) = model.cases()
+        yield model, case, scores(served(model), case)
+
+
+@pytest.mark.peer("xgboost-container")
+@pytest.mark.parametrize("version", [each for each in VERSIONS if each < "2"])
+def test_a_model_that_was_stopped_early_uses_the_rounds_that_the_container_uses(
+    served: Callable[..., XGBoost], version: str
+) -> None:
+    """The best ones of a pickle, and of a file since 1.4; several trees in a round are one round."""
+    found = list(scores_of_stopped(served, version))
+    assert len(found) >= 8
+    assert [case.about for _, case, answer in found if not same("", answer, case.wanted)] == []
+
+
+@pytest.mark.peer(
+    "xgboost-container", differs="The file records the best round, up to which XGBoost advises to predict."
+)
+@pytest.mark.parametrize("version", [each for each in VERSIONS if each > "2"])
+def test_a_later_model_that_was_stopped_early_uses_the_best_rounds(
+    served: Callable[..., XGBoost], version: str
+) -> None:
+    """Container 3.0-5 uses all rounds of such a file; its own trainings write the best rounds only."""
+    for model, case, answer in scores_of_stopped(served, version):
+        booster = model_files.parsed(bytearray(model.data), "the model", allow_pickle=True)
+        rows = dmatrix.read(case.body.encode(), case.content_type)
+        best = booster.predict(rows, iteration_range=(0, booster.best_iteration + 1))
+        assert same("", answer, best.reshape(rows.num_row(), -1))
+        assert same("", case.wanted, booster.predict(rows).reshape(rows.num_row(), -1))
 
 
 @pytest.mark.peer("xgboost-container")

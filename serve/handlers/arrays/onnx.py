@@ -14,6 +14,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, onnx_files
 from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.failures import exhausted
+from serve.formats.open_inference import Tensor
 from serve.handlers.arrays import tensors
 from serve.handlers.arrays.options import OnnxOptions
 from serve.handlers.arrays.tensors import Input, Item
@@ -32,6 +33,7 @@ TYPES: dict[str, np.dtype[Any]] = {
 
 class Onnx:
     records = (media.CSV,)
+    arrays = media.NPZ
 
     def __init__(self, model: ModelConfig[OnnxOptions]) -> None:
         # Since 1.29 ONNX Runtime reports each load to Microsoft, on a thread of its own (microsoft/onnxruntime#27379).
@@ -58,11 +60,16 @@ class Onnx:
             raise ModelUnusable(f"{path.name}: ONNX Runtime cannot load it: {str(error)[:400]}") from error
         self._inputs = [_input(each, path.name) for each in self._session.get_inputs()]
         self._outputs = [each.name for each in self._session.get_outputs()]
+        self._declared = [each for each in self._session.get_outputs() if each.type in TYPES]
         self._batches = model.options.batch and stackable(
             [each.shape for each in self._session.get_inputs()],
             # A sequence of maps, the output of scikit-learn's classifiers, has an entry per row and no shape.
             [each.shape for each in self._session.get_outputs() if each.type.startswith("tensor")],
         )
+
+    def signature(self) -> tuple[list[Tensor], list[Tensor]]:
+        outputs = [Tensor(each.name, TYPES[each.type], tensors.sizes(each.shape)) for each in self._declared]
+        return [each.tensor() for each in self._inputs], outputs
 
     def decode(self, request: Request) -> Item:
         return tensors.decoded(request, self._inputs, self._model)

@@ -17,6 +17,7 @@ from serve.errors import BadRequest, InternalError, ModelUnusable, ServeError
 from serve.failures import described
 from serve.formats import frames, values
 from serve.formats.frames import Table
+from serve.formats.open_inference import Tensor
 from serve.handlers.arrays import tensors
 from serve.handlers.arrays.options import ScikitLearnOptions
 from serve.handlers.base import Reply, Request
@@ -51,6 +52,7 @@ class Item:
 
 class ScikitLearn:
     records: tuple[str, ...] = (media.CSV,)
+    arrays = media.NPY
 
     def __init__(self, model: ModelConfig[ScikitLearnOptions]) -> None:
         self._model = model
@@ -60,6 +62,7 @@ class ScikitLearn:
             can = ", ".join(each for each in METHODS if hasattr(estimator, each)) or "none of the supported methods"
             raise ModelUnusable(f"model.toml: options.method: {method!r}; {type(estimator).__name__} has {can}")
         self._predict = getattr(estimator, method)
+        self.output = method
         self._width = getattr(estimator, "n_features_in_", None)
         names = getattr(estimator, "feature_names_in_", None)  # if it was trained on named columns
         self._names = None if names is None else [str(each) for each in names]
@@ -72,6 +75,12 @@ class ScikitLearn:
         _limit_threads(estimator, max(1, model.threads))
         # The rows of a request have no names: this warning would come with each request.
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
+
+    def signature(self) -> tuple[list[Tensor], list[Tensor]]:
+        """One table. A model of named columns also takes a tensor for each column."""
+        found = np.asarray(getattr(self._predict.__self__, "classes_", 0.0))
+        kind = found.dtype if self.output == "predict" and found.dtype.kind in "biufOU" else np.dtype(float)
+        return [Tensor("input", float, (-1, self._width or -1))], [Tensor(self.output, kind, (-1,))]
 
     def decode(self, request: Request) -> Item:
         accept = tensors.accepted(request, self._model)

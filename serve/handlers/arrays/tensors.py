@@ -14,12 +14,14 @@ import numpy as np
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, InternalError, NotAcceptable, UnsupportedMediaType
-from serve.formats import frames, values
+from serve.formats import frames, npy, values
 from serve.formats.frames import Table
+from serve.formats.open_inference import Tensor
 from serve.formats.values import Array
 from serve.handlers.base import Reply, Request
 from serve.http import media
 
+WRITES = (*values.WRITES, media.NPZ)
 ROWS_KEYS = ("inputs", "instances", "data")  # the keys of an object that has the rows of a request
 WRAPPED = (
     "instances",
@@ -33,6 +35,14 @@ class Input:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+
+    def tensor(self) -> Tensor:
+        return Tensor(self.name, self.dtype, sizes(self.shape or (None,)))
+
+
+def sizes(shape: Sequence[Any]) -> tuple[int, ...]:
+    """A shape in which -1 stands for each open dimension."""
+    return tuple(each if isinstance(each, int) else -1 for each in shape)
 
 
 class Form(Enum):
@@ -59,10 +69,9 @@ class Item:
         return tuple((name, each.dtype.str, each.shape[1:]) for name, each in self.arrays.items())
 
 
-def accepted(request: Request, model: ModelConfig[Any]) -> str:
+def accepted(request: Request, model: ModelConfig[Any], offers: tuple[str, ...] = values.WRITES) -> str:
     """The media type of the answer. Raises NotAcceptable."""
-    default = model.default_accept if model.default_accept in values.WRITES else media.JSON
-    return media.choose(request.accept, values.WRITES, default)
+    return media.choose(request.accept, offers, model.default_accept if model.default_accept in offers else media.JSON)
 
 
 def body(request: Request) -> Any:
@@ -80,7 +89,7 @@ def body(request: Request) -> Any:
 
 def decoded(request: Request, inputs: Sequence[Input], model: ModelConfig[Any]) -> Item:
     """The arrays of a request, each with the type and the shape of its input. Raises BadRequest, which has both."""
-    accept = accepted(request, model)
+    accept = accepted(request, model, WRITES)
     found, form = _named(body(request), [each.name for each in inputs], model.model_field)
     if form is not Form.RECORDS and frames.is_mlflow(model.directory):
         form = Form.MLFLOW
@@ -179,6 +188,8 @@ def replies(
 
 def _reply(item: Item, outputs: Mapping[str, Any], numbered: bool) -> Reply | NotAcceptable:
     value: Any
+    if item.accept == media.NPZ:
+        return Reply(body=_npz(outputs), content_type=media.NPZ)
     if item.form is Form.RECORDS:
         value = _records(outputs, numbered)
     elif len(outputs) == 1 and (numbered or item.form is not Form.MLFLOW):
@@ -192,6 +203,18 @@ def _reply(item: Item, outputs: Mapping[str, Any], numbered: bool) -> Reply | No
         return Reply(body=values.write(value, item.accept), content_type=item.accept)
     except NotAcceptable as error:
         return error
+
+
+def _npz(outputs: Mapping[str, Any]) -> bytes:
+    return npy.packed({name: values.storable(_array(each)) for name, each in outputs.items()})
+
+
+def _array(output: Any) -> Array:
+    """An output as an array: maps, which scikit-learn's converter makes of probabilities, are rows of their values."""
+    rows = list(output) if isinstance(output, list) else output
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        return np.array([list(row.values()) for row in rows], np.float32)
+    return np.asarray(rows)
 
 
 def _records(outputs: Mapping[str, Any], numbered: bool) -> list[dict[str, Any]]:

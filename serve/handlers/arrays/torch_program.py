@@ -16,6 +16,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.catalog.recognition import chosen, torch_programs
 from serve.errors import BadRequest, ModelUnusable, ServeError
 from serve.failures import exhausted
+from serve.formats.open_inference import Tensor
 from serve.handlers.arrays import tensors, torch_archive
 from serve.handlers.arrays.options import TorchOptions
 from serve.handlers.arrays.tensors import Input, Item
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 class TorchProgram:
     records = (media.CSV,)
+    arrays = media.NPZ
 
     def __init__(self, model: ModelConfig[TorchOptions]) -> None:
         torch.set_num_threads(max(1, model.threads))
@@ -41,6 +43,10 @@ class TorchProgram:
             raise
         except Exception as error:
             raise ModelUnusable(f"{path.name}: torch cannot load it: {str(error)[:400]}") from error
+
+    def signature(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The inputs. A program does not declare the names of its outputs."""
+        return [each.tensor() for each in self._inputs], []
 
     def decode(self, request: Request) -> Item:
         return tensors.decoded(request, self._inputs, self._model)

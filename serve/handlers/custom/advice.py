@@ -8,9 +8,8 @@ from pathlib import Path
 from traceback import walk_tb
 
 from serve.failures import EXTRAS, how_to_install
+from serve.handlers.custom import toolkits
 
-TOOLKITS = Path(__file__).parent / "stand_ins"  # modules that replace those of AWS's toolkits
-TOOLKIT_MODULES = frozenset(each.name for each in TOOLKITS.iterdir() if each.name.isidentifier())
 PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 PLACES = "code/lib (pip install --target code/lib ...) or code/requirements.txt"
 
@@ -29,7 +28,7 @@ def way_out(error: BaseException, code: Path) -> str:
 def _of_module(module: str) -> str:
     package = PACKAGES.get(module, module.replace("_", "-"))
     spec = find_spec(module)
-    if spec and str(spec.origin).startswith(str(TOOLKITS)):
+    if toolkits.is_stand_in(spec):
         return f"the server's {module} has only the functions for inference; for others put {package} into code/lib"
     if spec:
         return f"{module} {_version(package)} is installed; put another version into {PLACES}"

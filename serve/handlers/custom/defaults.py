@@ -16,7 +16,7 @@ import numpy as np
 
 from serve.catalog import recognition
 from serve.catalog.recognition import torch_programs, weights
-from serve.errors import BadRequest, ModelUnusable
+from serve.errors import BadRequest, ModelUnusable, UnsupportedMediaType
 from serve.formats import values
 from serve.handlers.huggingface.bodies import csv_inputs
 from serve.http import media
@@ -85,8 +85,13 @@ def read(toolkit: Toolkit, body: bytes, content_type: str, charset: str, width: 
 
 
 def predict(toolkit: Toolkit, data: Any, model: Any) -> Any:
-    """The prediction of the toolkit's default predict_fn."""
+    """The prediction of the toolkit's default predict_fn. Raises UnsupportedMediaType for text in place of a tensor."""
     torch = sys.modules.get("torch")
+    if toolkit is Toolkit.PYTORCH and isinstance(data, str | bytes):
+        raise UnsupportedMediaType(
+            "the model takes numbers, and the body has another type",
+            hint=f"send {', '.join(values.READS)}, or add an input_fn to the code",
+        )
     with torch.no_grad() if torch else nullcontext():
         if toolkit is Toolkit.XGBOOST and _is_booster(type(model)):
             best = model.attr("best_iteration")
@@ -173,7 +178,7 @@ def _numeric(data: Any) -> bool:
     """Whether the first value of nested lists is a number; lists of strings do not become tensors."""
     while isinstance(data, list) and data:
         data = data[0]
-    return isinstance(data, int | float)
+    return isinstance(data, int | float | list)  # a list is an empty one: a tensor of no numbers
 
 
 def gpu() -> int | None:

@@ -19,7 +19,7 @@ from serve.errors import (
 from serve.failures import described, exhausted, give_back
 from serve.formats import values
 from serve.handlers.base import Reply
-from serve.handlers.custom.advice import TOOLKIT_MODULES
+from serve.handlers.custom import toolkits
 from serve.handlers.custom.context import OURS, checked_headers, checked_status
 from serve.http import media
 
@@ -45,7 +45,7 @@ def failure(error: Exception, name: str, program: str, model_name: str) -> Serve
 
 def _refusal(error: Exception, name: str) -> ServeError | None:
     """The error of the reply for a toolkit's own exception, which has a status; None for other exceptions."""
-    if type(error).__module__.partition(".")[0] not in TOOLKIT_MODULES:
+    if type(error).__module__.partition(".")[0] not in toolkits.packages():
         return None
     status = getattr(error, "status_code", getattr(error, "error_code", None))
     if not isinstance(status, int) or not 400 <= status < 600 or status == InternalError.status:

@@ -15,8 +15,8 @@ from typing import Any
 from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelUnusable, ServeError
 from serve.failures import described, exhausted
-from serve.handlers.custom import defaults
-from serve.handlers.custom.advice import TOOLKITS, way_out
+from serve.handlers.custom import defaults, toolkits
+from serve.handlers.custom.advice import way_out
 from serve.handlers.custom.context import Context
 from serve.handlers.custom.options import CustomOptions
 
@@ -87,7 +87,7 @@ def _module(path: Path, name: str) -> ModuleType:
     if not path.is_file():
         raise ModelUnusable(f"there is no code/{path.name}", hint="put the file into the folder code/ of the model")
     sys.path[:0] = [str(path.parent), str(path.parent / "lib")]
-    sys.path.append(str(TOOLKITS))  # last: the model's or the image's own toolkit comes first
+    toolkits.install()
     unique = "serve_custom_" + re.sub(r"\W", "_", name)
     spec = importlib.util.spec_from_file_location(unique, path)
     if spec is None or spec.loader is None:

@@ -48,4 +48,4 @@ def _matrix(body: bytes, content_type: str, charset: str, width: int) -> Any:
     text = to_utf8(body, charset)
     if content_type == media.CSV:
         return tables.csv(text, width or tables.csv_width(text))
-    return libsvm.as_written(text, width)
+    return libsvm.as_xgboost(text, width)

@@ -123,6 +123,10 @@ _VERSION_1 = re.compile(rb'"version"\s*:\s*\[\s*1\s*,\s*([0-5])\s*,')
 _BASE_SCORE = re.compile(rb'("learner_model_param"\s*:\s*\{\s*)"base_score"\s*:\s*"([-+.\deE]+)"')
 _LOGITRAW = re.compile(rb'"name"\s*:\s*"binary:logitraw"')
 
+# Files of before 1.4 lack the number of trees in a round, so a best round selects no trees. All are used, as XGBoost
+# and AWS's container did. A pickle has the number of trees beside the booster.
+_ROUNDS_KNOWN = (1, 4)
+
 _NO_PARENT = 2147483647  # the parent of the root in JSON
 
 
@@ -176,8 +180,7 @@ def as_json(data: bytes | bytearray) -> bytes:
     else:
         loss = _loss(objective, attributes.pop("objective", ""))
         base_score = _present(objective, version, base_score)
-    if version < (1, 4):
-        # The file lacks the number of trees per round, so no round can be selected: all trees are used, as before.
+    if version < _ROUNDS_KNOWN:
         attributes.pop("best_iteration", None)
     learner = {
         "objective": loss,
@@ -210,6 +213,12 @@ def present_json(data: bytearray) -> bytearray:
     score = _present(objective, (1, int(stated[1])), float(found[2]))
     parameters = b'"boost_from_average":"0","base_score":"%r"' % score
     return data[: found.end(1)] + parameters + data[found.end() :]
+
+
+def without_rounds(data: bytes | bytearray) -> bool:
+    """Whether a model in JSON was written before its best round selected trees."""
+    stated = _VERSION_1.search(data, max(0, len(data) - 200))
+    return stated is not None and (1, int(stated[1])) < _ROUNDS_KNOWN
 
 
 def _present(objective: str, version: tuple[int, int], base_score: float) -> float:

@@ -12,6 +12,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import ServeError, UnsupportedMediaType
 from serve.formats import instances, libsvm, recordio, tables
 from serve.formats.frames import is_mlflow
+from serve.formats.open_inference import Tensor
 from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import model_files, output
 from serve.handlers.xgboost.options import XGBoostOptions
@@ -34,6 +35,7 @@ class Item:
 
 class XGBoost:
     records = (media.CSV, *media.LIBSVM_NAMES)
+    arrays, output = media.NPY, "predict"
 
     def __init__(self, model: ModelConfig[XGBoostOptions]) -> None:
         self._scores = model_files.load(model)
@@ -52,6 +54,9 @@ class XGBoost:
             selection = Selection(asked, self._scores.objective, self._scores.classes)
             self._writers = selection.writers(model.batch_transform)
         self._one_format = model.batch_transform and not asked
+
+    def signature(self) -> tuple[list[Tensor], list[Tensor]]:
+        return [Tensor("input", np.float32, (-1, self._width))], [Tensor(self.output, np.float32, (-1,))]
 
     def decode(self, request: Request) -> Item:
         media_type = media.choose(request.accept, output.WRITES, self._default)
@@ -106,7 +111,7 @@ class XGBoost:
         return [self._reply(scores[start:end], item) for start, end, item in parts]
 
     def _reply(self, scores: Scores, item: Item) -> Reply:
-        write = output.frame if item.frame else self._writers[item.media_type]
+        write = output.frame if item.frame else self._writers.get(item.media_type, output.npy)
         return Reply(body=write(scores), content_type=item.media_type)
 
 

@@ -63,7 +63,10 @@ def parsed(data: bytearray, name: str, allow_pickle: bool) -> xgboost.Booster:
         else:
             data = file_formats.present_json(data)
         with xgboost.config_context(verbosity=0):
-            return xgboost.Booster({"nthread": 1}, model_file=data)
+            booster = xgboost.Booster({"nthread": 1}, model_file=data)
+        if not old and file_formats.without_rounds(data):
+            booster.set_attr(best_iteration=None)
+        return booster
     except (xgboost.core.XGBoostError, ValueError) as error:  # UnicodeDecodeError, from XGBoost's messages, too
         if out := exhausted(error):
             out.message = f"{name}: {out.message}"

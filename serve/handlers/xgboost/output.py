@@ -4,6 +4,7 @@ An endpoint of one model writes one line per row, or `{"predictions": ...}`; a m
 Numbers are the shortest decimals that read back as the same float32. In JSON, values that are not finite are null.
 """
 
+import io
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -13,7 +14,7 @@ from serve.formats import recordio, tables
 from serve.handlers.xgboost.predictor import Scores
 from serve.http import media
 
-WRITES = (media.CSV, media.JSON, media.JSON_LINES, media.RECORDIO)
+WRITES = (media.CSV, media.JSON, media.JSON_LINES, media.RECORDIO, media.NPY)
 
 Writers = Mapping[str, Callable[[Scores], bytes]]
 
@@ -60,6 +61,13 @@ def predictions(scores: Scores) -> bytes:
 def frame(scores: Scores) -> bytes:
     """The answer of MLflow's server to a frame."""
     return f'{{"predictions": {bare(scores).decode()}}}'.encode()
+
+
+def npy(scores: Scores) -> bytes:
+    """The scores themselves, with one dimension if a row has one score."""
+    file = io.BytesIO()
+    np.save(file, scores[:, 0] if scores.shape[1] == 1 else scores)
+    return file.getvalue()
 
 
 def bare(scores: Scores) -> bytes:

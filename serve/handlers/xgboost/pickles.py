@@ -93,11 +93,21 @@ class _Unpickler(pickle.Unpickler):
 
 def read(data: bytes | bytearray) -> xgboost.Booster:
     """The booster in a pickled `xgboost.Booster` or XGBModel. Raises Refused."""
-    return _booster(raw(data))
+    state = _state(data)
+    booster = _booster(bytes(state["handle"]))
+    best = state.get("best_ntree_limit")  # before XGBoost 1.4 this is no attribute of the booster itself
+    if isinstance(best, int) and best > 0:
+        booster.set_attr(best_ntree_limit=str(int(best)))
+    return booster
 
 
 def raw(data: bytes | bytearray) -> bytes:
     """The booster's own bytes in the pickle. Raises Refused."""
+    return bytes(_state(data)["handle"])
+
+
+def _state(data: bytes | bytearray) -> dict[str, Any]:
+    """The pickled state of the booster, whose `handle` is bytes. Raises Refused."""
     try:
         found = _Unpickler(io.BytesIO(data)).load()
     except Refused:
@@ -107,10 +117,9 @@ def raw(data: bytes | bytearray) -> bytes:
     inner = found
     if isinstance(inner, _Inert) and isinstance(inner.state, dict) and "_Booster" in inner.state:
         inner = inner.state["_Booster"]
-    if isinstance(inner, _Inert) and inner.name == "Booster" and isinstance(inner.state, dict):
-        handle = inner.state.get("handle")
-        if isinstance(handle, bytes | bytearray):
-            return bytes(handle)
+    state = inner.state if isinstance(inner, _Inert) and inner.name == "Booster" else None
+    if isinstance(state, dict) and isinstance(state.get("handle"), bytes | bytearray):
+        return state
     what = found.name if isinstance(found, _Inert) else type(found).__name__
     raise Refused(f"the pickle holds {what[:60]!r}, not a trained booster")
 
@@ -123,7 +132,11 @@ def _booster(written: bytes) -> xgboost.Booster:
             if written.startswith(_HEADER):
                 return xgboost.Booster(model_file=bytearray(as_json(written[len(_HEADER) + 8 :])))
             if written.startswith(b'{"'):  # JSON of Config and Model, up to XGBoost 1.5
-                return xgboost.Booster(model_file=file_formats.present_json(bytearray(_PARTS.decode(written)["Model"])))
+                model = file_formats.present_json(bytearray(_PARTS.decode(written)["Model"]))
+                booster = xgboost.Booster(model_file=model)
+                if file_formats.without_rounds(model):
+                    booster.set_attr(best_iteration=None)
+                return booster
             file_formats.check(written)
             booster = xgboost.Booster()
             booster.__setstate__({**vars(booster), "handle": bytearray(written)})

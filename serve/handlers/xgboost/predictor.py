@@ -2,7 +2,7 @@
 
 import ctypes
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,7 @@ class Scorer:
         self._in_place = learner["gradient_booster"]["name"] == "gbtree"
         # Only a DMatrix knows its categorical columns; otherwise XGBoost compares them as numbers.
         self._types = booster.feature_types if "c" in (booster.feature_types or ()) else None
-        best = booster.attr("best_iteration") or ""  # any text; and a file cut after training may lack this round
-        known = best.isdecimal() and len(best) < 10 and int(best) < booster.num_boosted_rounds()
-        self._iterations = (0, int(best) + 1 if known else 0)  # 0: all rounds
+        self._iterations = (0, _best_rounds(booster, learner["gradient_booster"]))
         self._dense = _DenseCall(booster, self._iterations)
 
     def __call__(self, matrix: Any) -> Scores:
@@ -60,6 +58,26 @@ class Scorer:
         else:
             scores = self._dense(matrix)
         return scores.reshape(matrix.shape[0], -1)
+
+
+def _best_rounds(booster: xgboost.Booster, config: Mapping[str, Any]) -> int:
+    """The rounds up to the best one of a training that was stopped early; 0: all rounds.
+
+    XGBoost 1.4 to 1.7 records the number of trees up to the best round, as its predict takes it; a file of before 1.7
+    lacks the number of trees in a round, so that the present XGBoost takes each tree for a round.
+    """
+    trees, best = _count(booster.attr("best_ntree_limit")), _count(booster.attr("best_iteration"))
+    if trees:
+        parallel = config.get("gbtree", config).get("gbtree_model_param", {}).get("num_parallel_tree", "1")
+        rounds = trees // max(1, int(parallel))
+    else:
+        rounds = 0 if best is None else best + 1
+    return rounds if rounds <= booster.num_boosted_rounds() else 0  # a file cut after training may lack this round
+
+
+def _count(text: str | None) -> int | None:
+    """The number in an attribute, which may be any text."""
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
 class Ensemble:

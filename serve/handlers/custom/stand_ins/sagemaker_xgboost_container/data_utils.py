@@ -1,6 +1,4 @@
-"""The formats of a Content-Type. Functions that read a training channel raise NotImplementedError."""
-
-from typing import Any, NoReturn
+"""The formats of a Content-Type."""
 
 CSV, LIBSVM, PARQUET, RECORDIO_PROTOBUF = "csv", "libsvm", "parquet", "recordio-protobuf"
 _NAMES = {
@@ -24,9 +22,3 @@ def get_content_type(content_type_cfg_val: str | None) -> str:
     if media_type not in _NAMES:
         raise ValueError(f"unsupported content type {content_type_cfg_val!r}; use one of {', '.join(_NAMES)}")
     return _NAMES[media_type]
-
-
-def get_dmatrix(*_: Any, **__: Any) -> NoReturn:
-    raise NotImplementedError(
-        "get_dmatrix reads a training channel, which this image does not have; encoder.decode reads a body"
-    )

@@ -1,0 +1,1 @@
+"""The modules of TorchServe that model code imports."""

@@ -1,0 +1,1 @@
+"""Metrics of model code: see context.metrics."""
