@@ -32,7 +32,7 @@ PEERS = {
     ),
     "xgboost-container": Peer(
         "AWS's XGBoost container",
-        "aws/sagemaker-xgboost-container at its released tags, v1.0-1 to v3.0-5, with the XGBoost of the tag",
+        "aws/sagemaker-xgboost-container at its released tags, v1.0-1 to v3.0-5: its code run with the tag's XGBoost",
     ),
     "inference-toolkit": Peer(
         "AWS's toolkits for inference.py",
@@ -49,12 +49,12 @@ PEERS = {
     ),
     "xgboost": Peer(
         "XGBoost",
-        "xgboost of the version concerned: the installed one, and 1.7 and 3.0 for files of theirs",
+        "xgboost of the version concerned: the installed one, and 0.90 to 3.0 for files of theirs",
     ),
     "scikit-learn": Peer("scikit-learn", "the installed version of scikit-learn"),
     "openai": Peer(
         "OpenAI's API",
-        "the types of openai-python, and vLLM's protocol for parameters beyond them",
+        "the types of openai-python 3.52 and its client, and vLLM 0.33's protocol for parameters beyond them",
     ),
     "mlflow": Peer("MLflow's scoring server", "the request formats of mlflow"),
     "open-inference-protocol": Peer(

@@ -182,6 +182,7 @@ def test_sigterm_leaves_the_model_so_far(train: Train) -> None:
     assert not (job.root / "output").exists()
 
 
+@pytest.mark.peer("xgboost-container")
 def test_sigterm_may_leave_no_model(train: Train) -> None:
     """`save_model_on_termination` false, as AWS's container has it: nothing is written, and the job says so."""
     job = train({"num_round": "1000000", "save_model_on_termination": "false"}, {"train/a.csv": csv(animals(200, 1))})

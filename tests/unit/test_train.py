@@ -59,6 +59,7 @@ def test_the_tuners_metric_is_the_last() -> None:
     assert asked.metrics == ("mae", "rmse")
 
 
+@pytest.mark.peer("xgboost-container")
 def test_every_name_of_awss_container_is_taken() -> None:
     """Where XGBoost has no more use for one, it is told of and left."""
     values = {

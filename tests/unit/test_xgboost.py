@@ -107,6 +107,7 @@ def ask(handler: XGBoost, body: bytes, content_type: str = "text/csv", accept: s
     return reply
 
 
+@pytest.mark.peer("xgboost")
 @pytest.mark.parametrize("parameters", OBJECTIVES, ids=lambda each: "-".join(map(str, each.values())))
 def test_scores_are_those_of_the_library_to_the_last_digit(
     served: Callable[..., XGBoost], parameters: dict[str, Any]
@@ -197,6 +198,7 @@ def test_a_libsvm_line_alone_has_the_answer_that_it_has_among_others(
     assert {"text/csv", "text/libsvm", "text/x-libsvm", "libsvm"} == set(handler.records)
 
 
+@pytest.mark.peer("xgboost-container")
 def test_an_empty_body_is_answered_by_204(served: Callable[..., XGBoost], logistic: xgboost.Booster) -> None:
     """As the container of SageMaker answers it."""
     assert ask(served(logistic), b"") == Reply(body=b"", content_type="text/csv", status=204)
@@ -231,6 +233,7 @@ def test_a_large_request_may_use_the_threads_of_the_model(
     assert ask(handler, csv(ROWS[:1])).body == small
 
 
+@pytest.mark.peer("xgboost-container", differs="NaN and infinity are not JSON.")
 def test_a_score_that_json_cannot_write_is_null(served: Callable[..., XGBoost]) -> None:
     """An overflown prediction is `inf` in CSV; JSON has no such number."""
     data = xgboost.DMatrix(ROWS, np.full(len(ROWS), 3e38, np.float32))
@@ -303,6 +306,7 @@ def test_each_usual_name_of_a_model_file_loads(tmp_path: Path, logistic: xgboost
     )
 
 
+@pytest.mark.peer("xgboost-container", differs="A pickle can run code; allow_pickle or convert reads its booster.")
 def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, logistic: xgboost.Booster) -> None:
     """By its first byte, whatever its name and protocol; the message says the command that converts it."""
 
