@@ -31,7 +31,7 @@ VALUES = (
 TEXT = [name for name in HANDLERS if name not in ("custom", "onnx", "xgboost", "sklearn", "torch")]
 
 
-def names_of(kind: type[msgspec.Struct]) -> Sequence[str]:
+def names_of(kind: Any) -> Sequence[str]:
     return [each.encode_name for each in msgspec.structs.fields(kind)]
 
 
