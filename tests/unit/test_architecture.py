@@ -30,7 +30,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SHARED = {room for rooms in LAYERS[: LAYER["catalog"] + 1] for room in rooms}
 PROCESSES = {"asyncio", "concurrent", "multiprocessing", "signal", "socket", "subprocess"}
 FRAMEWORKS = {"joblib", "numpy", "onnx", "onnxruntime", "pandas", "pyarrow", "safetensors", "scipy", "skops", "torch"}
-FRAMEWORKS |= {"sklearn", "tokenizers", "transformers", "xgboost"}
+FRAMEWORKS |= {"sentencepiece", "sklearn", "tokenizers", "transformers", "xgboost"}
 
 Imports = dict[str, set[str]]
 
