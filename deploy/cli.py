@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
 
     at = verb("up", "create or update the endpoint of a spec; an endpoint that is up to date is `unchanged`", common)
     at.add_argument("spec", type=Path, help="endpoint.toml")
-    at.add_argument("--plan", action="store_true", help="print the requests as JSON, send none; needs no credentials")
+    at.add_argument("--plan", action="store_true", help="print as JSON what a new endpoint needs, create nothing")
     at.add_argument("--no-wait", action="store_true", help="return as soon as AWS has accepted the change")
     at.add_argument("--smoke", type=Path, metavar="FILE", help="calls that must succeed, else roll back")
     at.add_argument("--for", dest="keep", type=_duration, metavar="4h", help="delete the endpoint after 90m, 4h, 2d")
@@ -253,20 +253,18 @@ def _parameter(text: str) -> tuple[str, str]:
 
 
 def _up(given: argparse.Namespace, connect: Connect) -> int:
-    from deploy import endpoint, invoke, schedule, spec
+    from deploy import endpoint, invoke, spec
 
     wanted = spec.load(given.spec)
     if given.plan:
         with _naming(given.spec):
-            return _plan(wanted, given.region)
+            return _plan(wanted, given, connect)
     progress = _progress(given)
     aws = connect(given.region or wanted.region)
     checks = invoke.load_checks(given.smoke) if given.smoke else []
     smoke = (lambda: invoke.run_checks(aws, wanted, checks, progress)) if checks else None
-    # The schedule is set at the beginning: from then on the endpoint costs, even if this process is killed.
-    begun = (lambda: schedule.ensure(aws, wanted.name, given.keep, progress)) if given.keep else None
     with _naming(given.spec):
-        outcome = endpoint.up(wanted, aws, progress, wait=not given.no_wait, begun=begun, smoke=smoke)
+        outcome = endpoint.up(wanted, aws, progress, wait=not given.no_wait, keep=given.keep, smoke=smoke)
     if given.json:
         fields = ("endpoint", "config", "changed", "changes", "waiting")
         print(json.dumps({field: getattr(outcome, field) for field in fields}))
@@ -291,21 +289,27 @@ def _naming(path: Path) -> Iterator[None]:
         raise SpecError(f"{path}: {error}") from error
 
 
-def _plan(spec: "Spec", region: str | None) -> int:
-    from deploy import plan
+def _plan(spec: "Spec", given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import plan, preview
+    from deploy.aws import NO_CREDENTIALS, NO_NETWORK
 
-    wanted = plan.offline(spec, region or spec.region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
-    requests = [
-        *({"CreateModel": each} for each in wanted.models.values()),
-        {"CreateEndpointConfig": wanted.config},
-        {"CreateEndpoint": wanted.endpoint},
-        *({operation: request} for _, operation, request in plan.requests_beside(spec)),
-    ]
-    print(json.dumps(requests, indent=2))
-    if plan.UNKNOWN_ACCOUNT in json.dumps(requests):
+    region, known, why = given.region or spec.region, True, ""
+    try:
+        aws = connect(region)
+        account, region = aws.account, aws.region
+        wanted = plan.plan(spec, aws)
+    except (*NO_CREDENTIALS, *NO_NETWORK, Failed) as error:
+        if isinstance(error, Failed) and "missing region" not in str(error):
+            raise
+        account, region = plan.UNKNOWN_ACCOUNT, region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        wanted, known, why = plan.offline(spec, region), plan.is_known_offline(spec), str(error).partition("\n")[0]
+    requests = [{operation: each} for operation, each in preview.creations(spec, wanted, account, region, given.keep)]
+    text = json.dumps(requests, indent=2)
+    print(text if known else preview.without_hashes(spec, wanted, text))
+    if not known:
         print(
-            f"Account {plan.UNKNOWN_ACCOUNT} and image tags are placeholders: only AWS knows account and digests. "
-            "The hashes in the names depend on them.",
+            f"AWS was not asked ({why}): account {account} and tags of images are placeholders, and so are the hashes "
+            f"in names, {preview.HASH}. With credentials the plan has the names of the objects that `up` makes.",
             file=sys.stderr,
         )
     return DONE

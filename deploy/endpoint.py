@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from deploy.aws import (
     role_unseen,
 )
 from deploy.errors import Failed
+from deploy.ownership import must_be_ours, refuse_foreign, tags_of
 from deploy.plan import OWNER, Desired
 from deploy.progress import Progress
 from deploy.spec import Spec
@@ -53,24 +55,33 @@ def up(
     progress: Progress,
     *,
     wait: bool = True,
-    begun: Step | None = None,
+    keep: timedelta | None = None,
     smoke: Step | None = None,
 ) -> Outcome:
     """Bring the endpoint to its spec. With `wait=False` return when AWS has accepted the change.
 
-    `begun` is called as soon as the endpoint exists or is being created: from then on it costs. Raises Failed if AWS
-    rolls the update back, if the endpoint does not start, or if `smoke` fails.
+    After `keep` the endpoint deletes itself. Raises Failed if an object of its names has another owner, and then
+    nothing was changed; if AWS rolls the update back, if the endpoint does not start, or if `smoke` fails.
     """
-    begun = begun or (lambda: None)
-    wanted = _prepared(spec, aws, progress)
+    undo: list[Step] = []
+
+    def prepared() -> Desired:
+        return _prepared(spec, aws, progress, undo, scheduled=keep is not None)
+
+    def begun() -> None:
+        # At the beginning: from then on the endpoint costs, even if this process is killed.
+        if keep is not None:
+            schedule.ensure(aws, spec.name, keep, progress)
+
+    wanted = prepared()
     for attempt in range(TRIES):
         before = described(aws, spec.name)
         if before is not None:
-            must_be_ours(aws, before)
+            _still_ours(aws, before, undo)
             if wait and before["EndpointStatus"] in IN_PROGRESS:
                 before = settled(aws, spec.name, progress)
                 # Another `up` may have deleted configurations and rights that this one needs.
-                wanted = _prepared(spec, aws, progress)
+                wanted = prepared()
         config = wanted.endpoint["EndpointConfigName"]
         if before is not None and not wait and _coming(before) == config:
             begun()
@@ -81,6 +92,8 @@ def up(
             scaling.ensure_alarms(aws, spec, progress)
             return _finished(spec, aws, before, wanted, progress, smoke)
         before = _not_failed(aws, before, progress)
+        if before is None and plan.alarm_requests(spec):
+            undo.append(partial(scaling.sweep_alarms, aws, spec.name, [], progress))
         try:
             _start(spec, aws, wanted, before, progress)
         except ClientError as error:
@@ -89,7 +102,7 @@ def up(
             if not is_missing(error):
                 _report_other(aws, spec.name, config, progress, error, wait=wait)
             time.sleep(PAUSE * 2**attempt)
-            wanted = _prepared(spec, aws, progress)
+            wanted = prepared()
             continue
         begun()
         if not wait:
@@ -182,11 +195,33 @@ def is_at(endpoint: Endpoint, config: str) -> bool:
 # Steps of `up`
 
 
-def _prepared(spec: Spec, aws: Aws, progress: Progress) -> Desired:
-    """The requests of the endpoint, whose role, models and configuration exist."""
-    wanted = plan.plan(spec, aws, progress)
-    ensure_configuration(aws, wanted, progress)
+def _prepared(spec: Spec, aws: Aws, progress: Progress, undo: list[Step], *, scheduled: bool) -> Desired:
+    """The requests of the endpoint, whose role, models and configuration exist.
+
+    First come the questions, then the changes; `undo` gets a step for each object that was created.
+    """
+    there = described(aws, spec.name)
+    if there is not None:
+        _still_ours(aws, there, undo)
+    wanted = plan.plan(spec, aws)
+    refuse_foreign(spec, aws, wanted, scheduled=scheduled)
+    if not roles.is_arn(spec.role):
+        role = roles.of_endpoint(spec, aws.account, aws.region)
+        if roles.existing(aws, role.name) is None:
+            undo.append(partial(_remove_role, aws, role.name, spec.name, progress))
+        roles.ensured(aws, role, spec.name, progress, widened=True)
+    ensure_configuration(aws, wanted, progress, undo)
     return wanted
+
+
+def _still_ours(aws: Aws, endpoint: Endpoint, undo: list[Step]) -> None:
+    """Raise Failed for an endpoint of another owner, even a new one: nothing of this run is left then."""
+    try:
+        must_be_ours(aws, endpoint)
+    except Failed:
+        while undo:
+            undo.pop()()
+        raise
 
 
 def _not_failed(aws: Aws, before: Endpoint | None, progress: Progress) -> Endpoint | None:
@@ -258,7 +293,7 @@ def _finished(
     if now is not None and is_at(now, config):  # otherwise another `up` is active, and sweeps itself
         if not roles.is_arn(spec.role):
             roles.ensured(aws, roles.of_endpoint(spec, aws.account, aws.region), spec.name, progress)
-        scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in plan.alarm_requests(spec)], progress)
+        scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in plan.all_alarm_requests(spec)], progress)
         sweep(aws, spec.name, {config, *wanted.models}, progress)
     changes = progress.changes
     return Outcome(endpoint=spec.name, config=config, changed=bool(changes), changes=changes)
@@ -312,21 +347,6 @@ def _type(config: Request, variant: str) -> Any:
 # Ownership
 
 
-def tags_of(aws: Aws, arn: str) -> dict[str, str]:
-    pages = aws.client("sagemaker").get_paginator("list_tags").paginate(ResourceArn=arn)
-    return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
-
-
-def must_be_ours(aws: Aws, endpoint: Endpoint) -> None:
-    """Raise Failed for an endpoint without the owner's tag."""
-    name = endpoint["EndpointName"]
-    if tags_of(aws, endpoint["EndpointArn"]).get(OWNER) != name:
-        raise Failed(
-            f"endpoint {name} was not created by `python -m deploy`: choose another name, or add the owner's tag: "
-            f"aws sagemaker add-tags --resource-arn {endpoint['EndpointArn']} --tags Key={OWNER},Value={name}"
-        )
-
-
 def _ours(aws: Aws, endpoint: str, name: str, arn: str) -> bool:
     if not re.fullmatch(re.escape(endpoint) + "-[0-9a-f]{8}", name):
         return False
@@ -341,14 +361,17 @@ def _ours(aws: Aws, endpoint: str, name: str, arn: str) -> bool:
 # Models and configurations
 
 
-def ensure_configuration(aws: Aws, wanted: Desired, progress: Progress) -> None:
+def ensure_configuration(aws: Aws, wanted: Desired, progress: Progress, undo: list[Step]) -> None:
     """Create missing models and the configuration. Names are hashes of the content: an existing one is equal."""
     sagemaker = aws.client("sagemaker")
     for name, request in wanted.models.items():
         if _created(partial(sagemaker.create_model, **request)):
+            undo.append(partial(_deleted, partial(sagemaker.delete_model, ModelName=name)))
             progress.changed(f"model {name} created")
     config = wanted.config
     if _created(partial(sagemaker.create_endpoint_config, **config)):
+        delete = partial(sagemaker.delete_endpoint_config, EndpointConfigName=config["EndpointConfigName"])
+        undo.append(partial(_deleted, delete))
         progress.changed(f"configuration {config['EndpointConfigName']} created")
 
 

@@ -1,6 +1,7 @@
 """From a spec to the requests that AWS gets. Names contain a hash of the request, so an equal name means unchanged.
 
-`offline` makes all requests without a call; `plan` asks AWS for the image digests, the buckets' regions and the role.
+`offline` makes all requests without a call; `plan` asks AWS for the image digests, the buckets' regions and the role's
+ARN. Neither changes anything.
 """
 
 import hashlib
@@ -14,14 +15,17 @@ from botocore.exceptions import ClientError
 from deploy import roles
 from deploy.aws import Aws, Request, check_request, code, denied, is_missing, members, message
 from deploy.errors import Failed, SpecError, unknown
-from deploy.progress import Progress
 from deploy.spec import ECR, S3, Rollout, Scaling, Spec, Variant, image_parts
 
 OWNER = "deploy:endpoint"  # the tag on everything that belongs to an endpoint; nothing without it is changed
 UNKNOWN_ACCOUNT = "000000000000"
 ALARM_KINDS = ("errors", "latency")
+STARTS = "-backlog"  # the end of the name of an alarm that starts an instance
 COUNT = "sagemaker:variant:DesiredInstanceCount"
 METRIC = "SageMakerVariantInvocationsPerInstance"
+# Metrics of an asynchronous endpoint: docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html
+BACKLOG, WAITING = "ApproximateBacklogSizePerInstance", "HasBacklogWithoutCapacity"
+START_SECONDS = 300  # AWS's cooldown after a start from zero: as long as an instance takes to start
 # Fields that keys of the spec set; the [aws] tables may set every other field.
 OURS = {
     "CreateModelInput": {"ModelName", "PrimaryContainer", "Containers", "ExecutionRoleArn", "Tags"},
@@ -54,10 +58,9 @@ class Desired:
         check_request("CreateEndpoint", self.endpoint)
 
 
-def plan(spec: Spec, aws: Aws, progress: Progress) -> Desired:
-    """All requests, with role and images resolved; the role is created if missing. Raises SpecError and Failed."""
+def plan(spec: Spec, aws: Aws) -> Desired:
+    """All requests, with role and images resolved. Nothing is changed. Raises SpecError and Failed."""
     uris = {image: resolved_image(aws, image) for image in {spec.image_of(each) for each in spec.variants}}
-    # The check uses a placeholder role, because it comes before the role is created.
     _check(spec, desired(spec, _role_arn(spec, UNKNOWN_ACCOUNT, aws.region), uris))
     for uri in sorted({uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}):
         _check_region(aws, uri, _region_of(aws, uri, "models"))
@@ -65,8 +68,8 @@ def plan(spec: Spec, aws: Aws, progress: Progress) -> Desired:
         _region_of(aws, uri, key)
     if spec.role and roles.is_arn(spec.role):
         return desired(spec, spec.role, uris)
-    role = roles.of_endpoint(spec, aws.account, aws.region)
-    return desired(spec, roles.ensured(aws, role, spec.name, progress, widened=True), uris)
+    found = roles.existing(aws, roles.role_name(spec))  # its ARN may have a path
+    return desired(spec, str(found["Arn"]) if found else _role_arn(spec, aws.account, aws.region), uris)
 
 
 def offline(spec: Spec, region: str) -> Desired:
@@ -75,6 +78,13 @@ def offline(spec: Spec, region: str) -> Desired:
     wanted = desired(spec, _role_arn(spec, UNKNOWN_ACCOUNT, region), uris)
     _check(spec, wanted)
     return wanted
+
+
+def is_known_offline(spec: Spec) -> bool:
+    """Whether `offline` makes the requests of `plan`: the role is an ARN, and no image is resolved by AWS."""
+    parts = (image_parts(spec.image_of(each)) for each in spec.variants)
+    resolved = any(not digest and (not host or ECR.fullmatch(host)) for host, _, _, digest in parts)
+    return roles.is_arn(spec.role) and not resolved
 
 
 def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
@@ -187,20 +197,19 @@ def _named(endpoint: str, request: Request) -> str:
 # Requests beside the endpoint: alarms and scaling
 
 
-def requests_beside(spec: Spec) -> list[tuple[str, str, Request]]:
-    """(service, operation, request) of everything that an endpoint has beside itself."""
-    made = [("cloudwatch", "PutMetricAlarm", each) for each in alarm_requests(spec)]
-    for variant in spec.variants if spec.scaling else ():
-        assert spec.scaling is not None
-        target, policy = scaling_requests(spec.name, variant.name, spec.scaling)
-        made.append(("application-autoscaling", "RegisterScalableTarget", target))
-        made.append(("application-autoscaling", "PutScalingPolicy", policy))
-    return made
+def all_alarm_requests(spec: Spec) -> list[Request]:
+    """PutMetricAlarm's, of rollback alarms and of those that start an instance."""
+    return [*alarm_requests(spec), *(each for _, name, each in scaling_requests(spec) if name == "PutMetricAlarm")]
 
 
 def alarm_names(endpoint: str, variant: str) -> set[str]:
     """All names that rollback alarms of a variant can have."""
     return {f"{endpoint}-{variant}-{kind}" for kind in ALARM_KINDS}
+
+
+def start_name(endpoint: str, variant: str) -> str:
+    """The name of the policy that starts a variant's first instance, and of its alarm."""
+    return f"{endpoint}-{variant}{STARTS}"
 
 
 def alarm_requests(spec: Spec) -> list[Request]:
@@ -260,34 +269,96 @@ def deployment_config(rollout: Rollout, alarms: list[Request]) -> Request:
     return request
 
 
-def scaling_requests(endpoint: str, variant: str, scaling: Scaling) -> tuple[Request, Request]:
-    """RegisterScalableTarget's and PutScalingPolicy's."""
+def scaling_requests(spec: Spec) -> list[tuple[str, str, Request]]:
+    """(service, operation, request) of the scaling of all variants."""
+    if spec.scaling is None:
+        return []
+    return [each for variant in spec.variants for each in variant_scaling(spec, spec.scaling, variant.name)]
+
+
+def variant_scaling(spec: Spec, scaling: Scaling, variant: str) -> list[tuple[str, str, Request]]:
+    """Target and policies of a variant.
+
+    From zero instances a step policy starts one, by an alarm. The ARN of the policy in it is a placeholder here.
+    """
     target = {
         "ServiceNamespace": "sagemaker",
-        "ResourceId": f"endpoint/{endpoint}/variant/{variant}",
+        "ResourceId": f"endpoint/{spec.name}/variant/{variant}",
         "ScalableDimension": COUNT,
     }
     tracking = {
-        "TargetValue": scaling.invocations_per_instance,
-        "PredefinedMetricSpecification": {"PredefinedMetricType": METRIC},
+        **_tracked(spec.name, scaling),
         "ScaleInCooldown": scaling.scale_in_seconds,
         "ScaleOutCooldown": scaling.scale_out_seconds,
     }
-    return (
-        {**target, "MinCapacity": scaling.min, "MaxCapacity": scaling.max},
-        {
-            **target,
-            "PolicyName": f"{endpoint}-{variant}-load",
-            "PolicyType": "TargetTrackingScaling",
-            "TargetTrackingScalingPolicyConfiguration": tracking,
-        },
-    )
+    load = {
+        **target,
+        "PolicyName": f"{spec.name}-{variant}-load",
+        "PolicyType": "TargetTrackingScaling",
+        "TargetTrackingScalingPolicyConfiguration": tracking,
+    }
+    service = "application-autoscaling"
+    bounds = {"MinCapacity": scaling.min, "MaxCapacity": scaling.max}
+    made: list[tuple[str, str, Request]] = [
+        (service, "RegisterScalableTarget", target | bounds),
+        (service, "PutScalingPolicy", load),
+    ]
+    if scaling.min == 0:
+        name = start_name(spec.name, variant)
+        made.append((service, "PutScalingPolicy", {**target, "PolicyName": name, **STARTS_ONE}))
+        made.append(("cloudwatch", "PutMetricAlarm", _start_alarm(spec, name)))
+    return made
+
+
+STARTS_ONE: Request = {
+    "PolicyType": "StepScaling",
+    "StepScalingPolicyConfiguration": {
+        "AdjustmentType": "ChangeInCapacity",
+        "MetricAggregationType": "Average",
+        "Cooldown": START_SECONDS,
+        "StepAdjustments": [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}],
+    },
+}
+
+
+def _tracked(endpoint: str, scaling: Scaling) -> Request:
+    if scaling.backlog_per_instance is None:
+        return {
+            "TargetValue": scaling.invocations_per_instance,
+            "PredefinedMetricSpecification": {"PredefinedMetricType": METRIC},
+        }
+    metric = {"MetricName": BACKLOG, **_of_endpoint(endpoint), "Statistic": "Average"}
+    return {"TargetValue": scaling.backlog_per_instance, "CustomizedMetricSpecification": metric}
+
+
+def _of_endpoint(endpoint: str) -> Request:
+    return {"Namespace": "AWS/SageMaker", "Dimensions": [{"Name": "EndpointName", "Value": endpoint}]}
+
+
+def _start_alarm(spec: Spec, name: str) -> Request:
+    return {
+        "AlarmName": name,
+        "AlarmDescription": f"Starts an instance of the endpoint {spec.name}: requests wait, and it has none",
+        **_of_endpoint(spec.name),
+        "MetricName": WAITING,
+        "Statistic": "Average",
+        "Period": 60,
+        "EvaluationPeriods": 2,
+        "DatapointsToAlarm": 2,
+        "Threshold": 1,
+        "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+        "TreatMissingData": "missing",
+        "AlarmActions": [f"(ARN of the policy {name})"],
+        "Tags": tags_wanted(spec),
+    }
 
 
 def _check(spec: Spec, wanted: Desired) -> None:
     """Raise SpecError for every value that AWS would reject in any request."""
     wanted.check()
-    for service, operation, request in requests_beside(spec):
+    for request in alarm_requests(spec):
+        check_request("PutMetricAlarm", request, "cloudwatch")
+    for service, operation, request in scaling_requests(spec):
         check_request(operation, request, service)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy.aws import Aws, already_exists, denied, is_missing
+from deploy.aws import Aws, Request, already_exists, denied, is_missing
 from deploy.errors import Failed
 from deploy.progress import Progress
 from deploy.spec import ECR, S3, Spec, image_parts
@@ -148,7 +148,33 @@ def _filled(value: Any, values: Values) -> Any:
     return value
 
 
+def requests(role: Role, endpoint: str) -> list[tuple[str, Request]]:
+    """CreateRole's and PutRolePolicy's. The policy is named after the endpoint: endpoints may share a role."""
+    trust, rights = json.dumps(role.trust), json.dumps(role.policy)
+    return [
+        ("CreateRole", {"RoleName": role.name, "AssumeRolePolicyDocument": trust, "Tags": [TAG]}),
+        ("PutRolePolicy", {"RoleName": role.name, "PolicyName": policy_name(endpoint), "PolicyDocument": rights}),
+    ]
+
+
 # In IAM
+
+
+def existing(aws: Aws, name: str) -> Mapping[str, Any] | None:
+    """The role as IAM describes it, or None. Raises Failed if IAM denies the question."""
+    try:
+        return _get(aws.client("iam"), name)
+    except ClientError as error:
+        if denied(error):
+            raise _unreadable(name, error) from error
+        raise
+
+
+def _unreadable(name: str, error: ClientError) -> Failed:
+    return Failed(
+        f"role {name} could not be read or created ({error.operation_name} is not allowed). Have an administrator "
+        'create it from `python -m deploy roles SPEC`, and set role = "arn:..." in the spec'
+    )
 
 
 def ensured(aws: Aws, role: Role, endpoint: str, progress: Progress, *, widened: bool = False) -> str:
@@ -171,10 +197,7 @@ def ensured(aws: Aws, role: Role, endpoint: str, progress: Progress, *, widened:
         return str(found["Arn"])
     except ClientError as error:
         if denied(error):
-            raise Failed(
-                f"role {role.name} could not be read or created ({error.operation_name} is not allowed). Have an "
-                'administrator create it from `python -m deploy roles SPEC`, and set role = "arn:..." in the spec'
-            ) from error
+            raise _unreadable(role.name, error) from error
         raise
 
 
@@ -232,10 +255,9 @@ def _get(iam: Any, name: str) -> dict[str, Any] | None:
 
 
 def _create(iam: Any, role: Role) -> dict[str, Any]:
+    (_, request), _ = requests(role, "")
     try:
-        made: dict[str, Any] = iam.create_role(
-            RoleName=role.name, AssumeRolePolicyDocument=json.dumps(role.trust), Tags=[TAG]
-        )["Role"]
+        made: dict[str, Any] = iam.create_role(**request)["Role"]
     except ClientError as error:
         if not already_exists(error):  # a concurrent run created it
             raise

@@ -7,7 +7,7 @@ from deploy import plan
 from deploy.aws import Aws
 from deploy.plan import COUNT
 from deploy.progress import Progress
-from deploy.spec import Spec
+from deploy.spec import Scaling, Spec
 
 
 def registered(aws: Aws, endpoint: str) -> dict[str, Mapping[str, Any]]:
@@ -24,22 +24,59 @@ def registered(aws: Aws, endpoint: str) -> dict[str, Mapping[str, Any]]:
 
 def ensure(aws: Aws, spec: Spec, progress: Progress) -> None:
     """Each variant scales as in the spec; variants that should not scale are deregistered."""
-    client, now = aws.client("application-autoscaling"), registered(aws, spec.name)
+    now = registered(aws, spec.name)
     wanted = [variant.name for variant in spec.variants] if spec.scaling else []
     deregister(aws, spec.name, [name for name in now if name not in wanted], progress)
     for variant in wanted:
         assert spec.scaling is not None
-        target, policy = plan.scaling_requests(spec.name, variant, spec.scaling)
-        there = now.get(variant)
-        if not there or any(there[key] != target[key] for key in ("MinCapacity", "MaxCapacity")):
-            client.register_scalable_target(**target)
-            progress.changed(f"{variant} scales from {spec.scaling.min} to {spec.scaling.max} instances")
-        query = {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
-        policies = client.describe_scaling_policies(PolicyNames=[policy["PolicyName"]], **query)["ScalingPolicies"]
-        key = "TargetTrackingScalingPolicyConfiguration"
-        if not policies or any(policies[0][key].get(name) != value for name, value in policy[key].items()):
-            client.put_scaling_policy(**policy)
-            progress.changed(f"{variant} targets {spec.scaling.invocations_per_instance:g} calls a minute and instance")
+        _ensure_variant(aws, spec, spec.scaling, variant, now.get(variant), progress)
+
+
+def _ensure_variant(
+    aws: Aws, spec: Spec, scaling: Scaling, variant: str, now: Mapping[str, Any] | None, progress: Progress
+) -> None:
+    client = aws.client("application-autoscaling")
+    (_, _, target), *others = plan.variant_scaling(spec, scaling, variant)
+    if now is None or any(now[key] != target[key] for key in ("MinCapacity", "MaxCapacity")):
+        client.register_scalable_target(**target)
+        progress.changed(f"{variant} scales from {scaling.min} to {scaling.max} instances")
+    of_target = {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+    pages = client.get_paginator("describe_scaling_policies").paginate(**of_target)
+    there = {each["PolicyName"]: each for page in pages for each in page["ScalingPolicies"]}
+    policies = [request for _, operation, request in others if operation == "PutScalingPolicy"]
+    arns = {name: each["PolicyARN"] for name, each in there.items()}
+    for policy in policies:
+        name = policy["PolicyName"]
+        if name not in there or _differs(policy, there[name]):
+            arns[name] = client.put_scaling_policy(**policy)["PolicyARN"]
+            progress.changed(_said(variant, scaling, policy))
+    start = plan.start_name(spec.name, variant)
+    if start in there and start not in [each["PolicyName"] for each in policies]:
+        client.delete_scaling_policy(PolicyName=start, **of_target)
+        progress.changed(f"{variant} keeps an instance")
+    for alarm in [request for _, operation, request in others if operation == "PutMetricAlarm"]:
+        _ensure_start_alarm(aws, {**alarm, "AlarmActions": [arns[start]]}, progress)
+
+
+def _differs(policy: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    key = next(key for key in policy if key.endswith("Configuration"))
+    return any(there.get(key, {}).get(name) != value for name, value in policy[key].items())
+
+
+def _said(variant: str, scaling: Scaling, policy: Mapping[str, Any]) -> str:
+    if policy["PolicyType"] == "StepScaling":
+        return f"{variant} starts an instance for the first request in its queue"
+    if scaling.backlog_per_instance is not None:
+        return f"{variant} targets {scaling.backlog_per_instance:g} waiting requests an instance"
+    return f"{variant} targets {scaling.invocations_per_instance:g} calls a minute and instance"
+
+
+def _ensure_start_alarm(aws: Aws, alarm: Mapping[str, Any], progress: Progress) -> None:
+    client, name = aws.client("cloudwatch"), alarm["AlarmName"]
+    there = client.describe_alarms(AlarmNames=[name])["MetricAlarms"]
+    if not there or any(there[0].get(key) != value for key, value in alarm.items() if key not in ("Tags", "Threshold")):
+        client.put_metric_alarm(**alarm)
+        progress.changed(f"alarm {name} at a request without an instance")
 
 
 def deregister(aws: Aws, endpoint: str, variants: Sequence[str], progress: Progress) -> None:
@@ -58,18 +95,19 @@ def deregister(aws: Aws, endpoint: str, variants: Sequence[str], progress: Progr
 
 
 def alarms(aws: Aws, endpoint: str) -> Iterator[Mapping[str, Any]]:
-    """The rollback alarms of an endpoint, by name and by the endpoint they watch."""
+    """The alarms of an endpoint, by name and by the endpoint they watch."""
     pages = aws.client("cloudwatch").get_paginator("describe_alarms").paginate(AlarmNamePrefix=f"{endpoint}-")
     for page in pages:
         for alarm in page["MetricAlarms"]:
             watched = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
-            variant = watched.get("VariantName", "")
-            if watched.get("EndpointName") == endpoint and alarm["AlarmName"] in plan.alarm_names(endpoint, variant):
+            rolls_back = alarm["AlarmName"] in plan.alarm_names(endpoint, watched.get("VariantName", ""))
+            starts = alarm["MetricName"] == plan.WAITING and alarm["AlarmName"].endswith(plan.STARTS)
+            if watched.get("EndpointName") == endpoint and (rolls_back or starts):
                 yield alarm
 
 
 def ensure_alarms(aws: Aws, spec: Spec, progress: Progress) -> None:
-    """The spec's alarms exist. An update that names them needs them first."""
+    """The spec's rollback alarms exist. An update that names them needs them first."""
     now = {alarm["AlarmName"]: alarm for alarm in alarms(aws, spec.name)}
     for request in plan.alarm_requests(spec):
         name = request["AlarmName"]

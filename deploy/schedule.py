@@ -14,14 +14,18 @@ from deploy.progress import Progress
 def ensure(aws: Aws, endpoint: str, after: timedelta, progress: Progress) -> datetime:
     """Schedule the endpoint's deletion, or move it; the time of the deletion."""
     when = datetime.now(UTC).replace(microsecond=0) + after
-    account, region = aws.account, aws.region
-    values = {"partition": roles.partition_of(region), "account": account, "region": region, "name": endpoint}
-    role = roles.ensured(aws, roles.rendered("scheduler", role_name(endpoint), values), endpoint, progress)
-    fields, client = request(endpoint, when, role), aws.client("scheduler")
+    arn = roles.ensured(aws, role(endpoint, aws.account, aws.region), endpoint, progress)
+    fields, client = request(endpoint, when, arn), aws.client("scheduler")
     call = client.update_schedule if there(aws, endpoint) else client.create_schedule
     retried(lambda: call(**fields), role_unseen)
     progress.changed(f"endpoint {endpoint} will be deleted at {when:%Y-%m-%d %H:%M} UTC")
     return when
+
+
+def role(endpoint: str, account: str, region: str) -> roles.Role:
+    """The role under which the scheduler deletes the endpoint."""
+    values = {"partition": roles.partition_of(region), "account": account, "region": region, "name": endpoint}
+    return roles.rendered("scheduler", role_name(endpoint), values)
 
 
 def request(endpoint: str, when: datetime, role: str) -> Request:
@@ -57,7 +61,17 @@ def when(aws: Aws, endpoint: str) -> str | None:
 
 
 def there(aws: Aws, endpoint: str) -> list[str]:
-    return [f"schedule {name(endpoint)}"] if _found(aws, endpoint) else []
+    """The schedule that deletes the endpoint, if it exists."""
+    return [f"schedule {name(endpoint)}"] if _found(aws, endpoint) and not is_foreign(aws, endpoint) else []
+
+
+def is_foreign(aws: Aws, endpoint: str) -> bool:
+    """Whether a schedule of this name exists that does something else than delete the endpoint."""
+    found = _found(aws, endpoint)
+    if found is None:
+        return False
+    ours = request(endpoint, datetime.now(UTC), found["Target"]["RoleArn"])["Target"]
+    return any(found["Target"].get(key) != ours[key] for key in ("Arn", "Input"))
 
 
 def remove(aws: Aws, endpoint: str, progress: Progress) -> None:

@@ -47,9 +47,10 @@ class Variant:
 class Scaling:
     """The number of instances follows the load, for each variant separately (target tracking)."""
 
-    min: int = 1
+    min: int = 1  # 0: an asynchronous endpoint, which waits for requests without an instance
     max: int
-    invocations_per_instance: float  # a minute
+    invocations_per_instance: float | None = None  # a minute
+    backlog_per_instance: float | None = None  # requests in the queue of an asynchronous endpoint
     scale_in_seconds: int = 300
     scale_out_seconds: int = 60
 
@@ -230,10 +231,8 @@ def checked(spec: Spec) -> Spec:
     for key, uri in (*spec.written, *spec.read):
         if not S3.fullmatch(uri):
             raise SpecError(f"{key} {uri.rstrip('/')!r} must be s3://bucket/prefix/")
-    if spec.scaling and not 1 <= spec.scaling.min <= spec.scaling.max:
-        raise SpecError(f"scaling: min {spec.scaling.min} and max {spec.scaling.max} must be 1 <= min <= max")
-    if spec.scaling and spec.scaling.invocations_per_instance <= 0:
-        raise SpecError("scaling.invocations_per_instance must be more than 0: calls a minute that an instance handles")
+    if spec.scaling:
+        _check_scaling(spec.scaling, queued=spec.asynchronous is not None)
     if spec.role and not spec.role.startswith("arn:") and not ROLE.fullmatch(spec.role):
         raise SpecError(f"role {spec.role!r} must be an ARN, or a name of 1 to 64 letters, digits and _+=,.@-")
     if not any(variant.weight for variant in spec.variants):
@@ -241,6 +240,30 @@ def checked(spec: Spec) -> Spec:
     if spec.rollout:
         _check_rollout(spec.rollout, len(spec.variants))
     return spec
+
+
+# The key of [scaling] that an endpoint of each kind scales by, and what it counts.
+SCALES_BY = {
+    False: ("invocations_per_instance", "calls a minute that an instance handles"),
+    True: ("backlog_per_instance", "requests that may wait in the queue for each instance"),
+}
+
+
+def _check_scaling(scaling: Scaling, *, queued: bool) -> None:
+    kind, least = ("an asynchronous", 0) if queued else ("a real-time", 1)
+    if not least <= scaling.min <= scaling.max or scaling.max < 1:
+        raise SpecError(
+            f"scaling: min {scaling.min} and max {scaling.max} must be {least} <= min <= max"
+            + ("" if queued else "; only an asynchronous endpoint ([async]) may have min = 0")
+        )
+    (key, counts), (other, _) = SCALES_BY[queued], SCALES_BY[not queued]
+    if getattr(scaling, other) is not None:
+        raise SpecError(f"scaling.{other}: {kind} endpoint scales by {key}: {counts}")
+    value = getattr(scaling, key)
+    if value is None:
+        raise SpecError(f"scaling.{key} is missing: {counts}")
+    if value <= 0:
+        raise SpecError(f"scaling.{key} must be more than 0: {counts}")
 
 
 def _check_serverless(spec: Spec, serverless: Serverless) -> None:

@@ -54,7 +54,7 @@ PEERS = {
     "scikit-learn": Peer("scikit-learn", "the installed version of scikit-learn"),
     "openai": Peer(
         "OpenAI's API",
-        "the types of openai-python, and vLLM's protocol for parameters beyond them",
+        "the types of openai-python 3.52 and its client, and vLLM 0.33's protocol for parameters beyond them",
     ),
     "mlflow": Peer("MLflow's scoring server", "the request formats of mlflow"),
     "open-inference-protocol": Peer(

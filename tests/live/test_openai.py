@@ -1,5 +1,6 @@
 """OpenAI's own client against the whole stack."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,53 @@ def test_a_stream_makes_the_same_text(client: openai.OpenAI) -> None:
 def test_completions_take_several_prompts(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="talker", prompt=["w1", "w2 w3"], max_tokens=3, temperature=0, echo=True)
     assert [choice.text.split()[0] for choice in answer.choices] == ["w1", "w2"]
+
+
+@pytest.mark.peer("openai")
+def test_fields_beyond_openais_act_or_are_refused_by_name(client: openai.OpenAI) -> None:
+    """What the client sends in extra_body has its effect, or is an error of the client's own class that names it."""
+    ask: Any = client.chat.completions.create
+    free = ask(model="talker", messages=HELLO, max_tokens=6, temperature=0).choices[0].message.content
+    biased = ask(model="talker", messages=HELLO, max_tokens=6, temperature=0, logit_bias={"5": 100})
+    assert biased.choices[0].message.content not in ("", free)
+    allowed = ask(model="talker", messages=HELLO, max_tokens=6, temperature=0, extra_body={"allowed_token_ids": [5]})
+    assert allowed.choices[0].message.content == biased.choices[0].message.content
+    for field, value in (("guided_json", {"type": "object"}), ("temprature", 1)):
+        with pytest.raises(openai.BadRequestError, match=field):
+            ask(model="talker", messages=HELLO, max_tokens=2, extra_body={field: value})
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        ask(model="talker", messages=HELLO, max_tokens=2, tools=[], tool_choice="required")
+
+
+@pytest.mark.peer("openai")
+def test_an_echo_alone_has_the_prompts_likelihoods(client: openai.OpenAI) -> None:
+    """The client reads the log probabilities of a list of token prompts, without a new token."""
+    answer = client.completions.create(model="talker", prompt=[[1, 2, 3], [4, 5]], max_tokens=0, echo=True, logprobs=1)
+    for choice, count in zip(answer.choices, (3, 2), strict=True):
+        told: Any = choice.logprobs
+        first, *others = told.token_logprobs
+        assert first is None
+        assert len(others) == count - 1
+        assert all(value < 0 for value in others)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 0
+
+
+@pytest.mark.peer("sagemaker-hosting")
+def test_a_chat_reaches_invocations(client: openai.OpenAI, server: Server) -> None:
+    """boto3 reaches /invocations only: a chat there has the answer of OpenAI's path, whole and as events."""
+    chat: Any = {"messages": HELLO, "max_tokens": 6, "temperature": 0}
+    expected = client.chat.completions.create(model="talker", **chat).choices[0].message.content
+    for headers, body in (({"TargetModel": "talker"}, chat), ({}, chat | {"model_type": "talker"})):
+        kind = {"Content-Type": "application/json"}
+        answer = server.request("POST", "/invocations", json.dumps(body), kind | headers)
+        assert json.loads(answer.body)["choices"][0]["message"]["content"] == expected
+        answer = server.request("POST", "/invocations", json.dumps(body | {"stream": True}), kind | headers)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        *events, done = answer.body.decode().strip().split("\n\n")
+        assert done == "data: [DONE]"
+        parts = [json.loads(each.removeprefix("data: "))["choices"][0]["delta"] for each in events]
+        assert "".join(part.get("content", "") for part in parts) == expected
 
 
 def test_the_models_with_the_api_are_listed(client: openai.OpenAI) -> None:

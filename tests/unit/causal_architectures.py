@@ -81,7 +81,7 @@ def by_generate(model: PreTrainedModel) -> dict[str, Text]:
         )
         tokens = output.sequences[0, ids.shape[1] :].tolist()
         texts[prompt] = Text(prompt, tokens, torch.cat(output.logits))
-    assert len({token for text in texts.values() for token in text.tokens}) > 8, "the weights do not decide"
+    assert len({token for text in texts.values() for token in text.tokens}) > 5, "the weights do not decide"
     return texts
 
 

@@ -23,6 +23,7 @@ instance = "ml.m5.large"
 """
 
 
+QUEUED = PLAIN.replace("models/", "all.tar.gz") + '[async]\noutput = "s3://bucket/out/"\n'
 LIGHT = """
 name = "light"
 image = "many:latest"
@@ -142,6 +143,15 @@ def test_a_rollout_names_its_alarms(tmp_path: Path) -> None:
         (PLAIN + "[rollout]\ncanary_percent = 60", "1 to 50"),
         (PLAIN + "weight = 0", "no variant has a weight over 0"),
         (PLAIN + "[scaling]\nmax = 2\ninvocations_per_instance = 0", "more than 0"),
+        (PLAIN + "[scaling]\nmin = 0\nmax = 2\ninvocations_per_instance = 9", "only an asynchronous endpoint"),
+        (PLAIN + "[scaling]\nmin = 3\nmax = 2\ninvocations_per_instance = 9", "1 <= min <= max"),
+        (PLAIN + "[scaling]\nmax = 2", "invocations_per_instance is missing"),
+        (PLAIN + "[scaling]\nmax = 2\nbacklog_per_instance = 9", "a real-time endpoint scales by invocations_per"),
+        (QUEUED + "[scaling]\nmin = 0\nmax = 2", "backlog_per_instance is missing"),
+        (QUEUED + "[scaling]\nmin = 0\nmax = 0\nbacklog_per_instance = 9", "0 <= min <= max"),
+        (QUEUED + "[scaling]\nmin = -1\nmax = 2\nbacklog_per_instance = 9", "0 <= min <= max"),
+        (QUEUED + "[scaling]\nmax = 2\nbacklog_per_instance = 0", "backlog_per_instance must be more than 0"),
+        (QUEUED + "[scaling]\nmax = 2\ninvocations_per_instance = 9", "asynchronous endpoint scales by backlog_per"),
         ('role = "a b"' + PLAIN, "1 to 64"),
         (LIGHT + "provisioned = 9", "over concurrency 5"),
         (LIGHT + "memory_mb = 1500", "1024, 2048"),
@@ -274,6 +284,7 @@ def test_the_plan_needs_no_credentials_and_is_json(
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     path = tmp_path / "endpoint.toml"
     path.write_text(PLAIN + "[scaling]\nmax = 2\ninvocations_per_instance = 9\n[rollout.alarms]\nerrors = 1")
 
@@ -282,8 +293,8 @@ def test_the_plan_needs_no_credentials_and_is_json(
     said = json.loads(capsys.readouterr().out)
     assert code == 0
     assert [next(iter(each)) for each in said] == [
-        *("CreateModel", "CreateEndpointConfig", "CreateEndpoint"),
-        *("PutMetricAlarm", "RegisterScalableTarget", "PutScalingPolicy"),
+        *("CreateRole", "PutRolePolicy", "CreateModel", "CreateEndpointConfig", "PutMetricAlarm"),
+        *("CreateEndpoint", "RegisterScalableTarget", "PutScalingPolicy"),
     ]
 
 

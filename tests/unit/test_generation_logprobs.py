@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.sampling import token_logprobs
@@ -15,12 +16,18 @@ from serve.handlers.generation.text_decoder import TokenTexts
 from serve.http.addresses import CHAT, COMPLETIONS
 from tests.unit.test_generation_toys import END, Asked, ask, finish, handler_of, reference, save_toy
 from tests.unit.test_text_decoder import DECODERS, PIECES, tokenizer_of
+from tests.unit.tiny_architectures import tiny_config
 
 POSITIONS = 700
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "bloom, no positions"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "bloom, no positions", "gpt_neo"])
 def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "gpt_neo":  # answers one text at a time
+        directory = save_toy(tmp_path_factory.mktemp("toy"))
+        config = tiny_config("gpt_neo", max_position_embeddings=POSITIONS, eos_token_id=END, bos_token_id=END)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        return directory
     longer = {"gpt2": {"n_positions": POSITIONS}, "llama": {"max_position_embeddings": POSITIONS}}
     return save_toy(tmp_path_factory.mktemp("toy"), request.param, **longer.get(request.param, {}))
 

@@ -162,6 +162,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 8,
         "pronunciation_embed_dim": 8,
     },
+    "rwkv": {"rescale_every": 1},  # weights are divided at the first pass
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 4, "chunk_size": 8},
     "xmod": {"default_language": "en_XX"},
     "zamba": {

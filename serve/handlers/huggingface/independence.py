@@ -208,7 +208,7 @@ def unservable(network: Any, error: Exception) -> ModelUnusable:
     """The error for a model with which transformers' own `generate` fails: each request would fail the same way."""
     return ModelUnusable(
         f"transformers' own generate fails with {type(network).__name__}: {type(error).__name__}: {str(error)[:300]}",
-        hint="serve the model by code/inference.py, or save it for the task that it was trained for",
+        hint="leave quantize and dtype out of model.toml if they are set; else serve the model by code/inference.py",
     )
 
 

@@ -15,17 +15,30 @@ class PassState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._saved = [
-            (module, dict(module._buffers), dict(module._modules), _plain(module)) for module in model.modules()
-        ]
+        self._model = model
+        self._take()
 
     def restore(self) -> None:
+        if self._weights != self._versions():
+            # RWKV divides its weights at its first pass, and notes it in an attribute: both stay as they are.
+            self._take()
+            return
         for module, buffers, parts, plain in self._saved:
             module._buffers.update(buffers)
             module._modules.update(parts)
             for name, value in plain.items():
                 if module.__dict__[name] is not value:
                     setattr(module, name, value)
+
+    def _take(self) -> None:
+        self._weights = self._versions()
+        self._saved = [
+            (module, dict(module._buffers), dict(module._modules), _plain(module)) for module in self._model.modules()
+        ]
+
+    def _versions(self) -> int:
+        """Grows when a weight is changed in place."""
+        return sum(weight._version for weight in self._model.parameters())
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
