@@ -142,8 +142,7 @@ def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
     if part == "runner":
         from serve.runner import main as runner
 
-        number, config, listener, control = map(int, rest[:4])
-        runner.begin(number, config, listener, control, chosen, rest[4:])
+        runner.begin(list(map(int, rest[:6])), chosen, rest[6:])
         return 0
     from serve.train import booster
 

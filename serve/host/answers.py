@@ -211,7 +211,8 @@ class HostApi:
         except ServeError as error:
             refuse(caller, error)
         except Exception:
-            log.exception("the host failed on a request", extra={"path": path[:200]})
+            extra = {"path": path[:200], "request_id": caller.headers.get("x-request-id", "")}
+            log.exception("the host failed on a request", extra=extra)
             refuse(caller, InternalError("internal error", hint="see the log"))
 
     def _explained(self, question: _Question) -> bool:

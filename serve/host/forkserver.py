@@ -40,7 +40,7 @@ NICENESS = 5  # nginx, web workers and host go first, so that /ping is answered 
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A runner to fork. File descriptors come with it: the model's record, its socket, the runner's channel."""
+    """A runner to fork. Descriptors come with it: the model's record, its output, its socket, the runner's channel."""
 
     runner: int  # its number, which is its slot
     model: str
@@ -81,7 +81,7 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
             awake.recv(4096)
             _reap(channel)
         if channel.fileno() in ready:
-            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 3)
+            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 4)
             if not message:
                 signal.set_wakeup_fd(-1)  # children may end while this process exits
                 return
@@ -131,7 +131,7 @@ def _fork(
     own: Sequence[socket.socket],
     start: Callable[..., None],
 ) -> None:
-    config, *rest = fds
+    config, output, *rest = fds
     listener, control = (socket.socket(fileno=fd) for fd in rest)
     try:
         pid = os.fork()
@@ -141,6 +141,7 @@ def _fork(
         pid = -1
     if pid:
         os.close(config)
+        os.close(output)
         listener.close()
         control.close()
         if pid > 0:
@@ -155,7 +156,7 @@ def _fork(
         die_with_parent()
         os.nice(NICENESS)
         _offer_to_oom_killer()
-        start(order.runner, config, listener, control, settings)
+        start(order.runner, config, output, listener, control, settings)
         os._exit(0)
     except BaseException:
         log.exception("runner failed", extra={"model": order.model})
@@ -193,7 +194,7 @@ class Forkserver:
     def __init__(self, settings: Settings, needed: Sequence[str], possible: Sequence[str], *, alone: bool) -> None:
         """`alone`: there is never more than one runner, and it may use whole processors."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._unsent: deque[tuple[bytes, int, socket.socket, socket.socket]] = deque()
+        self._unsent: deque[tuple[bytes, int, int, socket.socket, socket.socket]] = deque()
         environ = {
             **os.environ,
             # numpy's OpenBLAS starts its threads at import by default, and threads do not survive a fork.
@@ -232,14 +233,15 @@ class Forkserver:
         direction of the channel, both processes would block each other.
         """
         order = Order(runner.number, config.name, config.handler)
-        self._unsent.append((msgspec.json.encode(order), _in_memory(config), listener.dup(), runner.hand_over()))
+        files = _in_memory(config), runner.output.fd, listener.dup(), runner.hand_over()
+        self._unsent.append((msgspec.json.encode(order), *files))
         self._flush()
 
     def _flush(self) -> None:
         while self._unsent:
-            message, config, listener, control = self._unsent[0]
+            message, config, output, listener, control = self._unsent[0]
             try:
-                socket.send_fds(self.channel, [message], [config, listener.fileno(), control.fileno()])
+                socket.send_fds(self.channel, [message], [config, output, listener.fileno(), control.fileno()])
             except BlockingIOError:
                 return  # tried again at the next message: then the forkserver has read an order
             except OSError as broken:

@@ -7,12 +7,14 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from serve import log as serve_log
+from serve.capture import Captured
 from serve.catalog.catalog import Entry
 from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelFailed, ServeError
@@ -73,6 +75,7 @@ class RunnerProcess:
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
         self.kill_reason = ""  # why it exits, if the host knows that before it does
         self.reported_failure = False
+        self.output = Captured(model)
         self.control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
 
@@ -210,8 +213,8 @@ class ServedModel:
         self.stage = Stage.NONE
         log.error("model failed", extra={"model": self.name, "error": error.message, "pause_s": pause})
 
-    def crashed(self, error: ServeError) -> None:
-        """Record that a runner exited during a request. The next request starts another, except after CRASHES."""
+    def crashed(self, error: ServeError, requests: Sequence[str]) -> None:
+        """Record that a runner exited during these requests. The next request starts another, except after CRASHES."""
         now = time.monotonic()
         self._crash_times.append(now)
         self.crashes += 1
@@ -221,7 +224,8 @@ class ServedModel:
             message = f"the model crashed {CRASHES} times within a minute: {error.message}"
             self.fail(ModelFailed(message, hint=error.hint))
         else:
-            log.error("runner crashed", extra={"model": self.name, "error": error.message})
+            extra = {"model": self.name, "error": error.message, **serve_log.of_requests(requests)}
+            log.error("runner crashed", extra=extra)
 
     def forgive(self) -> None:
         """Forget earlier failures: a runner has served for a minute."""

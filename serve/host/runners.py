@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve import machine
 from serve.errors import DoesNotFit
@@ -17,6 +17,7 @@ from serve.settings import Settings, nginx_limit
 from serve.slots import SLOTS, WEB_SLOTS, Slots
 
 MEASURE_EVERY = 2.0  # seconds; a measurement walks a process's page tables: about 1 ms for each GB it maps
+SHOW_EVERY = 0.5  # seconds; a look at a silent runner takes 1 µs
 MEASURED_AT_ONCE = 8  # so that a thousand runners do not block the loop
 WORN_OUT = 3  # 507 answers in a row after which a runner is replaced
 SPARE_FILES = 64  # file descriptors kept for the host's own connections and for unpacking
@@ -30,6 +31,7 @@ class Exit:
     status: int
     cause: str
     exhausted: str = ""  # the resource that ran out, a key of serve.failures.HINTS; "" if that was not the cause
+    requests: tuple[str, ...] = ()  # ids of those that it worked on
 
 
 class Runners:
@@ -41,6 +43,7 @@ class Runners:
         self._forks = forks
         self._free = list(range(SLOTS - 1, WEB_SLOTS - 1, -1))
         self._measured = 0.0  # time.monotonic()
+        self._shown = 0.0  # the same, of the last look at the runners' output
         self._oom_kills = machine.oom_kills()
         self.alive: dict[int, RunnerProcess] = {}
 
@@ -61,6 +64,7 @@ class Runners:
             check_spare_files(runner.control)
         except DoesNotFit:
             runner.hand_over().close()
+            runner.output.finish()
             raise
         self._free.pop()
         self.alive[number] = runner
@@ -103,6 +107,8 @@ class Runners:
         del self.alive[ended.runner.number]
         self._free.append(ended.runner.number)
         ended.runner.control.close()
+        ended = replace(ended, requests=ended.runner.output.requests())
+        ended.runner.output.finish()
         return ended
 
     def _exit(self, runner: RunnerProcess, status: int) -> Exit:
@@ -122,6 +128,15 @@ class Runners:
         return True
 
     # Called in each tick.
+
+    def show_output(self) -> None:
+        """Twice a second: log what runners have printed and not logged themselves, in a long step or while idle."""
+        now = time.monotonic()
+        if now - self._shown < SHOW_EVERY:
+            return
+        self._shown = now
+        for runner in self.alive.values():
+            runner.output.look()
 
     def kill_stuck(self) -> None:
         """Kill runners whose load, or whose request, has passed its limit."""

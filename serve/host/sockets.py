@@ -167,5 +167,6 @@ def reply(
         caller.sock.settimeout(1.0)
         caller.sock.sendall(wire.answer(status, content_type, body, headers))
     except OSError:
-        log.warning("caller hung up before its answer", extra={"path": caller.target.decode("latin-1")})
+        extra = {"path": caller.target.decode("latin-1"), "request_id": caller.headers.get("x-request-id", "")}
+        log.warning("caller hung up before its answer", extra=extra)
     caller.close()

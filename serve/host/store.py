@@ -395,7 +395,8 @@ class Store:
             model.fail((DoesNotFit if ended.exhausted else InternalError)(message, hint=hint))
         elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and ended.status):
             error = DoesNotFit if ended.exhausted else RunnerDied
-            model.crashed(error(f"the model's process crashed: {ended.cause}", hint=hint, model=model.name))
+            crash = error(f"the model's process crashed: {ended.cause}", hint=hint, model=model.name)
+            model.crashed(crash, ended.requests)
             if model.of_phase(Phase.READY) or model.pinned:
                 self.want(model)  # one of several copies, or a model that must always be loaded
         elif ended.status:
@@ -432,6 +433,7 @@ class Store:
     def tick(self) -> None:
         """Kill stuck runners, replace worn-out ones, measure, retry preloads, and admit waiting loads."""
         self.runners.kill_stuck()
+        self.runners.show_output()
         now = time.monotonic()
         for runner in self.runners.alive.values():
             if runner.phase is Phase.READY and now - runner.since > MINUTE:

@@ -20,7 +20,11 @@ def parse_clock(value: str) -> Clock | None:
     upstreams that have answered so far (a web worker; "0.002", "0.002 : 0.004"), is therefore the time of the upload.
     """
     try:
-        stamped, spent, *upstreams = [float(each) for each in value.replace(",", " ").split() if each not in ":-"]
+        stamped, spent, upstreams = value.split(" ", 2)
+        had = float(spent)
+        before = (
+            sum(float(each) for each in upstreams.replace(",", " ").split() if each not in ":-") if upstreams else 0.0
+        )
+        return Clock(float(stamped) - had, max(0.0, had - before))
     except ValueError:
         return None
-    return Clock(stamped - spent, max(0.0, spent - sum(upstreams)))

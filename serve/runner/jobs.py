@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from serve import errors, failures
+from serve import capture, errors, failures
 from serve.errors import DeviceLost, InternalError, ServeError, TooLate
 from serve.failures import exhausted, give_back
 from serve.handlers.base import Predictor, Reply, Request
@@ -83,7 +83,8 @@ class Waited:
 
     def queue(self, begun: float) -> float:
         """Seconds in the queue until `begun` (time.monotonic()): all that is none of the other three."""
-        return max(0.0, begun - self.arrived - self.receive - self.load - self.decode)
+        waited = begun - self.arrived - self.receive - self.load - self.decode
+        return waited if waited > 0.0 else 0.0  # not max(): this is called twice for each request
 
     def for_model(self, now: float) -> float:
         """Seconds since the request was here completely."""
@@ -172,12 +173,9 @@ class ConnectionJob:
         now = time.monotonic()
         begun = self.begun_monotonic or now
         waited = self.waited
-        load = f"load;dur={waited.load * 1e3:.2f}, " if waited.load else ""
-        work = now - begun + waited.decode
-        return (
-            f"receive;dur={waited.receive * 1e3:.0f}, {load}"
-            f"queue;dur={waited.queue(begun) * 1e3:.2f}, work;dur={work * 1e3:.2f}"
-        )
+        load = f", load;dur={waited.load * 1e3:.2f}" if waited.load else ""
+        queue, work = waited.queue(begun) * 1e3, (now - begun + waited.decode) * 1e3
+        return f"receive;dur={round(waited.receive * 1e3)}{load}, queue;dur={queue:.2f}, work;dur={work:.2f}"
 
 
 class Batches:
@@ -245,6 +243,7 @@ class Batches:
 
     def _outcomes(self, batch: list[ConnectionJob]) -> Sequence[Reply | ServeError | None]:
         """One outcome for each job. If the batch raises, its jobs run one by one, so that only the faulty one fails."""
+        capture.begin(tuple([job.request.id for job in batch]))
         try:
             return self._predictor.predict([job.item for job in batch])
         except Exception as error:
@@ -457,6 +456,7 @@ class Answers:
     def _advance(self, job: ConnectionJob, chunks: Iterator[bytes]) -> None:
         began = time.monotonic_ns()
         self._slot.set("busy_since", began)
+        capture.begin((job.request.id,))
         try:
             if time.monotonic() > job.request.stream_deadline:
                 raise TooLate(
@@ -486,7 +486,8 @@ class Answers:
         elif status >= 400:
             slot.add("client_errors")
         waited = job.waited
-        slot.add("receive_ns", int(waited.receive * 1e9))
+        if waited.receive:
+            slot.add("receive_ns", int(waited.receive * 1e9))
         slot.add("queue_ns", int(waited.queue(job.begun_monotonic or time.monotonic()) * 1e9))
         if waited.load:
             slot.add("load_wait_ns", int(waited.load * 1e9))

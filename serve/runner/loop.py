@@ -13,6 +13,7 @@ import time
 
 import msgspec
 
+from serve import capture
 from serve.errors import DeviceLost, ServeError
 from serve.failures import exhausted
 from serve.handlers.base import Request
@@ -37,7 +38,10 @@ class Loop:
         slot: Slot,
         settings: Settings,
         cold: ColdStart,
+        *,
+        stepwise: bool,
     ) -> None:
+        """`stepwise`: each step advances all jobs, in place of one batch."""
         self._engine = engine
         self._addressee = addressee
         self._listener = listener
@@ -45,6 +49,8 @@ class Loop:
         self._slot = slot
         self._settings = settings
         self._cold = cold
+        self._stepwise = stepwise
+        self._decode_ns = 0  # not counted in the slot yet
         self._poll = Poll(listener, control)
         self._answers = Answers(addressee.model, self._poll, slot, settings.stream_limit, engine.leave)
         self._references = References(self._poll, settings)
@@ -72,6 +78,8 @@ class Loop:
     def _wait(self) -> None:
         answers = self._answers
         busy = answers.joined or (answers.streams and answers.can_advance())
+        if not busy:
+            capture.end()
         for fd, event in self._poll.wait(0 if busy else self._references.seconds_left()):
             if fd == self._listener.fileno():
                 continue
@@ -155,6 +163,7 @@ class Loop:
         self._slot.set("busy_since", began)
         self._slot.set("last_used", began)
         failure = None
+        capture.begin((job.request.id,))
         try:
             self._addressee.check(job.request)
             job.item = self._engine.decode(job.request)
@@ -162,8 +171,10 @@ class Loop:
             failure = outcome_of(error)
         took = time.monotonic_ns() - began
         job.waited.decode = took / 1e9
-        self._slot.add("work_ns", took)
+        self._decode_ns += took
         if failure:
+            self._slot.add("work_ns", self._decode_ns)
+            self._decode_ns = 0
             job.fail(failure)
         else:
             if len(job.request.body) > LARGE:
@@ -179,12 +190,15 @@ class Loop:
             self._slot.set("busy_since", began)
             self._slot.add("batches")
             self._slot.add("batch_items", joined)
+            if self._stepwise:  # a batch names its own requests
+                capture.begin(tuple(job.request.id for job in self._answers.joined.values()))
             try:
                 self._engine.step()
             except Exception as error:
                 self._answers.fail_joined(outcome_of(error))
             ended = time.monotonic_ns()
-            self._slot.add("work_ns", ended - began)
+            self._slot.add("work_ns", ended - began + self._decode_ns)
+            self._decode_ns = 0
             self._slot.set("busy_since", 0)
             self._slot.set("last_used", ended)
             if self._answers.joined:

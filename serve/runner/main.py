@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, cast
 
-from serve import errors
-from serve import log as serve_log
+from serve import capture, errors
 from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import ModelConfig, decoded
 from serve.catalog.scan import real
@@ -39,26 +38,30 @@ PR_SET_NAME = 15
 def run(
     number: int,
     record: int,
+    output: int,
     listener: socket.socket,
     control: socket.socket,
     settings: Settings,
     own: Sequence[str] | None = None,
+    log_to: int | None = None,
 ) -> None:
     """Load a model, report to the host, and serve until the host retires the runner.
 
-    `number`: the runner's slot. `record`: a file descriptor of the model's ModelConfig. `own`: directories of the
-    model's own packages, in an interpreter that was started for them.
+    `number`: the runner's slot. `record`, `output`: file descriptors of the model's ModelConfig, and of the file that
+    captures stdout and stderr. `own`: directories of the model's own packages, in an interpreter that was started for
+    them; then `log_to` is the descriptor of the log.
     """
     config = decoded(os.pread(record, os.fstat(record).st_size, 0))
-    serve_log.start(f"runner {config.name}", settings.log_level)
+    log_to = capture.install(output, f"runner {config.name}", config.name, settings.log_level, log_to)
     ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # shown by `top`
     slot = Slots(settings.slots).slot(number)  # the host has cleared it
     slot.set("pid", os.getpid())
     began = time.monotonic()
     try:
-        handler = _load(config, settings, own, partial(_afresh, number, record, listener, control))
+        handler = _load(config, settings, own, partial(_afresh, number, record, output, log_to, listener, control))
     except ServeError as error:
         error.model = config.name
+        capture.end()
         _report(control, {"failed": errors.to_wire(error)})
         os._exit(1)
     os.close(record)
@@ -67,31 +70,43 @@ def run(
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
-    engine = cast(Engine, handler if hasattr(handler, "step") else Batches(handler, config.max_batch))
+    stepwise = hasattr(handler, "step")
+    engine = cast(Engine, handler if stepwise else Batches(cast(Predictor, handler), config.max_batch))
     engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
     engine = OpenInference(engine, handler, config)
     paths = (*getattr(handler, "paths", (INVOCATIONS,)), *OPEN_INFERENCE)
     addressee = Addressee(config.names(), settings.model_field, paths)
-    loop = Loop(engine, addressee, listener, control, slot, settings, ColdStart.ended_now(slot))
+    capture.end()
+    loop = Loop(engine, addressee, listener, control, slot, settings, ColdStart.ended_now(slot), stepwise=stepwise)
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)
 
 
-def _afresh(number: int, record: int, listener: socket.socket, control: socket.socket, own: Sequence[str]) -> NoReturn:
+def _afresh(
+    number: int,
+    record: int,
+    output: int,
+    log_to: int,
+    listener: socket.socket,
+    control: socket.socket,
+    own: Sequence[str],
+) -> NoReturn:
     """Start this runner again, in an interpreter without imports.
 
     Modules that the forkserver has imported, transformers 5 for example, would hide the model's own versions.
     """
-    files = (record, listener.fileno(), control.fileno())
+    files = (record, output, log_to, listener.fileno(), control.fileno())
     for file in files:
         os.set_inheritable(file, True)
     os.execv(sys.executable, [sys.executable, "-m", "serve", "runner", *map(str, (number, *files)), *own])
 
 
-def begin(number: int, record: int, listener: int, control: int, settings: Settings, own: Sequence[str]) -> None:
-    """Continue after `_afresh`, in the new interpreter."""
-    run(number, record, socket.socket(fileno=listener), socket.socket(fileno=control), settings, own)
+def begin(numbers: Sequence[int], settings: Settings, own: Sequence[str]) -> None:
+    """Continue after `_afresh`, in the new interpreter, with its numbers: the slot and the file descriptors."""
+    number, record, output, log_to, listener, control = numbers
+    sockets = socket.socket(fileno=listener), socket.socket(fileno=control)
+    run(number, record, output, *sockets, settings, own, log_to)
 
 
 def _load(

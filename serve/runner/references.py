@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from serve import s3
+from serve import log, s3
 from serve.errors import BadRequest, Forbidden, QueueFull, ServeError, TooLate, UnsupportedMediaType
 from serve.handlers.base import Request
 from serve.http import media, wire
@@ -171,6 +171,7 @@ class References:
     # In a thread.
 
     def _fetch(self, job: ConnectionJob, requested: Reference) -> None:
+        log.thread_works_on((job.request.id,))
         try:
             outcome: Request | ServeError = self._request(job, requested)
         except Exception as error:

@@ -15,6 +15,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from serve import errors
+from serve import log as serve_log
 from serve.catalog.adapters import MERGE
 from serve.catalog.catalog import Catalog
 from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
@@ -76,6 +77,7 @@ def create(settings: Settings, slot: int) -> Flask:
     open_inference.add_routes(app, host, invocations, check_ready)
     model_api.add_routes(app, host, invocations, multi_model=settings.multi_model)
     _answer_errors(app)
+    _name_requests(app)
     _count(app, counts)
     return app
 
@@ -117,8 +119,20 @@ def _answer_errors(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> Response:
-        log.error("web worker failed", exc_info=error, extra={"request_id": request.headers.get("X-Request-Id", "")})
+        log.error("web worker failed", exc_info=error)
         return render(InternalError("internal error", hint="see the log"))
+
+
+def _name_requests(app: Flask) -> None:
+    """The log of this thread has the id of the request that it answers."""
+
+    @app.before_request
+    def begin() -> None:
+        serve_log.thread_works_on((request.headers.get("X-Request-Id", ""),))
+
+    @app.teardown_request
+    def end(_: BaseException | None) -> None:
+        serve_log.thread_works_on(None)
 
 
 def _count(app: Flask, counts: Slot) -> None:

@@ -87,7 +87,7 @@ def test_modules_of_the_same_name_are_each_models_own(server: Server) -> None:
 def test_printed_text_is_in_the_log(server: Server) -> None:
     """At once, not when the process ends."""
     server.invoke("bob", "0")
-    wait_until(lambda: "printed by bob\n" in server.log)
+    wait_until(lambda: any("printed by bob" in each["text"] for each in server.events("output")))
 
 
 def test_two_models_have_two_versions_of_one_package(server: Server) -> None:

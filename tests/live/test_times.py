@@ -168,10 +168,10 @@ def test_each_delay_is_in_its_own_time(lane: str, request: pytest.FixtureRequest
 
     for cell, found in zip(CELLS, times, strict=True):
         own = "work" if cell == "decode" else cell
-        assert found[own] >= DELAY * 0.95, (cell, found)
+        assert found[own] >= DELAY * 0.7, (cell, found)
         assert max(found.get(other, 0.0) for other in TIMES if other != own) < DELAY / 2, (cell, found)
         counted = _metrics(server, f"{lane}-{cell}")
-        assert counted[own] >= DELAY * 0.95, (cell, counted)
+        assert counted[own] >= DELAY * 0.7, (cell, counted)
         assert all(counted[other] < DELAY / 2 for other in ("receive", "queue") if other != own), (cell, counted)
         logged = [
             each["timing"] for each in server.events("request") if each.get("model_socket") == f"{lane}-{cell}.sock"
@@ -211,7 +211,7 @@ def test_the_times_of_generated_text(server: Server, later: Later) -> None:
     assert warm["work"] > took * 0.5, (warm, took)
 
     slow, _ = ask(DELAY)
-    assert slow["receive"] >= DELAY * 0.95, slow
+    assert slow["receive"] >= DELAY * 0.7, slow
     assert slow["queue"] < DELAY / 2, slow
 
     stopped = [pid for pid in server.runners() if Path(f"/proc/{pid}/comm").read_text().strip() == "chat"]
@@ -225,6 +225,6 @@ def test_the_times_of_generated_text(server: Server, later: Later) -> None:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
     queued = waiting.result()[0]
-    assert queued["queue"] >= DELAY * 0.95, queued
+    assert queued["queue"] >= DELAY * 0.7, queued
     assert queued["receive"] < DELAY / 2, queued
     assert queued["work"] < warm["work"] + DELAY / 2, queued

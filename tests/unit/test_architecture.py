@@ -14,7 +14,7 @@ PRODUCTS = ("serve", "deploy", "local_test")
 # A room of serve/ imports rooms of earlier lines and itself, and no room beside it.
 LAYERS = (
     ("__init__", "errors", "log", "machine"),
-    ("children", "failed_start", "failures", "s3", "settings", "slots"),
+    ("capture", "children", "failed_start", "failures", "s3", "settings", "slots"),
     ("http",),
     ("formats",),
     ("catalog",),
@@ -30,7 +30,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SHARED = {room for rooms in LAYERS[: LAYER["catalog"] + 1] for room in rooms}
 PROCESSES = {"asyncio", "concurrent", "multiprocessing", "signal", "socket", "subprocess"}
 FRAMEWORKS = {"joblib", "numpy", "onnx", "onnxruntime", "pandas", "pyarrow", "safetensors", "scipy", "skops", "torch"}
-FRAMEWORKS |= {"sklearn", "tokenizers", "transformers", "xgboost"}
+FRAMEWORKS |= {"sentencepiece", "sklearn", "tokenizers", "transformers", "xgboost"}
 
 Imports = dict[str, set[str]]
 

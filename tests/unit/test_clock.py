@@ -34,6 +34,6 @@ def test_a_request_without_a_clock_has_no_arrival(value: str) -> None:
 
 def test_an_arrival_is_never_in_the_future() -> None:
     """nginx's clock has been set back, or rounds up."""
-    clock = parse_clock(f"{time.time() + 60} 0.000")
+    clock = parse_clock(f"{time.time() + 60} 0.000 ")
     assert clock is not None
     assert clock.arrived() <= time.monotonic()

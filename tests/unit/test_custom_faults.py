@@ -196,3 +196,35 @@ def test_the_errors_can_be_copied(error: InvalidInput) -> None:
     """As the answers to lines of records do."""
     for found in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert (type(found), found.message, found.hint, found.status) == (type(error), "m", "h", 400)
+
+
+@pytest.mark.peer("inference-toolkit")
+@pytest.mark.parametrize(
+    ("name", "arguments", "result"),
+    [
+        ("retrieve_content_type_header", ({"Content-Type": "a/b"},), "a/b"),
+        ("retrieve_content_type_header", ({"x": "1", "content-type": "a/b"},), "a/b"),
+        ("retrieve_content_type_header", ({"ContentType": "a/b"},), "a/b"),
+        ("retrieve_content_type_header", ({"contentType": "a/b", "Content-Type": "c/d"},), "a/b"),
+        ("retrieve_content_type_header", ({"CONTENT-TYPE": "a/b"},), None),
+        ("retrieve_content_type_header", ({},), None),
+        ("remove_crlf", ("a\r\nb",), "a  b"),
+        ("parse_accept", ("text/csv, application/json",), ["text/csv", "application/json"]),
+    ],
+)
+def test_the_toolkits_utilities_do_the_same(
+    stand_in: Callable[[str], Any], name: str, arguments: tuple[Any, ...], result: Any
+) -> None:
+    """sagemaker_inference.utils gives what that of 1.10.1 gives (recorded)."""
+    assert getattr(stand_in("sagemaker_inference.utils"), name)(*arguments) == result
+
+
+def test_the_toolkits_files_and_logger_work(
+    stand_in: Callable[[str], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """write_file and read_file; get_logger writes to the server's log."""
+    utils = stand_in("sagemaker_inference.utils")
+    utils.write_file(str(tmp_path / "a"), "b")
+    assert utils.read_file(str(tmp_path / "a"), "rb") == b"b"
+    stand_in("sagemaker_inference.logging").get_logger().warning("told")
+    assert "told" in caplog.text

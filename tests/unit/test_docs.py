@@ -34,7 +34,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Programs of others, whose words are not checked.
 OTHERS_PROGRAMS = {"mkdir", "cp", "cat", "echo", ".", "cd", "sudo"}
 VARIABLES = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "STORM_CALLS"}
-ROUTES = r"/(ping|invocations|models(/[^/]+)?(/invoke)?|metrics|execution-parameters|v1/((chat/)?completions|embeddings|rerank)|v1/models)"
+ROUTES = (
+    r"/(ping|invocations|models(/[^/]+)?(/invoke)?|metrics|execution-parameters"
+    r"|v1/((chat/)?completions|embeddings|rerank)|v1/models)"
+)
 
 
 def page(name: str) -> str:

@@ -103,7 +103,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_cross_attention_heads": 2,
     },
     "reformer": {
-        "is_decoder": False,
         "axial_pos_shape": [8, 8],
         "axial_pos_embds_dim": [16, 16],
         "attn_layers": ["local", "lsh"],
@@ -200,6 +199,8 @@ def network_of(kind: Any, model_type: str) -> Any:
     default = CONFIG_MAPPING[model_type]().to_dict()
     changes = {name: POSITIONS for name in LIMITS if isinstance(default.get(name), int) and default[name] > 0}
     changes |= {name: value for name, value in TOKENS.items() if name in default or name[:3] in ("bos", "pad", "eos")}
+    if "is_decoder" in default:
+        changes["is_decoder"] = False  # of an encoder, each token sees the tokens behind it
     if default.get("is_encoder_decoder"):
         changes["decoder_start_token_id"] = 2
     config = tiny_config(model_type, **changes | SIZES.get(model_type, {}))

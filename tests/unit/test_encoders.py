@@ -12,9 +12,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers import CanineConfig, CanineForQuestionAnswering, CanineForTokenClassification, CanineTokenizer
 from transformers.pipelines.document_question_answering import select_starts_ends
 
-from serve.errors import BadRequest, InternalError, NotAcceptable, ServeError, TooLate, UnsupportedMediaType
+from serve.errors import (
+    BadRequest,
+    InternalError,
+    ModelUnusable,
+    NotAcceptable,
+    ServeError,
+    TooLate,
+    UnsupportedMediaType,
+)
 from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.encoders.fill_mask import FillMask
@@ -578,3 +587,35 @@ def test_numbers_that_json_cannot_represent_are_an_error(tmp_path: Path) -> None
     (failed,) = handler.predict([handler.decode(request({"inputs": ONE}))])
     assert isinstance(failed, InternalError)
     assert "NaN" in failed.message
+
+
+def characters(directory: Path, kind: Any) -> Path:
+    """CANINE, whose tokenizer has no tokenizer.json and no files: it knows neither words nor offsets."""
+    config = CanineConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hash_buckets=64,
+        max_position_embeddings=64,
+        local_transformer_stride=16,
+    )
+    kind(config).save_pretrained(directory)
+    CanineTokenizer().save_pretrained(directory)
+    return directory
+
+
+def test_a_tokenizer_without_offsets_answers_no_questions(tmp_path: Path) -> None:
+    """Its model fails at the load, and not at each request."""
+    directory = characters(tmp_path, CanineForQuestionAnswering)
+    with pytest.raises(ModelUnusable, match="CanineTokenizer does not tell the characters"):
+        QuestionAnswering(config_of(QuestionAnswering, directory))
+
+
+def test_a_tokenizer_without_words_tags_its_tokens(tmp_path: Path) -> None:
+    """What needs words is a 400."""
+    handler = TokenClassification(config_of(TokenClassification, characters(tmp_path, CanineForTokenClassification)))
+    assert len(ask(handler, "ba be", {"ignore_labels": []})) == len("ba be")
+    for parameters in ({"aggregation_strategy": "first"}, {"aggregation_strategy": "simple", "stride": 4}):
+        with pytest.raises(BadRequest, match="parameters: "):
+            handler.decode(request({"inputs": "ba be", "parameters": parameters}))

@@ -327,6 +327,31 @@ def test_the_engines_parameters_act_as_in_generate(
         assert choice["text"] == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"allowed_token_ids": [5], "suppress_tokens": [5]}, ""),
+        ({"allowed_token_ids": [END], "min_tokens": 3}, ""),
+        ({"allowed_token_ids": [65], "no_repeat_ngram_size": 2}, "bb"),
+        ({"allowed_token_ids": [65], "bad_words_ids": [[65, 65, 65]]}, "bb"),
+    ],
+)
+def test_a_text_ends_where_no_token_is_allowed(
+    handler: TextGeneration, fields: dict[str, Any], text: str, temperature: float
+) -> None:
+    """Where the bans leave no token, the text ends; a token that is banned never appears."""
+    for stream in (False, True):
+        body = {"prompt": "Hello", "max_tokens": 6, "temperature": temperature, "stream": stream, **fields}
+        job = Asked(handler, body, path=COMPLETIONS)
+        handler.join(job)
+        finish(handler, job)
+        if not stream:
+            (choice,) = job.answer["choices"]
+            assert (choice["text"], choice["finish_reason"]) == (text, "stop")
+    assert handler.room() == 8
+
+
 def test_bad_words_are_banned_at_the_beginning_and_behind_a_space(handler: TextGeneration) -> None:
     (plain,) = choices(handler, COMPLETIONS, max_tokens=16)
     word = plain["text"][2:4]

@@ -40,7 +40,7 @@ def test_nginx_describes_its_last_attempt(headers: dict[str, str], expected: tup
 
 def test_the_arrival_is_now_less_the_time_spent() -> None:
     """In seconds since 1970, as nginx stamps it."""
-    attempt = UpstreamAttempt.parse({"X-Serve-Tried": "504", "X-Serve-Clock": "1000.500 0.250"})
+    attempt = UpstreamAttempt.parse({"X-Serve-Tried": "504", "X-Serve-Clock": "1000.500 0.250 "})
     assert attempt is not None
     assert attempt.clock == (1000.25, 0.25)
 

@@ -14,7 +14,6 @@ Each may take a last argument `context`. A missing function is replaced by the d
 The code is trusted like the image. It runs in the process of its model only.
 """
 
-import io
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ class Custom:
         self._program = program.name
         self._model_name = model.name
         self._default_accept = model.default_accept or media.JSON
-        _flush_prints()
         functions = user_code.functions(program, model.name)
         self._input = functions.get("input_fn")
         self._output = functions.get("output_fn")
@@ -153,12 +151,6 @@ class Custom:
 
     def _failure(self, name: str, error: Exception) -> ServeError:
         return results.failure(error, name, self._program, self._model_name)
-
-
-def _flush_prints() -> None:
-    """Write each printed line to the log at once, so that none is missing when the process is killed."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _text(request: Request, content_type: str) -> str | bytes:

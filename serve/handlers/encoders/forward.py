@@ -20,6 +20,7 @@ from serve.errors import DoesNotFit, ModelUnusable
 from serve.failures import exhausted
 from serve.handlers.huggingface import bodies, independence, pretrained
 from serve.handlers.huggingface.options import HuggingFaceOptions
+from serve.handlers.huggingface.pass_state import PassState
 
 MAX_TOKENS = 16_384  # in one pass, padding included: 32 rows of 512; the memory of activations grows with it
 FREE_PADDING = 64  # tokens of padding that cost less than a pass of their own
@@ -59,14 +60,13 @@ class Encoder:
         names = inspect.signature(self.network.forward).parameters
         self._inputs = {name for name in self.tokenizer.model_input_names if name in names} | {"input_ids"}
         self._arguments = {"use_cache": False} if "use_cache" in names and not self.config.is_encoder_decoder else {}
-        self._attention_types = [
-            (part, part.attention_type) for part in self.network.modules() if hasattr(part, "set_attention_type")
-        ][:1]
         self._pad = self._padding()
         obstacle = independence.obstacle(self.network, independence.PADDED_PASS) or self._no_padding()
         self.max_rows = 1 if obstacle else max(1, model.max_batch)
+        self._state: PassState | None = None
         if obstacle:
             independence.report(model.name, self.network, obstacle)
+            self._state = PassState(self.network)
             self._try()
 
     @property
@@ -124,7 +124,8 @@ class Encoder:
         inputs = {name: value for name, value in inputs.items() if name in self._inputs}
         try:
             with torch.inference_mode():
-                self._restore()
+                if self._state is not None:
+                    self._state.restore()
                 output = self.network(**inputs, **self._arguments)
                 for number, row in enumerate(batch):
                     kept = extract(output, number, slice(0, len(row.ids)), row)
@@ -196,11 +197,6 @@ class Encoder:
             f"{type(self.network).__name__} cannot answer a text alone: {pretrained.first_line(failure)}",
             hint="serve it by a code/inference.py",
         ) from failure
-
-    def _restore(self) -> None:
-        """Undo what earlier passes left in the network: BigBird turns its sparse attention off at a short text."""
-        for part, attention_type in self._attention_types:
-            part.set_attention_type(attention_type)
 
 
 Floats = npt.NDArray[np.floating[Any]]

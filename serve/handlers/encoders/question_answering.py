@@ -12,10 +12,12 @@ import numpy.typing as npt
 from msgspec import Meta
 from transformers import AutoModelForQuestionAnswering
 
-from serve.errors import BadRequest
+from serve.catalog.model_config import ModelConfig
+from serve.errors import BadRequest, ModelUnusable
 from serve.handlers.encoders.forward import EncoderRow, softmax
 from serve.handlers.encoders.task import MAX_WINDOWS, EncoderItem, Length, Task, TaskParameters, too_many_windows
 from serve.handlers.huggingface import bodies
+from serve.handlers.huggingface.options import HuggingFaceOptions
 
 MAX_CHARACTERS = 1 << 20  # of a context: some hundred windows, and a second for the tokenizer
 MAX_ANSWERS = 1 << 16  # top_k times windows of one request; twice as many spans are compared and sorted
@@ -47,6 +49,14 @@ class QuestionAnswering(Task):
     auto_class = AutoModelForQuestionAnswering
     parameters = QuestionAnsweringParameters
     bare = ("question", "context")
+
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
+        super().__init__(model)
+        if not self.tokenizer.is_fast:
+            raise ModelUnusable(
+                f"{type(self.tokenizer).__name__} does not tell the characters of a token, which answers need",
+                hint="add a tokenizer.json, or serve the model by a code/inference.py",
+            )
 
     def read(
         self, inputs: Any, parameters: QuestionAnsweringParameters, deadline: float

@@ -82,8 +82,14 @@ class TokenClassification(Task):
         rows = iter(item.rows)
         answers = []
         for each in pieces:
-            outputs = [
-                {"word_ids": None, **piece, "logits": torch.from_numpy(next(rows).outputs[0])[None]} for piece in each
+            outputs = [  # a tokenizer without tokenizer.json gives neither words nor offsets
+                {
+                    "word_ids": None,
+                    "offset_mapping": None,
+                    **piece,
+                    "logits": torch.from_numpy(next(rows).outputs[0])[None],
+                }
+                for piece in each
             ]
             entities = self._pipeline.postprocess(outputs, **after)
             answers.append([{**entity, "score": float(entity["score"])} for entity in entities])
@@ -101,13 +107,16 @@ class TokenClassification(Task):
             raise BadRequest(
                 "parameters.stride needs an aggregation_strategy", hint='for example "aggregation_strategy": "simple"'
             )
-        before, _, after = self._pipeline._sanitize_parameters(
-            ignore_labels=parameters.ignore_labels,
-            aggregation_strategy=strategy,
-            is_split_into_words=parameters.is_split_into_words,
-            stride=stride,
-            delimiter=parameters.delimiter,
-        )
+        try:
+            before, _, after = self._pipeline._sanitize_parameters(
+                ignore_labels=parameters.ignore_labels,
+                aggregation_strategy=strategy,
+                is_split_into_words=parameters.is_split_into_words,
+                stride=stride,
+                delimiter=parameters.delimiter,
+            )
+        except ValueError as error:  # of a tokenizer without tokenizer.json: it does not know words
+            raise BadRequest(f"parameters: {error}", hint="leave out aggregation_strategy and stride") from error
         return before, after
 
     def _text_limit(self) -> int:

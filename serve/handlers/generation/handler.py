@@ -18,7 +18,7 @@ from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
-from serve.handlers.generation.sampling import choose, token_logprobs
+from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.generation.text_decoder import TokenTexts
@@ -156,6 +156,9 @@ class TextGeneration:
         for i, (row, token) in enumerate(zip(list(rows), tokens, strict=True)):
             if row.prompt.settings.max_new_tokens == 0:  # an echo alone
                 row.owner.end([row], "length")
+                continue
+            if token == NO_TOKEN:
+                row.owner.end([row], "stop")
                 continue
             if i in logprobs:
                 row.logprobs.append(logprobs[i])

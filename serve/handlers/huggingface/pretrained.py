@@ -19,7 +19,7 @@ from serve.catalog.adapters import refuse_tensors
 from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.failures import exhausted
-from serve.handlers.huggingface import quantization
+from serve.handlers.huggingface import quantization, sentence_pieces
 from serve.handlers.huggingface.options import HuggingFaceOptions
 
 TRUST = "trust_remote_code"
@@ -51,7 +51,7 @@ def load(
     _check_files(model.directory, trusted)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, model.threads))
-    tokenizer = _tokenizer(model.directory, trusted)
+    tokenizer = tokenizer_of(model.directory, trusted)
     try:
         network, report = auto_class.from_pretrained(
             model.directory,
@@ -209,7 +209,7 @@ def _trusted(model: ModelConfig[HuggingFaceOptions]) -> bool:
     return asked
 
 
-def _tokenizer(directory: Path, trusted: bool) -> Any:
+def tokenizer_of(directory: Path, trusted: bool) -> Any:
     remedy = "save it beside the weights with tokenizer.save_pretrained"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -224,4 +224,5 @@ def _tokenizer(directory: Path, trusted: bool) -> Any:
         ) from error
     if not words:  # transformers makes an empty tokenizer where the files are missing
         raise ModelUnusable("the tokenizer is missing: tokenizer.json does not exist", hint=remedy)
+    sentence_pieces.check(directory, tokenizer)
     return tokenizer

@@ -101,7 +101,8 @@ def language_token(tokenizer: Any, name: str, language: str) -> int:
     codes = getattr(tokenizer, "lang_code_to_token", None)  # of M2M100, which writes en as __en__
     word = language if codes is None else codes.get(language, "")
     token: int | None = tokenizer.convert_tokens_to_ids(word)
-    if token is None or word not in tokenizer.all_special_tokens:
+    # M2M100's own list counts: its codes are special tokens only if a file of the tokenizer says so.
+    if token is None or not (word if codes else word in tokenizer.all_special_tokens):
         known = ", ".join(sorted(codes or tokenizer.all_special_tokens))
         raise BadRequest(f"parameters.{name}: unknown language code: {language[:50]!r}", hint=f"known: {known}")
     return token

@@ -1,0 +1,209 @@
+"""What a runner's process writes to stdout and stderr, as lines of the log with the model and the request.
+
+Both streams of a runner are one file in memory, for appending. Code of any language writes there, child processes too,
+without a reader that it could block on. After each step of work the runner turns what was written into lines with the
+ids of that step's requests. A silent step costs a write to mapped memory and one lseek.
+
+The host holds the file as well. It writes the lines of a step that takes long, of an idle runner (a thread or a child
+process of an earlier request) and of a crashed one: the file outlives its process. A lock on the file makes one of the
+two the reader; the file's first page says how far it is read, and which requests are at work.
+"""
+
+import ctypes
+import faulthandler
+import fcntl
+import io
+import logging
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from serve import log
+
+PAGE = 4096  # the first page: where the unread output begins, the number of the step, and the ids of its requests
+IDS = 18  # where they begin in it; before them their length, two bytes
+LONGEST = 16 * 1024  # bytes of a line; a longer one is cut into several
+AT_ONCE = 1 << 20  # bytes that the host reads in a turn
+PUNCHED = 1 << 20  # bytes that have been read before their memory is given back
+PUNCH_HOLE_KEEP_SIZE = 3
+LINE_BUFFERED = 1  # _IOLBF
+_LIBC = ctypes.CDLL(None)
+
+
+def create() -> int:
+    """The file of a new runner: a descriptor. Raises OSError."""
+    fd = os.memfd_create("output")
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        os.write(fd, PAGE.to_bytes(8, "little").ljust(PAGE, b"\0"))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class _File:
+    """One process's view of the file. Threads of a process take turns by `_turn`, processes by the lock."""
+
+    def __init__(self, fd: int, process: str, model: str, out: int) -> None:
+        self.fd = fd
+        self._process = process
+        self._model = model
+        self._out = out  # the descriptor that the lines of the log are written to
+        self._head = mmap.mmap(fd, PAGE)
+        self._turn = threading.RLock()
+
+    def requests(self) -> tuple[str, ...]:
+        """The ids of the requests at work."""
+        length = int.from_bytes(self._head[16:IDS], "little")
+        return tuple(self._head[IDS : IDS + length].decode("ascii", "replace").split("\n")) if length else ()
+
+    def read(self, *, whole_lines: bool, most: int) -> None:
+        """Write what has been written since the last call as lines of the log. The caller holds the lock."""
+        step = self._head[8:16]
+        requests, begin = self.requests(), int.from_bytes(self._head[0:8], "little")
+        data = os.pread(self.fd, most, begin)
+        if self._head[8:16] != step:
+            return  # the runner is at its next step, and reads the rest itself
+        if whole_lines and len(data) < most:
+            data = data[: data.rfind(b"\n") + 1]
+        if not data:
+            return
+        # First: a line is lost if this process is killed now, but none is written again with each look.
+        end = begin + len(data)
+        self._head[0:8] = end.to_bytes(8, "little")
+        for line in _lines(data):
+            os.write(self._out, log.output(self._process, self._model, requests, line))
+        if begin // PUNCHED != end // PUNCHED:
+            _LIBC.fallocate(
+                self.fd, PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(PAGE), ctypes.c_int64(end // PAGE * PAGE - PAGE)
+            )
+
+    @contextmanager
+    def locked(self, *, wait: bool) -> Iterator[bool]:
+        """Whether this process is the reader."""
+        with self._turn:
+            try:
+                fcntl.lockf(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+
+def _lines(data: bytes) -> Iterator[str]:
+    for line in data.split(b"\n"):
+        for start in range(0, len(line), LONGEST):
+            yield line[start : start + LONGEST].decode("utf-8", "backslashreplace")
+
+
+class Captured(_File):
+    """The host's side."""
+
+    def __init__(self, model: str) -> None:
+        """Raises OSError."""
+        fd = create()
+        try:
+            super().__init__(fd, f"runner {model}", model, sys.stderr.fileno())
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def look(self) -> None:
+        """Write the whole lines that the runner has not written itself, if it is not about to."""
+        if os.fstat(self.fd).st_size > int.from_bytes(self._head[0:8], "little"):
+            with self.locked(wait=False) as reader:
+                if reader:
+                    self.read(whole_lines=True, most=AT_ONCE)
+
+    def finish(self) -> None:
+        """The runner has exited: write the rest, and close the file."""
+        size = os.fstat(self.fd).st_size
+        while (begin := int.from_bytes(self._head[0:8], "little")) < size:
+            self.read(whole_lines=False, most=min(AT_ONCE, size - begin))
+        self._head.close()
+        os.close(self.fd)
+
+
+class _Capture(_File):
+    """The runner's side."""
+
+    def __init__(self, fd: int, process: str, model: str, out: int) -> None:
+        super().__init__(fd, process, model, out)
+        self._end = PAGE  # of what has been read, as far as this process knows
+        self._step = 0
+
+    def begin(self, requests: Sequence[str]) -> None:
+        self.flush()
+        ids = (requests[0] if len(requests) == 1 else "\n".join(requests)).encode("ascii", "replace")[: PAGE - IDS]
+        self._step += 1
+        self._head[8 : IDS + len(ids)] = self._step.to_bytes(8, "little") + len(ids).to_bytes(2, "little") + ids
+
+    def flush(self) -> None:
+        if os.lseek(self.fd, 0, os.SEEK_END) == self._end:
+            return
+        with self.locked(wait=True):
+            self._end = os.lseek(self.fd, 0, os.SEEK_END)
+            while (begin := int.from_bytes(self._head[0:8], "little")) < self._end:
+                self.read(whole_lines=False, most=min(AT_ONCE, self._end - begin))
+
+
+class _Handler(logging.StreamHandler[io.TextIOWrapper]):
+    """Writes the log, after what was printed before."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _capture:
+            _capture.flush()
+        super().emit(record)
+
+
+_capture: _Capture | None = None  # of this process, if it is a runner
+_at_work: tuple[str, ...] = ()
+
+
+def install(fd: int, process: str, model: str, level: str, out: int | None = None) -> int:
+    """Let this process's stdout and stderr, and its log, be captured. Returns the descriptor that the log goes to.
+
+    `out`: that descriptor, if a program that this process has replaced had installed the capture before.
+    """
+    global _capture
+    out = os.dup(2) if out is None else out
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    _capture = _Capture(fd, process, model, out)
+    # Without a buffer, so that no line is missing when the process is killed. For C's stdout that is a line.
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        raw = io.FileIO(number, "w", closefd=False)
+        stream = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    _LIBC.setvbuf(ctypes.c_void_p.in_dll(_LIBC, "stdout"), None, LINE_BUFFERED, 0)
+    faulthandler.enable(2)  # the Python stack of a crash in C code
+    handler = _Handler(io.TextIOWrapper(io.FileIO(out, "w", closefd=False), encoding="utf-8", write_through=True))
+    log.start(process, level, handler=handler, model=model)
+    return out
+
+
+def begin(requests: tuple[str, ...]) -> None:
+    """From now on this process works on these requests: its log and its output have their ids.
+
+    The output of the step before is written now, with the ids of that step.
+    """
+    global _at_work
+    if requests == _at_work:
+        return
+    if _capture:
+        _capture.begin(requests)
+    log.work_on(requests)
+    _at_work = requests
+
+
+def end() -> None:
+    """From now on this process works on no request."""
+    begin(())
