@@ -22,6 +22,7 @@ GZIP = b"\x1f\x8b"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Errors of the system for a bad path in an archive: too long, or a file where another member has a directory.
 BAD_PATH = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
+DEPTH = 100  # directories in a path: the standard library makes and removes directories by recursion
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -157,6 +158,8 @@ def _checked(member: tarfile.TarInfo) -> PurePosixPath:
         raise ModelUnusable(f"{name or '/'}: an absolute path is not supported")
     if ".." in path.parts:
         raise ModelUnusable(f"{name}: a path with .. is not supported")
+    if len(path.parts) > DEPTH:
+        raise ModelUnusable(f"{name}: a path of {len(path.parts)} directories, the limit is {DEPTH}")
     if any(ord(char) < 32 or ord(char) == 127 for char in member.name):
         raise ModelUnusable(f"{name}: a name with control characters is not supported")
     if not (member.isreg() or member.isdir()):

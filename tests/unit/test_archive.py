@@ -153,6 +153,8 @@ def test_modes_are_made_harmless(path: Path) -> None:
         (member("good", kind=tarfile.DIRTYPE), "good: duplicate member"),
         (member("good/under", b"2"), "good/under: "),
         (member("x" * 300, b"2"), "File name too long"),
+        (member("a/" * 101 + "b", b"2"), "a path of 102 directories, the limit is 100"),
+        (member("a/" * 2000 + "b", b"2"), "a path of 2001 directories, the limit is 100"),
         (member("big", b"x" * (LIMIT + 1)), "big: the content up to this member is larger than 10,000,000 bytes"),
     ],
 )

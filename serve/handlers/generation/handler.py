@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit
-from serve.failures import exhausted
+from serve.failures import exhausted, lost
 from serve.handlers.base import Job, Request
 from serve.handlers.generation import decoder, transformers_generate, weights
 from serve.handlers.generation.decoder import Decoder, TokenSteps, add_end_token, end_tokens
@@ -22,7 +22,7 @@ from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.generation.text_decoder import TokenTexts
-from serve.handlers.huggingface import independence, pretrained
+from serve.handlers.huggingface import bodies, independence, pretrained
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 
 
@@ -176,12 +176,18 @@ class TextGeneration:
         for unit in units:
             unit[0].owner.begin()
         self._decoder.forget()
-        made = transformers_generate.generate(
-            self._model,
-            self._tokenizer,
-            [unit[0].prompt for unit in units],
-            [unit[0].owner.deadline for unit in units],
-        )
+        prompts = [unit[0].prompt for unit in units]
+        try:
+            made = transformers_generate.generate(
+                self._model, self._tokenizer, prompts, [unit[0].owner.deadline for unit in units]
+            )
+        except Exception as error:  # models and processors raise any class
+            if exhausted(error) or lost(error) or not prompts[0].settings.generate_only:
+                raise
+            for request in dict.fromkeys(unit[0].owner for unit in units):
+                self._remove(request)
+                request.job.fail(bodies.refused_by_generate(error))
+            return
         now = time.monotonic()
         for unit, generated in zip(units, made, strict=True):
             for sequence, tokens in zip(unit, generated, strict=True):

@@ -14,6 +14,7 @@ import msgspec
 
 from serve.errors import BadRequest
 from serve.handlers.generation.parameters import UNSUPPORTED, GenerationParameters, IgnoredParameters
+from serve.http.body import decode_json
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def check(
             continue
         if name in REFUSED:
             neutral, reason, hint = REFUSED[name]
-            value = msgspec.json.decode(raw)
+            value = decode_json(bytes(raw))
             if not any(type(value) is type(each) and value == each for each in neutral):
                 raise BadRequest(f"{name} is not supported: {reason}", hint=hint)
             continue

@@ -66,7 +66,7 @@ WATERMARK = (
 class Watermark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """transformers' WatermarkingConfig."""
 
-    greenlist_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25
+    greenlist_ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.25
     bias: Annotated[float, Meta(ge=-100, le=100)] = 2.0
     hashing_key: Annotated[int, Meta(ge=1, le=2**31)] = 15_485_863
     seeding_scheme: Literal["lefthash", "selfhash"] = "lefthash"
@@ -501,14 +501,16 @@ def _wrong_value(message: str, raw: bytes) -> BadRequest:
         return BadRequest(
             f"{path or 'the body'}: {problem[:1].lower()}{problem[1:]}", hint='send {"inputs": "your prompt"}'
         )
-    return BadRequest(f"parameters.{name} is {_shown(raw, name)}: it must be {_allowed(name)}")
+    allowed = _allowed(name)
+    what = f"it must be {allowed}" if allowed else problem[:1].lower() + problem[1:]
+    return BadRequest(f"parameters.{name} is {_shown(raw, name)}: {what}")
 
 
 def _allowed(name: str) -> str:
-    """The description in the type of a field."""
+    """The description in the type of a field; "" without one, as of the fields that are not supported."""
     hint = get_type_hints(GenerationParameters, include_extras=True)[name]
-    described = [meta for part in hint.__args__ for meta in getattr(part, "__metadata__", ())]
-    return next(meta.description for meta in described if meta.description)
+    described = [meta for part in getattr(hint, "__args__", ()) for meta in getattr(part, "__metadata__", ())]
+    return next((meta.description for meta in described if meta.description), "")
 
 
 def _shown(raw: bytes, name: str) -> str:

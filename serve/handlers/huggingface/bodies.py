@@ -78,6 +78,14 @@ def parse(
     return inputs, kind() if parameters is None else convert("parameters", kind, parameters, known)
 
 
+def refused_by_generate(error: Exception) -> BadRequest:
+    """The 400 for an exception of `generate`, of a model that generates without the parameters of the request."""
+    return BadRequest(
+        f"transformers does not generate with these parameters: {type(error).__name__}: {str(error)[:300]}",
+        hint="change or omit the parameters",
+    )
+
+
 def convert(name: str, kind: Any, value: Any, known: Sequence[str] = ()) -> Any:
     """`value`, the part `name` of a body, as a `kind`. Raises BadRequest with the path of the wrong value."""
     try:

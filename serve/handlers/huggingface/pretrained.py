@@ -68,6 +68,10 @@ def load(
                 f"{min(missing)}",
                 hint="save config.json and the weights together, with save_pretrained",
             )
+        if not getattr(network.config, "num_hidden_layers", 1) > 0:
+            raise ModelUnusable(
+                f"config.json: a model of {network.config.num_hidden_layers} layers", hint="copy config.json again"
+            )
         network.eval().requires_grad_(False)
         if quantized:
             quantization.quantize(network)

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConf
 
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
-from serve.failures import exhausted
+from serve.failures import exhausted, lost
 from serve.handlers.base import Reply, Request
 from serve.handlers.generation.transformers_generate import DeadlineCriteria
 from serve.handlers.huggingface import bodies, independence, pretrained
@@ -126,7 +126,9 @@ class Seq2Seq:
                     f"generating from {len(batch)} texts of up to {width} tokens failed: {resource.message}",
                     hint="send fewer or shorter texts, or set fewer beams",
                 ) from error
-            raise
+            if lost(error) or batch[0][0].parameters == Seq2SeqParameters():
+                raise
+            raise bodies.refused_by_generate(error) from error
         spaces = batch[0][0].parameters.clean_up_tokenization_spaces
         cleanup = {} if spaces is None else {"clean_up_tokenization_spaces": spaces}
         ends = _ends(batch[0][0].config)
