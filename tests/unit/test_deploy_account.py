@@ -5,10 +5,10 @@ The account is moto's, in this process. Endpoints in it are in service at once; 
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import boto3
 import moto
 import pytest
 from botocore.exceptions import ClientError
@@ -52,6 +52,16 @@ SPECS = {
 }
 
 
+@cache
+def _shared() -> Aws:
+    return Aws("us-east-1")
+
+
+def client(name: str) -> Any:
+    """A client for what the tests do themselves. A new one takes half a second to read SageMaker's description."""
+    return _shared().client(name)
+
+
 EXISTS = {
     "CreateModel": ("describe_model", "ModelName"),
     "CreateEndpointConfig": ("describe_endpoint_config", "EndpointConfigName"),
@@ -62,7 +72,7 @@ EXISTS = {
 def _exists(operation: str, params: dict[str, Any]) -> bool:
     describe, key = EXISTS[operation]
     try:
-        getattr(boto3.client("sagemaker"), describe)(**{key: params[key]})
+        getattr(client("sagemaker"), describe)(**{key: params[key]})
     except ClientError:
         return False
     return True
@@ -79,11 +89,11 @@ class Recording(Aws):
 
     def client(self, name: str) -> Any:
         fresh = name not in self._clients
-        client = super().client(name)
+        made = super().client(name)
         if fresh:
-            client.meta.events.register("provide-client-params", self._asked)
-            client.meta.events.register("after-call", self._answered)
-        return client
+            made.meta.events.register("provide-client-params", self._asked)
+            made.meta.events.register("after-call", self._answered)
+        return made
 
     def _asked(self, params: dict[str, Any], model: Any, **_: Any) -> None:
         self._params = params
@@ -117,8 +127,8 @@ def account(credentials: None) -> Iterator[None]:
 
 
 def _push() -> None:
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    ecr = boto3.client("ecr")
+    client("s3").create_bucket(Bucket="bucket")
+    ecr = client("ecr")
     ecr.create_repository(repositoryName="many")
     kind = "application/vnd.docker.distribution.manifest.v2+json"
     ecr.put_image(repositoryName="many", imageManifest=json.dumps({"mediaType": kind}), imageTag="v1")
@@ -147,8 +157,14 @@ def _same(made: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, A
     return [(name, {key: value for key, value in each.items() if key not in unknown}) for name, each in made]
 
 
-@pytest.mark.parametrize("keep", [(), ("--for", "4h")], ids=["for ever", "for 4h"])
-@pytest.mark.parametrize("kind", SPECS)
+KEPT = ("bundle", "an ARN as role", "asynchronous, two variants, alarms")
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep"),
+    [*((kind, ()) for kind in SPECS), *((kind, ("--for", "4h")) for kind in KEPT)],
+    ids=lambda each: each if isinstance(each, str) else " ".join(each),
+)
 def test_the_plan_is_what_up_then_makes(
     account: None, file: Path, kind: str, keep: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,16 +216,16 @@ TARGET = {"Arn": "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint", "RoleAr
 
 
 def _role(name: str) -> None:
-    boto3.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=TRUST)
+    client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=TRUST)
 
 
 def _model(name: str) -> None:
     container = {"Image": IMAGE}
-    boto3.client("sagemaker").create_model(ModelName=name, ExecutionRoleArn=ARN, PrimaryContainer=container)
+    client("sagemaker").create_model(ModelName=name, ExecutionRoleArn=ARN, PrimaryContainer=container)
 
 
 def _config(name: str) -> None:
-    sagemaker = boto3.client("sagemaker")
+    sagemaker = client("sagemaker")
     _model("theirs")
     variant = {"VariantName": "V", "ModelName": "theirs", "InitialInstanceCount": 1, "InstanceType": "ml.m5.large"}
     sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
@@ -217,11 +233,11 @@ def _config(name: str) -> None:
 
 def _endpoint(name: str) -> None:
     _config("theirs")
-    boto3.client("sagemaker").create_endpoint(EndpointName=name, EndpointConfigName="theirs")
+    client("sagemaker").create_endpoint(EndpointName=name, EndpointConfigName="theirs")
 
 
 def _alarm(name: str, dimensions: Any = DIMENSIONS) -> None:
-    boto3.client("cloudwatch").put_metric_alarm(
+    client("cloudwatch").put_metric_alarm(
         AlarmName=name,
         Namespace="AWS/SageMaker",
         MetricName="Invocations",
@@ -239,7 +255,7 @@ def _untagged_alarm(name: str) -> None:
 
 
 def _schedule(name: str) -> None:
-    boto3.client("scheduler").create_schedule(
+    client("scheduler").create_schedule(
         Name=name,
         ScheduleExpression="rate(1 hour)",
         FlexibleTimeWindow={"Mode": "OFF"},
@@ -306,13 +322,13 @@ def test_an_endpoint_that_another_owner_makes_meanwhile_leaves_nothing(
         *("CreateRole", "CreateModel", "CreateModel", "CreateEndpointConfig")
     ]
     assert "endpoint many was not created by `python -m deploy`" in capsys.readouterr().err
-    sagemaker = boto3.client("sagemaker")
+    sagemaker = client("sagemaker")
     assert [each["ModelName"] for each in sagemaker.list_models()["Models"]] == ["theirs"]
     assert [each["EndpointConfigName"] for each in sagemaker.list_endpoint_configs()["EndpointConfigs"]] == ["theirs"]
     assert sagemaker.describe_endpoint(EndpointName="many")["EndpointConfigName"] == "theirs"
     assert endpoint.leftovers("many", Aws()) == ["endpoint many"]
     with pytest.raises(ClientError, match="NoSuchEntity"):
-        boto3.client("iam").get_role(RoleName="many-endpoint")
+        client("iam").get_role(RoleName="many-endpoint")
 
 
 def test_a_role_that_the_spec_names_may_be_an_administrators(account: None, file: Path) -> None:
@@ -321,9 +337,9 @@ def test_a_role_that_the_spec_names_may_be_an_administrators(account: None, file
     file.write_text(SPECS["a named role"])
 
     assert up(file)[0] == 0
-    assert boto3.client("iam").list_role_policies(RoleName="shared")["PolicyNames"] == ["deploy-many"]
+    assert client("iam").list_role_policies(RoleName="shared")["PolicyNames"] == ["deploy-many"]
     assert run(["down", "many"], Aws) == 0
-    assert boto3.client("iam").list_role_policies(RoleName="shared")["PolicyNames"] == []
+    assert client("iam").list_role_policies(RoleName="shared")["PolicyNames"] == []
 
 
 def test_down_leaves_the_schedule_of_another_owner(account: None, file: Path) -> None:
@@ -334,15 +350,15 @@ def test_down_leaves_the_schedule_of_another_owner(account: None, file: Path) ->
 
     assert run(["down", "many"], Aws) == 0
 
-    assert boto3.client("scheduler").get_schedule(Name="many-delete")["ScheduleExpression"] == "rate(1 hour)"
+    assert client("scheduler").get_schedule(Name="many-delete")["ScheduleExpression"] == "rate(1 hour)"
 
 
 def _scaling() -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """The scalable target, and the policies and alarms by name."""
-    client = boto3.client("application-autoscaling")
-    (target,) = client.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
-    policies = client.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
-    alarms = boto3.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    scaling = client("application-autoscaling")
+    (target,) = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    policies = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
     named = {each["AlarmName"]: each for each in alarms if not each["AlarmName"].startswith("TargetTracking-")}
     return target, {each["PolicyName"]: each for each in policies}, named
 
@@ -406,7 +422,7 @@ def test_from_zero_to_one_and_back(account: None, file: Path, capsys: pytest.Cap
     code, made = up(file)
     assert [name for name, _ in made] == ["RegisterScalableTarget", "PutScalingPolicy", "PutMetricAlarm"]
     assert run(["down", "many"], Aws) == 0
-    assert boto3.client("cloudwatch").describe_alarms(AlarmNamePrefix="many")["MetricAlarms"] == []
+    assert client("cloudwatch").describe_alarms(AlarmNamePrefix="many")["MetricAlarms"] == []
 
 
 def test_the_scheduled_deletion_is_moved_by_the_next_run(account: None, file: Path) -> None:

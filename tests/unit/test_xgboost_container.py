@@ -5,6 +5,7 @@ versions of XGBoost, files that count from 0 and from 1, and each form in which 
 """
 
 import base64
+import contextlib
 import json
 import lzma
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import xgboost
 
-from serve.errors import BadRequest
+from serve.errors import BadRequest, ModelUnusable
 from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import dmatrix, model_files
 from serve.handlers.xgboost.handler import XGBoost
@@ -197,6 +198,19 @@ def test_a_later_model_that_was_stopped_early_uses_the_best_rounds(
         best = booster.predict(rows, iteration_range=(0, booster.best_iteration + 1))
         assert same("", answer, best.reshape(rows.num_row(), -1))
         assert same("", case.wanted, booster.predict(rows).reshape(rows.num_row(), -1))
+
+
+@pytest.mark.parametrize("version", ["0.90", "1.7.4"])
+def test_an_old_file_cut_or_changed_anywhere_is_refused_or_read(version: str) -> None:
+    """Neither crashes the process: indices of children, parents, classes and features are checked before XGBoost."""
+    whole = next(model.data for model in models(version) if model.form == "saved")
+    for end in range(200, len(whole) - 200, 61):
+        with pytest.raises(ModelUnusable):
+            model_files.parsed(bytearray(whole[:end]), "the model", allow_pickle=False)
+    for at in range(0, 700, 4):  # all headers, and the first tree
+        for value in (b"\xff\xff\xff\x7f", b"\x40\0\0\0", b"\xf0\xff\xff\xff"):
+            with contextlib.suppress(ModelUnusable):  # or it is a number like any other
+                model_files.parsed(bytearray(whole[:at] + value + whole[at + 4 :]), "the model", allow_pickle=False)
 
 
 @pytest.mark.peer("xgboost-container")

@@ -166,10 +166,16 @@ def as_json(data: bytes | bytearray) -> bytes:
     objective, booster = reader.text(), reader.text()
     if booster not in _BOOSTERS or ":" not in objective:
         raise OldBinaryError(f"unknown booster {booster[:40]!r} or objective {objective[:40]!r}")
+    for count in ("num_class", "num_target"):  # each class and target has a tree, or weights
+        if not 0 <= parameters[count] <= len(data):
+            raise OldBinaryError(f"{count} is invalid")
     objective = objective.removeprefix("gpu:")  # up to 0.90
     objective = _RENAMED.get(objective, objective)
     base_score = float(parameters["base_score"])
-    model = _linear(reader) if booster == "gblinear" else _forest(reader, booster, int(parameters["num_feature"]))
+    width, classes = int(parameters["num_feature"]), max(1, int(parameters["num_class"]), int(parameters["num_target"]))
+    model = (
+        _linear(reader, (width + 1) * classes) if booster == "gblinear" else _forest(reader, booster, width, classes)
+    )
     attributes: dict[str, str] = {}
     if parameters["has_attributes"]:
         attributes = {reader.text(): reader.text() for _ in range(reader.count())}
@@ -258,14 +264,16 @@ def _untransformed(objective: str, value: float) -> float:
     return value
 
 
-def _forest(reader: _Reader, booster: str, width: int) -> dict[str, Any]:
+def _forest(reader: _Reader, booster: str, width: int, classes: int) -> dict[str, Any]:
     parameters = reader.struct(_FOREST)
     count = int(parameters["num_trees"])
     trees = [_tree(reader, number, width) for number in range(count)]
     groups = reader.array("<i4", count).tolist()
-    if min(groups, default=0) < 0:
+    if min(groups, default=0) < 0 or max(groups, default=0) >= classes:
         raise OldBinaryError("a tree has an invalid class")
     parallel = max(1, int(parameters["num_parallel_tree"]))
+    if count % (parallel * (max(groups, default=0) + 1)):
+        raise OldBinaryError("the last round lacks trees")
     model = {
         "gbtree_model_param": {
             "num_trees": str(count),
@@ -278,6 +286,8 @@ def _forest(reader: _Reader, booster: str, width: int) -> dict[str, Any]:
     if booster == "gbtree":
         return {"name": "gbtree", "model": model}
     weights = reader.array("<f4", reader.count()).tolist() if count else []
+    if len(weights) != count:
+        raise OldBinaryError("the number of weights is not the number of trees")
     return {"name": "dart", "gbtree": {"name": "gbtree", "model": model}, "weight_drop": weights}
 
 
@@ -287,11 +297,13 @@ def _tree(reader: _Reader, number: int, width: int) -> dict[str, Any]:
     nodes = reader.array(_NODE, count)
     stats = reader.array(_STATS, count)
     splits = nodes["split"] & 0x7FFFFFFF  # the top bit: missing values take the left branch
-    if not count or max(nodes["left"].max(), nodes["right"].max()) >= count:
+    children = np.concatenate([nodes["left"], nodes["right"]])
+    parents = nodes["parent"] & 0x7FFFFFFF  # the top bit: a left child
+    if not count or children.min() < -1 or max(children.max(), parents[1:].max(initial=0)) >= count:
         raise OldBinaryError(f"tree {number} has a branch to a node that does not exist")
+    parents[0] = _NO_PARENT
     if splits[nodes["left"] != -1].max(initial=0) >= width:
         raise OldBinaryError(f"tree {number} splits on a feature that does not exist")
-    parents = nodes["parent"] & 0x7FFFFFFF  # the top bit: a left child
     return {
         "id": number,
         "tree_param": {
@@ -302,7 +314,7 @@ def _tree(reader: _Reader, number: int, width: int) -> dict[str, Any]:
         },
         "left_children": nodes["left"].tolist(),
         "right_children": nodes["right"].tolist(),
-        "parents": np.where(nodes["parent"] == -1, _NO_PARENT, parents).tolist(),
+        "parents": parents.tolist(),
         "split_indices": splits.tolist(),
         "split_conditions": [float(value) for value in nodes["value"]],
         "default_left": (nodes["split"] >> 31).tolist(),
@@ -317,6 +329,9 @@ def _tree(reader: _Reader, number: int, width: int) -> dict[str, Any]:
     }
 
 
-def _linear(reader: _Reader) -> dict[str, Any]:
+def _linear(reader: _Reader, size: int) -> dict[str, Any]:
     reader.struct(_LINEAR)
-    return {"name": "gblinear", "model": {"weights": reader.array("<f4", reader.count()).tolist(), "boosted_rounds": 0}}
+    weights = reader.array("<f4", reader.count()).tolist()
+    if len(weights) != size:
+        raise OldBinaryError("the number of weights is not that of features and classes")
+    return {"name": "gblinear", "model": {"weights": weights, "boosted_rounds": 0}}
