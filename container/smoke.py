@@ -79,7 +79,7 @@ def packed_linear() -> None:
 
 def extras() -> None:
     """The frameworks that EXTRAS names, and pip as model code uses it."""
-    for name in ("skops.io", "onnxruntime"):
+    for name in ("skops.io", "pandas", "onnxruntime"):
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
             print(f"smoke: {name} is installed")
