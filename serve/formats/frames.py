@@ -53,6 +53,22 @@ def frame(body: Any, model_field: str) -> Table | list[Any] | None:
     return _split(body[SPLIT]) if SPLIT in found else records(body[RECORDS], RECORDS)
 
 
+def by_name(body: Any, names: Sequence[str], model_field: str) -> Table | None:
+    """The rows of a JSON body that names its columns, in the order of `names`; None for any other body.
+
+    The forms: those of `frame`, objects, and an object of columns, bare or under `inputs`, `instances` or `data`.
+    """
+    if (found := frame(body, model_field)) is not None:
+        return found.ordered(names) if isinstance(found, Table) else by_position(found, names)
+    if isinstance(body, dict):
+        body = {name: each for name, each in body.items() if name != model_field or name in names}
+    if isinstance(body, dict) and len(body) == 1 and not body.keys() & set(names):
+        body = body.get("inputs", body.get("instances", body.get("data")))
+    if isinstance(body, dict):
+        return by_column(body).ordered(names)
+    return records(body, names=names) if isinstance(body, list) and body and isinstance(body[0], dict) else None
+
+
 def _split(value: Any) -> Table | list[Any]:
     if not isinstance(value, dict) or not {"data"} <= value.keys() <= {"columns", "index", "data"}:
         raise BadRequest(f"{SPLIT} must be an object with data, and with columns and index if wanted")

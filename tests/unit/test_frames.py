@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from serve.handlers.arrays.torch_program import TorchProgram
 from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost.handler import XGBoost
 from serve.http import media
+from tests.unit import every_handler
 from tests.unit.configs import config_of
 from tests.unit.every_handler import answered
 from tests.unit.test_arrays import exported, onnx_model, onnx_sum
@@ -356,3 +358,23 @@ def test_boosters_answer_frames_with_plain_scores(named: bool, tmp_path: Path) -
     assert np.array_equal(
         np.array(predictions(XGBoost(config_of(XGBoost, directory=tmp_path)), lists), np.float32), expected
     )
+
+
+@pytest.mark.parametrize("form", [*bodies(NAMES, ROWS), "lists"])
+@pytest.mark.peer("inference-toolkit", differs="AWS's scikit-learn container makes arrays, which the model refuses")
+def test_own_code_that_returns_a_pipeline_of_named_columns_gets_frames(form: str, tmp_path: Path) -> None:
+    """Of a model_fn alone: rows by name in any order and rows by position get scikit-learn's own answers."""
+    estimator = _pipeline(["age", "annual income"])
+    (tmp_path / "code").mkdir()
+    (tmp_path / "pipeline.pkl").write_bytes(pickle.dumps(estimator))
+    (tmp_path / "code" / "inference.py").write_text(
+        "import pathlib, pickle\n"
+        "def model_fn(directory): return pickle.loads(pathlib.Path(directory, 'pipeline.pkl').read_bytes())\n"
+    )
+    handler = every_handler.handler_of("custom", tmp_path)
+    names, rows = NAMES[::-1], [row[::-1] for row in ROWS]
+    body, content_type, _ = (ROWS, media.JSON, False) if form == "lists" else bodies(names, rows)[form]
+    reply = asked(handler, body, content_type)
+    assert isinstance(reply, Reply), reply
+    assert isinstance(reply.body, bytes)
+    assert json.loads(reply.body) == estimator.predict(pd.DataFrame(ROWS, columns=NAMES)).tolist()

@@ -17,7 +17,7 @@ import numpy as np
 from serve.catalog import recognition
 from serve.catalog.recognition import torch_programs, weights
 from serve.errors import BadRequest, ModelUnusable, UnsupportedMediaType
-from serve.formats import values
+from serve.formats import frames, values
 from serve.handlers.huggingface.bodies import csv_inputs
 from serve.http import media
 from serve.http.body import decode_text
@@ -82,6 +82,39 @@ def read(toolkit: Toolkit, body: bytes, content_type: str, charset: str, width: 
         except TypeError as error:  # a byte order or a type that torch does not have
             raise BadRequest(f"the array cannot be a tensor: {error}") from error
     return data
+
+
+def frame_columns(toolkit: Toolkit, model: Any) -> list[str]:
+    """The names of the columns of a scikit-learn model that takes frames only: it chooses columns by name."""
+    if toolkit is not Toolkit.SKLEARN or not hasattr(model, "get_params"):
+        return []
+    parts = [model, *model.get_params().values()]
+    chooses = any(type(each).__name__ == "ColumnTransformer" for each in parts)
+    return [str(name) for name in getattr(model, "feature_names_in_", ())] if chooses else []
+
+
+def read_frame(names: list[str], body: bytes, content_type: str, charset: str, model_field: str) -> Any:
+    """The frame of pandas that a body has, by name in any order, or by position. Raises as `read` does.
+
+    AWS's scikit-learn container makes arrays, which such a model refuses.
+    """
+    import pandas as pd  # not at the top: its import starts a thread
+
+    if content_type == media.CSV:
+        text = decode_text(body, charset)
+        table = frames.from_csv(text, names) or frames.positional_csv(text, names)
+        return pd.DataFrame(dict(table.columns))
+    data = values.read(body, content_type, charset)
+    if isinstance(data, np.ndarray) and data.ndim == 2 and data.shape[1] == len(names):
+        return pd.DataFrame(data, columns=names)
+    found = frames.by_name(data, names, model_field)
+    if found is None:
+        if not isinstance(data, list):
+            raise BadRequest(
+                f"rows of {len(names)} columns are needed", hint=f"the columns are: {', '.join(names)[:800]}"
+            )
+        found = frames.by_position(data if any(isinstance(row, list) for row in data) else [data], names)
+    return pd.DataFrame(dict(found.columns))
 
 
 def predict(toolkit: Toolkit, data: Any, model: Any) -> Any:

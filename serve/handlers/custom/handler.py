@@ -67,6 +67,10 @@ class Custom:
             self._model = defaults.ready(self._model)
         # Its own functions may take other columns than the model.
         self._width = 0 if self._predict or self._batch else defaults.width(self._model)
+        self._columns = [] if self._predict or self._batch else defaults.frame_columns(self._toolkit, self._model)
+        self._model_field = model.model_field
+        if self._columns:
+            self.records = ()  # a line of CSV does not show the header of the body that it comes from
 
     def decode(self, request: Request) -> Item:
         content_type = request.content_type or media.JSON
@@ -79,7 +83,11 @@ class Custom:
             default = self._default_accept if self._default_accept in values.WRITES else media.JSON
             accept = media.choose(request.accept, values.WRITES, default)
         if not self._input:
-            data = defaults.read(self._toolkit, request.body, content_type, request.charset, self._width)
+            if self._columns:
+                field = self._model_field
+                data = defaults.read_frame(self._columns, request.body, content_type, request.charset, field)
+            else:
+                data = defaults.read(self._toolkit, request.body, content_type, request.charset, self._width)
             return Item(data, accept, explicit, content_type, asked)
         body = _text(request, content_type)
         try:
