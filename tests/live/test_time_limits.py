@@ -52,7 +52,8 @@ def test_a_cold_request_is_answered_before_its_limit_with_the_cause(
     """Unpacking, waiting for memory, for an import, loading, or behind other requests."""
     (models / "packed.tar.gz").touch()
     toy(models, "slowload", "loading", {"gate.txt": str(tmp_path / "never")})
-    toy(models, "delays", "queued", {"load": str(tmp_path / "loaded")})
+    # Pinned: otherwise it is evicted, although it is busy, for the large model.
+    toy(models, "delays", "queued", {"load": str(tmp_path / "loaded"), "model.toml": "pin = true"})
     toy(models, "echo", "imported")
     with (toy(models, "echo", "large") / "weights").open("wb") as weights:
         weights.truncate(900 << 20)  # a sparse file: the estimate of the model

@@ -203,7 +203,7 @@ def test_the_times_of_generated_text(server: Server, later: Later) -> None:
         return timing(found.group(1).decode()), time.monotonic() - began
 
     cold, took = ask()
-    assert cold["load"] > took * 0.5, (cold, took)
+    assert cold["load"] > 0.1, (cold, took)  # a fork and the tokenizer
     assert cold["load"] + cold["work"] > took * 0.8, (cold, took)
 
     warm, took = ask()
