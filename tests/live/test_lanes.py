@@ -38,12 +38,15 @@ def output_fn(prediction, accept):
 
 
 def test_a_models_own_headers_redirect_no_request(start: Start, models: Path) -> None:
-    """nginx obeys X-Accel headers of a web worker; those of a model it passes on, on both lanes."""
+    """nginx obeys X-Accel headers of a web worker. A model that sets one is answered with its name, on both lanes."""
     toy(models, "echo", "own", {"code/inference.py": OBEYED})
-    toy(models, "echo")
+    toy(models, "echo", "kept", {"code/inference.py": OBEYED.replace('"X-Accel-Redirect": "/ping", ', "")})
     server = start(models)
 
     for answer in (server.invoke("own", {}), server.invoke(None, {"model_type": "own"})):
+        assert answer.status == 500, answer
+        assert "X-Accel-Redirect" in answer.json["message"], answer
+    for answer in (server.invoke("kept", {}), server.invoke(None, {"model_type": "kept"})):
         assert (answer.status, answer.body, answer.headers["x-mine"]) == (200, b"mine", "kept"), answer
 
 

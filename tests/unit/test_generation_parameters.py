@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,50 @@ def test_a_parameter_does_what_it_does_to_generate(
     for text, (entry,) in zip(PROMPTS, together.answer, strict=True):
         assert entry["generated_text"] == wanted(handler, model, text, **parameters)
     assert neighbour.answer[0]["generated_text"] == wanted(handler, model, "another request")
+
+
+OWN: list[dict[str, Any]] = [
+    *LEFT,
+    {"typical_p": 0.3, "do_sample": True},
+    {"epsilon_cutoff": 0.02, "do_sample": True},
+    {"eta_cutoff": 0.02, "do_sample": True},
+    {"sequence_bias": [[[1], 3.0], [[2, 3], -2.0]]},
+    {"stop_strings": ["t", "a"]},
+]
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("values", OWN, ids=str)
+def test_a_value_of_the_models_own_generation_config_has_its_effect(
+    directory: Path, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """Also what only `generate` implements: a request without parameters gets the text of `generate`."""
+    own = tmp_path / "own"
+    shutil.copytree(directory, own)
+    config = {"eos_token_id": END, "pad_token_id": END, "max_new_tokens": 24} | values
+    (own / "generation_config.json").write_text(json.dumps(config))
+    handler, model = handler_of(own), reference(own)
+    seed = {"seed": 3} if values.get("do_sample") else {}
+
+    for text in PROMPTS:
+        (entry,) = ask(handler, {"inputs": text, "parameters": {"return_full_text": False} | seed})
+        inputs = handler._tokenizer(text, return_tensors="pt")
+        torch.manual_seed(3)
+        (row,) = model.generate(**inputs, tokenizer=handler._tokenizer)
+        new = row[inputs["input_ids"].shape[1] :]
+        assert entry["generated_text"] == handler._tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_a_stream_names_the_value_of_the_generation_config_that_forbids_it(directory: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(directory, own)
+    (own / "generation_config.json").write_text(json.dumps({"forced_eos_token_id": END, "max_new_tokens": 8}))
+    handler = handler_of(own)
+
+    with pytest.raises(BadRequest, match="forced_eos_token_id of the model's") as refused:
+        handler.decode(Asked(handler, {"inputs": "a", "stream": True}).request)
+    assert refused.value.hint == "do not stream, or remove forced_eos_token_id from generation_config.json"
+    assert ask(handler, {"inputs": "a", "parameters": {"forced_eos_token_id": END}})  # the request's own value counts
 
 
 @pytest.mark.parametrize("beams", [1, 2])

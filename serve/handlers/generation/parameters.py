@@ -286,11 +286,12 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_tokens: tuple[int, ...] | None = None  # None: all
     prompt_logprobs: bool = False  # whether the tokens of the prompt have log probabilities too
     generate_only: tuple[tuple[str, Any], ...] = ()  # names and values of parameters that only `generate` implements
+    config_only: tuple[str, ...] = ()  # such values that the model's own generation config has; `generate` reads them
 
     @property
     def needs_generate(self) -> bool:
         """Whether transformers' `generate` makes the text, and not the batch."""
-        return self.num_beams > 1 or bool(self.generate_only)
+        return self.num_beams > 1 or bool(self.generate_only or self.config_only)
 
     @property
     def rows(self) -> int:
@@ -330,12 +331,14 @@ def resolve(
             f"parameters.num_return_sequences is {sequences}: without sampling all sequences would be the same",
             hint='set "do_sample": true, or num_beams to at least as many',
         )
-    stop, keep_stop = _stop(asked)
-    generate_only = _generate_only(asked, do_sample, beams)
-    if (asked.presence_penalty or asked.frequency_penalty) and (generate_only or beams > 1):
-        name = generate_only[0][0] if generate_only else "num_beams"
+    stop, keep_stop = _stop(asked, defaults)
+    generate_only, config_only = _generate_only(asked, defaults, do_sample, beams)
+    if (asked.presence_penalty or asked.frequency_penalty) and (generate_only or config_only or beams > 1):
+        name = f"parameters.{generate_only[0][0]}" if generate_only else "parameters.num_beams"
+        if config_only:
+            name = f"{config_only[0]} of the model's generation config"
         raise BadRequest(
-            f"parameters.{name} cannot be combined with presence_penalty or frequency_penalty",
+            f"{name} cannot be combined with presence_penalty or frequency_penalty",
             hint="set repetition_penalty in place of them",
         )
     ends = asked.eos_token_id
@@ -362,6 +365,7 @@ def resolve(
         max_time=first_given(asked.max_time, defaults.max_time, None),
         keep_stop=keep_stop,
         generate_only=generate_only,
+        config_only=config_only,
     )
 
 
@@ -418,7 +422,7 @@ def _min_new_tokens(asked: GenerationParameters, defaults: GenerationConfig, pro
     return min(default, most)
 
 
-def _stop(asked: GenerationParameters) -> tuple[tuple[str, ...], bool]:
+def _stop(asked: GenerationParameters, defaults: GenerationConfig) -> tuple[tuple[str, ...], bool]:
     """The stop strings, and whether the text includes the one that ended it."""
     given = {
         name: value
@@ -430,16 +434,25 @@ def _stop(asked: GenerationParameters) -> tuple[tuple[str, ...], bool]:
         raise BadRequest(f"parameters.{second} contradicts parameters.{first}", hint=f"send {first} or {second}")
     for name, value in given.items():
         return tuple([value] if isinstance(value, str) else value), name in ("stop_strings", "stop_sequence")
-    return (), False
+    own = defaults.stop_strings or ()
+    return tuple([own] if isinstance(own, str) else own), bool(own)
 
 
-def _generate_only(asked: GenerationParameters, do_sample: bool, beams: int) -> tuple[tuple[str, Any], ...]:
-    """The parameters that only `generate` implements and that have an effect here."""
-    names = GENERATE_ONLY | (GENERATE_ONLY_SAMPLING if do_sample else {}) | (GENERATE_ONLY_BEAMS if beams > 1 else {})
-    given = {name: value for name in names if (value := getattr(asked, name)) not in (None, names[name])}
+def _generate_only(
+    asked: GenerationParameters, defaults: GenerationConfig, do_sample: bool, beams: int
+) -> tuple[tuple[tuple[str, Any], ...], tuple[str, ...]]:
+    """The parameters that only `generate` implements and that have an effect here: the request's, the model's own."""
+    neutral = GENERATE_ONLY | (GENERATE_ONLY_SAMPLING if do_sample else {})
+    neutral |= GENERATE_ONLY_BEAMS if beams > 1 else {}
+    config = [name for name in neutral if getattr(defaults, name, None) not in (None, neutral[name])]
+    given = {
+        name: value
+        for name in neutral
+        if (value := getattr(asked, name)) is not None and (value != neutral[name] or name in config)
+    }
     if asked.watermark:
         given.setdefault("watermarking_config", Watermark())
-    return tuple(given.items())
+    return tuple(given.items()), tuple(name for name in config if name not in given)
 
 
 def too_many_prompts(prompts: int) -> BadRequest:

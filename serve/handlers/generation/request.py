@@ -108,10 +108,15 @@ class InvocationReader:
                 hint="send one prompt as a string, without num_beams or num_return_sequences; or do not stream",
             )
         if form.streams and item.needs_generate:
-            name, _ = settings.generate_only[0]
-            raise BadRequest(
-                f"parameters.{name} is not supported in a stream", hint=f"leave {name} out, or do not stream"
-            )
+            if settings.config_only:
+                name, *_ = settings.config_only
+                place = f"{name} of the model's generation_config.json"
+                hint = f"do not stream, or remove {name} from generation_config.json"
+            else:
+                name, _ = settings.generate_only[0]
+                place = f"parameters.{name}"
+                hint = f"leave {name} out, or do not stream"
+            raise BadRequest(f"{place} is not supported in a stream", hint=hint)
         if form.content_type == media.TEXT and (len(texts) > 1 or settings.num_sequences > 1):
             raise NotAcceptable(
                 "text/plain holds one sequence, and the request asks for more", hint="set Accept: application/json"

@@ -45,6 +45,7 @@ def compatible(prompt: Prompt) -> Hashable:
         settings.no_repeat_ngram
         or settings.bad_words
         or any(name in PADDING_SENSITIVE for name, _ in settings.generate_only)
+        or not PADDING_SENSITIVE.isdisjoint(settings.config_only)
     )
     return settings, len(prompt.tokens) if by_length else 0
 
