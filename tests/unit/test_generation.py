@@ -15,6 +15,7 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from serve.errors import DoesNotFit
+from serve.handlers.generation.decoder import Decoder
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.sampling import choose
 from serve.handlers.generation.scheduler import PREFILL_TOKENS
@@ -365,6 +366,8 @@ def test_a_client_that_disconnects_takes_no_further_work(gpt2: TextGeneration) -
     stays = Asked(gpt2, {"inputs": "ab", "parameters": {"max_new_tokens": 30}})
     gpt2.join(stays)
     gpt2.step()
+    decoder = gpt2._decoder
+    assert isinstance(decoder, Decoder)
     for steps in (0, 1, 5):
         goes = Asked(gpt2, {"inputs": "b" * 40, "stream": True})
         gpt2.join(goes)
@@ -375,10 +378,10 @@ def test_a_client_that_disconnects_takes_no_further_work(gpt2: TextGeneration) -
         gpt2.step()
         assert len(goes.chunks) == told
         assert gpt2.room() == 7
-        assert len(gpt2._rows) == len(gpt2._decoder.lengths) == 1
+        assert len(gpt2._rows) == len(decoder.lengths) == 1
     gpt2.leave(stays)
     gpt2.step()
-    assert not gpt2._decoder.lengths
+    assert not decoder.lengths
 
 
 def test_a_long_prompt_is_prefilled_in_pieces_between_steps_of_the_batch(tmp_path: Path) -> None:
