@@ -5,7 +5,6 @@ Its names and their behaviour are those of `mms.context` (awslabs/multi-model-se
 predict_batch_fn. Further attributes are this server's: `model_dir`, `options`, `headers`, `request_id`, `deadline`.
 """
 
-import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,12 +60,13 @@ class RequestHeaders(dict[str, str]):
 class RequestProcessor:
     """The headers of one request, and the status and the headers of its answer."""
 
+    _status_code: int | None = 200
+    _reason_phrase: str | None = None
+    _properties: Mapping[str, str] | None = None
+
     def __init__(self, request_header: Mapping[str, str]) -> None:
-        self._status_code: int | None = 200
-        self._reason_phrase: str | None = None
         self._response_header: dict[str, Any] = {}
         self._request_header = request_header
-        self._properties: Mapping[str, str] | None = None
 
     def get_request_property(self, key: str) -> str | None:
         return self.get_request_properties().get(key)
@@ -208,6 +208,8 @@ class Context:
 
     @property
     def metrics(self) -> Any:
+        if self._metrics is None and self.request_ids is not None:  # made when asked for: few requests do
+            self._metrics = Metrics(self.request_ids, self.model_name)
         return self._metrics
 
     @metrics.setter
@@ -272,11 +274,12 @@ class Context:
         return found
 
     def _of(self, processors: Any, ids: Sequence[str], headers: Mapping[str, str], deadline: float) -> "Context":
-        found = copy.copy(self)
+        found = Context.__new__(Context)  # copy.copy takes 1.5 us more, and each request needs a context
+        found.__dict__.update(self.__dict__)
         found._request_processor = processors
         found.request_ids = dict(enumerate(ids))
         found.request_id, found.headers, found.deadline = ids[0], headers, deadline
-        found._metrics = Metrics(found.request_ids, self.model_name)
+        found._metrics = None
         return found
 
 
