@@ -100,7 +100,7 @@ def test_a_process_that_has_lost_its_device_is_replaced(server: Server) -> None:
     assert lost.json["retryable"]
     assert (answer.status, listed(server)) == (200, ["m"])
     assert answer.json["pid"] != pid
-    assert not alive(pid)
+    wait_until(lambda: not alive(pid))
     wait_until(lambda: server.model("m")["deaths"] == 1)  # the forkserver reports it after the answer, perhaps
     assert unload(server, "m").status == 200
 

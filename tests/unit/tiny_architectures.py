@@ -205,6 +205,8 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
         fields["is_decoder"] = True
     if "forced_eos_token_id" in default:  # BART's: it would end each text with the same token
         fields["forced_eos_token_id"] = None
+    if "encoder_no_repeat_ngram_size" in default:  # Blenderbot's: only a whole `generate` knows it, never a stream
+        fields["encoder_no_repeat_ngram_size"] = 0
     for name, value in default.items():
         if isinstance(value, list) and len(value) == default.get("num_hidden_layers"):
             fields[name] = value[:2]
