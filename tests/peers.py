@@ -41,7 +41,7 @@ PEERS = {
     ),
     "huggingface-toolkit": Peer(
         "AWS's Hugging Face toolkit",
-        "aws/sagemaker-huggingface-inference-toolkit, with the pipelines of transformers",
+        "the decoders and encoders of sagemaker-huggingface-inference-toolkit 2.6.0",
     ),
     "transformers": Peer(
         "transformers",

@@ -403,7 +403,7 @@ def test_code_that_imports_the_hugging_face_toolkit_runs(served: Callable[..., C
         def predict_fn(data, model): return [{"label": str(each), "score": 1} for each in data["inputs"]]
         def output_fn(prediction, accept): return decoder_encoder.encode(prediction, accept)
     """)
-    assert outcome(handler, b"inputs\na\n", CSV, CSV).body == b"label,score\na,1\n"
+    assert outcome(handler, b"inputs\na\n", CSV, CSV).body == b"label,score\r\na,1\r\n"
     assert outcome(handler, '{"inputs": ["ä"]}'.encode()).body == '[{"label":"ä","score":1}]'.encode()
     with pytest.raises(BadRequest, match="is not a header"):
         outcome(handler, b"1,2", CSV)

@@ -1,5 +1,7 @@
 """decode(body, content_type) -> the input of a pipeline; encode(prediction, accept) -> str, or bytes for npy."""
 
+import csv
+import io
 from typing import Any
 
 from mms.service import PredictionException
@@ -28,8 +30,6 @@ def decode_csv(string_like: str) -> dict[str, Any]:
 
 def decode_image(bpayload: bytes) -> dict[str, Any]:
     """{"inputs": a PIL image}; pillow must be in the model's code/lib, the image does not have it."""
-    import io
-
     from PIL import Image
 
     return {"inputs": Image.open(io.BytesIO(bpayload)).convert("RGB")}
@@ -39,14 +39,29 @@ def decode_audio(bpayload: bytes) -> dict[str, Any]:
     return {"inputs": bytes(bpayload)}
 
 
-def encode_json(content: Any) -> str:
+def encode_json(content: Any, accept_type: str | None = None) -> str:  # as theirs
     with value_errors():
         return values.write(content, media.JSON).decode()
 
 
-def encode_csv(content: Any) -> str:
+def encode_csv(content: Any, accept_type: str | None = None) -> str:  # as theirs
+    """A list of objects, whose first one names the columns. A table of other values, too, on which AWS's fails."""
     with value_errors():
-        return values.write(content, media.CSV).decode()
+        if not isinstance(content, list) or not content or not isinstance(content[0], dict):
+            return values.write(content, media.CSV).decode()
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, content[0].keys())
+        writer.writeheader()
+        writer.writerows(content)
+        return stream.getvalue()
+
+
+def encode_image(image: Any, accept_type: str = content_types.PNG) -> bytes:
+    """The bytes of a PIL image."""
+    name = "PNG" if accept_type == content_types.X_IMAGE else accept_type.rsplit("/", maxsplit=1)[-1].upper()
+    with io.BytesIO() as out:
+        image.save(out, format=name)
+        return out.getvalue()
 
 
 def decode(content: Any, content_type: str = content_types.JSON) -> Any:
@@ -63,12 +78,14 @@ def decode(content: Any, content_type: str = content_types.JSON) -> Any:
     raise errors.UnsupportedFormatError(content_type)
 
 
-def encode(content: Any, content_type: str = content_types.JSON) -> str | bytes:
-    if content_type == content_types.JSON:
-        return encode_json(content)
-    if content_type == content_types.CSV:
-        return encode_csv(content)
-    if content_type == content_types.NPY:
+def encode(content: Any, accept_type: str = content_types.JSON) -> str | bytes:
+    if accept_type == content_types.JSON:
+        return encode_json(content, accept_type)
+    if accept_type == content_types.CSV:
+        return encode_csv(content, accept_type)
+    if accept_type == content_types.NPY:
         with value_errors():
             return values.write(content, media.NPY)
-    raise errors.UnsupportedFormatError(content_type)
+    if accept_type in content_types.VISION_TYPES:
+        return encode_image(content, accept_type)
+    raise errors.UnsupportedFormatError(accept_type)
