@@ -18,7 +18,7 @@ def _marks() -> Iterator[tuple[str, ast.Call]]:
     """(file and line, the call) of each mark `peer` in the tests."""
     for path in sorted(TESTS.glob("*/*.py")):
         source = path.read_text()
-        if "mark.peer(" not in source:
+        if "mark.peer(" not in source or path.samefile(__file__):
             continue
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "peer":

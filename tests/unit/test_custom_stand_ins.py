@@ -136,7 +136,7 @@ def test_a_toolkit_that_cannot_be_told_is_said(served: Callable[..., Custom]) ->
 
 
 @pytest.mark.peer("inference-toolkit")
-def test_a_toolkit_is_told_from_what_a_model_is_made_of() -> None:
+def test_a_toolkit_is_detected_from_the_files_of_a_model() -> None:
     """Alone, or with what belongs to it."""
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=0, n_embd=2, n_head=1, vocab_size=3))
     assert of(torch.nn.Linear(1, 1), None) is Toolkit.PYTORCH

@@ -198,7 +198,7 @@ def test_what_is_selected_is_written_as_labels_of_records(serve: Serve) -> None:
 
 
 @pytest.mark.peer("xgboost-container", differs="The setting is a mistake; the container answers NaN for it.")
-def test_a_key_that_the_objective_has_not_is_told_at_load(serve: Serve) -> None:
+def test_a_key_that_the_objective_lacks_is_an_error_at_the_load(serve: Serve) -> None:
     """With those it has; never NaN in an answer."""
     for keys in ("probability", "predicted_score,labels", "predicted_scores"):
         with pytest.raises(ModelUnusable, match=r"from reg:squarederror, which has: predicted_score$") as refused:
