@@ -16,6 +16,7 @@ import io
 import logging
 import mmap
 import os
+import struct
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ PUNCHED = 1 << 20  # bytes that have been read before their memory is given back
 PUNCH_HOLE_KEEP_SIZE = 3
 LINE_BUFFERED = 1  # _IOLBF
 _LIBC = ctypes.CDLL(None)
+_STEP = struct.Struct("<QH")  # the number of the step, and the length of the ids behind it
 
 
 def create() -> int:
@@ -140,10 +142,11 @@ class _Capture(_File):
         self._step = 0
 
     def begin(self, requests: Sequence[str]) -> None:
-        self.flush()
+        if os.lseek(self.fd, 0, os.SEEK_END) != self._end:  # as in `flush`, without its call: once for each request
+            self.flush()
         ids = (requests[0] if len(requests) == 1 else "\n".join(requests)).encode("ascii", "replace")[: PAGE - IDS]
         self._step += 1
-        self._head[8 : IDS + len(ids)] = self._step.to_bytes(8, "little") + len(ids).to_bytes(2, "little") + ids
+        self._head[8 : IDS + len(ids)] = _STEP.pack(self._step, len(ids)) + ids
 
     def flush(self) -> None:
         if os.lseek(self.fd, 0, os.SEEK_END) == self._end:

@@ -228,8 +228,8 @@ class Batches:
         while self._pending:
             job = self._pending.popleft()
             left = job.request.deadline - now
-            fresh = job.waited.for_model(now) <= FRESH_SECONDS
-            if not job.begun_monotonic and (left <= 0 or (left < self._batch_seconds and not fresh)):
+            # First the cheap test: it is made for each waiting request before each batch.
+            if (left <= 0 or left < self._batch_seconds) and self._too_late(job, left, now):
                 job.fail(deadline_exceeded(job.waited, now, self._batch_seconds))
             elif not batch:
                 batch.append(job)
@@ -240,6 +240,11 @@ class Batches:
                 others.append(job)
         self._pending = others
         return batch
+
+    @staticmethod
+    def _too_late(job: ConnectionJob, left: float, now: float) -> bool:
+        """Whether a job with less time left than a batch takes is refused: not if it has begun, or has just come."""
+        return not job.begun_monotonic and (left <= 0 or job.waited.for_model(now) > FRESH_SECONDS)
 
     def _outcomes(self, batch: list[ConnectionJob]) -> Sequence[Reply | ServeError | None]:
         """One outcome for each job. If the batch raises, its jobs run one by one, so that only the faulty one fails."""
