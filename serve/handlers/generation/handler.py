@@ -17,6 +17,7 @@ from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.parameters import Prompt
+from serve.handlers.generation.passes import pass_of
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
@@ -46,7 +47,7 @@ class TextGeneration:
                 weights.pack(self._model)
             weights.fuse_activations(self._model)
             self._max_batch = model.max_batch
-            self._decoder, self._compatible = Decoder(self._model), transformers_generate.compatible
+            self._decoder, self._compatible = Decoder(pass_of(self._model)), transformers_generate.compatible
         else:  # the model as transformers runs it, one sequence at a time
             independence.report(model.name, self._model, alone)
             self._max_batch = 1
