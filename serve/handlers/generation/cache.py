@@ -28,7 +28,7 @@ class Extent:
         self.rows = 0
         self.start = 0  # the first column that the pass writes, in all rows
         self.width = 0  # columns that attention may use
-        self.columns: Tensor | None = None  # the column that it writes in each row, if they differ
+        self.columns: Tensor | None = None  # the columns that it writes in each row, [rows, count], if they differ
         self._targets: dict[tuple[int, int], Tensor] = {}
 
     def set(self, start: int, width: int, columns: Tensor | None = None) -> None:
@@ -39,7 +39,7 @@ class Extent:
         """The indices of `columns` in storage viewed as a list of vectors; computed once for all layers of a shape."""
         if (heads, held) not in self._targets:
             rows = torch.arange(self.rows * heads, device=columns.device).view(self.rows, heads) * held
-            self._targets[heads, held] = (rows + columns[:, None]).view(-1)
+            self._targets[heads, held] = (rows[:, :, None] + columns[:, None]).view(-1)
         return self._targets[heads, held]
 
 
@@ -116,7 +116,7 @@ class RowCache(Cache):
         self.extent.set(start, start + count)
 
     def write_at_each(self, columns: Tensor, widest: int) -> None:
-        """The next pass writes one column in each row; `widest` is the last of `columns`."""
+        """The next pass writes these columns, [rows, count]; `widest` is the last of them."""
         self.extent.set(widest, widest + 1, columns)
 
     def adopt(self, other: "RowCache", lengths: Sequence[int]) -> None:

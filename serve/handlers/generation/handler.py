@@ -10,6 +10,7 @@ from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
+from serve.handlers.generation.passes import pass_of
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import independence, pretrained
@@ -32,7 +33,9 @@ class TextGeneration:
             if model.options.pack and weights.packable(network):
                 weights.pack(network)
             weights.fuse_activations(network)
-            self.engine = Engine(network, texts, Decoder(network), model.max_batch, transformers_generate.compatible)
+            self.engine = Engine(
+                network, texts, Decoder(pass_of(network)), model.max_batch, transformers_generate.compatible
+            )
         else:  # the model as transformers runs it, one sequence at a time
             independence.report(model.name, network, alone)
             lone = LoneDecoder(network)
