@@ -179,15 +179,22 @@ class Runners:
 
 
 def measure(model: ServedModel, runner: RunnerProcess) -> None:
-    """Measure a runner's private memory, read its device memory, and remember the peaks for the model's next load."""
+    """Measure a runner's memory, and remember the peak without its caches for the model's next load.
+
+    Private memory is measured; the runner itself reports its part of a GPU.
+    """
     runner.measured = time.monotonic()
     held = machine.private_bytes(runner.pid)
-    if held:
-        runner.bytes = held
+    if not held:
+        return
+    runner.bytes = held
+    caches = runner.slot.get("spare_bytes")
+    if runner.device is None:
+        model.peak_bytes = max(model.peak_bytes, held - caches)
+    else:
         model.peak_bytes = max(model.peak_bytes, held)
-    if runner.device is not None and held:
         runner.device_bytes = runner.slot.get("device_bytes")
-        model.peak_device_bytes = max(model.peak_device_bytes, runner.device_bytes)
+        model.peak_device_bytes = max(model.peak_device_bytes, runner.device_bytes - caches)
 
 
 def check_spare_files(fresh: socket.socket) -> None:

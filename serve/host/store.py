@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 # files of the models.
 SPARE_DISK = 256 * MB
 # Seconds that a load waits for idle victims before busy runners are retired; then as long for those to exit, before
-# idle runners are evicted in their place.
+# idle runners are evicted in their place. Also for a runner that was asked to free its caches.
 PATIENCE = 1.0
 # A start is given up after so many failed loads in a row of one preloaded model (with their pauses 15 s and the loads),
 # or at a failure after so many seconds: SageMaker waits 480 s for the first successful /ping.
@@ -236,7 +236,7 @@ class Store:
                 self._begin(model)
 
     def _admit(self) -> None:
-        """Start the waiting loads that fit, and evict for those that do not, oldest first.
+        """Start the waiting loads that fit, and free memory for those that do not, oldest first.
 
         Each decision (serve.host.eviction) is carried out before the next is made, so that the next one sees it.
         """
@@ -260,6 +260,7 @@ class Store:
                 self._stop_waiting(model)
                 self._start_runners(model, need, decision.devices)
                 continue
+            self._shrink(decision.shrink, model.name)
             for number in decision.victims:
                 self._evict(self.runners.alive[number], "to load another model", model.name)
             # Later requests in the queue may only use memory that this one does not need (no starvation).
@@ -288,7 +289,7 @@ class Store:
             model.fail(failure)
 
     def heard(self, runner: RunnerProcess) -> None:
-        """Act on a runner's messages: it is ready, its load failed, or its device is lost."""
+        """Act on a runner's messages: it is ready, its load failed, its device is lost, or its caches are freed."""
         if runner.number not in self.runners.alive:
             return
         model = self.models[runner.model]
@@ -300,6 +301,8 @@ class Store:
                 runner.kill_reason = message["lost"]
                 runner.retire()
                 self.changed.add(model)
+            elif "shrunk" in message:
+                self._shrunk(model, runner)
             elif runner.phase is Phase.LOADING:
                 self._ready(model, runner, message["ready"]["seconds"])
 
@@ -340,7 +343,7 @@ class Store:
         held = [share(Need(bytes=runner.bytes, device_bytes=runner.device_bytes), runner.device)]
         if self._multi_model:  # no other model may be evicted
             held = self._held() + self._reserved(besides=model)
-        return any(sum(each.bytes for each in shares) > budget for budget, shares in self._pools(held))
+        return any(sum(each.bytes - each.spare for each in shares) > budget for budget, shares in self._pools(held))
 
     def _pools(self, held: Sequence[Held]) -> Iterator[tuple[int, Sequence[Held]]]:
         """The budget of memory and of each GPU, with the runners' shares in it as their bytes."""
@@ -349,17 +352,34 @@ class Store:
             yield budget, on_device(device, held)
 
     def _keep_within_budget(self, just_loaded: RunnerProcess | None = None) -> None:
-        """Evict the least recently used runners while measured bytes exceed the budget: estimates were too low.
+        """Free caches, then evict the least recently used runners, while measured bytes exceed the budget.
 
-        A runner that has just loaded is spared: the requests that wait for it have not been accepted yet.
+        Estimates were too low, or models have grown. A runner that has just loaded is spared: the requests that wait
+        for it have not been accepted yet.
         """
         by = just_loaded.model if just_loaded else None
         for budget, shares in self._pools(self._held()):
             spared = [each for each in shares if just_loaded and each.runner == just_loaded.number]
             others = [each for each in shares if each not in spared]
-            for number in plan(0, budget - sum(each.bytes for each in spared), others, patient=True).victims:
+            decision = plan(0, budget - sum(each.bytes for each in spared), others, patient=True)
+            self._shrink(decision.shrink, by)
+            for number in decision.victims:
                 if self.runners.alive[number].phase is not Phase.RETIRING:  # evicted for another resource
                     self._evict(self.runners.alive[number], "over the budget", by)
+
+    def _shrink(self, numbers: Sequence[int], by: str | None) -> None:
+        """Ask these runners to free their caches."""
+        for number in numbers:
+            runner = self.runners.alive[number]
+            extra = {"model": runner.model, "bytes": runner.spare(), "for": by}
+            log.info("caches freed", extra=extra)
+            runner.shrink()
+
+    def _shrunk(self, model: ServedModel, runner: RunnerProcess) -> None:
+        """A runner has freed its caches: measure it, and admit waiting loads, or evict for them."""
+        runner.shrinking = 0.0
+        measure(model, runner)
+        self._admit()
 
     def _evict(self, runner: RunnerProcess, reason: str, by: str | None = None) -> None:
         model = self.models[runner.model]
@@ -388,6 +408,9 @@ class Store:
                 slow=each.phase is Phase.RETIRING and now - each.retired > PATIENCE,
                 device=each.device,
                 device_bytes=each.device_bytes,
+                spare=each.spare() if each.device is None else 0,  # caches lie where the model does
+                device_spare=0 if each.device is None else each.spare(),
+                shrinking=each.phase is Phase.READY and 0 < each.shrinking > now - PATIENCE,
             )
             for each in self.runners.alive.values()
         ]
