@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from serve.handlers.generation.decoder import TokenSteps
+from serve.handlers.generation.cache import Move
+from serve.handlers.generation.decoder import ForkingSteps
 from serve.handlers.huggingface import independence
 
 
@@ -28,7 +29,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
     return independence.obstacle(model, independence.PADDED_GENERATE)
 
 
-def steps_of(model: PreTrainedModel) -> TokenSteps:
+def steps_of(model: PreTrainedModel) -> ForkingSteps:
     """The TokenSteps of a model without an obstacle. Its prompts are EncoderDecoderPrompts."""
     return Cohorts(model)
 
@@ -166,7 +167,7 @@ class Cohorts:
         cohort.select([*range(count), *[at] * copies])
         self._rows += [(cohort, count + copy) for copy in range(copies)]
 
-    def rearrange(self, moves: Sequence[tuple[int, int, int]]) -> None:
+    def rearrange(self, moves: Sequence[Move]) -> None:
         """Give each row `target` the content of the row `source`, all at once; both have equal lengths.
 
         Args:
