@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from serve.handlers.generation import encoder_decoder, weights
+from serve.handlers.generation import encoder_decoder
 from serve.handlers.generation.encoder_decoder import EncoderDecoder, EncoderDecoderPrompt
+from serve.handlers.huggingface import linear
 from serve.handlers.huggingface.independence import PADDED_GENERATE
 from tests.unit.test_seq2seq_architectures import ALONE, COMPOSED, TYPES, tiny
 
@@ -55,7 +56,7 @@ class Walk:
         self.plain = copy.deepcopy(model)
         if packed:
             encoder_decoder.merge_products(model)
-            weights.pack(model)
+            linear.pack(model)
         self.steps: Any = encoder_decoder.steps_of(model)
         self.rows: list[Row] = []
         self.far = 0.0  # the largest difference of logits, in standard deviations
