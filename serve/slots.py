@@ -21,6 +21,7 @@ FIELDS = (
     # compares it with the arrival of a request that broke off: a later one cannot have begun, and is safe to retry.
     "begun_arrival_epoch_ms",
     "exhausted",  # consecutive answers with status 507
+    "spare_bytes",  # of caches that the runner frees when the host asks for memory
     "requests",  # answered or refused
     "client_errors",
     "server_errors",

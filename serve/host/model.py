@@ -32,7 +32,7 @@ TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 # The x bit of the socket file means "callers may connect": without it, nginx (-x) and web workers treat it as absent.
 CLOSED, OPEN = 0o600, 0o700
 MOMENTARY = (
-    *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted"),
+    *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted", "spare_bytes"),
     *("cold_since", "cold_until"),
 )
 SUMMED = tuple(field for field in FIELDS if field not in MOMENTARY)
@@ -72,6 +72,7 @@ class RunnerProcess:
         self.pid = 0
         self.since = time.monotonic()
         self.retired = 0.0  # time.monotonic() when it was asked to exit
+        self.shrinking = 0.0  # time.monotonic() when it was asked to free its caches; 0 once it has answered
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
         self.kill_reason = ""  # why it exits, if the host knows that before it does
         self.reported_failure = False
@@ -87,6 +88,18 @@ class RunnerProcess:
             self.control.send(b"retire")
         except OSError:
             pass  # it has exited; the forkserver is about to report that
+
+    def shrink(self) -> None:
+        """Ask the runner to free its caches. It answers `shrunk` when the memory is free."""
+        self.shrinking = time.monotonic()
+        try:
+            self.control.send(b"shrink")
+        except OSError:
+            pass  # it has exited, or does not read its channel: its answer is not waited for without end
+
+    def spare(self) -> int:
+        """Bytes of caches that the runner frees when it is asked, and has not been asked for."""
+        return 0 if self.shrinking or self.phase is not Phase.READY else min(self.slot.get("spare_bytes"), self.bytes)
 
     def kill(self, reason: str) -> None:
         self.kill_reason = reason
@@ -312,6 +325,7 @@ class ServedModel:
             "state": state,
             "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
+            "cacheBytes": sum(each.slot.get("spare_bytes") for each in self.runners),
             "estimatedBytes": self.config.bytes if self.config else None,
             "peakBytes": self.peak_bytes or None,
             "runners": len(self.runners),

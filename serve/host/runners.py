@@ -168,12 +168,12 @@ class Runners:
 
 
 def measure(model: ServedModel, runner: RunnerProcess) -> None:
-    """Measure a runner's private memory, and remember the peak for the model's next load."""
+    """Measure a runner's private memory, and remember the peak without its caches for the model's next load."""
     runner.measured = time.monotonic()
     held = machine.private_bytes(runner.pid)
     if held:
         runner.bytes = held
-        model.peak_bytes = max(model.peak_bytes, held)
+        model.peak_bytes = max(model.peak_bytes, held - runner.slot.get("spare_bytes"))
 
 
 def check_spare_files(fresh: socket.socket) -> None:

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 # files of the models.
 SPARE_DISK = 256 * MB
 # Seconds that a load waits for idle victims before busy runners are retired; then as long for those to exit, before
-# idle runners are evicted in their place.
+# idle runners are evicted in their place. Also for a runner that was asked to free its caches.
 PATIENCE = 1.0
 # A start is given up after so many failed loads in a row of one preloaded model (with their pauses 15 s and the loads),
 # or at a failure after so many seconds: SageMaker waits 480 s for the first successful /ping.
@@ -221,7 +221,7 @@ class Store:
                 self._begin(model)
 
     def _admit(self) -> None:
-        """Start the waiting loads that fit, and evict for those that do not, oldest first.
+        """Start the waiting loads that fit, and free memory for those that do not, oldest first.
 
         Each decision (serve.host.eviction) is carried out before the next is made, so that the next one sees it.
         """
@@ -238,6 +238,7 @@ class Store:
                 self._stop_waiting(model)
                 self._start_runners(model)
                 continue
+            self._shrink(decision.shrink, model.name)
             for number in decision.victims:
                 self._evict(self.runners.alive[number], "to load another model", model.name)
             # Later requests in the queue may only use memory that this one does not need (no starvation).
@@ -259,7 +260,7 @@ class Store:
             model.fail(failure)
 
     def heard(self, runner: RunnerProcess) -> None:
-        """Act on a runner's messages: it is ready, its load failed, or its device is lost."""
+        """Act on a runner's messages: it is ready, its load failed, its device is lost, or its caches are freed."""
         if runner.number not in self.runners.alive:
             return
         model = self.models[runner.model]
@@ -271,6 +272,8 @@ class Store:
                 runner.kill_reason = message["lost"]
                 runner.retire()
                 self.changed.add(model)
+            elif "shrunk" in message:
+                self._shrunk(model, runner)
             elif runner.phase is Phase.LOADING:
                 self._ready(model, runner, message["ready"]["seconds"])
 
@@ -304,20 +307,37 @@ class Store:
     def _too_large(self, model: ServedModel, runner: RunnerProcess) -> bool:
         """Whether a runner that has just loaded holds more, as measured, than the budget has for it."""
         if self._multi_model:  # no other model may be evicted
-            reserved = sum(each.bytes for each in self._reserved(besides=model))
-            return self.runners.used() + reserved > self._budget
+            others = self._held() + self._reserved(besides=model)
+            return sum(each.bytes - each.spare for each in others) > self._budget
         return runner.bytes > self._budget
 
     def _keep_within_budget(self, just_loaded: RunnerProcess | None = None) -> None:
-        """Evict the least recently used runners while measured bytes exceed the budget: estimates were too low.
+        """Free caches, then evict the least recently used runners, while measured bytes exceed the budget.
 
-        A runner that has just loaded is spared: the requests that wait for it have not been accepted yet.
+        Estimates were too low, or models have grown. A runner that has just loaded is spared: the requests that wait
+        for it have not been accepted yet.
         """
         held = [each for each in self._held() if just_loaded is None or each.runner != just_loaded.number]
         budget = self._budget - (just_loaded.bytes if just_loaded else 0)
-        for number in plan(0, budget, held, patient=True).victims:
-            by = just_loaded.model if just_loaded else None
+        decision = plan(0, budget, held, patient=True)
+        by = just_loaded.model if just_loaded else None
+        self._shrink(decision.shrink, by)
+        for number in decision.victims:
             self._evict(self.runners.alive[number], "over the budget", by)
+
+    def _shrink(self, numbers: Sequence[int], by: str | None) -> None:
+        """Ask these runners to free their caches."""
+        for number in numbers:
+            runner = self.runners.alive[number]
+            extra = {"model": runner.model, "bytes": runner.spare(), "for": by}
+            log.info("caches freed", extra=extra)
+            runner.shrink()
+
+    def _shrunk(self, model: ServedModel, runner: RunnerProcess) -> None:
+        """A runner has freed its caches: measure it, and admit waiting loads, or evict for them."""
+        runner.shrinking = 0.0
+        measure(model, runner)
+        self._admit()
 
     def _evict(self, runner: RunnerProcess, reason: str, by: str | None = None) -> None:
         model = self.models[runner.model]
@@ -344,6 +364,8 @@ class Store:
                 loading=each.phase is Phase.LOADING,
                 retiring=each.phase is Phase.RETIRING,
                 slow=each.phase is Phase.RETIRING and now - each.retired > PATIENCE,
+                spare=each.spare(),
+                shrinking=each.phase is Phase.READY and 0 < each.shrinking > now - PATIENCE,
             )
             for each in self.runners.alive.values()
         ]

@@ -77,7 +77,8 @@ def run(
     paths = (*getattr(handler, "paths", (INVOCATIONS,)), *OPEN_INFERENCE)
     addressee = Addressee(config.names(), settings.model_field, paths)
     capture.end()
-    loop = Loop(engine, addressee, listener, control, slot, settings, ColdStart.ended_now(slot), stepwise=stepwise)
+    cold, caches = ColdStart.ended_now(slot), getattr(handler, "caches", None)
+    loop = Loop(engine, addressee, listener, control, slot, settings, cold, stepwise=stepwise, caches=caches)
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)

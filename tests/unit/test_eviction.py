@@ -101,6 +101,41 @@ def held(runner: int, size: int, used: int, **more: object) -> Held:
             Plan(fits=False),
             id="no eviction if the model would still not fit",
         ),
+        pytest.param(
+            [held(1, 50, 1), held(2, 50, 2, spare=20)],
+            20,
+            True,
+            Plan(fits=False, shrink=(2,)),
+            id="a cache before the least recently used model",
+        ),
+        pytest.param(
+            [held(1, 50, 3, spare=20, pinned=True), held(2, 25, 1, spare=9, in_flight=1), held(3, 25, 2, spare=20)],
+            25,
+            True,
+            Plan(fits=False, shrink=(3, 1)),
+            id="as many caches as needed, of idle runners first, pinned ones too",
+        ),
+        pytest.param(
+            [held(1, 50, 1), held(2, 50, 2, spare=20)],
+            60,
+            True,
+            Plan(fits=False, shrink=(2,)),
+            id="caches first even if they are not enough",
+        ),
+        pytest.param(
+            [held(1, 50, 1), held(2, 50, 2, shrinking=True)],
+            20,
+            True,
+            Plan(fits=False),
+            id="no eviction while a runner frees its caches",
+        ),
+        pytest.param(
+            [held(1, 40, 1, retiring=True), held(2, 60, 2, spare=20)],
+            30,
+            True,
+            Plan(fits=False),
+            id="no cache is freed if retiring runners are enough",
+        ),
     ],
 )
 def test_plan(holding: list[Held], need: int, patient: bool, expected: Plan) -> None:
@@ -119,7 +154,9 @@ runners = st.lists(
         loading=st.booleans(),
         retiring=st.booleans(),
         slow=st.booleans(),
-    ).map(lambda each: each if each.retiring else replace(each, slow=False)),
+        spare=st.sampled_from((0, 0, 0, 1, 20)),
+        shrinking=st.sampled_from((False, False, False, True)),
+    ).map(lambda each: replace(each, slow=each.slow and each.retiring, spare=min(each.spare, each.bytes))),
     max_size=8,
     unique_by=lambda each: each.runner,
 )
@@ -127,7 +164,7 @@ runners = st.lists(
 
 @given(runners, st.integers(1, 200), st.booleans())
 def test_no_victim_is_pinned_loading_retiring_or_needless(holding: list[Held], need: int, patient: bool) -> None:
-    """For any runners: victims are evictable, are enough, and none of them could have stayed."""
+    """For any runners: victims are evictable, are enough, and none of them could have stayed; caches went before."""
     decision = plan(need, 100, holding, patient=patient)
     by_number = {each.runner: each for each in holding}
     victims = [by_number[number] for number in decision.victims]
@@ -141,13 +178,15 @@ def test_no_victim_is_pinned_loading_retiring_or_needless(holding: list[Held], n
     assert decision.fits == (need <= free)
     assert not any(each.pinned or each.loading or each.retiring for each in victims)
     assert not (patient and any(each.in_flight for each in victims))
+    assert not (decision.shrink and decision.victims)
     if victims:
+        assert not any(each.shrinking or (each.spare and not (each.loading or each.retiring)) for each in holding)
         assert need <= freed
         assert all(need > freed - each.bytes for each in victims)
 
 
 def test_only_pinned_memory_is_permanent() -> None:
-    """A model can fit if evicting every runner that is not pinned is enough."""
-    holding = [held(1, 40, 1, pinned=True), held(2, 60, 2, in_flight=5)]
+    """A model can fit if it is enough to evict every runner that is not pinned, and to free the others' caches."""
+    holding = [held(1, 45, 1, pinned=True, spare=5), held(2, 55, 2, in_flight=5)]
     assert can_ever_fit(60, 100, holding)
     assert not can_ever_fit(61, 100, holding)
