@@ -112,7 +112,7 @@ def _models(directory: Path, lanes: tuple[str, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def server(start_shared: Start, shared_models: Path) -> Server:
-    _models(shared_models, ("straight", "path", "flask", "stream", "lines"))
+    _models(shared_models, ("straight", "path", "body", "flask", "stream", "lines"))
     tiny.chat(shared_models / "chat")
     return start_shared(shared_models)
 
