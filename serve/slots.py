@@ -32,6 +32,7 @@ FIELDS = (
     "work_ns",  # inside the handler, summed over decodings and batches
     "batch_items",
     "streams",
+    "device_bytes",  # of a GPU's memory, that this runner holds now; 0: it uses none
     # Written by the host: the time (time.monotonic_ns()) in which no runner of the model was ready. 0: there was none,
     # or this runner is the one that ends it.
     "cold_since",

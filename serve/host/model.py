@@ -17,7 +17,8 @@ from serve import log as serve_log
 from serve.capture import Captured
 from serve.catalog.catalog import Entry
 from serve.catalog.model_config import ModelConfig
-from serve.errors import ModelFailed, ServeError
+from serve.errors import ModelFailed, ModelUnusable, ServeError
+from serve.host.eviction import Held
 from serve.slots import FIELDS, Slot
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 CLOSED, OPEN = 0o600, 0o700
 MOMENTARY = (
     *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted", "spare_bytes"),
-    *("cold_since", "cold_until"),
+    *("device_bytes", "cold_since", "cold_until"),
 )
 SUMMED = tuple(field for field in FIELDS if field not in MOMENTARY)
 
@@ -63,11 +64,13 @@ class Eviction:
 class RunnerProcess:
     """A runner from its order to its exit. `number` is its slot, and identifies it before its process id is known."""
 
-    def __init__(self, number: int, model: str, slot: Slot, reserved: int) -> None:
+    def __init__(self, number: int, model: str, slot: Slot, reserved: Held) -> None:
         self.number = number
         self.model = model
         self.slot = slot
-        self.bytes = reserved  # an estimate until it is measured
+        self.bytes = reserved.bytes  # an estimate until it is measured
+        self.device = reserved.device  # the number of its GPU
+        self.device_bytes = reserved.device_bytes  # of that GPU's memory; an estimate until it is measured
         self.phase = Phase.LOADING
         self.pid = 0
         self.since = time.monotonic()
@@ -167,6 +170,9 @@ class ServedModel:
         self.runners: list[RunnerProcess] = []
         self.peak_bytes = 0  # the most that one runner held when measured; 0 before the first measurement
         self.bytes_at_ready = 0  # the same, measured right after the last load
+        self.peak_device_bytes = 0  # as `peak_bytes`, of a GPU's memory
+        self.device_bytes_at_ready = 0
+        self.device: int | None = None  # the GPU of the runner that was started last
         self.loads = 0
         self.load_seconds = 0.0
         self.evictions = 0
@@ -212,6 +218,33 @@ class ServedModel:
     def bytes_each(self) -> int:
         """Bytes to reserve for one more runner."""
         return self.peak_bytes or (self.config.bytes if self.config else 0)
+
+    def device_bytes_each(self) -> int:
+        """Bytes of a GPU's memory to reserve for one more runner."""
+        return self.peak_device_bytes or (self.config.device_bytes if self.config else 0)
+
+    def devices(self, count: int) -> tuple[int, ...]:
+        """The GPUs, of `count`, that its runners may be placed on; none: they run on the processor.
+
+        Raises ModelUnusable if its model.toml asks for a GPU that is not there, or that its handler does not use.
+        """
+        assert self.config is not None
+        asked, uses = self.config.device, self.config.device_bytes > 0
+        if asked == "cpu" or (asked is None and not uses):
+            return ()
+        if asked is None:
+            return tuple(range(count))
+        if not uses:
+            message = f"model.toml: device is {asked!r}, and the handler {self.config.handler} uses no GPU"
+            raise ModelUnusable(message, hint="remove `device`")
+        number = int(asked.partition(":")[2] or 0)
+        if number >= count:
+            there = ", ".join(f"cuda:{each}" for each in range(count)) or "none"
+            raise ModelUnusable(
+                f"model.toml: device is {asked!r}; the GPUs of this server: {there}",
+                hint="remove `device`, or use an instance with GPUs and an image built with --build-arg TORCH=cu130",
+            )
+        return tuple(range(count)) if asked == "cuda" else (number,)
 
     # Failures.
 
@@ -328,6 +361,8 @@ class ServedModel:
             "cacheBytes": sum(each.slot.get("spare_bytes") for each in self.runners),
             "estimatedBytes": self.config.bytes if self.config else None,
             "peakBytes": self.peak_bytes or None,
+            "devices": sorted({each.device for each in self.runners if each.device is not None}),
+            "deviceBytes": sum(each.device_bytes for each in self.runners),
             "runners": len(self.runners),
             "copies": self.copies,
             "pinned": self.pinned,

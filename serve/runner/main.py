@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, cast
 
-from serve import capture, errors
+from serve import capture, devices, errors
 from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import ModelConfig, decoded
 from serve.catalog.scan import real
@@ -79,6 +79,7 @@ def run(
     capture.end()
     cold, caches = ColdStart.ended_now(slot), getattr(handler, "caches", None)
     loop = Loop(engine, addressee, listener, control, slot, settings, cold, stepwise=stepwise, caches=caches)
+    devices.report(slot)
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)
