@@ -17,7 +17,7 @@ from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.parameters import Prompt
-from serve.handlers.generation.passes import pass_of
+from serve.handlers.generation.passes import merge_products, pass_of
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
@@ -44,6 +44,7 @@ class TextGeneration:
         self._compatible: Callable[[Prompt], Hashable]  # prompts with equal keys share a `generate`
         if alone is None:
             if model.options.pack and weights.packable(self._model):
+                merge_products(self._model)
                 weights.pack(self._model)
             weights.fuse_activations(self._model)
             self._max_batch = model.max_batch
