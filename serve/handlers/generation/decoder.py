@@ -1,14 +1,14 @@
 """A causal language model over a batch of rows: prompts are prefilled apart, each step adds a token to each row."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from serve.handlers.generation import masks
-from serve.handlers.generation.cache import RowCache
+from serve.handlers.generation.cache import Move, RowCache
 from serve.handlers.generation.passes import Pass
 from serve.handlers.generation.passes.modules import windows
 from serve.handlers.huggingface import independence
@@ -47,7 +47,7 @@ class TokenSteps(Protocol):
     Rows are numbered from 0. When a row leaves, the last row takes its number.
     """
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> Any: ...
+    def begin(self, prompts: Sequence[Any]) -> Any: ...
 
     def advance(self, prefill: Any, most: int) -> Tensor | None:
         """Compute about `most` columns; returns the logits [rows, vocabulary] if the prefill is complete."""
@@ -62,6 +62,17 @@ class TokenSteps(Protocol):
 
     def forget(self) -> None:
         """Undo what earlier passes left in the model, before a `generate`."""
+
+
+@runtime_checkable
+class ForkingSteps(TokenSteps, Protocol):
+    """TokenSteps of a decoder whose rows can be copied, for beam search."""
+
+    def fork(self, row: int, copies: int) -> None:
+        """Append copies of a row, as the last rows."""
+
+    def rearrange(self, moves: Sequence[Move]) -> None:
+        """Give rows the content of other rows. No target is the source of another move."""
 
 
 class Prefill:
@@ -146,6 +157,17 @@ class Decoder:
         self.lengths.pop()
         if not self.lengths:
             self.reset()
+
+    def fork(self, row: int, copies: int) -> None:
+        """Append copies of a row, as the last rows."""
+        self.cache.fork(row, copies, self.lengths[row])
+        self.lengths += [self.lengths[row]] * copies
+
+    def rearrange(self, moves: Sequence[Move]) -> None:
+        """Give rows the content of other rows. No target is the source of another move."""
+        self.cache.rearrange(moves, self.lengths)
+        for target, source, _ in moves:
+            self.lengths[target] = self.lengths[source]
 
     def forget(self) -> None:
         """Nothing: proven models keep nothing."""
