@@ -82,7 +82,7 @@ def _body(connection: wire.Connection, limit: int) -> bytes:
 
 
 class Addressee:
-    """Checks that a request is addressed to this model: on the straight lane nginx reads neither path nor body."""
+    """Checks that a request is addressed to this model: no web worker has checked a request on the straight lane."""
 
     def __init__(self, known_as: Sequence[str], field: str, paths: Sequence[str]) -> None:
         self._known = frozenset(known_as)
