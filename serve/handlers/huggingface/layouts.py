@@ -7,7 +7,7 @@
 All of them compute [..., in] -> [..., out] in the precision of the input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
@@ -47,11 +47,13 @@ class Layout(Protocol):
 
 
 class Plain:
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    def __init__(self, parts: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        """`parts`: weights and biases whose outputs are side by side."""
+        self._parts = parts
 
     def __call__(self, rows: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
-        product = _FORMS[activation].apply(functional.linear(rows, self._weight, self._bias))
+        products = [functional.linear(rows, weight, bias) for weight, bias in self._parts]
+        product = _FORMS[activation].apply(products[0] if len(products) == 1 else torch.cat(products, -1))
         return product if residual is None else product.add_(residual)
 
 

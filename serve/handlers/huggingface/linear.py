@@ -4,9 +4,10 @@ A plain weight that is mapped from its file is page cache: it may stay beside a 
 private memory is freed as soon as its packed form exists, so that at most one layer is held twice.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,13 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from serve.errors import ModelUnusable
+from serve.handlers.huggingface.layout_times import Memory, int8_slowness, packed_by_rows
 from serve.handlers.huggingface.layouts import Activation, Int8, Layout, Packed, Plain
 
 # A layer with fewer outputs is the last of a classifier: it is small, and its precision is that of the answer.
 MIN_OUTPUTS = 16
+SMALL = 1 << 20  # weights of a model that is too small to be measured: it is packed
+SLOWEST = 2.0  # times that of a float32 product: a slower product of 8 bits is not served
 
 
 class Linear(nn.Module):
@@ -40,17 +44,42 @@ class Linear(nn.Module):
         return self._by_rows[min(rows, self._last) - 1](hidden, activation, residual)
 
 
+class SideBySide(nn.Module):
+    """Linear layers over one input, whose outputs are side by side. `pack` and `quantize` make one Linear of them."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.cat([layer(hidden) for layer in self.layers], -1)
+
+
 class LinearLayer(NamedTuple):
     """A linear layer of a model, and where it is: attribute `name` of the module `parent`."""
 
     parent: nn.Module
     name: str
-    module: nn.Module
-    weight: Tensor  # [out, in]
-    bias: Tensor | None
+    parts: list[tuple[Tensor, Tensor | None]]  # weights [out, in] and biases, side by side
 
-    def replace(self, module: nn.Module) -> None:
-        setattr(self.parent, self.name, module)
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(len(weight) for weight, _ in self.parts), self.parts[0][0].shape[1]
+
+    def weight(self) -> Tensor:
+        """[out, in]; a copy where there are several parts."""
+        weights = [weight for weight, _ in self.parts]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def bias(self) -> Tensor | None:
+        biases = [bias for _, bias in self.parts if bias is not None]
+        return None if not biases else biases[0] if len(self.parts) == 1 else torch.cat(biases)
+
+    def replace(self, by_rows: list[Layout], *, plain: bool) -> None:
+        """`plain`: the tensor as it was loaded stays, for code of transformers that looks at it."""
+        outputs, inputs = self.shape
+        weight = self.parts[0][0] if plain and len(self.parts) == 1 else None
+        setattr(self.parent, self.name, Linear(inputs, outputs, by_rows, weight))
 
 
 def linear_layers(model: nn.Module) -> Iterator[LinearLayer]:
@@ -63,12 +92,23 @@ def linear_layers(model: nn.Module) -> Iterator[LinearLayer]:
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) in (nn.Linear, Conv1D)
+        if type(child) in (nn.Linear, Conv1D, SideBySide)
     ]
+    # The layers of a SideBySide are parts of one.
+    inner = {
+        layer for parent, name in places if type(side := getattr(parent, name)) is SideBySide for layer in side.layers
+    }
+    places = [(parent, name) for parent, name in places if getattr(parent, name) not in inner]
+    del inner
     for parent, name in places:
-        module = getattr(parent, name)
-        weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-        yield LinearLayer(parent, name, module, weight.t() if type(module) is Conv1D else weight, bias)
+        yield LinearLayer(parent, name, _parts(getattr(parent, name)))
+
+
+def _parts(module: Any) -> list[tuple[Tensor, Tensor | None]]:
+    if type(module) is SideBySide:
+        return [part for layer in module.layers for part in _parts(layer)]
+    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    return [(weight.t() if type(module) is Conv1D else weight, bias)]
 
 
 def packable(model: PreTrainedModel) -> bool:
@@ -79,22 +119,53 @@ def packable(model: PreTrainedModel) -> bool:
     return supported and model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
 
 
-def pack(model: PreTrainedModel) -> int:
-    """Replace the linear layers of a CPU model by packed ones, and return how many were replaced.
+def pack(model: PreTrainedModel, *, always: bool = False, memory: Path | None = None) -> int:
+    """Give each linear layer of a CPU model its faster layouts, and return how many layers have a packed one.
 
     A head that shares its weight with the embedding gets a packed copy; the embedding keeps the weight.
+
+    Args:
+        always: pack without measuring. A plain weight serves no rows.
+        memory: the directory that keeps measured times.
     """
-    count = 0
     mapped = _mapped_weights()
+
+    def is_mapped(weight: Tensor) -> bool:
+        return any(weight.data_ptr() in addresses for addresses in mapped)
+
+    choices = {} if always else _choices(model, is_mapped, memory)
+    count = 0
     for layer in linear_layers(model):
-        outputs, inputs = layer.weight.shape
-        packed = Packed(layer.weight, layer.bias)
-        if any(layer.weight.data_ptr() in addresses for addresses in mapped):
-            layer.replace(Linear(inputs, outputs, [Plain(layer.weight, layer.bias), packed], layer.weight))
-        else:
-            layer.replace(Linear(inputs, outputs, [packed], None))
-        count += 1
+        by_rows = choices.get(_kind(layer, is_mapped), [True])
+        count += any(by_rows)
+        packed = Packed(layer.weight(), layer.bias()) if any(by_rows) else None
+        plain = None if all(by_rows) else Plain(layer.parts)
+        layouts = [packed if each else plain for each in by_rows]
+        stays = plain is not None or is_mapped(layer.parts[0][0])
+        layer.replace([each for each in layouts if each is not None], plain=stays)
     return count
+
+
+def _kind(layer: LinearLayer, is_mapped: Callable[[Tensor], bool]) -> tuple[Any, ...]:
+    """What layers with equal times have in common."""
+    weight = layer.parts[0][0]
+    return (*layer.shape, len(layer.parts), weight.stride(0) == 1, all(is_mapped(each) for each, _ in layer.parts))
+
+
+def _choices(
+    model: PreTrainedModel, is_mapped: Callable[[Tensor], bool], memory: Path | None
+) -> dict[tuple[Any, ...], list[bool]]:
+    """By the kind of a layer, whether the packed layout multiplies 1, 2... rows; kinds of little weight are absent."""
+    weights: dict[tuple[Any, ...], list[Tensor]] = {}
+    for layer in linear_layers(model):
+        weights.setdefault(_kind(layer, is_mapped), []).append(layer.parts[0][0])
+    sizes = {kind: kind[0] * kind[1] * len(each) for kind, each in weights.items()}
+    total, known = sum(sizes.values()), Memory(memory)
+    return {
+        kind: packed_by_rows(known.times(each), both=kind[-1])
+        for kind, each in weights.items()
+        if total > SMALL and sizes[kind] > total / 20
+    }
 
 
 def _mapped_weights() -> list[range]:
@@ -110,18 +181,28 @@ def _mapped_weights() -> list[range]:
 def quantize(model: PreTrainedModel) -> int:
     """Replace the linear layers of a model on the CPU by 8-bit ones, and return how many were replaced.
 
-    Embeddings and norms keep their precision. Raises ModelUnusable for a model on a GPU.
+    Embeddings and norms keep their precision. Raises ModelUnusable for a model on a GPU, and where the processor has no
+    fast product of 8 bits.
     """
     if model.device.type != "cpu":
         raise ModelUnusable(
             "model.toml: options.quantize is supported on CPUs only, and this model is on a GPU",
             hint="remove the option",
         )
+    layers = [layer for layer in linear_layers(model) if layer.shape[0] >= MIN_OUTPUTS]
+    if sum(math.prod(layer.shape) for layer in layers) > SMALL:
+        slowness = min(int8_slowness(layers[len(layers) // 2].parts[0][0], rows) for rows in (1, 16))
+        if slowness > SLOWEST:
+            raise ModelUnusable(
+                f"model.toml: options.quantize: a product of 8 bits takes {slowness:.1f} times as long as one of float32"
+                " on this processor, which has no instructions for it",
+                hint="remove the option; or use an instance with AVX512-VNNI or AMX (m5, c5 and later)",
+            )
+    del layers
     count = 0
     for layer in linear_layers(model):
-        if len(layer.weight) >= MIN_OUTPUTS:
-            outputs, inputs = layer.weight.shape
-            layer.replace(Linear(inputs, outputs, [Int8(layer.weight, layer.bias)], None))
+        if layer.shape[0] >= MIN_OUTPUTS:
+            layer.replace([Int8(layer.weight(), layer.bias())], plain=False)
             count += 1
     return count
 

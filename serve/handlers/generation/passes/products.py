@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import activations
 
 from serve.handlers.huggingface.layouts import Activation
-from serve.handlers.huggingface.linear import Linear
+from serve.handlers.huggingface.linear import Linear, SideBySide
 
 _FUSED: dict[type[nn.Module], Activation] = {
     activations.NewGELUActivation: "gelu_tanh",
@@ -59,9 +59,7 @@ class Merged(nn.Module):
         self.bounds = [0]
         for layer in layers:
             self.bounds.append(self.bounds[-1] + layer.out_features)
-        self.product: nn.Module = nn.Linear(layers[0].in_features, self.bounds[-1], device="meta")
-        self.product.weight = _parameter([layer.weight for layer in layers])
-        self.product.bias = None if layers[0].bias is None else _parameter([layer.bias for layer in layers])
+        self.product: nn.Module = SideBySide(layers)
         self._input: Tensor | None = None
         self._output: Tensor | None = None
 
@@ -108,7 +106,3 @@ class Joined:
         if len(self._products) == 1:
             return self._products[0](hidden)
         return torch.cat([product(hidden) for product in self._products], -1)
-
-
-def _parameter(parts: Sequence[Tensor]) -> nn.Parameter:
-    return nn.Parameter(torch.cat([part.detach() for part in parts]), requires_grad=False)

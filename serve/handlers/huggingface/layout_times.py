@@ -1,0 +1,153 @@
+"""Which layout multiplies how many rows: measured on pieces of the model's own weights, and remembered.
+
+No rule holds on two processors. For one row of GPT-2, plain float32 takes 11 ms and packed 18 on an Intel with AMX, 27
+and 22 on an AMD; from 4 rows on packed wins on both (2 threads, all products of a token).
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from serve.handlers.huggingface.layouts import Int8, Layout, Packed, Plain
+
+log = logging.getLogger(__name__)
+
+ROWS = (1, 4, 16, 64)
+# A packed copy takes as much private memory as the weight: it must save this part of the time, as the mean over ROWS.
+GAIN = 0.08
+PIECE = 4 << 20  # bytes of a weight that are measured: larger than a second-level cache, so a product reads memory
+PIECES = 4  # the first one prepares the kernel
+FILE = "layout-times.json"
+
+
+class Times(NamedTuple):
+    """Seconds of one product with each number of ROWS."""
+
+    plain: tuple[float, ...]
+    packed: tuple[float, ...]
+
+
+def packed_by_rows(times: Times, *, both: bool) -> list[bool]:
+    """Whether the packed layout multiplies 1, 2... rows; the last one holds for all larger numbers.
+
+    `both`: the plain weight may stay beside the packed one. [False]: packing does not pay.
+    """
+    if not both:
+        return [_mean_ratio(times.packed, times.plain) < 1]
+    if _mean_ratio(tuple(map(min, times.plain, times.packed)), times.plain) > 1 - GAIN:
+        return [False]
+    chosen = [_at(times.packed, rows) < _at(times.plain, rows) for rows in range(1, ROWS[-1] + 1)]
+    return chosen[:1] if len(set(chosen)) == 1 else chosen
+
+
+def _mean_ratio(these: Sequence[float], those: Sequence[float]) -> float:
+    return math.exp(sum(math.log(one / other) for one, other in zip(these, those, strict=True)) / len(these))
+
+
+def _at(seconds: Sequence[float], rows: int) -> float:
+    """Between two measured numbers of rows, the power law through both."""
+    for index in range(len(ROWS) - 1):
+        low, high = ROWS[index], ROWS[index + 1]
+        if rows <= high:
+            part = math.log(rows / low) / math.log(high / low)
+            return math.exp((1 - part) * math.log(seconds[index]) + part * math.log(seconds[index + 1]))
+    raise ValueError(rows)
+
+
+class Memory:
+    """Times that were measured before: by this process, or by another one that shares the directory."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._path = directory / FILE if directory else None
+        self._known: dict[str, Times] = {}
+        try:
+            if self._path is not None:
+                read = json.loads(self._path.read_bytes())
+                self._known = {key: Times(tuple(plain), tuple(packed)) for key, (plain, packed) in read.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            pass  # no times yet; a damaged file is written again
+
+    def times(self, weights: Sequence[Tensor]) -> Times:
+        """Those of weights of one shape, [out, in] each; they are measured where none are known."""
+        key = _key(weights[0])
+        if key not in self._known:
+            self._known[key] = measured(weights)
+            self._write()
+        return self._known[key]
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        try:
+            scratch = self._path.with_suffix(f".{os.getpid()}")
+            scratch.write_text(json.dumps(self._known))
+            scratch.replace(self._path)
+        except OSError as error:
+            log.warning("the times of layouts cannot be kept", extra={"error": str(error)})
+
+
+def measured(weights: Sequence[Tensor]) -> Times:
+    """Times of pieces of these weights. Each product is timed with weights that no product before it has used."""
+    pieces = _pieces(weights)
+    plain: list[Layout] = [Plain([(piece, None)]) for piece in pieces]
+    packed: list[Layout] = [Packed(piece, None) for piece in pieces]
+    with torch.inference_mode():
+        rows = [torch.randn(count, pieces[0].shape[1], dtype=pieces[0].dtype) for count in ROWS]
+        both = [(_seconds(plain, each), _seconds(packed, each)) for each in rows]
+    return Times(tuple(each[0] for each in both), tuple(each[1] for each in both))
+
+
+def int8_slowness(weight: Tensor, rows: int) -> float:
+    """How often the time of a plain float32 product an 8-bit product takes, over a piece of a weight."""
+    pieces = [piece.float() for piece in _pieces([weight])]
+    with torch.inference_mode():
+        given = torch.randn(rows, weight.shape[1])
+        plain = _seconds([Plain([(piece, None)]) for piece in pieces], given)
+        return _seconds([Int8(piece, None) for piece in pieces], given) / plain
+
+
+def _pieces(weights: Sequence[Tensor]) -> list[Tensor]:
+    """PIECES parts of some weights, of one shape, up to PIECE bytes each."""
+    outputs, inputs = weights[0].shape
+    count = max(1, min(outputs, PIECE // (inputs * weights[0].element_size())))
+    starts = range(0, outputs - count + 1, count)
+    chosen = []
+    for number in range(PIECES):
+        turn, index = divmod(number, len(weights))
+        start = starts[turn % len(starts)]
+        chosen.append(weights[index][start : start + count])
+    return chosen
+
+
+def _seconds(layouts: Sequence[Layout], rows: Tensor) -> float:
+    """The least time of some layouts of equal weights. The first one is not timed: it prepares the kernel."""
+    layouts[0](rows)
+    times = []
+    for layout in layouts[1:]:
+        began = time.perf_counter()
+        layout(rows)
+        times.append(time.perf_counter() - began)
+    return max(min(times), 1e-9)
+
+
+def _key(weight: Tensor) -> str:
+    order = "t" if weight.stride(0) == 1 else "n"
+    shape = "x".join(map(str, weight.shape))
+    return f"{_processor()} {torch.get_num_threads()} {torch.__version__} {weight.dtype} {shape}{order}"
+
+
+@cache
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    parts = ("model name", "CPU implementer", "CPU part")
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith(parts)]
+    return " ".join(dict.fromkeys(found)) + f" {torch.backends.cpu.get_cpu_capability()}"
