@@ -22,7 +22,7 @@ def test_a_server_that_closes_connections_receives_the_planned_requests_and_no_m
             return count
 
         asked = threads.submit(break_off)
-        made = LoadGenerator().run(server.getsockname()[1], request("/", b"", "text/csv"), 1, each=3)
+        made = LoadGenerator().run(server.getsockname()[1], [request("/", b"", "text/csv")], 1, each=3)
         server.shutdown(socket.SHUT_RDWR)
         assert (made.errors, made.requests, asked.result()) == (3, 0, 3)
 
