@@ -89,8 +89,8 @@ class Weights:
     def _generation(self, text: str) -> tuple[dict[str, float], dict[str, Any]]:
         import torch
 
-        tokens = self._handler._tokenizer(text, verbose=False)["input_ids"][:256]
-        decoder, model = self._handler._decoder, self._handler._model
+        tokens = self._handler.engine.texts.tokenizer(text, verbose=False)["input_ids"][:256]
+        decoder, model = self._handler.engine.decoder, self._handler.engine.model
 
         def step_ms(rows: int) -> float:
             def begin() -> list[int]:

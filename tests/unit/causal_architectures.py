@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from serve.handlers.generation import decoder, scheduler
-from serve.handlers.generation import handler as handler_module
+from serve.handlers.generation import decoder, engine, scheduler
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.sequence import GeneratedSequence
 from serve.handlers.huggingface import pretrained
@@ -87,7 +86,7 @@ def by_generate(model: PreTrainedModel) -> dict[str, Text]:
 
 def handler_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> TextGeneration:
     monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
-    for module in (handler_module, scheduler):
+    for module in (engine, scheduler):
         monkeypatch.setattr(module, "PREFILL_TOKENS", PIECE)
     return TextGeneration(config_of(TextGeneration, name="tiny", directory=Path(), max_batch=8, **settings))
 
@@ -96,14 +95,14 @@ def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[Text
     """One caller alone, then nine callers, one more at each step; every third has a stream, the last a list."""
     handler = handler_of(model, monkeypatch)
     logits: dict[GeneratedSequence, list[Tensor]] = {}
-    append = handler._append
+    append = handler.engine._append
 
     def recorded(rows: list[GeneratedSequence], values: Tensor) -> None:
         for row, each in zip(rows, values, strict=True):
             logits.setdefault(row, []).append(each.clone())
         append(rows, values)
 
-    monkeypatch.setattr(handler, "_append", recorded)
+    monkeypatch.setattr(handler.engine, "_append", recorded)
     parameters = {"max_new_tokens": NEW, "do_sample": False, "return_full_text": False}
     first, *singles = (
         Asked(handler, {"inputs": prompt, "parameters": parameters, "stream": i % 3 == 1})
@@ -114,7 +113,7 @@ def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[Text
     handler.join(first)
     finish(handler, first)
     while waiting:
-        if handler.room() >= min(waiting[0].item.rows, handler._max_batch):
+        if handler.room() >= min(waiting[0].item.rows, handler.engine.max_batch):
             handler.join(waiting.pop(0))
         handler.step()
     finish(handler, *jobs)

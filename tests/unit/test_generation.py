@@ -53,7 +53,7 @@ def prompt(dice: random.Random, most: int = 60) -> str:
 
 def generated(handler: TextGeneration, model: Any, text: str, **arguments: Any) -> list[str]:
     """The texts that `generate` returns for a prompt."""
-    tokenizer = handler._tokenizer
+    tokenizer = handler.engine.texts.tokenizer
     inputs = tokenizer(text, return_tensors="pt")
     output = model.generate(**inputs, pad_token_id=END, **arguments)
     return [tokenizer.decode(row[inputs["input_ids"].shape[1] :], skip_special_tokens=True) for row in output]
@@ -203,13 +203,13 @@ def test_equal_beam_requests_share_one_generate(gpt2: TextGeneration, monkeypatc
     bodies = [{"inputs": prompt(dice), "parameters": {"num_beams": 2, "max_new_tokens": 12}} for _ in range(4)]
     alone = [ask(gpt2, body) for body in bodies]
     sizes: list[int] = []
-    generate = gpt2._model.generate
+    generate = gpt2.engine.model.generate
 
     def counting(ids: torch.Tensor, **more: Any) -> Any:
         sizes.append(len(ids))
         return generate(ids, **more)
 
-    monkeypatch.setattr(gpt2._model, "generate", counting)
+    monkeypatch.setattr(gpt2.engine.model, "generate", counting)
     jobs = [Asked(gpt2, body) for body in bodies]
 
     for job in jobs:
@@ -252,7 +252,7 @@ def test_streamed_pieces_join_to_the_whole_text(gpt2: TextGeneration, accept: st
         assert "".join(event["token"]["text"] for event in tokens) == last["generated_text"] == whole["generated_text"]
         assert all(event["generated_text"] is None for event in tokens)
         assert last["generated_tokens"] == len(tokens)
-        assert last["prompt_tokens"] == len(gpt2._tokenizer(body["inputs"])["input_ids"])
+        assert last["prompt_tokens"] == len(gpt2.engine.texts.tokenizer(body["inputs"])["input_ids"])
         assert last["finish_reason"] == ("length" if len(tokens) == 30 else "stop")
 
 
@@ -292,8 +292,8 @@ def test_text_ends_before_a_stop_string_and_contains_no_part_of_it(gpt2: TextGen
 
 
 def test_bytes_of_one_character_are_held_back_until_it_is_whole(gpt2: TextGeneration) -> None:
-    tokenizer = gpt2._tokenizer
-    text = GeneratedText(gpt2._texts, tokenizer("€")["input_ids"], [])
+    tokenizer = gpt2.engine.texts.tokenizer
+    text = GeneratedText(gpt2.engine.texts, tokenizer("€")["input_ids"], [])
     tokens = tokenizer("a€🙂b")["input_ids"]
 
     pieces = [text.add([token], last=i == len(tokens) - 1) for i, token in enumerate(tokens)]
@@ -302,8 +302,8 @@ def test_bytes_of_one_character_are_held_back_until_it_is_whole(gpt2: TextGenera
 
 
 def test_a_possible_beginning_of_a_stop_string_is_held_back_until_it_is_none(gpt2: TextGeneration) -> None:
-    tokenizer = gpt2._tokenizer
-    text = GeneratedText(gpt2._texts, tokenizer("x")["input_ids"], ["\n\nEND", "zz"])
+    tokenizer = gpt2.engine.texts.tokenizer
+    text = GeneratedText(gpt2.engine.texts, tokenizer("x")["input_ids"], ["\n\nEND", "zz"])
 
     pieces = [text.add(tokenizer(letter)["input_ids"]) for letter in "a\n\nb\n\nENzEz"]
 
@@ -320,7 +320,7 @@ def test_text_that_was_held_back_is_sent_at_the_deadline(gpt2: TextGeneration) -
     for _ in range(6):
         gpt2.step()
 
-    (request,) = gpt2._scheduler
+    (request,) = gpt2.engine.scheduler
     request.end(request.sequences, "deadline")
     gpt2.leave(job)
 
@@ -333,9 +333,8 @@ def test_beams_end_at_a_stop_string(gpt2: TextGeneration, gpt2_reference: Any) -
     parameters = {"max_new_tokens": 12, "num_beams": 3, "return_full_text": False}
     (text,) = generated(gpt2, gpt2_reference, "ab", max_new_tokens=12, num_beams=3)
     stop = text[4:6]
-    (whole,) = generated(
-        gpt2, gpt2_reference, "ab", max_new_tokens=12, num_beams=3, stop_strings=[stop], tokenizer=gpt2._tokenizer
-    )
+    limits = {"max_new_tokens": 12, "num_beams": 3, "tokenizer": gpt2.engine.texts.tokenizer}
+    (whole,) = generated(gpt2, gpt2_reference, "ab", stop_strings=[stop], **limits)
     answer = ask(gpt2, {"inputs": "ab", "parameters": parameters | {"stop": [stop]}})
     assert answer == [{"generated_text": whole[: whole.index(stop)]}]
 
@@ -353,8 +352,8 @@ def test_a_text_ends_at_the_tokenizers_end_token_and_at_the_models(tmp_path: Pat
     handler = handler_of(tmp_path)
 
     assert ask(handler, body) == [{"generated_text": text[: text.index(text[3])]}]
-    ends = {handler._tokenizer.eos_token_id, *([END] if named else [])}
-    assert handler._end_tokens == ends
+    ends = {handler.engine.texts.tokenizer.eos_token_id, *([END] if named else [])}
+    assert handler.engine.end_tokens == ends
     streamed = Asked(handler, body | {"stream": True})
     handler.join(streamed)
     finish(handler, streamed)
@@ -366,7 +365,7 @@ def test_a_client_that_disconnects_takes_no_further_work(gpt2: TextGeneration) -
     stays = Asked(gpt2, {"inputs": "ab", "parameters": {"max_new_tokens": 30}})
     gpt2.join(stays)
     gpt2.step()
-    decoder = gpt2._decoder
+    decoder = gpt2.engine.decoder
     assert isinstance(decoder, Decoder)
     for steps in (0, 1, 5):
         goes = Asked(gpt2, {"inputs": "b" * 40, "stream": True})
@@ -378,7 +377,7 @@ def test_a_client_that_disconnects_takes_no_further_work(gpt2: TextGeneration) -
         gpt2.step()
         assert len(goes.chunks) == told
         assert gpt2.room() == 7
-        assert len(gpt2._rows) == len(decoder.lengths) == 1
+        assert len(gpt2.engine.rows) == len(decoder.lengths) == 1
     gpt2.leave(stays)
     gpt2.step()
     assert not decoder.lengths
@@ -401,7 +400,7 @@ def test_a_long_prompt_is_prefilled_in_pieces_between_steps_of_the_batch(tmp_pat
         told = len(other.chunks)
         handler.step()
         assert len(other.chunks) == told + 1
-        assert len(handler._rows) == 1
+        assert len(handler.engine.rows) == 1
     finish(handler, job, other)
 
     expected = generated(handler, model, long, max_new_tokens=6, do_sample=False)
@@ -487,7 +486,7 @@ def test_after_a_step_that_raised_the_next_caller_is_served(
     gpt2.step()
 
     with monkeypatch.context() as patch:
-        patch.setattr(gpt2._decoder, "step", lambda _: 1 / 0)
+        patch.setattr(gpt2.engine.decoder, "step", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             gpt2.step()
 
@@ -507,7 +506,7 @@ def test_no_memory_for_a_prompt_fails_that_request_only(gpt2: TextGeneration, mo
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gpt2._decoder, "advance", full)
+        patch.setattr(gpt2.engine.decoder, "advance", full)
         gpt2.step()
     finish(gpt2, stays)
 
@@ -523,7 +522,7 @@ def test_no_memory_for_a_token_is_a_507(gpt2: TextGeneration, monkeypatch: pytes
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(gpt2._decoder, "step", full)
+        patch.setattr(gpt2.engine.decoder, "step", full)
         with pytest.raises(DoesNotFit):
             gpt2.step()
 
@@ -563,7 +562,7 @@ def test_the_models_own_defaults_hold_where_the_request_has_no_value(tmp_path: P
 def test_dtype_sets_the_precision(directories: dict[str, Path], dtype: str) -> None:
     handler = handler_of(directories["llama"], options={"dtype": dtype})
 
-    assert handler._model.dtype is getattr(torch, dtype)
+    assert handler.engine.model.dtype is getattr(torch, dtype)
     assert ask(handler, {"inputs": ["ab", "b"], "parameters": {"max_new_tokens": 3}})
 
 

@@ -77,7 +77,7 @@ def test_a_harness_gets_the_likelihoods_of_its_prompts(handler: TextGeneration, 
         greedy = [own == max(top.values()) for own, top in zip(told["token_logprobs"], told["top_logprobs"]) if top]
         assert greedy == [int(scores[i].argmax()) == token for i, token in enumerate(tokens[1:])]
         assert len(told["tokens"]) == len(told["text_offset"]) == len(tokens)
-        assert choice["text"] == handler._tokenizer.decode(tokens, skip_special_tokens=True)
+        assert choice["text"] == handler.engine.texts.tokenizer.decode(tokens, skip_special_tokens=True)
         assert choice["finish_reason"] == ("stop" if made == [END] else "length")
     assert job.answer["usage"]["completion_tokens"] == len(prompts) * most
 
@@ -100,7 +100,7 @@ def test_a_streamed_echo_has_the_same_likelihoods(handler: TextGeneration) -> No
 @pytest.mark.peer("openai")
 def test_an_answers_tokens_joined_are_its_text(handler: TextGeneration) -> None:
     """text_offset is where a token begins in the text, and the bytes of a chat's tokens, joined, are its text."""
-    (handler._tokenizer).chat_template = "{{ messages[0].content }}"
+    handler.engine.texts.tokenizer.chat_template = "{{ messages[0].content }}"
     for prompt in ("Hello", "\u4e2d\u6587", "\U0001f642 a"):
         body: dict[str, Any] = {
             "prompt": prompt,

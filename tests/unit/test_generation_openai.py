@@ -88,7 +88,7 @@ def test_a_chat_goes_on_to_the_end_of_the_context_without_a_limit(handler: TextG
 
 @pytest.mark.parametrize("prompt", ["One", [79, 110, 101]])
 def test_a_completion_takes_text_or_tokens_and_echoes(handler: TextGeneration, prompt: Any) -> None:
-    tokens = handler._tokenizer("One")["input_ids"]
+    tokens = handler.engine.texts.tokenizer("One")["input_ids"]
     answer = complete(handler, prompt if isinstance(prompt, str) else tokens, echo=True)
     assert answer["choices"][0]["text"] == "One" + greedy(handler, "One", 16)
     assert answer["object"] == "text_completion"
@@ -137,7 +137,7 @@ def test_likelihoods_are_the_models_own(handler: TextGeneration, toy: Path) -> N
     handler.join(job)
     finish(handler, job)
     made = [event["token"]["id"] for event in job.events[:-1]]
-    ids = handler._tokenizer("[user]Hello>")["input_ids"]
+    ids = handler.engine.texts.tokenizer("[user]Hello>")["input_ids"]
 
     content = chat(handler, logprobs=True, top_logprobs=3, max_tokens=6)["choices"][0]["logprobs"]["content"]
 

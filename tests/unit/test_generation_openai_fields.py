@@ -315,7 +315,7 @@ def test_the_engines_parameters_act_as_in_generate(
     handler: TextGeneration, toy: Path, fields: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
     """A parameter of vLLM or transformers on OpenAI's paths gives the greedy text of `generate` with that argument."""
-    tokenizer = handler._tokenizer
+    tokenizer = handler.engine.texts.tokenizer
     model = reference(toy)
     for prompt in ("Hello", "abcabc", "the"):
         inputs = tokenizer(prompt, return_tensors="pt")
@@ -403,14 +403,14 @@ AGENT: list[dict[str, Any]] = [
 
 def prompt_of(handler: TextGeneration, **fields: Any) -> str:
     prompts, _ = decoded(handler, CHAT, **fields)
-    text: str = handler._tokenizer.decode(prompts[0].tokens)
+    text: str = handler.engine.texts.tokenizer.decode(prompts[0].tokens)
     return text
 
 
 @pytest.mark.peer("openai")
 def test_tool_calls_and_their_results_reach_the_template(handler: TextGeneration) -> None:
     """An assistant's tool_calls and the tool's answer are in the prompt, as the model's template writes them."""
-    expected = handler._tokenizer.apply_chat_template(
+    expected = handler.engine.texts.tokenizer.apply_chat_template(
         [
             AGENT[0],
             {

@@ -35,7 +35,7 @@ def model(directory: Path) -> Any:
 
 
 def wanted(handler: TextGeneration, model: Any, text: str, **arguments: Any) -> str:
-    tokenizer = handler._tokenizer
+    tokenizer = handler.engine.texts.tokenizer
     inputs = tokenizer(text, return_tensors="pt")
     (row,) = model.generate(**inputs, **({"pad_token_id": END, "max_new_tokens": 24, "do_sample": False} | arguments))
     return str(tokenizer.decode(row[inputs["input_ids"].shape[1] :], skip_special_tokens=True))
@@ -48,7 +48,7 @@ def body(text: Any, **parameters: Any) -> dict[str, Any]:
 def plain(handler: TextGeneration, text: str) -> list[int]:
     """The tokens of the greedy text."""
     made = ask(handler, body(text))[0]["generated_text"]
-    return list(handler._tokenizer(made)["input_ids"])
+    return list(handler.engine.texts.tokenizer(made)["input_ids"])
 
 
 IN_THE_BATCH: list[dict[str, Any]] = [
@@ -116,11 +116,11 @@ def test_a_value_of_the_models_own_generation_config_has_its_effect(
 
     for text in PROMPTS:
         (entry,) = ask(handler, {"inputs": text, "parameters": {"return_full_text": False} | seed})
-        inputs = handler._tokenizer(text, return_tensors="pt")
+        inputs = handler.engine.texts.tokenizer(text, return_tensors="pt")
         torch.manual_seed(3)
-        (row,) = model.generate(**inputs, tokenizer=handler._tokenizer)
+        (row,) = model.generate(**inputs, tokenizer=handler.engine.texts.tokenizer)
         new = row[inputs["input_ids"].shape[1] :]
-        assert entry["generated_text"] == handler._tokenizer.decode(new, skip_special_tokens=True)
+        assert entry["generated_text"] == handler.engine.texts.tokenizer.decode(new, skip_special_tokens=True)
 
 
 def test_a_stream_names_the_value_of_the_generation_config_that_forbids_it(directory: Path, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_stop_string_stays_in_the_text_under_the_librarys_name(handler: TextGe
     for text in PROMPTS:
         whole = ask(handler, body(text))[0]["generated_text"]
         stop = next(whole[i : i + 2] for i in range(3, 20) if whole[i : i + 2] not in text + whole[: i + 1])
-        told = wanted(handler, model, text, stop_strings=[stop], tokenizer=handler._tokenizer)
+        told = wanted(handler, model, text, stop_strings=[stop], tokenizer=handler.engine.texts.tokenizer)
         for name in ("stop_strings", "stop_sequence"):
             assert ask(handler, body(text, **{name: stop}))[0]["generated_text"] == told
         assert ask(handler, body(text, stop=stop))[0]["generated_text"] == told[: told.index(stop)]
@@ -354,7 +354,7 @@ def test_history_is_held_for_running_sequences_only(directory: Path) -> None:
     parameters = {"max_new_tokens": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2}
     job = Asked(handler, {"inputs": PROMPTS * 4, "parameters": parameters})
     handler.join(job)
-    (request,) = handler._scheduler
+    (request,) = handler.engine.scheduler
 
     most = 0
     while not job.done:

@@ -107,7 +107,7 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
     summarizer = Seq2Seq(config_of(Seq2Seq, name="x", directory=tmp_path / "bart", options=options))
     (reply,) = summarizer.predict([summarizer.decode(Request(body=b"w1 w2", content_type="text/plain"))])
     assert isinstance(reply, Reply)
-    for handler, layers in ((writer._model, 4 + 1), (summarizer._network, 6 + 10 + 1)):
+    for handler, layers in ((writer.engine.model, 4 + 1), (summarizer._network, 6 + 10 + 1)):
         assert len([part for part in handler.modules() if isinstance(part, Int8Linear)]) == layers
 
 

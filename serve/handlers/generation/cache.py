@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 FIRST_COLUMNS = 128
+Move = tuple[int, int, int]  # a target row, the source row of its content, the first columns that both have in common
 
 
 def doubled(have: int, need: int) -> int:
@@ -28,7 +29,7 @@ class Extent:
         self.rows = 0
         self.start = 0  # the first column that the pass writes, in all rows
         self.width = 0  # columns that attention may use
-        self.columns: Tensor | None = None  # the column that it writes in each row, if they differ
+        self.columns: Tensor | None = None  # the columns that it writes in each row, [rows, count], if they differ
         self._targets: dict[tuple[int, int], Tensor] = {}
 
     def set(self, start: int, width: int, columns: Tensor | None = None) -> None:
@@ -39,7 +40,7 @@ class Extent:
         """The indices of `columns` in storage viewed as a list of vectors; computed once for all layers of a shape."""
         if (heads, held) not in self._targets:
             rows = torch.arange(self.rows * heads, device=columns.device).view(self.rows, heads) * held
-            self._targets[heads, held] = (rows + columns[:, None]).view(-1)
+            self._targets[heads, held] = (rows[:, :, None] + columns[:, None]).view(-1)
         return self._targets[heads, held]
 
 
@@ -93,6 +94,13 @@ class RowLayer(CacheLayerMixin):
         for storage in self.both:
             storage[target, :, :length] = storage[source, :, :length]
 
+    def fork(self, row: int, copies: int, length: int) -> None:
+        """Append copies of a row."""
+        rows = self.extent.rows
+        self.reserve(rows + copies, length)
+        for storage in self.both:
+            storage[rows : rows + copies, :, :length] = storage[row, :, :length]
+
     def get_seq_length(self) -> int:
         return self.extent.start
 
@@ -116,7 +124,7 @@ class RowCache(Cache):
         self.extent.set(start, start + count)
 
     def write_at_each(self, columns: Tensor, widest: int) -> None:
-        """The next pass writes one column in each row; `widest` is the last of `columns`."""
+        """The next pass writes these columns, [rows, count]; `widest` is the last of them."""
         self.extent.set(widest, widest + 1, columns)
 
     def adopt(self, other: "RowCache", lengths: Sequence[int]) -> None:
@@ -124,6 +132,32 @@ class RowCache(Cache):
         for mine, theirs in zip(self.rows_of_layers, other.rows_of_layers, strict=True):
             mine.adopt(theirs, lengths)
         self.extent.rows += len(lengths)
+
+    def fork(self, row: int, copies: int, length: int) -> None:
+        """Append copies of a row of this length, as the last rows."""
+        for layer in self.rows_of_layers:
+            layer.fork(row, copies, length)
+        self.extent.rows += copies
+
+    def rearrange(self, moves: Sequence[Move], lengths: Sequence[int]) -> None:
+        """Give rows the content of other rows, which have these `lengths`. No target is the source of another move."""
+        targets = [(target, column) for target, source, same in moves for column in range(same, lengths[source])]
+        sources = [(source, column) for _, source, same in moves for column in range(same, lengths[source])]
+        if not targets:
+            return
+        device = self.rows_of_layers[0].both[0].device
+        places = torch.tensor([targets, sources], device=device)  # [2, vectors, (row, column)]
+        flat: dict[tuple[int, int], Tensor] = {}
+        for layer in self.rows_of_layers:
+            for storage in layer.both:
+                _, heads, held, size = storage.shape
+                if (heads, held) not in flat:
+                    offsets = torch.arange(heads, device=device) * held
+                    starts = places[..., 0] * (heads * held) + places[..., 1]
+                    flat[heads, held] = (starts[..., None] + offsets).view(2, -1)
+                to, source = flat[heads, held]
+                vectors = storage.view(-1, size)
+                vectors.index_copy_(0, to, vectors.index_select(0, source))
 
     def drop(self, row: int, length_of_last: int) -> None:
         """Remove a row; the last row takes its place."""

@@ -1,0 +1,37 @@
+"""The forward passes of causal models."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from serve.handlers.generation.cache import RowCache
+from serve.handlers.generation.passes.modules import ModulesPass
+
+
+class Pass(Protocol):
+    """One forward pass of a causal model over new tokens of each row."""
+
+    device: torch.device
+
+    def cache(self) -> RowCache:
+        """An empty cache of the model's layers."""
+
+    def __call__(
+        self, tokens: Tensor, columns: Tensor, cache: RowCache, selected: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Write the keys and values of the tokens, and compute logits.
+
+        Args:
+            tokens: [rows, count].
+            columns: those of the tokens, which are their positions in the text too, [rows or 1, count].
+            cache: its `write_at` or `write_at_each` has been called for these columns.
+            selected: the rows and the indices in `tokens` whose logits are returned, [selected, vocabulary]; None for
+                all, [rows, count, vocabulary].
+        """
+
+
+def pass_of(model: PreTrainedModel) -> Pass:
+    """The pass of a model that is proven to be independent of its batch."""
+    return ModulesPass(model)
