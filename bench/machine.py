@@ -52,7 +52,7 @@ def headline(head: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
     sets = " ".join(head["sets"])
     shown = f"{head['when']}: {head['cpu']} ({sets}), {head['cores']} cores; {versions}; {head['others']}"
-    return shown + "; QUICK" * head["quick"]
+    return f"{shown}; QUICK" if head["quick"] else shown
 
 
 def _of_peers() -> dict[str, str]:

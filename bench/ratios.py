@@ -206,8 +206,8 @@ def boosting(work: Path) -> Iterator[Pair]:
         matrix = np.array([line.split(b",") for line in body.splitlines()], np.float32)
         return "\n".join(map(str, booster.inplace_predict(matrix).tolist())).encode()
 
-    def repeated(work: Callable[[], object], count: int) -> Callable[[], None]:
-        return lambda: [work() for _ in range(count)] and None
+    def repeated(work: Callable[[], object], count: int) -> Callable[[], object]:
+        return lambda: [work() for _ in range(count)]
 
     one = repeated(lambda: answer(handler, [body], "text/csv"), 300)
     many = repeated(lambda: answer(handler, [body] * 32, "text/csv"), 10)

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,8 +19,8 @@ from bench.stacks import SAMPLES, Ours, Stack, model_dir
 
 # One token each in the vocabularies of GPT-2 and SmolLM2, with the space before it.
 _TEXT = """
-the of and to in that for it as was with be by on not he his but at are this have from or had an they which one
-you were all her she there would their we him been has when more if out so said what up its about than into them
+the of and to in that for it as was with be by on not but at are this have from or had an they which one
+you were all her she there would their we been has when more if out so said what up its about than into them
 can only other time new some could these two may first then do any like my now over such our man me even most
 made after also did many before must through years much where your way down should because long each just state
 those
@@ -68,8 +69,14 @@ def limits(bench: Bench, sample: str, peers: Sequence[str], settings: dict[str, 
         except Missing as missing:
             bench.not_run.append(str(missing))
             continue
-        found[name] = lambda *given, engine=engine: engine.seconds(*given, settings)  # type: ignore[misc]
+        found[name] = partial(_with_settings, engine, settings)
     return found
+
+
+def _with_settings(
+    engine: Engine, settings: dict[str, Any], texts: list[str], new_tokens: list[int], beams: int
+) -> float:
+    return engine.seconds(texts, new_tokens, beams, settings)
 
 
 def race(
@@ -101,14 +108,9 @@ def race(
             tokens = case.callers * case.new_tokens
             messages = [message("text", text, **exactly(case.new_tokens, case.beams)) for text in texts]
 
-            def by_us(messages: list[bytes] = messages) -> float:
-                return bench.measure(ours, messages, len(messages), each=1).seconds
-
-            def by(limit: Seconds, case: Case = case, texts: list[str] = texts) -> float:
-                return limit(texts, [case.new_tokens] * case.callers, case.beams)
-
-            turns: list[tuple[str, Callable[[], float]]] = [("ours", by_us)]
-            turns += [(each, lambda limit=limit: by(limit)) for each, limit in others.items()]
+            turns: list[tuple[str, Callable[[], float]]] = [("ours", partial(_seconds, bench, ours, messages))]
+            lengths = [case.new_tokens] * case.callers
+            turns += [(who, partial(limit, texts, lengths, case.beams)) for who, limit in others.items()]
             for who, run in turns if number % 2 == 0 else turns[::-1]:
                 took = run()
                 bench.progress(f"  {case.callers} callers{case.title}: {who} {tokens / took:.1f} tokens/s")
@@ -118,6 +120,10 @@ def race(
         callers = f"{case.callers} caller{'s' * (case.callers > 1)}"
         yield compared(f"{name}{case.title}, {callers}", rates, "tokens/s", case.aims)
     bench.raw[f"{name}: tokens per second"] = {f"{c.callers}{c.title} {who}": all_ for (c, who), all_ in speed.items()}
+
+
+def _seconds(bench: Bench, stack: Stack, messages: list[bytes]) -> float:
+    return bench.measure(stack, messages, len(messages), each=1).seconds
 
 
 def gpt2(bench: Bench) -> Iterator[Row]:

@@ -83,9 +83,9 @@ def one_row(bench: Bench) -> Iterator[Row]:
             lanes_of = {"ours": lane} | {who: other for who, other in others.items() if other in lanes}
             rates = {who: middle("per_second", each, connections) for who, each in lanes_of.items()}
             title = f"W1 {name}, {connections} connection{'s' * (connections > 1)}"
-            made = compared(title, rates, "/s", aims.get(connections, {}))
+            shown = compared(title, rates, "/s", aims.get(connections, {}))
             p50, p99 = (middle(figure, lane, connections) for figure in ("p50_ms", "p99_ms"))
-            yield replace(made, ours=f"{made.ours}, p50 {p50:.2f}, p99 {p99:.1f} ms")
+            yield replace(shown, ours=f"{shown.ours}, p50 {p50:.2f}, p99 {p99:.1f} ms")
     once, batch, own = (median(alone[key]) for key in ("row", "batch", "flask"))
     yield row("W1 the handler alone, rows/s", f"{1e3 / once:,.0f}/s", ratio=f"{batch:,.0f}/s in batches of 32")
     if 1 in counts:

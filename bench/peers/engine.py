@@ -24,7 +24,7 @@ class Engine:
             raise Missing(f"{name}: not installed (make bench PEERS=1)")
         kind, _, precision = name.partition(" ")
         converted = VENV / "models" / f"{model.name}-{kind}-{precision}"
-        command = [PYTHON, HERE / "worker.py", name, model, converted, str(threads)]
+        command = [*map(str, (PYTHON, HERE / "worker.py", name, model, converted, threads))]
         self._log = (VENV / "log").open("w+")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True

@@ -91,7 +91,7 @@ ENGINES = {
 
 def with_old_fields(model: Path, target: Path) -> Path:
     """A copy of the model whose config.json has the fields of BART that ctranslate2 reads and transformers 5 drops."""
-    shutil.copytree(model, target, copy_function=os.symlink)
+    shutil.copytree(model.resolve(), target, copy_function=os.symlink)
     config = json.loads((model / "config.json").read_text())
     (target / "config.json").unlink()
     old = {"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True}

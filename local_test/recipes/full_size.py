@@ -17,7 +17,7 @@ BART_GENERATION: dict[str, Any] = {
     "num_beams": 4, "length_penalty": 2.0, "max_length": 142, "min_length": 56, "no_repeat_ngram_size": 3,
     "early_stopping": True, "forced_bos_token_id": 0, "forced_eos_token_id": 2, **BART_TOKENS,
 }  # fmt: skip
-# https://huggingface.co/google-t5/t5-base/blob/main/config.json, the same parts; the vocabulary is that of the tokenizer
+# https://huggingface.co/google-t5/t5-base/blob/main/config.json, the same parts; the tokenizer's vocabulary
 T5_BASE: dict[str, Any] = {
     "vocab_size": 50264, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12,
     "feed_forward_proj": "relu", "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
