@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from serve.handlers.generation import encoder_decoder, weights
+from serve.handlers.generation import encoder_decoder, sources, weights
 from serve.handlers.generation.encoder_decoder import EncoderDecoder, EncoderDecoderPrompt
 from serve.handlers.huggingface.independence import PADDED_GENERATE
 from tests.unit.test_seq2seq_architectures import ALONE, COMPOSED, TYPES, tiny
 
 LENGTHS = (30, 3, 12, 58, 7, 20, 5, 16, 9)  # of sources
-PIECE = 8
+PIECE = 4
 # Config features of the families with a step of their own.
 FEATURES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ("bart", "marian", "mbart", "mt5", "pegasus", "t5")),
@@ -58,6 +58,7 @@ class Walk:
             weights.pack(model)
         self.steps: Any = encoder_decoder.steps_of(model)
         self.rows: list[Row] = []
+        self.pieces: list[int] = []  # of each prefill
         self.far = 0.0  # the largest difference of logits, in standard deviations
 
     def token(self) -> int:
@@ -71,9 +72,14 @@ class Walk:
     def join(self, lengths: tuple[int, ...]) -> None:
         prompts = [EncoderDecoderPrompt([self.token() for _ in range(length)], self.token()) for length in lengths]
         prefill = self.steps.begin(prompts)
+        left = [prefill.remaining]
         while (logits := self.steps.advance(prefill, PIECE)) is None:
+            left.append(prefill.remaining)
             if self.rows and self.dice.random() < 0.5:
                 self.step()
+        assert left == sorted(left, reverse=True)
+        assert prefill.remaining == 0
+        self.pieces.append(len(left))
         joined = [Row(self.plain, prompt) for prompt in prompts]
         self.steps.join(prefill)
         self.rows += joined
@@ -161,13 +167,16 @@ def test_rows_of_an_encoder_decoder_that_is_not_listed_would_have_other_logits(m
 @pytest.mark.peer("transformers")
 @pytest.mark.parametrize(("model_type", "changes"), FEATURES, ids=lambda value: str(value)[:60])
 def test_a_family_step_has_the_logits_of_transformers_with_each_feature(
-    model_type: str, changes: dict[str, Any]
+    model_type: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With packed weights and merged products, as they are served."""
+    """With packed weights and merged products, as they are served, and encoders that stop within each layer."""
+    monkeypatch.setattr(sources, "BLOCK_TOKENS", 16)
     model = tiny(model_type, **changes)
     assert isinstance(encoder_decoder.steps_of(model), EncoderDecoder)
     if "final_logits_bias" in dict(model.named_buffers()):
         model.final_logits_bias.normal_()
 
+    walk = Walk(model, packed=True)
     with torch.inference_mode():
-        assert Walk(model, packed=True).run() < CLOSE
+        assert walk.run() < CLOSE
+    assert walk.pieces[0] == 2 * changes.get("encoder_layers", 2), "two blocks in each layer"

@@ -35,12 +35,13 @@ class EncoderDecoderPass(Protocol):
     """The encoder and the decoder of a family."""
 
     device: torch.device
+    layers: int  # of the encoder
 
     def cache(self) -> RowCache:
         """An empty cache of the decoder's layers."""
 
-    def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[int, None, Keys]:
-        """Encode sources, [sources, columns] of these lengths. It stops before each layer, with the layers to go."""
+    def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[float, None, Keys]:
+        """Encode sources, [sources, columns] of these lengths. It stops often, with the number of layers computed."""
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
         """The logits [rows, vocabulary] after one more token in each row.
@@ -86,10 +87,17 @@ class Prefill:
         self.starts = torch.tensor([[prompt.start] for prompt in prompts], device=forward.device)
         self.lengths = [len(prompt.source) for prompt in prompts]
         self.encoder = forward.encode(self.tokens, self.lengths)
-        self.layers = next(self.encoder)  # of the encoder
+        self.layers = forward.layers
+        self.done = 0.0  # layers of the encoder
         self.cache = forward.cache()
         self.cache.extent.rows = len(prompts)
         self.sources: Sources
+
+    @property
+    def remaining(self) -> int:
+        """What is not computed yet, as a number of columns."""
+        columns = self.tokens.shape[1]
+        return columns - int(columns * self.done / self.layers)
 
 
 class EncoderDecoder:
@@ -105,16 +113,19 @@ class EncoderDecoder:
         return Prefill(prompts, self._forward)
 
     def advance(self, prefill: Prefill, most: int) -> Tensor | None:
-        """Compute layers of the encoder that cost as much as `most` columns do in all of them, at least one.
+        """Compute a part of the encoder that costs about as much as `most` columns of a whole pass.
 
         Returns the logits [rows, vocabulary] after the first tokens if the prefill is complete, else None.
         """
+        columns = prefill.tokens.shape[1]
+        until = prefill.done + most * prefill.layers / columns
         try:
-            for _ in range(max(1, most * prefill.layers // prefill.tokens.numel())):
-                next(prefill.encoder)
+            while prefill.done < until:
+                prefill.done = next(prefill.encoder)
             return None
         except StopIteration as end:
             prefill.sources = Sources(end.value, prefill.lengths)
+            prefill.done = prefill.layers
         prefill.cache.write_at(0, 1)
         column = torch.zeros(1, 1, dtype=torch.long, device=self._forward.device)
         return self._forward(prefill.starts, column, prefill.cache, prefill.sources)
@@ -192,6 +203,11 @@ class Cohort:
     @property
     def rows(self) -> int:
         return len(self._sources)
+
+    @property
+    def remaining(self) -> int:
+        """The columns of the sources that are not computed yet."""
+        return 0 if self.encoded else self._tokens.shape[1]
 
     def encode(self) -> None:
         output = self._model.get_encoder()(input_ids=self._tokens, attention_mask=self._mask, return_dict=True)

@@ -10,6 +10,7 @@ from serve.handlers.generation import masks
 from serve.handlers.generation.cache import RowCache
 from serve.handlers.generation.passes.attention import CALL_BYTES, Group, split
 
+BLOCK_TOKENS = 256  # of a layer of the encoder: rows step between two blocks. Larger products are hardly faster.
 Keys = list[tuple[Tensor, Tensor]]  # keys and values of each layer of the decoder: [sources, heads, columns, size]
 
 
@@ -22,13 +23,19 @@ def padding_bias(lengths: Sequence[int], dtype: torch.dtype, device: torch.devic
     return masks.bias((torch.arange(longest, device=device) < ends)[:, None, None], dtype)
 
 
-def attend(query_key_value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """The attention of sources to themselves, [sources * columns, heads * size].
+def blocks(rows: int, columns: int) -> list[slice]:
+    """Cut the columns of sources, so that a block of all rows has about BLOCK_TOKENS."""
+    step = max(1, BLOCK_TOKENS // rows)
+    return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
+def attend(query_key_value: Tensor, part: slice, bias: Tensor | None, scale: float) -> Tensor:
+    """The attention of some columns of sources to all, [sources * part, heads * size].
 
     query_key_value: [sources, columns, 3, heads, size].
     """
     queries, keys, values = query_key_value.permute(2, 0, 3, 1, 4)
-    mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
+    mixed = scaled_dot_product_attention(queries[:, :, part], keys, values, attn_mask=bias, scale=scale)
     return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 

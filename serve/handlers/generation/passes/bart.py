@@ -18,7 +18,7 @@ from serve.handlers.generation import masks
 from serve.handlers.generation.cache import RowCache
 from serve.handlers.generation.passes.attention import Attention
 from serve.handlers.generation.passes.products import Joined, Product, fused, merge
-from serve.handlers.generation.sources import Keys, Sources, as_keys, attend, padding_bias
+from serve.handlers.generation.sources import Keys, Sources, as_keys, attend, blocks, padding_bias
 
 # The classes whose layers normalize their input; the layers of the others normalize their output.
 _PRE_NORM = (MBartForConditionalGeneration, PegasusForConditionalGeneration)
@@ -49,6 +49,7 @@ class BartPass:
         # The modules keep the encoder's values in the range of float16.
         self._largest = torch.finfo(torch.float16).max - 1000 if model.dtype is torch.float16 else None
         self._source_text, self._text = _Embedding(encoder), _Embedding(decoder)
+        self.layers = len(encoder.layers)
         self._encoder = [_Layer(layer) for layer in encoder.layers]
         self._decoder = [_DecoderLayer(layer) for layer in decoder.layers]
         self._source_norm, self._norm = _optional(encoder, "layer_norm"), _optional(decoder, "layer_norm")
@@ -58,19 +59,24 @@ class BartPass:
     def cache(self) -> RowCache:
         return RowCache(len(self._decoder))
 
-    def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[int, None, Keys]:
+    def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[float, None, Keys]:
         rows, width = tokens.shape
-        bias = padding_bias(lengths, self._dtype, self.device)
-        hidden = self._source_text(tokens, torch.arange(width, device=self.device)).view(rows * width, -1)
+        bias, parts = padding_bias(lengths, self._dtype, self.device), blocks(rows, width)
+        hidden = self._source_text(tokens, torch.arange(width, device=self.device))
         for number, layer in enumerate(self._encoder):
-            yield len(self._encoder) - number
-            mixed = layer.mix(self._before(hidden, layer.norm)).view(rows, width, 3, layer.heads, -1)
-            mixed = attend(mixed, bias, layer.scale)
-            hidden = self._after(layer.output(mixed, residual=hidden), layer.norm)
-            inner = layer.inner(self._before(hidden, layer.outer_norm))
-            hidden = self._after(layer.outer(inner, residual=hidden), layer.outer_norm)
-            if self._largest is not None:
-                hidden = hidden.clamp(-self._largest, self._largest)
+            mixed = layer.mix(self._before(hidden.flatten(0, 1), layer.norm)).view(rows, width, 3, layer.heads, -1)
+            computed = []
+            for done, part in enumerate(parts):
+                yield number + done / len(parts)
+                block = hidden[:, part].flatten(0, 1)
+                block = self._after(layer.output(attend(mixed, part, bias, layer.scale), residual=block), layer.norm)
+                inner = layer.inner(self._before(block, layer.outer_norm))
+                block = self._after(layer.outer(inner, residual=block), layer.outer_norm)
+                if self._largest is not None:
+                    block = block.clamp(-self._largest, self._largest)
+                computed.append(block.view(rows, -1, hidden.shape[-1]))
+            hidden = torch.cat(computed, 1)
+        hidden = hidden.flatten(0, 1)
         if self._source_norm is not None:
             hidden = layer_norm(hidden, *self._source_norm)
         return [as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)) for layer in self._decoder]

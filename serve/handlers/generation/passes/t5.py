@@ -10,7 +10,7 @@ from transformers import MT5ForConditionalGeneration, PreTrainedModel, T5ForCond
 
 from serve.handlers.generation.cache import FIRST_COLUMNS, RowCache, doubled
 from serve.handlers.generation.passes.products import Joined, Product, merge
-from serve.handlers.generation.sources import Keys, Sources, as_keys, attend, padding_bias
+from serve.handlers.generation.sources import Keys, Sources, as_keys, attend, blocks, padding_bias
 
 
 def fits(model: PreTrainedModel) -> bool:
@@ -38,6 +38,7 @@ class T5Pass:
         self.device = model.device
         self._dtype = model.dtype
         self._source_embedding, self._embedding = model.encoder.embed_tokens, model.decoder.embed_tokens
+        self.layers = len(model.encoder.block)
         self._encoder = [_Layer(block) for block in model.encoder.block]
         self._decoder = [_DecoderLayer(block) for block in model.decoder.block]
         self._source_norm, self._norm = model.encoder.final_layer_norm, model.decoder.final_layer_norm
@@ -52,17 +53,24 @@ class T5Pass:
     def cache(self) -> RowCache:
         return RowCache(len(self._decoder))
 
-    def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[int, None, Keys]:
+    def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[float, None, Keys]:
         rows, width = tokens.shape
+        parts = blocks(rows, width)
         bias = self._source_bias(width, width, device=self.device)
         if (padding := padding_bias(lengths, self._dtype, self.device)) is not None:
             bias = bias + padding
-        hidden = self._source_embedding(tokens).view(rows * width, -1)
+        hidden = self._source_embedding(tokens)
         for number, layer in enumerate(self._encoder):
-            yield len(self._encoder) - number
-            mixed = layer.mix(layer.norm(hidden)).view(rows, width, 3, layer.heads, -1)
-            hidden = layer.output(attend(mixed, bias, 1.0), residual=hidden)
-            hidden = layer.outer(layer.inner(layer.outer_norm(hidden)), residual=hidden)
+            mixed = layer.mix(layer.norm(hidden.flatten(0, 1))).view(rows, width, 3, layer.heads, -1)
+            computed = []
+            for done, part in enumerate(parts):
+                yield number + done / len(parts)
+                block = hidden[:, part].flatten(0, 1)
+                block = layer.output(attend(mixed, part, bias[:, :, part], 1.0), residual=block)
+                block = layer.outer(layer.inner(layer.outer_norm(block)), residual=block)
+                computed.append(block.view(rows, -1, hidden.shape[-1]))
+            hidden = torch.cat(computed, 1)
+        hidden = hidden.flatten(0, 1)
         hidden = self._source_norm(hidden)
         return [as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)) for layer in self._decoder]
 
