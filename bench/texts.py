@@ -20,7 +20,7 @@ from bench.stacks import SAMPLES, Ours, Stack, model_dir
 # One token each in the vocabularies of GPT-2 and SmolLM2, with the space before it.
 _TEXT = """
 the of and to in that for it as was with be by on not but at are this have from or had an they which one
-you were all her she there would their we been has when more if out so said what up its about than into them
+you were all there would their we been has when more if out so said what up its about than into them
 can only other time new some could these two may first then do any like my now over such our man me even most
 made after also did many before must through years much where your way down should because long each just state
 those

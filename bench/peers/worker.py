@@ -25,6 +25,7 @@ class CTranslate2:
             part = converted.with_name(f".{converted.name}")
             with tempfile.TemporaryDirectory() as copied:
                 source = with_old_fields(model, Path(copied) / "model")
+                pad_vocabulary(ctranslate2.converters.transformers.BartLoader)
                 convert = ctranslate2.converters.TransformersConverter(str(source))
                 convert.convert(str(part), quantization=precision, force=True)
             part.rename(converted)
@@ -97,6 +98,17 @@ def with_old_fields(model: Path, target: Path) -> Path:
     old = {"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True}
     (target / "config.json").write_text(json.dumps(old | config))
     return target
+
+
+def pad_vocabulary(loader: Any) -> None:
+    """Gives rows of the embedding that no token has a name each: ctranslate2 wants as many tokens as rows."""
+    tokens_of = loader.get_vocabulary
+
+    def padded(self: Any, model: Any, tokenizer: Any) -> list[str]:
+        tokens: list[str] = tokens_of(self, model, tokenizer)
+        return tokens + [f"<unused{number}>" for number in range(model.config.vocab_size - len(tokens))]
+
+    loader.get_vocabulary = padded
 
 
 def main() -> None:
