@@ -35,13 +35,13 @@ class EncoderDecoderPass(Protocol):
     """The encoder and the decoder of a family."""
 
     device: torch.device
-    layers: int  # of the encoder
+    parts: int  # of the encoder, of about equal cost: its layers, and the keys that the decoder reads
 
     def cache(self) -> RowCache:
         """An empty cache of the decoder's layers."""
 
     def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[float, None, Keys]:
-        """Encode sources, [sources, columns] of these lengths. It stops often, with the number of layers computed."""
+        """Encode sources, [sources, columns] of these lengths. It stops often, with the number of parts done."""
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
         """The logits [rows, vocabulary] after one more token in each row.
@@ -87,8 +87,8 @@ class Prefill:
         self.starts = torch.tensor([[prompt.start] for prompt in prompts], device=forward.device)
         self.lengths = [len(prompt.source) for prompt in prompts]
         self.encoder = forward.encode(self.tokens, self.lengths)
-        self.layers = forward.layers
-        self.done = 0.0  # layers of the encoder
+        self.parts = forward.parts
+        self.done = 0.0  # parts of the encoder
         self.cache = forward.cache()
         self.cache.extent.rows = len(prompts)
         self.sources: Sources
@@ -97,7 +97,7 @@ class Prefill:
     def remaining(self) -> int:
         """What is not computed yet, as a number of columns."""
         columns = self.tokens.shape[1]
-        return columns - int(columns * self.done / self.layers)
+        return columns - int(columns * self.done / self.parts)
 
 
 class EncoderDecoder:
@@ -118,14 +118,14 @@ class EncoderDecoder:
         Returns the logits [rows, vocabulary] after the first tokens if the prefill is complete, else None.
         """
         columns = prefill.tokens.shape[1]
-        until = prefill.done + most * prefill.layers / columns
+        until = prefill.done + most * prefill.parts / columns
         try:
             while prefill.done < until:
                 prefill.done = next(prefill.encoder)
             return None
         except StopIteration as end:
             prefill.sources = Sources(end.value, prefill.lengths)
-            prefill.done = prefill.layers
+            prefill.done = prefill.parts
         prefill.cache.write_at(0, 1)
         column = torch.zeros(1, 1, dtype=torch.long, device=self._forward.device)
         return self._forward(prefill.starts, column, prefill.cache, prefill.sources)

@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM
 
 from serve.catalog.model_config import ModelConfig
 from serve.handlers.base import Job, Request
-from serve.handlers.generation import decoder, transformers_generate, weights
+from serve.handlers.generation import decoder, transformers_generate
 from serve.handlers.generation.decoder import Decoder, add_end_token
 from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
@@ -13,7 +13,7 @@ from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.passes import merge_products, pass_of
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.text_decoder import TokenTexts
-from serve.handlers.huggingface import independence, pretrained
+from serve.handlers.huggingface import independence, linear, pretrained
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 
 
@@ -30,10 +30,10 @@ class TextGeneration:
         prompts = PromptReader(model, texts, network)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
         if alone is None:
-            if model.options.pack and weights.packable(network):
+            if model.options.pack and linear.packable(network):
                 merge_products(network)
-                weights.pack(network)
-            weights.fuse_activations(network)
+                linear.pack(network)
+            linear.fuse_activations(network)
             self.engine = Engine(
                 network, texts, Decoder(pass_of(network)), model.max_batch, transformers_generate.compatible
             )

@@ -38,7 +38,7 @@ class T5Pass:
         self.device = model.device
         self._dtype = model.dtype
         self._source_embedding, self._embedding = model.encoder.embed_tokens, model.decoder.embed_tokens
-        self.layers = len(model.encoder.block)
+        self.parts = len(model.encoder.block) + 1
         self._encoder = [_Layer(block) for block in model.encoder.block]
         self._decoder = [_DecoderLayer(block) for block in model.decoder.block]
         self._source_norm, self._norm = model.encoder.final_layer_norm, model.decoder.final_layer_norm
@@ -72,7 +72,11 @@ class T5Pass:
             hidden = torch.cat(computed, 1)
         hidden = hidden.flatten(0, 1)
         hidden = self._source_norm(hidden)
-        return [as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)) for layer in self._decoder]
+        keys: Keys = []
+        for number, layer in enumerate(self._decoder):
+            yield len(self._encoder) + number / len(self._decoder)
+            keys.append(as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)))
+        return keys
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
         rows, cross = len(tokens), sources.attention
