@@ -75,6 +75,7 @@ class ModelConfig(ModelToml[Options_co], Generic[Options_co], frozen=True, kw_on
     multi_model: bool = False
     inference_output: str = ""
     ensemble: bool = True
+    run_dir: Path | None = None
 
     @property
     def code(self) -> Path:

@@ -1,7 +1,10 @@
 """A linear layer is the same function in each layout, and of any number of rows."""
 
+import os
+import subprocess
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,32 @@ from serve.errors import ModelUnusable
 from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
-from serve.handlers.huggingface import layouts, pretrained
+from serve.handlers.huggingface import layout_times, layouts, linear, pretrained
+from serve.handlers.huggingface.layout_times import Memory, Times, packed_by_rows
 from serve.handlers.huggingface.layouts import Activation, Int8, Layout, Packed, Plain
-from serve.handlers.huggingface.linear import MIN_OUTPUTS, Linear, linear_layers
+from serve.handlers.huggingface.linear import MIN_OUTPUTS, Linear
 from serve.handlers.seq2seq.handler import Seq2Seq
 from tests.live import tiny
 from tests.unit import tiny_encoders
 from tests.unit.configs import config_of
 from tests.unit.test_encoders import ask as encode
 from tests.unit.test_generation_toys import ask as generate
+
+
+class Toy(torch.nn.Module):
+    """Some layers, one after the other, with what `pack` asks of a model."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, layers: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda each: each,
@@ -34,11 +54,23 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda each: functional.gelu(each, approximate="tanh"),
     "silu": functional.silu,
 }
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> Plain:
+    """In two parts, as the merged layers of a network."""
+    cut = len(weight) // 3
+    if not cut:
+        return Plain([(weight, bias)])
+    return Plain(
+        [(weight[:cut], None if bias is None else bias[:cut]), (weight[cut:], None if bias is None else bias[cut:])]
+    )
+
+
 # Its layout, the precision of the model, and the largest error of the output, of the largest output.
 LAYOUTS: dict[str, tuple[Callable[[Tensor, Tensor | None], Layout], torch.dtype, float]] = {
-    "plain": (Plain, torch.float32, 1e-5),
+    "plain": (_plain, torch.float32, 1e-5),
     "packed": (Packed, torch.float32, 1e-5),
-    "plain bfloat16": (Plain, torch.bfloat16, 0.02),
+    "plain bfloat16": (_plain, torch.bfloat16, 0.02),
     "packed bfloat16": (Packed, torch.bfloat16, 0.02),
     "int8": (Int8, torch.float32, 0.02),
     "int8 in bfloat16": (Int8, torch.bfloat16, 0.03),
@@ -105,15 +137,21 @@ def test_a_row_is_the_same_in_any_batch(count: int) -> None:
     assert not layer(torch.zeros(1, 64)).isnan().any()
 
 
-def test_a_replaced_layer_is_freed_before_the_next_one() -> None:
-    """So that packing or quantizing holds at most one layer twice."""
-    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
-    replaced: list[weakref.ref[torch.nn.Module]] = []
-    for layer in linear_layers(model):
-        assert not any(each() for each in replaced)
-        replaced.append(weakref.ref(layer.module))
-        layer.replace(torch.nn.Identity())
-    assert len(replaced) == 3
+@pytest.mark.parametrize("lay_out", [linear.quantize, lambda model: linear.pack(model, always=True)])
+def test_at_most_one_layer_is_held_twice(lay_out: Callable[[Any], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a new form is made, the layers that are done are gone."""
+    model = Toy([torch.nn.Linear(16, 16) for _ in range(3)])
+    originals = [weakref.ref(layer) for layer in model.layers]
+    alive: list[int] = []
+    for kind in (Packed, Int8):
+        made = kind.__init__
+        monkeypatch.setattr(
+            kind,
+            "__init__",
+            lambda *given, made=made: (alive.append(sum(map(bool, [o() for o in originals]))), made(*given))[1],
+        )
+    lay_out(model)
+    assert alive == [3, 2, 1]
 
 
 def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None:
@@ -121,7 +159,9 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
     directory = tiny_encoders.classifier(tmp_path)
     options = {"quantize": "int8", "dtype": "bfloat16"}
     network, _ = pretrained.load(
-        config_of("text_classification", directory, options), AutoModelForSequenceClassification
+        config_of("text_classification", directory, options),
+        AutoModelForSequenceClassification,
+        obstacle=lambda _: None,
     )
     left = [part for part in network.modules() if isinstance(part, torch.nn.Linear)]
     assert [part.out_features < MIN_OUTPUTS for part in left] == [True]
@@ -161,3 +201,129 @@ def test_another_way_of_quantising_is_refused(tmp_path: Path) -> None:
     """424, with the supported values."""
     with pytest.raises(ModelUnusable, match=r"options\.quantize: unsupported value 'int4'; use one of: int8$"):
         config_of("text_classification", tmp_path, {"quantize": "int4"})
+
+
+def test_layers_side_by_side_are_one_product_of_the_same_outputs() -> None:
+    """As the queries, keys and values of attention."""
+    torch.manual_seed(0)
+    parts = [torch.nn.Linear(16, width) for width in (24, 8, 17)]
+    model = Toy([linear.SideBySide(parts)])
+    rows = torch.randn(5, 16)
+    with torch.inference_mode():
+        wanted = model(rows)
+        assert linear.pack(model, always=True) == 1
+        assert torch.allclose(model(rows), wanted, atol=1e-5)
+    assert isinstance(model.layers[0], Linear)
+
+
+def times(plain: Sequence[float], packed: Sequence[float]) -> Times:
+    return Times(tuple(plain), tuple(packed))
+
+
+def test_the_faster_layout_multiplies_each_number_of_rows() -> None:
+    """Figures of an Intel with AMX (plain for 1 row) and of an AMD (packed for all), GPT-2, ms; 64 rows are made up."""
+    intel, amd = times([10.9, 16, 21, 39], [18, 12, 17, 35]), times([27, 67, 72, 150], [22, 19, 29, 60])
+    by_rows = packed_by_rows(intel, both=True)
+    assert (by_rows[0], by_rows[1], by_rows[3], by_rows[-1], len(by_rows)) == (False, False, True, True, 64)
+    assert packed_by_rows(amd, both=True) == [True]
+    assert packed_by_rows(intel, both=False) == [True]  # one of the two: the mean decides
+
+
+def test_a_copy_of_the_weights_must_save_time() -> None:
+    """A few percent are no reason to double the memory of a model; where packing is slower, nothing is packed."""
+    even, little, slow = [10, 20, 30, 40], [9.5, 19, 29, 39], [30, 40, 50, 60]
+    assert packed_by_rows(times(even, little), both=True) == packed_by_rows(times(even, slow), both=True) == [False]
+    assert packed_by_rows(times(even, slow), both=False) == [False]
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=8, max_size=8), st.booleans())
+def test_a_measured_number_of_rows_gets_its_faster_layout_or_none_is_packed(found: list[float], both: bool) -> None:
+    measured = times(found[:4], found[4:])
+    by_rows = packed_by_rows(measured, both=both)
+    if not both:
+        assert len(by_rows) == 1
+    elif by_rows != [False]:
+        for plain, packed, rows in zip(*measured, layout_times.ROWS, strict=True):
+            chosen = by_rows[min(rows, len(by_rows)) - 1]
+            assert (packed if chosen else plain) <= min(plain, packed) * 1.0001
+
+
+def test_times_are_measured_once_for_a_shape_and_kept_for_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged file is written again."""
+    measured: list[tuple[int, ...]] = []
+
+    def measure(weights: Sequence[Tensor]) -> Times:
+        measured.append(tuple(weights[0].shape))
+        return times([1, 2, 3, 4], [4, 3, 2, 1])
+
+    monkeypatch.setattr(layout_times, "measured", measure)
+    (tmp_path / layout_times.FILE).write_text("{")
+    one, other = torch.zeros(8, 4), torch.zeros(8, 5)
+    first = Memory(tmp_path)
+    assert (
+        first.times([one]) == first.times([one]) == Memory(tmp_path).times([one]) == times([1, 2, 3, 4], [4, 3, 2, 1])
+    )
+    Memory(tmp_path).times([other])
+    Memory(tmp_path).times([one, one])
+    assert measured == [(8, 4), (8, 5)]
+    Memory(None).times([one])
+    assert measured == [(8, 4), (8, 5), (8, 4)]
+
+
+def test_each_layout_of_a_layer_serves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain for one row, packed for more, equal outputs."""
+    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(linear, "_mapped_weights", lambda: [range(1 << 62)])  # each weight counts as mapped
+    monkeypatch.setattr(layout_times, "measured", lambda _: times([1, 9, 9, 9], [2, 1, 1, 1]))
+    served: list[tuple[str, int]] = []
+
+    def noting(kind: Any, compute: Any) -> Any:
+        def compute_noted(self: Any, rows: Tensor, *given: Any) -> Any:
+            served.append((kind.__name__, len(rows)))
+            return compute(self, rows, *given)
+
+        return compute_noted
+
+    for kind in (Plain, Packed):
+        monkeypatch.setattr(kind, "__call__", noting(kind, kind.__call__))
+    model = Toy([torch.nn.Linear(16, 16)])
+    (layer,) = model.layers
+    assert linear.pack(model) == 1
+    for count in (1, 2, 5, 64, 500):
+        rows = torch.randn(count, 16)
+        assert torch.allclose(model(rows), layer(rows), atol=1e-5)
+    assert served == [("Plain", 1), *(("Packed", count) for count in (2, 5, 64, 500))]
+
+
+def test_a_slow_product_of_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without instructions for it would make each token slower, not faster."""
+    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(linear, "int8_slowness", lambda _weight, rows: 3.0 if rows == 1 else 2.5)
+    with pytest.raises(ModelUnusable, match=r"options\.quantize: on this processor.* 2\.5 times"):
+        linear.quantize(Toy([torch.nn.Linear(16, 16)]))
+
+
+_PRODUCTS = """
+import torch
+from serve.handlers.huggingface.layouts import Int8, input_base
+print("base", input_base())
+for inputs, outputs in ((64, 128), (576, 1536), (576, 192)):
+    layer = Int8(torch.randn(outputs, inputs), None)
+    for rows in (1, 2, 16):
+        layer(torch.randn(rows, inputs))
+"""
+
+
+@pytest.mark.parametrize(("instructions", "base"), [("DEFAULT", None), ("AVX512_CORE_VNNI", None), ("AVX2", 126)])
+def test_products_of_8_bits_have_a_kernel_on_each_instruction_set(instructions: str, base: int | None) -> None:
+    """oneDNN's reference loops are hundreds of times slower. On AVX2, eight bits of input would overflow."""
+    environ = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "ONEDNN_VERBOSE": "1"}
+    lines = subprocess.run(
+        [sys.executable, "-c", _PRODUCTS], env=environ, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    products = [line for line in lines if line.startswith("onednn_verbose") and ",exec,cpu,matmul," in line]
+    assert len(products) >= 9
+    assert not [line for line in products if ",ref" in line.split("matmul", 1)[1]]
+    assert base is None or f"base {base}" in lines

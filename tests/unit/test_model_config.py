@@ -147,7 +147,11 @@ def test_every_option_has_a_default_and_a_description(handler: str) -> None:
         ("sklearn", "method = 'predit'", "options.method: unsupported value 'predit'; use one of: predict, "),
         ("sklearn", "trusted = ['a', 1]", "model.toml: options.trusted[1]: Expected `str`, got `int`"),
         ("torch", "dtype = 'float33'", "options.dtype: unsupported value 'float33'; use one of: float32, float64, "),
-        ("fill_mask", "pack = true", "no option of fill_mask named 'pack'; known: dtype, quantize, trust_remote_code"),
+        (
+            "fill_mask",
+            "squeeze = 1",
+            "no option of fill_mask named 'squeeze'; known: dtype, pack, quantize, trust_remote_code",
+        ),
         ("text_generation", "quantize = 'int4'", "options.quantize: unsupported value 'int4'; use one of: int8"),
         (
             "text_generation",

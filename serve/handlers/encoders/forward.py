@@ -53,7 +53,7 @@ class Encoder:
     def __init__(
         self, model: ModelConfig[HuggingFaceOptions], auto_class: Any, optional_weights: tuple[str, ...] = ()
     ) -> None:
-        self.network, self.tokenizer = pretrained.load(model, auto_class, optional_weights)
+        self.network, self.tokenizer = pretrained.load(model, auto_class, optional_weights, obstacle=_obstacle)
         self.config = self.network.config
         self.limit = min(self._positions(), self.tokenizer.model_max_length)
         self.tokenizer.model_max_length = self.limit
@@ -61,7 +61,7 @@ class Encoder:
         self._inputs = {name for name in self.tokenizer.model_input_names if name in names} | {"input_ids"}
         self._arguments = {"use_cache": False} if "use_cache" in names and not self.config.is_encoder_decoder else {}
         self._pad = self._padding()
-        obstacle = independence.obstacle(self.network, independence.PADDED_PASS) or self._no_padding()
+        obstacle = _obstacle(self.network) or self._no_padding()
         self.max_rows = 1 if obstacle else max(1, model.max_batch)
         self._state: PassState | None = None
         if obstacle:
@@ -197,6 +197,10 @@ class Encoder:
             f"{type(self.network).__name__} cannot answer a text alone: {pretrained.first_line(failure)}",
             hint="serve it by a code/inference.py",
         ) from failure
+
+
+def _obstacle(network: Any) -> str | None:
+    return independence.obstacle(network, independence.PADDED_PASS)
 
 
 Floats = npt.NDArray[np.floating[Any]]

@@ -9,11 +9,11 @@ from serve.handlers.generation.decoder import Decoder, add_end_token
 from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
-from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.passes import merge_products, pass_of
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.text_decoder import TokenTexts
-from serve.handlers.huggingface import independence, linear, pretrained
+from serve.handlers.huggingface import independence, pretrained
+from serve.handlers.huggingface.options import HuggingFaceOptions
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
 
 
@@ -22,18 +22,16 @@ class TextGeneration:
 
     paths = (INVOCATIONS, CHAT, COMPLETIONS)
 
-    def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
-        network, tokenizer = pretrained.load(model, AutoModelForCausalLM)
+    def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
+        network, tokenizer = pretrained.load(
+            model, AutoModelForCausalLM, obstacle=decoder.obstacle, merge=merge_products
+        )
         alone = decoder.obstacle(network)
         texts = TokenTexts(tokenizer)
         add_end_token(network, tokenizer.eos_token_id)
         prompts = PromptReader(model, texts, network)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
         if alone is None:
-            if model.options.pack and linear.packable(network):
-                merge_products(network)
-                linear.pack(network)
-            linear.fuse_activations(network)
             self.engine = Engine(
                 network, texts, Decoder(pass_of(network)), model.max_batch, transformers_generate.compatible
             )

@@ -94,12 +94,8 @@ def linear_layers(model: nn.Module) -> Iterator[LinearLayer]:
         for name, child in parent.named_children()
         if type(child) in (nn.Linear, Conv1D, SideBySide)
     ]
-    # The layers of a SideBySide are parts of one.
-    inner = {
-        layer for parent, name in places if type(side := getattr(parent, name)) is SideBySide for layer in side.layers
-    }
-    places = [(parent, name) for parent, name in places if getattr(parent, name) not in inner]
-    del inner
+    lists = {id(module.layers) for module in model.modules() if type(module) is SideBySide}  # parts of one layer
+    places = [(parent, name) for parent, name in places if id(parent) not in lists]
     for parent, name in places:
         yield LinearLayer(parent, name, _parts(getattr(parent, name)))
 
@@ -194,8 +190,8 @@ def quantize(model: PreTrainedModel) -> int:
         slowness = min(int8_slowness(layers[len(layers) // 2].parts[0][0], rows) for rows in (1, 16))
         if slowness > SLOWEST:
             raise ModelUnusable(
-                f"model.toml: options.quantize: a product of 8 bits takes {slowness:.1f} times as long as one of float32"
-                " on this processor, which has no instructions for it",
+                "model.toml: options.quantize: on this processor, a product of 8 bits takes"
+                f" {slowness:.1f} times the time of one of float32",
                 hint="remove the option; or use an instance with AVX512-VNNI or AMX (m5, c5 and later)",
             )
     del layers

@@ -16,6 +16,14 @@ class HuggingFaceOptions(Struct, frozen=True, kw_only=True):
     quantize: Annotated[
         Literal["int8"] | None, Meta(description='`"int8"`: weights of linear layers in 8 bits, on CPUs')
     ] = None
+    pack: Annotated[
+        bool | None,
+        Meta(
+            description="layout of float32 and bfloat16 weights on CPUs. `true`: packed for oneDNN, in private memory;"
+            " `false`: as in the file, mapped where its precision is that of `dtype`",
+            extra={"default": "the faster one, measured at the load"},
+        ),
+    ] = None
     trust_remote_code: Annotated[
         bool,
         Meta(

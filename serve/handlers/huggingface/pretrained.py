@@ -6,6 +6,7 @@ weights that it fills with random numbers, and about a tokenizer without a vocab
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ _SCALES = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", "
 
 
 def load(
-    model: ModelConfig[HuggingFaceOptions], auto_class: Any, optional_weights: tuple[str, ...] = ()
+    model: ModelConfig[HuggingFaceOptions],
+    auto_class: Any,
+    optional_weights: tuple[str, ...] = (),
+    *,
+    obstacle: Callable[[Any], str | None],
+    merge: Callable[[Any], None] = lambda _: None,
 ) -> tuple[Any, Any]:
     """The network, in eval mode and on the GPU if there is one, and its tokenizer.
 
@@ -42,6 +48,8 @@ def load(
     Args:
         auto_class: AutoModelForCausalLM or another class with `from_pretrained`.
         optional_weights: prefixes of weights that may be missing, because the task does not use them.
+        obstacle: why a network is not proven to work in a batch; the weights of a proven one get their fastest layouts.
+        merge: makes one product of layers of a proven network that read the same input.
 
     Raises:
         ModelUnusable: a file is missing, invalid, or does not fit the others; an option is invalid.
@@ -73,10 +81,17 @@ def load(
                 f"config.json: a model of {network.config.num_hidden_layers} layers", hint="copy config.json again"
             )
         network.eval().requires_grad_(False)
+        packed = not quantized and model.options.pack is not False and linear.packable(network)
+        if proven := obstacle(network) is None:
+            linear.fuse_activations(network)
+            if (packed or quantized) and not torch.cuda.is_available():
+                merge(network)
         if quantized:
             linear.quantize(network)
             if dtype != "auto":
                 network.to(dtype)
+        elif packed and proven and not torch.cuda.is_available():
+            linear.pack(network, always=model.options.pack is True, memory=model.run_dir)
         if torch.cuda.is_available():
             network.to("cuda")
     except (ModelUnusable, MemoryError):

@@ -17,6 +17,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, DoesNotFit, ServeError, TooLate
 from serve.failures import exhausted, lost
 from serve.handlers.base import Reply, Request
+from serve.handlers.generation import encoder_decoder
 from serve.handlers.generation.transformers_generate import DeadlineCriteria
 from serve.handlers.huggingface import bodies, independence, pretrained
 from serve.handlers.huggingface.options import HuggingFaceOptions
@@ -48,7 +49,9 @@ class Seq2Seq:
     """One `generate` for each batch of requests with equal parameters, or for each text of an unproven model."""
 
     def __init__(self, model: ModelConfig[HuggingFaceOptions]) -> None:
-        self._network, self._tokenizer = pretrained.load(model, AutoModelForSeq2SeqLM)
+        self._network, self._tokenizer = pretrained.load(
+            model, AutoModelForSeq2SeqLM, obstacle=encoder_decoder.obstacle
+        )
         self._model = model
         self._max_batch = max(1, model.max_batch)
         task = model.task or _DEFAULT_TASK
@@ -71,7 +74,7 @@ class Seq2Seq:
         self._language = getattr(self._tokenizer, "src_lang", None)
         self._config = lru_cache(maxsize=256)(self._make_config)
         self._state: PassState | None = None  # of a model whose texts may not share a `generate`
-        if reason := independence.obstacle(self._network, independence.PADDED_GENERATE):
+        if reason := encoder_decoder.obstacle(self._network):
             independence.report(model.name, self._network, reason)
             self._state, self._max_batch = PassState(self._network), 1
             self._check()
