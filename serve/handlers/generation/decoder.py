@@ -115,6 +115,19 @@ class ExtendingSteps(TokenSteps, Protocol):
         """Forget the tokens of a row from this length on."""
 
 
+def extension(tokens: Sequence[Sequence[int]], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Further tokens of rows of these lengths, and their columns, both [rows, most].
+
+    A row with fewer tokens computes its last one again, at the same column.
+    """
+    most = max(map(len, tokens))
+    padded = [[*each, *[each[-1]] * (most - len(each))] for each in tokens]
+    columns = [
+        [length + min(i, len(each) - 1) for i in range(most)] for length, each in zip(lengths, tokens, strict=True)
+    ]
+    return torch.tensor(padded), torch.tensor(columns)
+
+
 class Prefill:
     """Prompts that will join the batch, in a cache of their own, so that the batch can step between two pieces."""
 
@@ -242,19 +255,10 @@ class Decoder:
         return logits[:, -1]
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """The logits [rows, most, vocabulary] after each further token of each row; at least one for each row.
-
-        A row with fewer tokens computes its last one again, at the same column.
-        """
-        most = max(len(each) for each in tokens)
-        padded = [[*each, *[each[-1]] * (most - len(each))] for each in tokens]
-        columns = [
-            [length + min(i, len(each) - 1) for i in range(most)]
-            for length, each in zip(self.lengths, tokens, strict=True)
-        ]
-        at = torch.tensor(columns, device=self.device)
-        self.cache.write_at_each(at, max(map(max, columns)))
-        logits = self._forward(torch.tensor(padded, device=self.device), at, self.cache, None)
+        """The logits [rows, most, vocabulary] after each further token of each row; at least one for each row."""
+        padded, columns = (each.to(self.device) for each in extension(tokens, self.lengths))
+        self.cache.write_at_each(columns, int(columns.max()))
+        logits = self._forward(padded, columns, self.cache, None)
         for row, each in enumerate(tokens):
             self.lengths[row] += len(each)
             self._texts[row].extend(each)

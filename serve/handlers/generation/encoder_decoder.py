@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from serve.handlers.generation.cache import Move, RowCache
-from serve.handlers.generation.decoder import ForkingSteps
+from serve.handlers.generation.decoder import ForkingSteps, extension
 from serve.handlers.generation.passes import bart, t5
 from serve.handlers.generation.sources import Keys, Sources
 from serve.handlers.huggingface import independence
@@ -156,22 +156,13 @@ class EncoderDecoder:
         return logits
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """The logits [rows, most, vocabulary] after each further token of each row; at least one for each row.
-
-        A row with fewer tokens computes its last one again, at the same column.
-        """
+        """The logits [rows, most, vocabulary] after each further token of each row; at least one for each row."""
         assert self._sources is not None
-        most, device = max(map(len, tokens)), self._forward.device
-        padded = [[*each, *[each[-1]] * (most - len(each))] for each in tokens]
-        columns = [
-            [length + min(i, len(each) - 1) for i in range(most)]
-            for length, each in zip(self.lengths, tokens, strict=True)
-        ]
-        at = torch.tensor(columns, device=device)
-        self._cache.write_at_each(at, max(map(max, columns)))
-        logits = self._forward(torch.tensor(padded, device=device), at, self._cache, self._sources)
+        padded, columns = (each.to(self._forward.device) for each in extension(tokens, self.lengths))
+        self._cache.write_at_each(columns, int(columns.max()))
+        logits = self._forward(padded, columns, self._cache, self._sources)
         self.lengths = [length + len(each) for length, each in zip(self.lengths, tokens, strict=True)]
-        return logits.view(len(tokens), most, -1)
+        return logits.view(*padded.shape, -1)
 
     def cut(self, row: int, length: int) -> None:
         """Forget the tokens of a row from this length on."""
