@@ -40,7 +40,7 @@ OPTIONS = {
     "xgboost": "serve.handlers.xgboost.options:XGBoostOptions",
     "sklearn": "serve.handlers.arrays.options:ScikitLearnOptions",
     "torch": "serve.handlers.arrays.options:TorchOptions",
-    "text_generation": "serve.handlers.huggingface.options:HuggingFaceOptions",
+    "text_generation": "serve.handlers.generation.options:TextGenerationOptions",
     "seq2seq": _HUGGING_FACE,
     "text_classification": _HUGGING_FACE,
     "token_classification": _HUGGING_FACE,
