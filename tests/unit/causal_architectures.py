@@ -20,7 +20,7 @@ from serve.handlers.generation.sequence import GeneratedSequence
 from serve.handlers.huggingface import pretrained
 from tests.unit.configs import config_of
 from tests.unit.test_generation_toys import Asked, byte_tokenizer, finish
-from tests.unit.tiny_architectures import POSITIONS, decisive, tiny_config
+from tests.unit.tiny_architectures import POSITIONS, as_loaded, decisive, tiny_config
 
 # Model types whose class reads images or sound beside the text, or drafts tokens for another model.
 NOT_TEXT = frozenset(
@@ -91,7 +91,7 @@ def by_generate(model: PreTrainedModel) -> dict[str, Text]:
 
 
 def handler_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> TextGeneration:
-    monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
+    monkeypatch.setattr(pretrained, "load", as_loaded(model, TOKENIZER))
     monkeypatch.setattr(scheduler, "PREFILL_TOKENS", PIECE)
     monkeypatch.setattr(Pieces, "tokens", lambda _pieces, _beside: PIECE)
     return TextGeneration(config_of(TextGeneration, name="tiny", directory=Path(), max_batch=8, **settings))

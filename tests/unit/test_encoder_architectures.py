@@ -36,7 +36,7 @@ from serve.handlers.encoders.token_classification import TokenClassification
 from serve.handlers.huggingface import independence, pretrained
 from tests.unit.configs import config_of
 from tests.unit.test_encoders import predicted, request
-from tests.unit.tiny_architectures import VOCABULARY, tiny_config
+from tests.unit.tiny_architectures import VOCABULARY, as_loaded, tiny_config
 
 POSITIONS = 64
 LENGTHS = (POSITIONS, 4, 17)  # tokens of the texts, special ones included
@@ -329,7 +329,7 @@ def test_an_architecture_shares_a_pass_only_where_it_answers_as_alone(
     monkeypatch.setattr(forward, "FREE_PADDING", 1 << 20)  # short and long texts share a pass
 
     def made() -> Task:
-        monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(network), tokenizer))
+        monkeypatch.setattr(pretrained, "load", as_loaded(network, tokenizer))
         new: Task = handler(config_of(handler, tmp_path, task=task, max_batch=8))
         return new
 
@@ -369,7 +369,7 @@ def test_a_classifier_made_of_a_decoder_reads_the_token_that_it_reads_alone(
     network.config.pad_token_id = config
     words = tokenizer_of(network)
     words.pad_token = tokenizer
-    monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(network), words))
+    monkeypatch.setattr(pretrained, "load", as_loaded(network, words))
     handler = TextClassification(config_of(TextClassification, tmp_path, max_batch=8))
     texts = ["w5 w7", "w9 w8 w7 w6 w5", "w5", "w6 <pad> w7 w7", "w7 w9 </s> <pad>"]
     (listed,) = answers(handler, texts)
@@ -384,7 +384,7 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(tmp_path: Path, mon
     network = network_of(class_of("MODEL", "gpt2"), "gpt2")
     words = tokenizer_of(network)
     words.padding_side = "left"
-    monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(network), words))
+    monkeypatch.setattr(pretrained, "load", as_loaded(network, words))
     handler = FeatureExtraction(config_of(FeatureExtraction, tmp_path, max_batch=8, task="feature-extraction"))
     texts = ["w5 w7", "w9 w8 w7 w6 w5 w10 w11"]
     (listed,) = answers(handler, texts)

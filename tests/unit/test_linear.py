@@ -32,7 +32,7 @@ from tests.unit.test_encoders import ask as encode
 from tests.unit.test_generation_toys import ask as generate
 
 
-class Toy(torch.nn.Module):
+class Toy(torch.nn.Module):  # type: ignore[misc]
     """Some layers, one after the other, with what `pack` asks of a model."""
 
     dtype, device = torch.float32, torch.device("cpu")
@@ -143,13 +143,16 @@ def test_at_most_one_layer_is_held_twice(lay_out: Callable[[Any], int], monkeypa
     model = Toy([torch.nn.Linear(16, 16) for _ in range(3)])
     originals = [weakref.ref(layer) for layer in model.layers]
     alive: list[int] = []
+
+    def counting(make: Any) -> Any:
+        def make_counted(*given: Any) -> None:
+            alive.append(sum(original() is not None for original in originals))
+            make(*given)
+
+        return make_counted
+
     for kind in (Packed, Int8):
-        made = kind.__init__
-        monkeypatch.setattr(
-            kind,
-            "__init__",
-            lambda *given, made=made: (alive.append(sum(map(bool, [o() for o in originals]))), made(*given))[1],
-        )
+        monkeypatch.setattr(kind, "__init__", counting(kind.__init__))
     lay_out(model)
     assert alive == [3, 2, 1]
 

@@ -149,8 +149,8 @@ def test_every_option_has_a_default_and_a_description(handler: str) -> None:
         ("torch", "dtype = 'float33'", "options.dtype: unsupported value 'float33'; use one of: float32, float64, "),
         (
             "fill_mask",
-            "squeeze = 1",
-            "no option of fill_mask named 'squeeze'; known: dtype, pack, quantize, trust_remote_code",
+            "fold = 1",
+            "no option of fill_mask named 'fold'; known: dtype, pack, quantize, trust_remote_code",
         ),
         ("text_generation", "quantize = 'int4'", "options.quantize: unsupported value 'int4'; use one of: int8"),
         (

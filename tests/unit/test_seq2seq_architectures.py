@@ -19,7 +19,7 @@ from serve.handlers.seq2seq.handler import Seq2Seq
 from tests.unit.causal_architectures import letters
 from tests.unit.configs import config_of
 from tests.unit.test_generation_toys import byte_tokenizer
-from tests.unit.tiny_architectures import FULL, POSITIONS, SLIDING, VOCABULARY, WINDOW, decisive, tiny_config
+from tests.unit.tiny_architectures import FULL, POSITIONS, SLIDING, VOCABULARY, WINDOW, as_loaded, decisive, tiny_config
 
 # Model types whose class reads sound or images beside the text.
 NOT_TEXT = frozenset(
@@ -127,7 +127,7 @@ def by_generate(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
 
 def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, Tensor]]:
     """Eight requests of one text and one with a list, in the batches that the handler makes of them."""
-    monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
+    monkeypatch.setattr(pretrained, "load", as_loaded(model, TOKENIZER))
     handler = Seq2Seq(config_of(Seq2Seq, name="tiny", directory=Path(), max_batch=8))
     handler._pad = 1
     network = handler._network

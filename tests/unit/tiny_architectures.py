@@ -1,11 +1,15 @@
 """Tiny random models of any text architecture of transformers, small enough to build all of them in one test run."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from serve.handlers.huggingface import pretrained
 
 WINDOW = 9  # of all sliding, local and chunked windows: shorter than most prompts of the tests
 POSITIONS = 64
@@ -224,3 +228,14 @@ def decisive(model: PreTrainedModel, deviation: float = 0.4) -> PreTrainedModel:
             if wide and weight.ndim >= 2:
                 weight.data.normal_(0, deviation, generator=dice)
     return model.eval()
+
+
+def as_loaded(network: PreTrainedModel, tokenizer: Any) -> Callable[..., tuple[PreTrainedModel, Any]]:
+    """In place of pretrained.load: a copy of a network, with its weights laid out as a load does it."""
+
+    def load(model: Any, *_: Any, **how: Any) -> tuple[PreTrainedModel, Any]:
+        made = copy.deepcopy(network)
+        pretrained.lay_out(made, model, **how)
+        return made, tokenizer
+
+    return load

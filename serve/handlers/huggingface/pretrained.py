@@ -81,17 +81,7 @@ def load(
                 f"config.json: a model of {network.config.num_hidden_layers} layers", hint="copy config.json again"
             )
         network.eval().requires_grad_(False)
-        packed = not quantized and model.options.pack is not False and linear.packable(network)
-        if proven := obstacle(network) is None:
-            linear.fuse_activations(network)
-            if (packed or quantized) and not torch.cuda.is_available():
-                merge(network)
-        if quantized:
-            linear.quantize(network)
-            if dtype != "auto":
-                network.to(dtype)
-        elif packed and proven and not torch.cuda.is_available():
-            linear.pack(network, always=model.options.pack is True, memory=model.run_dir)
+        lay_out(network, model, obstacle=obstacle, merge=merge)
         if torch.cuda.is_available():
             network.to("cuda")
     except (ModelUnusable, MemoryError):
@@ -109,6 +99,29 @@ def load(
             hint="check that the files belong together and fit the task of the model",
         ) from error
     return network, tokenizer
+
+
+def lay_out(
+    network: Any,
+    model: ModelConfig[HuggingFaceOptions],
+    *,
+    obstacle: Callable[[Any], str | None],
+    merge: Callable[[Any], None] = lambda _: None,
+) -> None:
+    """Give the linear layers of a network the layouts that its options ask for, or the fastest; see `load`."""
+    proven, device = obstacle(network) is None, "cuda" if torch.cuda.is_available() else "cpu"
+    quantized = model.options.quantize is not None
+    packed = not quantized and proven and model.options.pack is not False and linear.packable(network)
+    if proven:
+        linear.fuse_activations(network)
+        if (quantized or packed) and device == "cpu":
+            merge(network)
+    if quantized:
+        linear.quantize(network)
+        if (dtype := _dtype(model)) != "auto":
+            network.to(dtype)
+    elif packed and device == "cpu":
+        linear.pack(network, always=model.options.pack is True, memory=model.run_dir)
 
 
 def read_json(directory: Path, name: str, kind: type, remedy: str) -> Any:
