@@ -179,7 +179,7 @@ def test_the_forkserver_has_one_thread(start: Start, models: Path) -> None:
 
 
 def test_an_idle_server_is_small(start: Start, models: Path) -> None:
-    """All of its processes together, each shared page divided among them; XGBoost is imported and no model is loaded."""
+    """All of its processes, each shared page divided among them. XGBoost is imported, and no model is loaded."""
     (models / "trees").mkdir()
     (models / "trees" / "xgboost-model").touch()
     server = start(models)
