@@ -93,6 +93,19 @@ class Walk:
         self.compare(self.rows, self.steps.step([row.tokens[-1] for row in self.rows]))
         assert self.steps.lengths == [len(row.tokens) for row in self.rows]
 
+    def extend(self) -> None:
+        """Several tokens in each row at once, of which the last ones are forgotten."""
+        if not isinstance(self.steps, EncoderDecoder):
+            return
+        guesses = [[self.token() for _ in range(self.dice.randrange(1, 5))] for _ in self.rows]
+        logits = self.steps.extend(guesses)
+        for number, (row, guess) in enumerate(zip(self.rows, guesses, strict=True)):
+            for token, mine in zip(guess[: self.dice.randrange(1, 5)], logits[number], strict=False):
+                row.tokens.append(token)
+                row.step(self.plain)
+                self.compare([row], mine[None])
+            self.steps.cut(number, len(row.tokens))
+
     def fork(self) -> None:
         number = self.dice.randrange(len(self.rows))
         copies = self.dice.randrange(1, 4)
@@ -102,7 +115,10 @@ class Walk:
     def rearrange(self) -> None:
         """Beams of one source take over each other's tokens."""
         number = self.dice.randrange(len(self.rows))
-        beams = [i for i, row in enumerate(self.rows) if row.source == self.rows[number].source]
+        like = self.rows[number]
+        beams = [
+            i for i, row in enumerate(self.rows) if (row.source, len(row.tokens)) == (like.source, len(like.tokens))
+        ]
         moves, before = [], copy.deepcopy(self.rows)
         for target in self.dice.sample(beams, self.dice.randrange(1, len(beams) + 1)):
             source = self.dice.choice(beams)
@@ -125,8 +141,9 @@ class Walk:
         self.join(LENGTHS[:1])
         self.step()
         self.join(LENGTHS[1:4])
+        actions = [self.step, self.fork, self.rearrange, self.leave, self.extend]
         for lengths in ((), LENGTHS[4:6], LENGTHS[6:]):
-            for action in self.dice.choices([self.step, self.fork, self.rearrange, self.leave], [3, 2, 3, 2], k=6):
+            for action in self.dice.choices(actions, [2, 2, 3, 2, 2], k=6):
                 if len(self.rows) < 12 or action != self.fork:
                     action()
                 self.step()

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from serve.handlers.generation.cache import Move, RowCache
-from serve.handlers.generation.decoder import ForkingSteps
+from serve.handlers.generation.decoder import ForkingSteps, extension
 from serve.handlers.generation.passes import bart, t5
 from serve.handlers.generation.sources import Keys, Sources
 from serve.handlers.huggingface import independence
@@ -44,11 +44,11 @@ class EncoderDecoderPass(Protocol):
         """Encode sources, [sources, columns] of these lengths. It stops often, with the number of parts done."""
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
-        """The logits [rows, vocabulary] after one more token in each row.
+        """The logits [rows * count, vocabulary] after each of the tokens.
 
         Args:
-            tokens: [rows, 1].
-            columns: those of the tokens, which are their positions in the text too, [rows or 1, 1].
+            tokens: [rows, count].
+            columns: those of the tokens, which are their positions in the text too, [rows or 1, count].
             cache: its `write_at` or `write_at_each` has been called for these columns.
             sources: what the rows read.
         """
@@ -103,6 +103,8 @@ class Prefill:
 class EncoderDecoder:
     """The TokenSteps of a family's own pass: all rows are one batch, of any lengths."""
 
+    extends = True
+
     def __init__(self, forward: EncoderDecoderPass) -> None:
         self._forward = forward
         self.lengths: list[int] = []  # the number of the decoder's tokens in each row
@@ -153,6 +155,19 @@ class EncoderDecoder:
         self.lengths = [length + 1 for length in self.lengths]
         return logits
 
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """The logits [rows, most, vocabulary] after each further token of each row; at least one for each row."""
+        assert self._sources is not None
+        padded, columns = (each.to(self._forward.device) for each in extension(tokens, self.lengths))
+        self._cache.write_at_each(columns, int(columns.max()))
+        logits = self._forward(padded, columns, self._cache, self._sources)
+        self.lengths = [length + len(each) for length, each in zip(self.lengths, tokens, strict=True)]
+        return logits.view(*padded.shape, -1)
+
+    def cut(self, row: int, length: int) -> None:
+        """Forget the tokens of a row from this length on."""
+        self.lengths[row] = length
+
     def leave(self, row: int) -> None:
         """Remove a row; the last row takes its number."""
         if len(self.lengths) == 1:
@@ -172,10 +187,8 @@ class EncoderDecoder:
         self.lengths += [self.lengths[row]] * copies
 
     def rearrange(self, moves: Sequence[Move]) -> None:
-        """Give rows the content of other rows that read the same source. No target is the source of another move."""
+        """Give rows the content of other rows of equal length that read the same source, all at once."""
         self._cache.rearrange(moves, self.lengths)
-        for target, source, _ in moves:
-            self.lengths[target] = self.lengths[source]
 
     def forget(self) -> None:
         """Nothing: proven models keep nothing."""

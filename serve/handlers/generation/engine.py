@@ -1,7 +1,7 @@
 """The loop of text generation: each step makes one token for every running row, and prompts join between two steps."""
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,16 @@ from serve.errors import DoesNotFit
 from serve.failures import exhausted, lost
 from serve.handlers.base import Job
 from serve.handlers.generation import transformers_generate
-from serve.handlers.generation.decoder import TokenSteps, end_tokens
+from serve.handlers.generation.decoder import ExtendingSteps, ReusingSteps, TokenSteps, end_tokens
 from serve.handlers.generation.parameters import Prompt
+from serve.handlers.generation.pieces import Pieces
 from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
-from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
+from serve.handlers.generation.scheduler import Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import bodies
+
+CHECKED = 64  # tokens that one pass checks, of all rows: about the time of one token each with packed weights
 
 
 class Engine:
@@ -46,6 +49,7 @@ class Engine:
         self._prefill: Any = None  # of `decoder`
         self._prefilled: list[GeneratedSequence] = []  # the rows of `_prefill`
         self._step_s = 0.0  # duration of the last step
+        self._pieces = Pieces()
 
     def room(self) -> int:
         return self.scheduler.room()
@@ -69,6 +73,8 @@ class Engine:
         except BaseException as error:
             self._reset()
             if resource := exhausted(error):
+                if isinstance(self.decoder, ReusingSteps):
+                    self.decoder.forget_texts()
                 raise DoesNotFit(
                     f"the next token of the batch failed: {resource.message}", hint=resource.hint
                 ) from error
@@ -86,31 +92,71 @@ class Engine:
                 self._remove(request)
 
     def _decode(self) -> None:
-        """Make one token for each row of the batch."""
-        if self.rows:
+        """Make one token for each row of the batch, or several where they can be guessed."""
+        if not self.rows:
+            return
+        began = time.monotonic()
+        guesses = self._guesses()
+        if any(guesses):
+            self._check(guesses)
+        else:
             logits = self.decoder.step([row.tokens[-1] for row in self.rows])
             self._append(self.rows, logits)
+        self._pieces.stepped(time.monotonic() - began)
+
+    def _guesses(self) -> list[list[int]]:
+        """The tokens that may come next in each row, from the text so far; [] where that is not asked for."""
+        if not isinstance(self.decoder, ExtendingSteps) or not self.decoder.extends:
+            return []
+        most = CHECKED // len(self.rows) - 1
+        return [row.guess(most) for row in self.rows]
+
+    def _check(self, guesses: list[list[int]]) -> None:
+        """Add to each row the guessed tokens that are right, and the next one; rows that have ended leave the batch."""
+        assert isinstance(self.decoder, ExtendingSteps)
+        rows, lengths = list(self.rows), list(self.decoder.lengths)
+        logits = self.decoder.extend([[row.tokens[-1], *guess] for row, guess in zip(rows, guesses, strict=True)])
+        right = [0] * len(rows)
+        active = list(range(len(rows)))
+        at = 0
+        while active:
+            self._choose([rows[i] for i in active], logits[active, at])
+            active = [
+                i
+                for i in active
+                if rows[i].finish_reason is None and at < len(guesses[i]) and rows[i].tokens[-1] == guesses[i][at]
+                if rows[i] in self.rows  # its client may have disconnected
+            ]
+            at += 1
+            for i in active:
+                right[i] = at
+        for row, guess, length, count in zip(rows, guesses, lengths, right, strict=True):
+            row.guessed(len(guess), count)
+            if row in self.rows:
+                self.decoder.cut(self.rows.index(row), length + 1 + count)
+        self._drop_ended(rows)
 
     def _admit(self) -> None:
-        """Prefill waiting prompts, up to PREFILL_TOKENS; the first token of each is made here."""
+        """Prefill a piece of the waiting prompts; the first token of each is made behind the last piece."""
         if self._prefill is None:
-            self._prefilled = self.scheduler.next_prefill(self.max_batch - len(self.rows))
+            self._prefilled = self.scheduler.next_prefill(self.max_batch - len(self.rows), self._reusable)
             if not self._prefilled:
                 return
             for row in self._prefilled:
                 row.owner.begin()
                 row.begin()
-            self._prefill = self.decoder.begin([row.prompt.tokens for row in self._prefilled])
-            if any(row.prompt.settings.prompt_logprobs for row in self._prefilled):
-                self._prefill.score = self._score
         try:
-            logits = self.decoder.advance(self._prefill, PREFILL_TOKENS)
+            if self._prefill is None:
+                self._prefill = self._begun([row.prompt for row in self._prefilled])
+            logits = self._advanced()
             if logits is None:
                 return
             self.decoder.join(self._prefill)
         except Exception as error:
             if (resource := exhausted(error)) is None:
                 raise
+            if isinstance(self.decoder, ReusingSteps):
+                self.decoder.forget_texts()
             for request in dict.fromkeys(row.owner for row in self._prefilled):
                 self._remove(request)
                 longest = max(len(prompt.tokens) for prompt in request.item.prompts)
@@ -125,6 +171,33 @@ class Engine:
         self.rows += rows
         self._append(rows, logits)
 
+    def _reusable(self, prompt: Prompt) -> int:
+        """The number of first tokens of a prompt that need not be computed."""
+        steps = self.decoder
+        return steps.reusable(prompt.tokens, prompt.space) if isinstance(steps, ReusingSteps) else 0
+
+    def _begun(self, prompts: Sequence[Prompt]) -> Any:
+        """A prefill of the decoder."""
+        tokens = [prompt.tokens for prompt in prompts]
+        if isinstance(self.decoder, ReusingSteps):
+            prefill = self.decoder.begin_in(tokens, [prompt.space for prompt in prompts])
+            for row in self._prefilled:
+                row.reused = prefill.reused
+        else:
+            prefill = self.decoder.begin(tokens)
+        if any(prompt.settings.prompt_logprobs for prompt in prompts):
+            prefill.score = self._score
+        return prefill
+
+    def _advanced(self) -> torch.Tensor | None:
+        """Compute the next piece of the prefill; returns the logits [rows, vocabulary] behind the last one."""
+        rows, beside, before = len(self._prefilled), bool(self.rows), self._prefill.remaining
+        began = time.monotonic()
+        logits = self.decoder.advance(self._prefill, max(1, self._pieces.tokens(beside) // rows))
+        if done := before - self._prefill.remaining:
+            self._pieces.computed(rows * done, time.monotonic() - began, beside)
+        return logits
+
     def _score(self, start: int, logits: torch.Tensor) -> None:
         """Add the log probabilities of the prompts' tokens behind the columns from `start` on."""
         for row, scores in zip(self._prefilled, logits, strict=True):
@@ -134,9 +207,15 @@ class Engine:
 
     def _append(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
         """Choose the next token of each row from its logits; rows that have ended leave the batch."""
+        rows = list(rows)
+        self._choose(rows, logits)
+        self._drop_ended(rows)
+
+    def _choose(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
+        """Choose the next token of each row from its logits."""
         tokens, logprobs = choose(logits, [row.sampling for row in rows])
         now = time.monotonic()
-        for i, (row, token) in enumerate(zip(list(rows), tokens, strict=True)):
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if row.prompt.settings.max_new_tokens == 0:  # an echo alone
                 row.owner.end([row], "length")
                 continue
@@ -146,8 +225,10 @@ class Engine:
             if i in logprobs:
                 row.logprobs.append(logprobs[i])
             row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
-        for row in list(rows):
-            if row.finish_reason is not None:
+
+    def _drop_ended(self, rows: list[GeneratedSequence]) -> None:
+        for row in rows:
+            if row.finish_reason is not None and row in self.rows:
                 self._drop(row)
         self.scheduler.remove_ended()
 

@@ -11,10 +11,12 @@ from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.passes import merge_products, pass_of
+from serve.handlers.generation.prefix_cache import PrefixCache
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import independence, linear, pretrained
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
+from serve.settings import MB
 
 
 class TextGeneration:
@@ -29,14 +31,15 @@ class TextGeneration:
         add_end_token(network, tokenizer.eos_token_id)
         prompts = PromptReader(model, texts, network)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
+        self.caches: PrefixCache | None = None
         if alone is None:
             if model.options.pack and linear.packable(network):
                 merge_products(network)
                 linear.pack(network)
             linear.fuse_activations(network)
-            self.engine = Engine(
-                network, texts, Decoder(pass_of(network)), model.max_batch, transformers_generate.compatible
-            )
+            self.caches = PrefixCache(model.options.prefix_cache_mb * MB)
+            steps = Decoder(pass_of(network), self.caches)
+            self.engine = Engine(network, texts, steps, model.max_batch, transformers_generate.compatible)
         else:  # the model as transformers runs it, one sequence at a time
             independence.report(model.name, network, alone)
             lone = LoneDecoder(network)

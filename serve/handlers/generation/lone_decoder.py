@@ -26,6 +26,7 @@ class LonePrompt:
 
     def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
         (self.tokens,) = prompts
+        self.remaining = len(self.tokens)  # which are computed at once
         self.loop: Loop | None = None
         # Gets the logits [1, 1, vocabulary] behind each token of the prompt, with the column of the token.
         self.score: Callable[[int, Tensor], None] | None = None

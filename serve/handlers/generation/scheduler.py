@@ -6,8 +6,7 @@ from serve.handlers.base import Job
 from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit
 
-# Tokens of prompts in one step, between two tokens of the running sequences. Longer prompts are prefilled in pieces, so
-# that streams wait for one piece only; shorter prompts are prefilled together, padded, up to this number.
+# Shorter prompts are prefilled together, padded, up to this number of tokens.
 PREFILL_TOKENS = 256
 
 
@@ -57,14 +56,21 @@ class Scheduler:
     def clear(self) -> None:
         self._requests, self._queue = [], []
 
-    def next_prefill(self, rows: int) -> list[GeneratedSequence]:
-        """The next sequences to prefill together, at most `rows`, in the order of arrival; few tokens are padding."""
+    def next_prefill(self, rows: int, reusable: Callable[[Prompt], int]) -> list[GeneratedSequence]:
+        """The next sequences to prefill together, at most `rows`, in the order of arrival; few tokens are padding.
+
+        `reusable`: the number of first tokens of a prompt that need not be computed. Together, prompts reuse what all
+        of them can.
+        """
         self._feed()
         chosen: list[GeneratedSequence] = []
+        lengths: list[int] = []
+        known: list[int] = []
         for sequence in self._queue[:rows]:
-            lengths = [len(each.prompt.tokens) for each in (*chosen, sequence)]
-            padded = max(lengths) * len(lengths)
-            if chosen and (padded > PREFILL_TOKENS or sum(lengths) * 2 < padded):
+            lengths.append(len(sequence.prompt.tokens))
+            known.append(reusable(sequence.prompt))
+            padded = (max(lengths) - min(known)) * len(lengths)
+            if chosen and (padded > PREFILL_TOKENS or (sum(lengths) - sum(known)) * 2 < padded):
                 break
             chosen.append(sequence)
         del self._queue[: len(chosen)]

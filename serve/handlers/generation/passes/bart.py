@@ -86,13 +86,13 @@ class BartPass:
         return keys
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
-        rows, width = len(tokens), self._decoder[0].width
+        (rows, count), width = tokens.shape, self._decoder[0].width
         kinds = [(masks.FULL, 0)] * len(self._decoder)
         own = Attention(cache, columns, kinds, 2 * width * self._dtype.itemsize, self._dtype)
         cross = sources.attention
-        hidden = self._text(tokens, columns).view(rows, width)
+        hidden = self._text(tokens, columns).view(rows * count, width)
         for number, layer in enumerate(self._decoder):
-            mixed = layer.mix(self._before(hidden, layer.norm)).view(rows, 1, 3, layer.heads, -1)
+            mixed = layer.mix(self._before(hidden, layer.norm)).view(rows, count, 3, layer.heads, -1)
             queries, keys, values = mixed.unbind(2)
             hidden = self._after(
                 layer.output(own(number, queries, keys, values, layer.scale), residual=hidden), layer.norm
