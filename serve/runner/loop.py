@@ -220,7 +220,6 @@ class Loop:
             self._slot.set("last_used", ended)
             if self._caches is not None:
                 self._slot.set("spare_bytes", self._caches.bytes)
-            if self._answers.joined:
-                self._answers.watch_joined()
+        self._answers.watch_joined()
         if self._answers.streams:
             self._answers.advance_streams()

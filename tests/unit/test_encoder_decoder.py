@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from serve.handlers.generation import encoder_decoder, sources
-from serve.handlers.generation.encoder_decoder import EncoderDecoder, EncoderDecoderPrompt
+from serve.handlers.generation.encoder_decoder import Cohorts, EncoderDecoder, EncoderDecoderPrompt
 from serve.handlers.huggingface import linear
 from serve.handlers.huggingface.independence import PADDED_GENERATE
 from tests.unit.test_seq2seq_architectures import ALONE, COMPOSED, TYPES, tiny
@@ -19,8 +19,8 @@ LENGTHS = (30, 3, 12, 58, 7, 20, 5, 16, 9)  # of sources
 PIECE = 4
 # Config features of the families with a step of their own.
 FEATURES: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in ("bart", "marian", "mbart", "mt5", "pegasus", "t5")),
-    *((name, {"scale_embedding": True}) for name in ("bart", "marian", "mbart", "pegasus")),
+    *((name, {}) for name in ("bart", "blenderbot", "m2m_100", "marian", "mbart", "mt5", "pegasus", "plbart", "t5")),
+    *((name, {"scale_embedding": True}) for name in ("bart", "m2m_100", "marian", "mbart", "pegasus")),
     *(("bart", {"activation_function": name}) for name in ("gelu_new", "relu", "silu", "tanh")),
     ("bart", {"encoder_layers": 1, "decoder_layers": 3, "decoder_attention_heads": 2, "encoder_ffn_dim": 40}),
     ("marian", {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 252}),
@@ -63,7 +63,7 @@ class Walk:
         self.far = 0.0  # the largest difference of logits, in standard deviations
 
     def token(self) -> int:
-        return self.dice.randrange(3, 250)
+        return self.dice.randrange(250)  # padding is a token as any other
 
     def compare(self, rows: list[Row], logits: Tensor) -> None:
         assert logits.shape[0] == len(rows)
@@ -198,3 +198,15 @@ def test_a_family_step_has_the_logits_of_transformers_with_each_feature(
     with torch.inference_mode():
         assert walk.run() < CLOSE
     assert walk.pieces[0] >= 2 * changes.get("encoder_layers", 2) + 2, "two blocks in each layer, and the keys"
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_a_model_with_a_layer_of_another_library_runs_the_modules_of_transformers(model_type: str) -> None:
+    model = tiny(model_type)
+    layers = len(list(model.modules()))
+    model.lm_head.__class__ = type("Foreign", (nn.Linear,), {})
+
+    encoder_decoder.merge_products(model)
+
+    assert isinstance(encoder_decoder.steps_of(model), Cohorts)
+    assert len(list(model.modules())) == layers
