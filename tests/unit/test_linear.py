@@ -224,31 +224,33 @@ def times(plain: Sequence[float], packed: Sequence[float]) -> Times:
 
 
 def test_the_faster_layout_multiplies_each_number_of_rows() -> None:
-    """Figures of an Intel with AMX (plain for 1 row) and of an AMD (packed for all), GPT-2, ms; 64 rows are made up."""
-    intel, amd = times([10.9, 16, 21, 39], [18, 12, 17, 35]), times([27, 67, 72, 150], [22, 19, 29, 60])
-    by_rows = packed_by_rows(intel, both=True)
-    assert (by_rows[0], by_rows[1], by_rows[3], by_rows[-1], len(by_rows)) == (False, False, True, True, 64)
-    assert packed_by_rows(amd, both=True) == [True]
-    assert packed_by_rows(intel, both=False) == [True]  # one of the two: the mean decides
+    """Figures of an Intel with AMX (plain for 1 row) and of an AMD (packed for all), GPT-2, ms."""
+    intel, amd = times([10.9, 16, 21], [18, 12, 17]), times([27, 67, 72], [22, 19, 29])
+    by_rows = packed_by_rows(intel, both=True, gain=0)
+    assert (by_rows[0], by_rows[1], by_rows[3], by_rows[-1], len(by_rows)) == (False, False, True, True, 16)
+    assert packed_by_rows(amd, both=True, gain=0) == [True]
+    assert packed_by_rows(intel, both=False, gain=0) == [True]  # one of the two: the mean decides
 
 
 def test_a_copy_of_the_weights_must_save_time() -> None:
-    """A few percent are no reason to double the memory of a model; where packing is slower, nothing is packed."""
-    even, little, slow = [10, 20, 30, 40], [9.5, 19, 29, 39], [30, 40, 50, 60]
-    assert packed_by_rows(times(even, little), both=True) == packed_by_rows(times(even, slow), both=True) == [False]
-    assert packed_by_rows(times(even, slow), both=False) == [False]
+    """A few percent are no reason to double the memory of an encoder; where packing is slower, nothing is packed."""
+    even, little, slow = [10, 20, 30], [9.5, 19, 29], [30, 40, 50]
+    assert packed_by_rows(times(even, little), both=True, gain=0.08) == [False]
+    assert packed_by_rows(times(even, little), both=True, gain=0) == [True]
+    assert packed_by_rows(times(even, slow), both=True, gain=0.08) == [False]
+    assert packed_by_rows(times(even, slow), both=False, gain=0) == [False]
 
 
-@given(st.lists(st.floats(1e-6, 1), min_size=8, max_size=8), st.booleans())
-def test_a_measured_number_of_rows_gets_its_faster_layout_or_none_is_packed(found: list[float], both: bool) -> None:
-    measured = times(found[:4], found[4:])
-    by_rows = packed_by_rows(measured, both=both)
-    if not both:
-        assert len(by_rows) == 1
-    elif by_rows != [False]:
+@given(st.lists(st.floats(1e-6, 1), min_size=6, max_size=6), st.booleans())
+def test_a_measured_number_of_rows_gets_a_layout_that_is_not_clearly_slower(found: list[float], both: bool) -> None:
+    measured = times(found[:3], found[3:])
+    by_rows = packed_by_rows(measured, both=both, gain=0)
+    if both:
         for plain, packed, rows in zip(*measured, layout_times.ROWS, strict=True):
             chosen = by_rows[min(rows, len(by_rows)) - 1]
-            assert (packed if chosen else plain) <= min(plain, packed) * 1.0001
+            assert (packed if chosen else plain) <= min(plain, packed) * 1.06
+    else:
+        assert len(by_rows) == 1
 
 
 def test_times_are_measured_once_for_a_shape_and_kept_for_other_processes(
@@ -259,15 +261,13 @@ def test_times_are_measured_once_for_a_shape_and_kept_for_other_processes(
 
     def measure(weights: Sequence[Tensor]) -> Times:
         measured.append(tuple(weights[0].shape))
-        return times([1, 2, 3, 4], [4, 3, 2, 1])
+        return times([1, 2, 3], [3, 2, 1])
 
     monkeypatch.setattr(layout_times, "measured", measure)
     (tmp_path / layout_times.FILE).write_text("{")
     one, other = torch.zeros(8, 4), torch.zeros(8, 5)
     first = Memory(tmp_path)
-    assert (
-        first.times([one]) == first.times([one]) == Memory(tmp_path).times([one]) == times([1, 2, 3, 4], [4, 3, 2, 1])
-    )
+    assert first.times([one]) == first.times([one]) == Memory(tmp_path).times([one]) == times([1, 2, 3], [3, 2, 1])
     Memory(tmp_path).times([other])
     Memory(tmp_path).times([one, one])
     assert measured == [(8, 4), (8, 5)]
@@ -279,7 +279,7 @@ def test_each_layout_of_a_layer_serves_its_rows(monkeypatch: pytest.MonkeyPatch)
     """Plain for one row, packed for more, equal outputs."""
     monkeypatch.setattr(linear, "SMALL", 0)
     monkeypatch.setattr(linear, "_mapped_weights", lambda: [range(1 << 62)])  # each weight counts as mapped
-    monkeypatch.setattr(layout_times, "measured", lambda _: times([1, 9, 9, 9], [2, 1, 1, 1]))
+    monkeypatch.setattr(layout_times, "measured", lambda _: times([1, 9, 9], [2, 1, 1]))
     served: list[tuple[str, int]] = []
 
     def noting(kind: Any, compute: Any) -> Any:

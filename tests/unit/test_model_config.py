@@ -150,7 +150,7 @@ def test_every_option_has_a_default_and_a_description(handler: str) -> None:
         (
             "fill_mask",
             "fold = 1",
-            "no option of fill_mask named 'fold'; known: dtype, pack, quantize, trust_remote_code",
+            "no option of fill_mask named 'fold'; known: dtype, quantize, pack, trust_remote_code",
         ),
         ("text_generation", "quantize = 'int4'", "options.quantize: unsupported value 'int4'; use one of: int8"),
         (

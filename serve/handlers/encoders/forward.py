@@ -24,6 +24,7 @@ from serve.handlers.huggingface.pass_state import PassState
 
 MAX_TOKENS = 16_384  # in one pass, padding included: 32 rows of 512; the memory of activations grows with it
 FREE_PADDING = 64  # tokens of padding that cost less than a pass of their own
+GAIN = 0.08  # of the time of products: less is no reason to copy mapped weights to private memory
 UNLIMITED = 1 << 20  # tokens of a text for models without a limit
 
 
@@ -53,7 +54,9 @@ class Encoder:
     def __init__(
         self, model: ModelConfig[HuggingFaceOptions], auto_class: Any, optional_weights: tuple[str, ...] = ()
     ) -> None:
-        self.network, self.tokenizer = pretrained.load(model, auto_class, optional_weights, obstacle=_obstacle)
+        self.network, self.tokenizer = pretrained.load(
+            model, auto_class, optional_weights, obstacle=_obstacle, gain=GAIN
+        )
         self.config = self.network.config
         self.limit = min(self._positions(), self.tokenizer.model_max_length)
         self.tokenizer.model_max_length = self.limit

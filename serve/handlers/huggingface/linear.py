@@ -25,6 +25,10 @@ SMALL = 1 << 20  # weights of a model that is too small to be measured: it is pa
 SLOWEST = 2.0  # times that of a float32 product: a slower product of 8 bits is not served
 
 
+# Model types whose code computes with the weights of linear layers: they stay as they are.
+READ_WEIGHTS = frozenset({"jamba", "layoutlmv3", "neomme"})
+
+
 class Linear(nn.Module):
     """[..., in] -> [..., out]: `activation(input x weight + bias) + residual`, in the precision of the input.
 
@@ -32,10 +36,13 @@ class Linear(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, by_rows: list[Layout], weight: Tensor | None) -> None:
-        """`by_rows`: the layout for 1, 2... rows; the last one serves all larger numbers. `weight`: the plain one."""
+        """`by_rows`: the layout for 1, 2... rows; the last one serves all larger numbers.
+
+        `weight`: what code of transformers finds as the weight. It looks at its precision in places.
+        """
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
-        self.weight = weight  # transformers reads its precision in places
+        self.weight = weight
         self._by_rows = by_rows
         self._last = len(by_rows)
 
@@ -75,10 +82,9 @@ class LinearLayer(NamedTuple):
         biases = [bias for _, bias in self.parts if bias is not None]
         return None if not biases else biases[0] if len(self.parts) == 1 else torch.cat(biases)
 
-    def replace(self, by_rows: list[Layout], *, plain: bool) -> None:
-        """`plain`: the tensor as it was loaded stays, for code of transformers that looks at it."""
+    def replace(self, by_rows: list[Layout], weight: Tensor | None) -> None:
+        """`weight`: see Linear."""
         outputs, inputs = self.shape
-        weight = self.parts[0][0] if plain and len(self.parts) == 1 else None
         setattr(self.parent, self.name, Linear(inputs, outputs, by_rows, weight))
 
 
@@ -108,20 +114,21 @@ def _parts(module: Any) -> list[tuple[Tensor, Tensor | None]]:
 
 
 def packable(model: PreTrainedModel) -> bool:
-    """Whether oneDNN supports the model's device and precision."""
-    supported: bool = torch.backends.mkldnn.is_available()
+    """Whether oneDNN supports the model's device and precision, and the model calls its layers."""
+    supported: bool = torch.backends.mkldnn.is_available() and model.config.model_type not in READ_WEIGHTS
     if model.dtype is torch.bfloat16:
         supported = supported and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported and model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
 
 
-def pack(model: PreTrainedModel, *, always: bool = False, memory: Path | None = None) -> int:
+def pack(model: PreTrainedModel, *, always: bool = False, gain: float = 0, memory: Path | None = None) -> int:
     """Give each linear layer of a CPU model its faster layouts, and return how many layers have a packed one.
 
     A head that shares its weight with the embedding gets a packed copy; the embedding keeps the weight.
 
     Args:
         always: pack without measuring. A plain weight serves no rows.
+        gain: the part of the time that a packed copy of a mapped weight must save, for its private memory.
         memory: the directory that keeps measured times.
     """
     mapped = _mapped_weights()
@@ -129,7 +136,7 @@ def pack(model: PreTrainedModel, *, always: bool = False, memory: Path | None = 
     def is_mapped(weight: Tensor) -> bool:
         return any(weight.data_ptr() in addresses for addresses in mapped)
 
-    choices = {} if always else _choices(model, is_mapped, memory)
+    choices = {} if always else _choices(model, is_mapped, gain, memory)
     count = 0
     for layer in linear_layers(model):
         by_rows = choices.get(_kind(layer, is_mapped), [True])
@@ -137,8 +144,10 @@ def pack(model: PreTrainedModel, *, always: bool = False, memory: Path | None = 
         packed = Packed(layer.weight(), layer.bias()) if any(by_rows) else None
         plain = None if all(by_rows) else Plain(layer.parts)
         layouts = [packed if each else plain for each in by_rows]
-        stays = plain is not None or is_mapped(layer.parts[0][0])
-        layer.replace([each for each in layouts if each is not None], plain=stays)
+        weight = layer.parts[0][0]
+        stays = len(layer.parts) == 1 and (plain is not None or is_mapped(weight))
+        layer.replace([each for each in layouts if each is not None], weight if stays else weight.new_empty(0))
+        del weight
     return count
 
 
@@ -149,7 +158,7 @@ def _kind(layer: LinearLayer, is_mapped: Callable[[Tensor], bool]) -> tuple[Any,
 
 
 def _choices(
-    model: PreTrainedModel, is_mapped: Callable[[Tensor], bool], memory: Path | None
+    model: PreTrainedModel, is_mapped: Callable[[Tensor], bool], gain: float, memory: Path | None
 ) -> dict[tuple[Any, ...], list[bool]]:
     """By the kind of a layer, whether the packed layout multiplies 1, 2... rows; kinds of little weight are absent."""
     weights: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -158,7 +167,7 @@ def _choices(
     sizes = {kind: kind[0] * kind[1] * len(each) for kind, each in weights.items()}
     total, known = sum(sizes.values()), Memory(memory)
     return {
-        kind: packed_by_rows(known.times(each), both=kind[-1])
+        kind: packed_by_rows(known.times(each), both=kind[-1], gain=gain)
         for kind, each in weights.items()
         if total > SMALL and sizes[kind] > total / 20
     }
@@ -198,7 +207,7 @@ def quantize(model: PreTrainedModel) -> int:
     count = 0
     for layer in linear_layers(model):
         if layer.shape[0] >= MIN_OUTPUTS:
-            layer.replace([Int8(layer.weight(), layer.bias())], plain=False)
+            layer.replace([Int8(layer.weight(), layer.bias())], None)
             count += 1
     return count
 

@@ -39,6 +39,7 @@ def load(
     *,
     obstacle: Callable[[Any], str | None],
     merge: Callable[[Any], None] = lambda _: None,
+    gain: float = 0,
 ) -> tuple[Any, Any]:
     """The network, in eval mode and on the GPU if there is one, and its tokenizer.
 
@@ -50,6 +51,7 @@ def load(
         optional_weights: prefixes of weights that may be missing, because the task does not use them.
         obstacle: why a network is not proven to work in a batch; the weights of a proven one get their fastest layouts.
         merge: makes one product of layers of a proven network that read the same input.
+        gain: see linear.pack.
 
     Raises:
         ModelUnusable: a file is missing, invalid, or does not fit the others; an option is invalid.
@@ -81,7 +83,7 @@ def load(
                 f"config.json: a model of {network.config.num_hidden_layers} layers", hint="copy config.json again"
             )
         network.eval().requires_grad_(False)
-        lay_out(network, model, obstacle=obstacle, merge=merge)
+        lay_out(network, model, obstacle=obstacle, merge=merge, gain=gain)
         if torch.cuda.is_available():
             network.to("cuda")
     except (ModelUnusable, MemoryError):
@@ -107,6 +109,7 @@ def lay_out(
     *,
     obstacle: Callable[[Any], str | None],
     merge: Callable[[Any], None] = lambda _: None,
+    gain: float = 0,
 ) -> None:
     """Give the linear layers of a network the layouts that its options ask for, or the fastest; see `load`."""
     proven, device = obstacle(network) is None, "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,7 +124,7 @@ def lay_out(
         if (dtype := _dtype(model)) != "auto":
             network.to(dtype)
     elif packed and device == "cpu":
-        linear.pack(network, always=model.options.pack is True, memory=model.run_dir)
+        linear.pack(network, always=model.options.pack is True, gain=gain, memory=model.run_dir)
 
 
 def read_json(directory: Path, name: str, kind: type, remedy: str) -> Any:
