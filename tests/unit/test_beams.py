@@ -1,13 +1,16 @@
 """Beam search in the batch: beams are rows, and the texts are those of transformers' `generate`."""
 
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from serve.handlers.generation.decoder import Decoder
+from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.passes import pass_of
-from tests.unit.test_generation_toys import TOYS, reference, save_toy
+from tests.unit.test_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, save_toy
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -40,3 +43,102 @@ def test_a_row_with_the_content_of_another_row_goes_on_as_that_row(name: str, tm
         torch.testing.assert_close(logits[row], alone([*history, tokens[row]]), atol=1e-4, rtol=1e-4)
     decoder.leave(0)
     assert decoder.lengths == [len(histories[row]) + 1 for row in (3, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def handler(directory: Path) -> TextGeneration:
+    return handler_of(directory, max_batch=12)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Any:
+    return reference(directory)
+
+
+def settings(dice: random.Random) -> dict[str, Any]:
+    """Random parameters, each left out half of the time."""
+    beams = dice.randint(2, 8)
+    longest = dice.randint(1, 24)
+    byte = lambda: dice.randrange(256)  # noqa: E731
+    choices: dict[str, Any] = {
+        "num_return_sequences": dice.randint(1, beams),
+        "length_penalty": dice.choice([-1.0, 0.0, 0.5, 2.0]),
+        "early_stopping": dice.choice([True, False, "never"]),
+        "no_repeat_ngram_size": dice.randint(1, 4),
+        "repetition_penalty": dice.choice([0.8, 1.3]),
+        "min_new_tokens": dice.randint(1, longest),
+        "forced_bos_token_id": byte(),
+        "forced_eos_token_id": dice.choice([END, [END, byte()]]),
+        "suppress_tokens": [byte() for _ in range(3)],
+        "begin_suppress_tokens": [byte() for _ in range(60)],
+        "bad_words_ids": [[byte()], [byte(), byte()]],
+        "eos_token_id": [END, *(byte() for _ in range(dice.randint(0, 12)))],
+        "renormalize_logits": True,
+        "exponential_decay_length_penalty": [dice.randint(0, 4), 1.2],
+        "sequence_bias": [[[byte()], 3.0], [[byte(), byte()], -2.0]],
+        "encoder_no_repeat_ngram_size": 1,
+        "do_sample": True,
+    }
+    asked = {name: value for name, value in choices.items() if dice.random() < (0.15 if name[:2] in UNUSUAL else 0.35)}
+    asked |= {"num_beams": beams, "max_new_tokens": longest}
+    return asked | ({"seed": dice.randrange(1000), "top_k": 40} if "do_sample" in asked else {})
+
+
+UNUSUAL = ("ex", "se", "en", "do")
+
+
+def by_generate(handler: TextGeneration, model: Any, text: str, asked: dict[str, Any]) -> list[str]:
+    tokenizer = handler.engine.texts.tokenizer
+    arguments = {name: value for name, value in asked.items() if name != "seed"}
+    if bias := arguments.get("sequence_bias"):
+        arguments["sequence_bias"] = {tuple(tokens): value for tokens, value in bias}
+    ends = arguments.get("eos_token_id", [END])
+    inputs = tokenizer(text, return_tensors="pt")
+    torch.manual_seed(asked.get("seed", 0))
+    rows = model.generate(**inputs, pad_token_id=257, **{"do_sample": False} | arguments)[
+        :, inputs.input_ids.shape[1] :
+    ]
+    # An end token is no text, and the padding behind it is none.
+    made = [[token for token in row if token not in {*ends, 257}] for row in rows.tolist()]
+    return list(tokenizer.batch_decode(made, skip_special_tokens=True))
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_search_gives_the_texts_of_generate_alone_and_in_a_mixed_batch(
+    seed: int, handler: TextGeneration, model: Any
+) -> None:
+    """Random parameters; searches join and leave beside greedy and sampling rows, one in each step."""
+    dice = random.Random(seed)
+    waiting, told = [], []
+    for number in range(30):
+        text = "".join(dice.choice("abc ") for _ in range(dice.choice([1, 1, 3, 20])))
+        if number % 3 == 2:
+            asked = {"max_new_tokens": dice.randint(1, 20), "do_sample": dice.random() < 0.3, "seed": 1, "top_k": 1}
+        else:
+            asked = settings(dice)
+        body = {"inputs": text, "parameters": asked | {"return_full_text": False}}
+        told.append(by_generate(handler, model, text, asked))
+        waiting.append(body)
+        if number % 5 == 0:
+            assert texts_of(ask(handler, body)) == told[-1], (text, asked)
+    jobs: list[Asked] = []
+    while len(jobs) < len(waiting):
+        job = Asked(handler, waiting[len(jobs)])
+        if handler.room() >= job.item.rows:
+            jobs.append(job)
+            handler.join(job)
+        handler.step()
+    finish(handler, *jobs)
+
+    for job, body, expected in zip(jobs, waiting, told, strict=True):
+        assert texts_of(job.answer) == expected, body
+
+
+def texts_of(answer: Any) -> list[str]:
+    return [entry["generated_text"] for entry in answer]

@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM
 
 from serve.catalog.model_config import ModelConfig
 from serve.handlers.base import Job, Request
-from serve.handlers.generation import decoder, transformers_generate, weights
+from serve.handlers.generation import decoder, weights
 from serve.handlers.generation.decoder import Decoder, add_end_token
 from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
@@ -33,14 +33,12 @@ class TextGeneration:
             if model.options.pack and weights.packable(network):
                 weights.pack(network)
             weights.fuse_activations(network)
-            self.engine = Engine(
-                network, texts, Decoder(pass_of(network)), model.max_batch, transformers_generate.compatible
-            )
+            self.engine = Engine(network, texts, Decoder(pass_of(network)), model.max_batch)
         else:  # the model as transformers runs it, one sequence at a time
             independence.report(model.name, network, alone)
             lone = LoneDecoder(network)
             lone.check()
-            self.engine = Engine(network, texts, lone, 1, id)
+            self.engine = Engine(network, texts, lone, 1)
 
     def decode(self, request: Request) -> GenerationItem:
         if request.path == INVOCATIONS and not self._openai.reads(request):
