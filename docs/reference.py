@@ -87,7 +87,8 @@ def metrics() -> str:
     """Every metric of GET /metrics, as it is written for a server with one model."""
     state = {"loads": 0, "evictions": 0, "crashes": 0, "load_seconds": 0.0, "runners": []}
     model = SimpleNamespace(name="m", count=lambda _: 0, state=lambda: "absent", **state)
-    store = SimpleNamespace(models={"m": model}, runners=SimpleNamespace(used=lambda: 0))
+    runners = SimpleNamespace(used=lambda: 0, used_on=lambda _: 0)
+    store = SimpleNamespace(models={"m": model}, runners=runners, device_budgets=(0,))
     with tempfile.TemporaryDirectory() as directory:
         slots = Slots(Path(directory) / "slots", create=True)
         text = exposition(cast(Store, store), slots, Settings()).decode()

@@ -81,9 +81,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
 
 
-def give_back(error: BaseException) -> None:
-    """Free the memory of failed work: variables of its frames, cycles, torch's cache, free pages of the heap."""
-    for each in chain(error):
+def give_back(error: BaseException | None = None) -> None:
+    """Give unused memory back to the system: cycles, torch's cache, free pages of the heap.
+
+    `error`: of work that failed; the variables of its frames are freed as well.
+    """
+    for each in chain(error) if error is not None else ():
         traceback.clear_frames(each.__traceback__)
     gc.collect()
     torch = sys.modules.get("torch")

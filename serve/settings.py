@@ -114,6 +114,11 @@ def from_mb(value: str) -> int:
     return int(number(1, 1 << 20)(value) * MB)
 
 
+def from_mb_each(value: str) -> tuple[int, ...]:
+    """a number of MB, or one for each GPU, separated by commas"""
+    return tuple(from_mb(part) for part in value.split(","))
+
+
 def from_bytes(value: str) -> int:
     """a number of bytes from 1 to 1099511627776"""
     return whole(1, 1 << 40)(value)
@@ -249,6 +254,12 @@ class Settings:
         0.9,
         "share of the container's memory limit for models and the server's own processes",
         ("SERVE_MEMORY_FRACTION", number(0.05, 1)),
+    )
+    device_budget_bytes: tuple[int, ...] = env(
+        (),
+        "MB that all models on a GPU may use together: one number, or one for each GPU, separated by commas",
+        ("SERVE_DEVICE_BUDGET_MB", from_mb_each),
+        shown="`SERVE_MEMORY_FRACTION` of each GPU, less what is in use at the start",
     )
     web_workers: int = env(
         0,

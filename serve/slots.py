@@ -21,6 +21,7 @@ FIELDS = (
     # compares it with the arrival of a request that broke off: a later one cannot have begun, and is safe to retry.
     "begun_arrival_epoch_ms",
     "exhausted",  # consecutive answers with status 507
+    "spare_bytes",  # of caches that the runner frees when the host asks for memory
     "requests",  # answered or refused
     "client_errors",
     "server_errors",
@@ -31,6 +32,7 @@ FIELDS = (
     "work_ns",  # inside the handler, summed over decodings and batches
     "batch_items",
     "streams",
+    "device_bytes",  # of a GPU's memory, that this runner holds now; 0: it uses none
     # Written by the host: the time (time.monotonic_ns()) in which no runner of the model was ready. 0: there was none,
     # or this runner is the one that ends it.
     "cold_since",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from serve.catalog.kinds import ON_DEVICE
 from serve.catalog.recognition import FILES, pickled, weights
 
 MB = 1 << 20
@@ -23,6 +24,12 @@ IN_MEMORY = {
     "onnx": (32 * MB, 1.5),
     "torch": (TORCH_FLOOR, 1.2),
 }
+
+# On a GPU, the CUDA context and the workspaces of cuBLAS, which torch does not count and nvidia-smi cannot assign to a
+# process of a container. An assumption, not a measurement.
+CONTEXT = 512 * MB
+# On a GPU: activations, and keys and values of running texts, until the first measurement. An assumption.
+WORKING = 256 * MB
 
 LONGEST_HEADER = 100 * MB  # safetensors' own limit
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16}
@@ -55,6 +62,20 @@ def memory_bytes(directory: Path, handler: str, dtype: str | None = None, *, qua
         return TORCH_FLOOR + sum(_size(each) for each in pickled(directory))
     bits = LOADED.get(dtype, 32) if dtype else 32
     return TORCH_FLOOR + sum(_loaded(each, bits, quantized) for each in tensors)
+
+
+def device_bytes(directory: Path, handler: str, dtype: str | None = None) -> int:
+    """Bytes on a GPU of a runner of this model, its process's own share included; 0 for a handler that uses none.
+
+    Weights are as stored unless the option `dtype` converts them. What own code does is unknown: its files count.
+    """
+    if handler not in ON_DEVICE:
+        return 0
+    tensors = () if handler in FILES or handler == "custom" else weights(directory)
+    if not tensors:
+        files = FILES[handler](directory) or pickled(directory) if handler in FILES else ()
+        return CONTEXT + WORKING + (sum(map(_size, files)) if files else _tree(directory))
+    return CONTEXT + WORKING + sum(_loaded(each, LOADED.get(dtype or "auto"), quantized=False) for each in tensors)
 
 
 def _loaded(path: Path, bits: int | None, quantized: bool) -> int:

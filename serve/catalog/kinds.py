@@ -26,6 +26,9 @@ HANDLERS = {
     "feature_extraction": "serve.handlers.encoders.feature_extraction:FeatureExtraction",
 }
 
+# The handlers that use a GPU where there is one. Own code may.
+ON_DEVICE = frozenset(HANDLERS) - {"onnx", "xgboost", "sklearn"}
+
 # Former names of handlers, which a model.toml may still have.
 ALIASES = {"summarization": "seq2seq"}
 

@@ -43,6 +43,7 @@ class ModelToml(msgspec.Struct, Generic[Options_co], frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     copies: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    device: Annotated[str, msgspec.Meta(pattern=r"^(cpu|cuda(:\d{1,2})?)$")] | None = None  # None: a GPU where one is
     pin: bool = False
     preload: bool = False
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
@@ -62,7 +63,8 @@ class ModelConfig(ModelToml[Options_co], Generic[Options_co], frozen=True, kw_on
     directory: Path
     submitted: Path | None = None  # the code of SAGEMAKER_SUBMIT_DIRECTORY, in place of the model's own code/
     model_type: str | None = None  # Hugging Face's, from config.json: gpt2, bart...
-    bytes: int = 0  # estimated memory of one copy
+    bytes: int = 0  # estimated memory of one copy, on a machine without GPUs
+    device_bytes: int = 0  # estimated memory of one copy on a GPU; 0: its handler uses none
     taken: frozenset[str] = frozenset()  # names and aliases of other models: never this one, as type or task either
 
     # Copied from the setting of the same name. A new one is one line here.

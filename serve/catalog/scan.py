@@ -91,6 +91,7 @@ def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> Model
         )
         dtype, quantize = getattr(options, "dtype", None), getattr(options, "quantize", None)
         needs = estimate.memory_bytes(inner, found.handler, dtype, quantized=quantize is not None)
+        on_device = estimate.device_bytes(inner, found.handler, dtype)
     except ModelUnusable as error:
         error.model = name
         raise
@@ -111,6 +112,7 @@ def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> Model
         aliases=tuple(dict.fromkeys((*also, *said.aliases))),
         options=options,
         bytes=needs,
+        device_bytes=on_device,
     )
 
 

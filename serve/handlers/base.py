@@ -10,7 +10,8 @@ If a handler does not read JSON Lines (415), the runner passes each line as a se
 (serve/runner/records.py). A handler that reads other types line by line, without a header line, lists them in an
 attribute `records`. One that answers further APIs lists all its paths in an attribute `paths`. One that reads and
 writes arrays names their media type in an attribute `arrays` (serve/runner/open_inference.py): npz for several by name,
-npy for one, which `output` names. Its method `signature` returns the tensors that it takes and returns.
+npy for one, which `output` names. Its method `signature` returns the tensors that it takes and returns. One that keeps
+memory which it can do without has it in an attribute `caches` (`Caches`): the host asks for it before an eviction.
 
 All calls come from the one thread of the runner's loop. A handler needs no locks, and starts no threads beyond those of
 its framework.
@@ -73,6 +74,16 @@ class Job(Protocol):
 
     def finish(self) -> None:
         """End an open stream."""
+
+
+class Caches(Protocol):
+    """Memory that a handler keeps to be faster."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def free(self) -> None:
+        """Drop all of it. Called between two steps, also while requests are at work."""
 
 
 class Predictor(Protocol):

@@ -82,6 +82,12 @@ class _Collector:
         yield from (held, flight, state)
         yield GaugeMetricFamily("serve_budget_bytes", "Memory budget of all models", self._settings.budget_bytes)
         yield GaugeMetricFamily("serve_used_bytes", "Memory that all models use or reserve", self._store.runners.used())
+        budgets = GaugeMetricFamily("serve_device_budget_bytes", "Budget of a GPU's memory", labels=["device"])
+        used = GaugeMetricFamily("serve_device_used_bytes", "The part in use or reserved", labels=["device"])
+        for device, budget in enumerate(self._store.device_budgets):
+            budgets.add_metric([str(device)], budget)
+            used.add_metric([str(device)], self._store.runners.used_on(device))
+        yield from (budgets, used)
         web = [self._slots.slot(number) for number in range(WEB_SLOTS)]
         for field, name, meaning in (
             ("requests", "serve_web_requests", "Requests to web workers"),

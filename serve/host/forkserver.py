@@ -27,6 +27,7 @@ from serve import log as serve_log
 from serve.catalog.kinds import HANDLERS, module_of
 from serve.catalog.model_config import ModelConfig, decoder, encoded
 from serve.children import die_with_parent
+from serve.devices import VISIBLE
 from serve.failures import not_installed
 from serve.host.model import MESSAGE, RunnerProcess
 from serve.settings import Settings
@@ -45,6 +46,7 @@ class Order(msgspec.Struct, frozen=True):
     runner: int  # its number, which is its slot
     model: str
     handler: str
+    device: str | None = None  # its CUDA_VISIBLE_DEVICES: one GPU, or "" for none; None: as the server's
 
 
 def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], settings: Settings) -> None:
@@ -156,6 +158,8 @@ def _fork(
         die_with_parent()
         os.nice(NICENESS)
         _offer_to_oom_killer()
+        if order.device is not None:
+            os.environ[VISIBLE] = order.device
         start(order.runner, config, output, listener, control, settings)
         os._exit(0)
     except BaseException:
@@ -225,14 +229,18 @@ class Forkserver:
             )
         self.channel.setblocking(False)
 
-    def fork(self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket) -> None:
+    def fork(
+        self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket, device: str | None = None
+    ) -> None:
         """Order a runner. Raises EOFError when the forkserver has exited, as do the other methods.
+
+        `device`: the GPU that the runner sees, as in CUDA_VISIBLE_DEVICES; "" for none, None for those of the server.
 
         The channel holds some 170 orders, which the forkserver does not read during an import. Further orders wait
         here. If the host blocked instead, it would answer no requests; and once its unread reports fill the other
         direction of the channel, both processes would block each other.
         """
-        order = Order(runner.number, config.name, config.handler)
+        order = Order(runner.number, config.name, config.handler, device)
         files = _in_memory(config), runner.output.fd, listener.dup(), runner.hand_over()
         self._unsent.append((msgspec.json.encode(order), *files))
         self._flush()

@@ -17,7 +17,8 @@ from serve import log as serve_log
 from serve.capture import Captured
 from serve.catalog.catalog import Entry
 from serve.catalog.model_config import ModelConfig
-from serve.errors import ModelFailed, ServeError
+from serve.errors import ModelFailed, ModelUnusable, ServeError
+from serve.host.eviction import Held
 from serve.slots import FIELDS, Slot
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 # The x bit of the socket file means "callers may connect": without it, nginx (-x) and web workers treat it as absent.
 CLOSED, OPEN = 0o600, 0o700
 MOMENTARY = (
-    *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted"),
-    *("cold_since", "cold_until"),
+    *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted", "spare_bytes"),
+    *("device_bytes", "cold_since", "cold_until"),
 )
 SUMMED = tuple(field for field in FIELDS if field not in MOMENTARY)
 
@@ -63,15 +64,18 @@ class Eviction:
 class RunnerProcess:
     """A runner from its order to its exit. `number` is its slot, and identifies it before its process id is known."""
 
-    def __init__(self, number: int, model: str, slot: Slot, reserved: int) -> None:
+    def __init__(self, number: int, model: str, slot: Slot, reserved: Held) -> None:
         self.number = number
         self.model = model
         self.slot = slot
-        self.bytes = reserved  # an estimate until it is measured
+        self.bytes = reserved.bytes  # an estimate until it is measured
+        self.device = reserved.device  # the number of its GPU
+        self.device_bytes = reserved.device_bytes  # of that GPU's memory; an estimate until it is measured
         self.phase = Phase.LOADING
         self.pid = 0
         self.since = time.monotonic()
         self.retired = 0.0  # time.monotonic() when it was asked to exit
+        self.shrinking = 0.0  # time.monotonic() when it was asked to free its caches; 0 once it has answered
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
         self.kill_reason = ""  # why it exits, if the host knows that before it does
         self.reported_failure = False
@@ -87,6 +91,18 @@ class RunnerProcess:
             self.control.send(b"retire")
         except OSError:
             pass  # it has exited; the forkserver is about to report that
+
+    def shrink(self) -> None:
+        """Ask the runner to free its caches. It answers `shrunk` when the memory is free."""
+        self.shrinking = time.monotonic()
+        try:
+            self.control.send(b"shrink")
+        except OSError:
+            pass  # it has exited, or does not read its channel: its answer is not waited for without end
+
+    def spare(self) -> int:
+        """Bytes of caches that the runner frees when it is asked, and has not been asked for."""
+        return 0 if self.shrinking or self.phase is not Phase.READY else min(self.slot.get("spare_bytes"), self.bytes)
 
     def kill(self, reason: str) -> None:
         self.kill_reason = reason
@@ -154,6 +170,9 @@ class ServedModel:
         self.runners: list[RunnerProcess] = []
         self.peak_bytes = 0  # the most that one runner held when measured; 0 before the first measurement
         self.bytes_at_ready = 0  # the same, measured right after the last load
+        self.peak_device_bytes = 0  # as `peak_bytes`, of a GPU's memory
+        self.device_bytes_at_ready = 0
+        self.device: int | None = None  # the GPU of the runner that was started last
         self.loads = 0
         self.load_seconds = 0.0
         self.evictions = 0
@@ -199,6 +218,33 @@ class ServedModel:
     def bytes_each(self) -> int:
         """Bytes to reserve for one more runner."""
         return self.peak_bytes or (self.config.bytes if self.config else 0)
+
+    def device_bytes_each(self) -> int:
+        """Bytes of a GPU's memory to reserve for one more runner."""
+        return self.peak_device_bytes or (self.config.device_bytes if self.config else 0)
+
+    def devices(self, count: int) -> tuple[int, ...]:
+        """The GPUs, of `count`, that its runners may be placed on; none: they run on the processor.
+
+        Raises ModelUnusable if its model.toml asks for a GPU that is not there, or that its handler does not use.
+        """
+        assert self.config is not None
+        asked, uses = self.config.device, self.config.device_bytes > 0
+        if asked == "cpu" or (asked is None and not uses):
+            return ()
+        if asked is None:
+            return tuple(range(count))
+        if not uses:
+            message = f"model.toml: device is {asked!r}, and the handler {self.config.handler} uses no GPU"
+            raise ModelUnusable(message, hint="remove `device`")
+        number = int(asked.partition(":")[2] or 0)
+        if number >= count:
+            there = ", ".join(f"cuda:{each}" for each in range(count)) or "none"
+            raise ModelUnusable(
+                f"model.toml: device is {asked!r}; the GPUs of this server: {there}",
+                hint="remove `device`, or use an instance with GPUs and an image built with --build-arg TORCH=cu130",
+            )
+        return tuple(range(count)) if asked == "cuda" else (number,)
 
     # Failures.
 
@@ -312,8 +358,11 @@ class ServedModel:
             "state": state,
             "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
+            "cacheBytes": sum(each.slot.get("spare_bytes") for each in self.runners),
             "estimatedBytes": self.config.bytes if self.config else None,
             "peakBytes": self.peak_bytes or None,
+            "devices": sorted({each.device for each in self.runners if each.device is not None}),
+            "deviceBytes": sum(each.device_bytes for each in self.runners),
             "runners": len(self.runners),
             "copies": self.copies,
             "pinned": self.pinned,

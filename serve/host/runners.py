@@ -5,12 +5,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from serve import machine
+from serve.devices import Device
 from serve.errors import DoesNotFit
 from serve.failures import HINTS
+from serve.host.eviction import Held
 from serve.host.forkserver import Forkserver
 from serve.host.model import Phase, RunnerProcess, ServedModel
 from serve.settings import Settings, nginx_limit
@@ -37,7 +39,8 @@ class Exit:
 class Runners:
     """The runners that are alive, by number. A number is a slot."""
 
-    def __init__(self, settings: Settings, slots: Slots, forks: Forkserver) -> None:
+    def __init__(self, settings: Settings, slots: Slots, forks: Forkserver, devices: Sequence[Device] = ()) -> None:
+        self._devices = devices
         self._settings = settings
         self._slots = slots
         self._forks = forks
@@ -47,9 +50,10 @@ class Runners:
         self._oom_kills = machine.oom_kills()
         self.alive: dict[int, RunnerProcess] = {}
 
-    def start(self, model: ServedModel, *, cold_since: float | None) -> None:
+    def start(self, model: ServedModel, reserved: Held, *, cold_since: float | None) -> None:
         """Order one more runner of this model. Raises DoesNotFit at the limit of runners or files, or OSError.
 
+        `reserved`: its share of the budget, and its GPU.
         `cold_since`: when requests began to wait for this load (time.monotonic()); None while another runner serves.
         """
         assert model.config is not None
@@ -59,7 +63,7 @@ class Runners:
         slot = self._slots.slot(number)
         slot.clear()
         slot.set("cold_since", int((cold_since or 0.0) * 1e9))
-        runner = RunnerProcess(number, model.name, slot, model.bytes_each())
+        runner = RunnerProcess(number, model.name, slot, reserved)
         try:
             check_spare_files(runner.control)
         except DoesNotFit:
@@ -70,11 +74,18 @@ class Runners:
         self.alive[number] = runner
         model.runners.append(runner)
         model.loads += 1
-        self._forks.fork(runner, model.config, model.listener)
+        model.device = runner.device
+        # A server without GPUs leaves the choice of a device to the environment.
+        uuid = self._devices[runner.device].uuid if runner.device is not None else "" if self._devices else None
+        self._forks.fork(runner, model.config, model.listener, uuid)
 
     def used(self) -> int:
         """Bytes that all runners hold, or have reserved while they load."""
         return sum(each.bytes for each in self.alive.values())
+
+    def used_on(self, device: int) -> int:
+        """The same, of a GPU's memory."""
+        return sum(each.device_bytes for each in self.alive.values() if each.device == device)
 
     def retire_all(self) -> None:
         for runner in self.alive.values():
@@ -168,12 +179,22 @@ class Runners:
 
 
 def measure(model: ServedModel, runner: RunnerProcess) -> None:
-    """Measure a runner's private memory, and remember the peak for the model's next load."""
+    """Measure a runner's memory, and remember the peak without its caches for the model's next load.
+
+    Private memory is measured; the runner itself reports its part of a GPU.
+    """
     runner.measured = time.monotonic()
     held = machine.private_bytes(runner.pid)
-    if held:
-        runner.bytes = held
+    if not held:
+        return
+    runner.bytes = held
+    caches = runner.slot.get("spare_bytes")
+    if runner.device is None:
+        model.peak_bytes = max(model.peak_bytes, held - caches)
+    else:
         model.peak_bytes = max(model.peak_bytes, held)
+        runner.device_bytes = runner.slot.get("device_bytes")
+        model.peak_device_bytes = max(model.peak_device_bytes, runner.device_bytes - caches)
 
 
 def check_spare_files(fresh: socket.socket) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from importlib.util import find_spec
 
+from serve import devices
 from serve.catalog.catalog import Catalog
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, module_of
 from serve.host.answers import HostApi
@@ -47,7 +48,10 @@ class Host:
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
-        self._store = Store(settings, found, self._slots, self._forks, self._wake)
+        gpus = devices.found(settings)
+        if gpus:
+            log.info("GPUs", extra={"budgets": [each.bytes for each in gpus]})
+        self._store = Store(settings, found, self._slots, self._forks, self._wake, gpus)
         self._draining = False
         self._ending = False
         self._poller = Poller()

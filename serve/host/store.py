@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from serve.catalog import archive
 from serve.catalog.catalog import Catalog, cut
 from serve.catalog.model_config import ModelConfig
 from serve.catalog.scan import describe, real
+from serve.devices import BESIDE_DEVICE, Device
 from serve.errors import DoesNotFit, InternalError, ModelNotFound, ModelUnusable, RunnerDied, ServeError, from_wire
 from serve.failed_start import FailedStart
 from serve.failures import HINTS, exhausted
-from serve.host.eviction import Held, can_ever_fit, plan
+from serve.host.eviction import Budget, Held, Need, can_ever_fit, on_device, place, plan, share
 from serve.host.forkserver import Forkserver
 from serve.host.model import MINUTE, Eviction, Phase, RunnerProcess, ServedModel, Stage
 from serve.host.runners import Exit, Runners, measure
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 # files of the models.
 SPARE_DISK = 256 * MB
 # Seconds that a load waits for idle victims before busy runners are retired; then as long for those to exit, before
-# idle runners are evicted in their place.
+# idle runners are evicted in their place. Also for a runner that was asked to free its caches.
 PATIENCE = 1.0
 # A start is given up after so many failed loads in a row of one preloaded model (with their pauses 15 s and the loads),
 # or at a failure after so many seconds: SageMaker waits 480 s for the first successful /ping.
@@ -95,8 +97,16 @@ class Store:
     Every method that changes a model's stage, or the phase or number of its runners, adds the model.
     """
 
-    def __init__(self, settings: Settings, found: Catalog, slots: Slots, forks: Forkserver, wake: Callable[[], None]):
-        self._budget = settings.budget_bytes
+    def __init__(
+        self,
+        settings: Settings,
+        found: Catalog,
+        slots: Slots,
+        forks: Forkserver,
+        wake: Callable[[], None],
+        devices: Sequence[Device] = (),
+    ) -> None:
+        self._budget = Budget(bytes=settings.budget_bytes, devices=tuple(each.bytes for each in devices))
         self._multi_model = settings.multi_model
         self.models = {
             name: ServedModel(entry, settings.sockets / socket_name(name), settings.queue_limit)
@@ -106,7 +116,7 @@ class Store:
         for model in self.models.values():
             model.open()  # although it is not loaded: the host accepts the first connection, and loads it
         self.changed: set[ServedModel] = set(self.models.values())
-        self.runners = Runners(settings, slots, forks)
+        self.runners = Runners(settings, slots, forks, devices)
         self._preparation = Preparation(settings, wake)
         self._waiting: list[ServedModel] = []  # loads that wait for memory, oldest first
         for model in self._chosen(settings.pin, found, lambda config: config.pin):
@@ -130,6 +140,11 @@ class Store:
         ]
 
     # Queries.
+
+    @property
+    def device_budgets(self) -> tuple[int, ...]:
+        """Bytes that models may hold of each GPU."""
+        return self._budget.devices
 
     def named(self, name: str) -> ServedModel:
         """Raises ModelNotFound."""
@@ -221,27 +236,42 @@ class Store:
                 self._begin(model)
 
     def _admit(self) -> None:
-        """Start the waiting loads that fit, and evict for those that do not, oldest first.
+        """Start the waiting loads that fit, and free memory for those that do not, oldest first.
 
         Each decision (serve.host.eviction) is carried out before the next is made, so that the next one sees it.
         """
-        budget = self._budget
+        earlier: list[Held] = []  # what the waiting loads before this one need
         for model in list(self._waiting):
-            need = model.bytes_each() * model.missing()
+            try:
+                need = self._need(model)
+            except ModelUnusable as error:
+                self._stop_waiting(model)
+                model.fail(error)
+                continue
+            count = model.missing()
             held = self._held() + self._reserved(besides=model)
-            if not can_ever_fit(need, self._budget, held):
+            if not can_ever_fit(need, count, self._budget, held):
                 self._stop_waiting(model)
                 model.fail(self._does_not_fit(model, need))
                 continue
-            decision = plan(need, budget, held, patient=time.monotonic() - model.wanted_since < PATIENCE)
+            patient = time.monotonic() - model.wanted_since < PATIENCE
+            decision = place(need, count, self._budget, held + earlier, patient=patient)
             if decision.fits:
                 self._stop_waiting(model)
-                self._start_runners(model)
+                self._start_runners(model, need, decision.devices)
                 continue
+            self._shrink(decision.shrink, model.name)
             for number in decision.victims:
                 self._evict(self.runners.alive[number], "to load another model", model.name)
             # Later requests in the queue may only use memory that this one does not need (no starvation).
-            budget -= need
+            earlier += [share(need, device) for device in decision.devices]
+
+    def _need(self, model: ServedModel) -> Need:
+        """What a runner of a model needs. Raises ModelUnusable if its model.toml asks for a GPU that is not there."""
+        devices = model.devices(len(self._budget.devices))
+        if not devices:
+            return Need(bytes=model.bytes_each())
+        return Need(bytes=model.peak_bytes or BESIDE_DEVICE, device_bytes=model.device_bytes_each(), devices=devices)
 
     def _stop_waiting(self, model: ServedModel) -> None:
         if model in self._waiting:
@@ -249,17 +279,17 @@ class Store:
             model.stage = Stage.NONE
             self.changed.add(model)
 
-    def _start_runners(self, model: ServedModel) -> None:
+    def _start_runners(self, model: ServedModel, need: Need, devices: Sequence[int | None]) -> None:
         cold = not model.of_phase(Phase.READY)
         try:
-            for _ in range(model.missing()):
-                self.runners.start(model, cold_since=model.wanted_since if cold else None)
+            for device in devices:
+                self.runners.start(model, share(need, device), cold_since=model.wanted_since if cold else None)
         except (DoesNotFit, OSError) as error:
             failure = exhausted(error) or InternalError(f"the runner cannot be started: {error}", hint="see the log")
             model.fail(failure)
 
     def heard(self, runner: RunnerProcess) -> None:
-        """Act on a runner's messages: it is ready, its load failed, or its device is lost."""
+        """Act on a runner's messages: it is ready, its load failed, its device is lost, or its caches are freed."""
         if runner.number not in self.runners.alive:
             return
         model = self.models[runner.model]
@@ -271,6 +301,8 @@ class Store:
                 runner.kill_reason = message["lost"]
                 runner.retire()
                 self.changed.add(model)
+            elif "shrunk" in message:
+                self._shrunk(model, runner)
             elif runner.phase is Phase.LOADING:
                 self._ready(model, runner, message["ready"]["seconds"])
 
@@ -288,14 +320,19 @@ class Store:
         waited = time.monotonic() - model.wanted_since
         model.load_seconds += waited
         measure(model, runner)
-        model.bytes_at_ready = runner.bytes
+        model.bytes_at_ready, model.device_bytes_at_ready = runner.bytes, runner.device_bytes
         extra = {"model": model.name, "bytes": runner.bytes, "load_s": round(seconds, 3), "wait_s": round(waited, 3)}
+        if runner.device is not None:
+            extra |= {"device": runner.device, "device_bytes": runner.device_bytes}
         log.info("loaded", extra=extra)
         if not self._too_large(model, runner):
             model.open()
             self._keep_within_budget(just_loaded=runner)
             return
-        model.fail(self._does_not_fit(model, runner.bytes))
+        devices = () if runner.device is None else (runner.device,)
+        model.fail(
+            self._does_not_fit(model, Need(bytes=runner.bytes, device_bytes=runner.device_bytes, devices=devices))
+        )
         if not self._multi_model:  # there, the load's caller is answered 507 and the model is unloaded
             self._evict(runner, "larger than the budget")
 
@@ -303,21 +340,46 @@ class Store:
 
     def _too_large(self, model: ServedModel, runner: RunnerProcess) -> bool:
         """Whether a runner that has just loaded holds more, as measured, than the budget has for it."""
+        held = [share(Need(bytes=runner.bytes, device_bytes=runner.device_bytes), runner.device)]
         if self._multi_model:  # no other model may be evicted
-            reserved = sum(each.bytes for each in self._reserved(besides=model))
-            return self.runners.used() + reserved > self._budget
-        return runner.bytes > self._budget
+            held = self._held() + self._reserved(besides=model)
+        return any(sum(each.bytes - each.spare for each in shares) > budget for budget, shares in self._pools(held))
+
+    def _pools(self, held: Sequence[Held]) -> Iterator[tuple[int, Sequence[Held]]]:
+        """The budget of memory and of each GPU, with the runners' shares in it as their bytes."""
+        yield self._budget.bytes, held
+        for device, budget in enumerate(self._budget.devices):
+            yield budget, on_device(device, held)
 
     def _keep_within_budget(self, just_loaded: RunnerProcess | None = None) -> None:
-        """Evict the least recently used runners while measured bytes exceed the budget: estimates were too low.
+        """Free caches, then evict the least recently used runners, while measured bytes exceed the budget.
 
-        A runner that has just loaded is spared: the requests that wait for it have not been accepted yet.
+        Estimates were too low, or models have grown. A runner that has just loaded is spared: the requests that wait
+        for it have not been accepted yet.
         """
-        held = [each for each in self._held() if just_loaded is None or each.runner != just_loaded.number]
-        budget = self._budget - (just_loaded.bytes if just_loaded else 0)
-        for number in plan(0, budget, held, patient=True).victims:
-            by = just_loaded.model if just_loaded else None
-            self._evict(self.runners.alive[number], "over the budget", by)
+        by = just_loaded.model if just_loaded else None
+        for budget, shares in self._pools(self._held()):
+            spared = [each for each in shares if just_loaded and each.runner == just_loaded.number]
+            others = [each for each in shares if each not in spared]
+            decision = plan(0, budget - sum(each.bytes for each in spared), others, patient=True)
+            self._shrink(decision.shrink, by)
+            for number in decision.victims:
+                if self.runners.alive[number].phase is not Phase.RETIRING:  # evicted for another resource
+                    self._evict(self.runners.alive[number], "over the budget", by)
+
+    def _shrink(self, numbers: Sequence[int], by: str | None) -> None:
+        """Ask these runners to free their caches."""
+        for number in numbers:
+            runner = self.runners.alive[number]
+            extra = {"model": runner.model, "bytes": runner.spare(), "for": by}
+            log.info("caches freed", extra=extra)
+            runner.shrink()
+
+    def _shrunk(self, model: ServedModel, runner: RunnerProcess) -> None:
+        """A runner has freed its caches: measure it, and admit waiting loads, or evict for them."""
+        runner.shrinking = 0.0
+        measure(model, runner)
+        self._admit()
 
     def _evict(self, runner: RunnerProcess, reason: str, by: str | None = None) -> None:
         model = self.models[runner.model]
@@ -344,6 +406,11 @@ class Store:
                 loading=each.phase is Phase.LOADING,
                 retiring=each.phase is Phase.RETIRING,
                 slow=each.phase is Phase.RETIRING and now - each.retired > PATIENCE,
+                device=each.device,
+                device_bytes=each.device_bytes,
+                spare=each.spare() if each.device is None else 0,  # caches lie where the model does
+                device_spare=0 if each.device is None else each.spare(),
+                shrinking=each.phase is Phase.READY and 0 < each.shrinking > now - PATIENCE,
             )
             for each in self.runners.alive.values()
         ]
@@ -357,20 +424,42 @@ class Store:
         if not self._multi_model:
             return []
         return [
-            Held(runner=-1, model=model.name, bytes=model.bytes_each(), last_used=0, pinned=True)
+            replace(share(self._need(model), model.device), model=model.name, pinned=True)
             for model in self.models.values()
             if model.opened and not model.runners and model is not besides
         ]
 
-    def _does_not_fit(self, model: ServedModel, need: int) -> DoesNotFit:
+    def _does_not_fit(self, model: ServedModel, need: Need) -> DoesNotFit:
         others = self._held() + self._reserved(besides=model)
-        pinned = sum(each.bytes for each in others if each.pinned and each.model != model.name)
         which = "loaded" if self._multi_model else "pinned"
-        used = f", of which {which} models hold {_mb(pinned)}" if pinned else ""
+
+        def error(need: int, what: str, budget: int, shares: Sequence[Held], hint: str) -> DoesNotFit:
+            pinned = sum(each.bytes for each in shares if each.pinned and each.model != model.name)
+            used = f", of which {which} models hold {_mb(pinned)}" if pinned else ""
+            return DoesNotFit(
+                f"model {model.name!r} needs {_mb(need)}{what}; the budget is {_mb(budget)}{used}", hint=hint
+            )
+
         copies = f" for {model.copies} copies" if model.copies > 1 else ""
-        return DoesNotFit(
-            f"model {model.name!r} needs {_mb(need)}{copies}; the budget is {_mb(self._budget)}{used}",
-            hint="give the container more memory, or raise SERVE_MEMORY_BUDGET_MB",
+        count = max(1, model.missing())
+        if can_ever_fit(replace(need, devices=()), count, self._budget, others):
+            # The largest budget is the one that is closest to enough.
+            device = max(need.devices, key=lambda each: self._budget.devices[each], default=0)
+            if need.devices:
+                return error(
+                    need.device_bytes,
+                    f" on cuda:{device}" if model.copies == 1 else f" of a GPU for each of {model.copies} copies",
+                    self._budget.devices[device],
+                    on_device(device, others),
+                    'take an instance whose GPUs have more memory, set dtype = "float16" under [options] of model.toml,'
+                    " or raise SERVE_DEVICE_BUDGET_MB",
+                )
+        return error(
+            need.bytes * count,
+            copies,
+            self._budget.bytes,
+            others,
+            "give the container more memory, or raise SERVE_MEMORY_BUDGET_MB",
         )
 
     # Exits of runners.
@@ -385,10 +474,11 @@ class Store:
         runner, model = ended.runner, self.models[ended.runner.model]
         model.absorb(runner)
         self.changed.add(model)
-        if ended.exhausted or model.peak_bytes > self._budget:
+        most = max(self._budget.devices, default=0)
+        if ended.exhausted or model.peak_bytes > self._budget.bytes or model.peak_device_bytes > most:
             # Reset the estimate to the size right after loading. A peak caused by one large request must not make every
             # later load fail with 507.
-            model.peak_bytes = model.bytes_at_ready
+            model.peak_bytes, model.peak_device_bytes = model.bytes_at_ready, model.device_bytes_at_ready
         hint = HINTS.get(ended.exhausted, "see the log")
         if runner.phase is Phase.LOADING and not runner.reported_failure:
             message = f"the model's process exited during the load: {ended.cause}"

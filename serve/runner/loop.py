@@ -15,8 +15,8 @@ import msgspec
 
 from serve import capture
 from serve.errors import DeviceLost, ServeError
-from serve.failures import exhausted
-from serve.handlers.base import Request
+from serve.failures import exhausted, give_back
+from serve.handlers.base import Caches, Request
 from serve.http import media, wire
 from serve.runner.arrival import Addressee, ColdStart, received
 from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, Waited, outcome_of
@@ -40,8 +40,9 @@ class Loop:
         cold: ColdStart,
         *,
         stepwise: bool,
+        caches: Caches | None = None,
     ) -> None:
-        """`stepwise`: each step advances all jobs, in place of one batch."""
+        """`stepwise`: each step advances all jobs, in place of one batch. `caches`: those of the handler."""
         self._engine = engine
         self._addressee = addressee
         self._listener = listener
@@ -50,6 +51,7 @@ class Loop:
         self._settings = settings
         self._cold = cold
         self._stepwise = stepwise
+        self._caches = caches
         self._decode_ns = 0  # not counted in the slot yet
         self._poll = Poll(listener, control)
         self._answers = Answers(addressee.model, self._poll, slot, settings.stream_limit, engine.leave)
@@ -84,7 +86,7 @@ class Loop:
             if fd == self._listener.fileno():
                 continue
             if fd == self._control.fileno():
-                self._retire()
+                self._obey()
             elif fd in self._reading:
                 self._read(*self._reading.pop(fd))
             elif fd == self._references.fd:
@@ -117,6 +119,21 @@ class Loop:
                     raise
                 return
             self._read(wire.Connection(sock), time.monotonic())
+
+    def _obey(self) -> None:
+        """Do what the host asks for: free the caches, or retire. Its end is an end of file."""
+        try:
+            order = self._control.recv(64)
+        except OSError:
+            order = b""
+        if order != b"shrink":
+            self._retire()
+            return
+        if self._caches is not None:
+            self._caches.free()
+            give_back()
+            self._slot.set("spare_bytes", self._caches.bytes)
+        self._control.send(json.dumps({"shrunk": {}}).encode())
 
     def _retire(self) -> None:
         """Stop accepting. The host has asked for it, or has ended (end of file)."""
@@ -201,6 +218,8 @@ class Loop:
             self._decode_ns = 0
             self._slot.set("busy_since", 0)
             self._slot.set("last_used", ended)
+            if self._caches is not None:
+                self._slot.set("spare_bytes", self._caches.bytes)
             if self._answers.joined:
                 self._answers.watch_joined()
         if self._answers.streams:

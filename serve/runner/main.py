@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, cast
 
-from serve import capture, errors
+from serve import capture, devices, errors
 from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import ModelConfig, decoded
 from serve.catalog.scan import real
@@ -77,7 +77,9 @@ def run(
     paths = (*getattr(handler, "paths", (INVOCATIONS,)), *OPEN_INFERENCE)
     addressee = Addressee(config.names(), settings.model_field, paths)
     capture.end()
-    loop = Loop(engine, addressee, listener, control, slot, settings, ColdStart.ended_now(slot), stepwise=stepwise)
+    cold, caches = ColdStart.ended_now(slot), getattr(handler, "caches", None)
+    loop = Loop(engine, addressee, listener, control, slot, settings, cold, stepwise=stepwise, caches=caches)
+    devices.report(slot)
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if loop.run():
         os._exit(1)

@@ -18,7 +18,7 @@ LAYERS = (
     ("http",),
     ("formats",),
     ("catalog",),
-    ("handlers", "train"),
+    ("devices", "handlers", "train"),
     ("convert", "runner"),
     ("host", "web"),
     ("banner", "nginx"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.host.eviction import Held, Plan, can_ever_fit, plan
+from serve.host.eviction import Budget, Held, Need, Placement, Plan, can_ever_fit, on_device, place, plan
 
 
 def held(runner: int, size: int, used: int, **more: object) -> Held:
@@ -101,6 +101,41 @@ def held(runner: int, size: int, used: int, **more: object) -> Held:
             Plan(fits=False),
             id="no eviction if the model would still not fit",
         ),
+        pytest.param(
+            [held(1, 50, 1), held(2, 50, 2, spare=20)],
+            20,
+            True,
+            Plan(fits=False, shrink=(2,)),
+            id="a cache before the least recently used model",
+        ),
+        pytest.param(
+            [held(1, 50, 3, spare=20, pinned=True), held(2, 25, 1, spare=9, in_flight=1), held(3, 25, 2, spare=20)],
+            25,
+            True,
+            Plan(fits=False, shrink=(3, 1)),
+            id="as many caches as needed, of idle runners first, pinned ones too",
+        ),
+        pytest.param(
+            [held(1, 50, 1), held(2, 50, 2, spare=20)],
+            60,
+            True,
+            Plan(fits=False, shrink=(2,)),
+            id="caches first even if they are not enough",
+        ),
+        pytest.param(
+            [held(1, 50, 1), held(2, 50, 2, shrinking=True)],
+            20,
+            True,
+            Plan(fits=False),
+            id="no eviction while a runner frees its caches",
+        ),
+        pytest.param(
+            [held(1, 40, 1, retiring=True), held(2, 60, 2, spare=20)],
+            30,
+            True,
+            Plan(fits=False),
+            id="no cache is freed if retiring runners are enough",
+        ),
     ],
 )
 def test_plan(holding: list[Held], need: int, patient: bool, expected: Plan) -> None:
@@ -119,7 +154,9 @@ runners = st.lists(
         loading=st.booleans(),
         retiring=st.booleans(),
         slow=st.booleans(),
-    ).map(lambda each: each if each.retiring else replace(each, slow=False)),
+        spare=st.sampled_from((0, 0, 0, 1, 20)),
+        shrinking=st.sampled_from((False, False, False, True)),
+    ).map(lambda each: replace(each, slow=each.slow and each.retiring, spare=min(each.spare, each.bytes))),
     max_size=8,
     unique_by=lambda each: each.runner,
 )
@@ -127,7 +164,7 @@ runners = st.lists(
 
 @given(runners, st.integers(1, 200), st.booleans())
 def test_no_victim_is_pinned_loading_retiring_or_needless(holding: list[Held], need: int, patient: bool) -> None:
-    """For any runners: victims are evictable, are enough, and none of them could have stayed."""
+    """For any runners: victims are evictable, are enough, and none of them could have stayed; caches went before."""
     decision = plan(need, 100, holding, patient=patient)
     by_number = {each.runner: each for each in holding}
     victims = [by_number[number] for number in decision.victims]
@@ -141,13 +178,120 @@ def test_no_victim_is_pinned_loading_retiring_or_needless(holding: list[Held], n
     assert decision.fits == (need <= free)
     assert not any(each.pinned or each.loading or each.retiring for each in victims)
     assert not (patient and any(each.in_flight for each in victims))
+    assert not (decision.shrink and decision.victims)
     if victims:
+        assert not any(each.shrinking or (each.spare and not (each.loading or each.retiring)) for each in holding)
         assert need <= freed
         assert all(need > freed - each.bytes for each in victims)
 
 
 def test_only_pinned_memory_is_permanent() -> None:
-    """A model can fit if evicting every runner that is not pinned is enough."""
-    holding = [held(1, 40, 1, pinned=True), held(2, 60, 2, in_flight=5)]
-    assert can_ever_fit(60, 100, holding)
-    assert not can_ever_fit(61, 100, holding)
+    """A model can fit if it is enough to evict every runner that is not pinned, and to free the others' caches."""
+    holding = [held(1, 45, 1, pinned=True, spare=5), held(2, 55, 2, in_flight=5)]
+    assert can_ever_fit(Need(bytes=30), 2, Budget(bytes=100), holding)
+    assert not can_ever_fit(Need(bytes=61), 1, Budget(bytes=100), holding)
+
+
+def on_gpu(size: int, count: int) -> Need:
+    return Need(bytes=10, device_bytes=size, devices=tuple(range(count)))
+
+
+@pytest.mark.parametrize(
+    ("holding", "need", "copies", "expected"),
+    [
+        pytest.param(
+            [held(1, 1, 1, device=0, device_bytes=10)],
+            on_gpu(50, 2),
+            1,
+            Placement(fits=True, devices=(1,)),
+            id="the GPU with the most free bytes",
+        ),
+        pytest.param([], on_gpu(60, 2), 2, Placement(fits=True, devices=(0, 1)), id="a GPU for each copy"),
+        pytest.param(
+            [held(1, 1, 5, device=0, device_bytes=90), held(2, 1, 3, device=1, device_bytes=60)],
+            on_gpu(50, 2),
+            1,
+            Placement(fits=False, devices=(1,), victims=(2,)),
+            id="the GPU with the least recently used victim",
+        ),
+        pytest.param(
+            [held(1, 95, 1, in_flight=1), held(2, 1, 2, device=0, device_bytes=100)],
+            on_gpu(50, 1),
+            1,
+            Placement(fits=False, devices=(0,)),
+            id="nothing is evicted on a GPU while memory cannot be had",
+        ),
+        pytest.param(
+            [held(1, 95, 1), held(2, 1, 2, device=0, device_bytes=100)],
+            on_gpu(50, 1),
+            1,
+            Placement(fits=False, devices=(0,), victims=(2, 1)),
+            id="victims for the GPU and for memory",
+        ),
+        pytest.param(
+            [held(1, 95, 1, device=0, device_bytes=100)],
+            on_gpu(50, 1),
+            1,
+            Placement(fits=False, devices=(0,), victims=(1,)),
+            id="one victim frees both",
+        ),
+        pytest.param(
+            [held(1, 95, 1, spare=90), held(2, 1, 2, device=0, device_bytes=100, device_spare=50)],
+            on_gpu(50, 1),
+            1,
+            Placement(fits=False, devices=(0,), shrink=(2, 1)),
+            id="caches before victims, on the GPU as in memory",
+        ),
+        pytest.param(
+            [held(1, 95, 1, device=0, device_bytes=100, pinned=True), held(2, 5, 1, device=1, device_bytes=100)],
+            Need(bytes=5),
+            1,
+            Placement(fits=False, devices=(None,), victims=(2,)),
+            id="a model without a GPU takes memory only",
+        ),
+    ],
+)
+def test_where_a_runner_goes(holding: list[Held], need: Need, copies: int, expected: Placement) -> None:
+    """Each GPU has 100 bytes, and so has memory."""
+    assert place(need, copies, Budget(bytes=100, devices=(100, 100)), holding, patient=True) == expected
+
+
+def _free(budget: Budget, holding: list[Held]) -> list[int]:
+    shares = [holding, *(on_device(device, holding) for device in range(len(budget.devices)))]
+    budgets = (budget.bytes, *budget.devices)
+    return [each - sum(one.bytes for one in share) for each, share in zip(budgets, shares, strict=True)]
+
+
+@given(st.data())
+def test_a_load_is_admitted_at_last_exactly_if_it_can_ever_fit(data: st.DataObject) -> None:
+    """Carried out again and again, the decisions lead to a load that exceeds no budget, unless pins prevent it."""
+    sizes = st.integers(0, 40)
+    count = data.draw(st.integers(1, 3))
+    budget = Budget(bytes=100, devices=(60,) * count)
+    holding: list[Held] = []
+    for number in range(data.draw(st.integers(0, 8))):
+        each = held(
+            number,
+            data.draw(sizes),
+            number,
+            pinned=data.draw(st.booleans()),
+            in_flight=data.draw(st.integers(0, 1)),
+            device=data.draw(st.none() | st.integers(0, count - 1)),
+        )
+        each = replace(each, device_bytes=0 if each.device is None else data.draw(sizes))
+        if min(_free(budget, [*holding, each])) >= 0:
+            holding.append(each)
+    need = Need(bytes=data.draw(sizes), device_bytes=data.draw(st.integers(1, 40)), devices=tuple(range(count)))
+
+    def decide() -> Placement:
+        return place(need, 1, budget, holding, patient=False)
+
+    possible = can_ever_fit(need, 1, budget, holding)
+    while not (decision := decide()).fits and decision.victims:
+        assert not any(each.pinned for each in holding if each.runner in decision.victims)
+        holding = [each for each in holding if each.runner not in decision.victims]
+
+    assert decision.fits == possible
+    if decision.fits:
+        loaded = held(99, need.bytes, 99, device=decision.devices[0], device_bytes=need.device_bytes)
+        assert min(_free(budget, [*holding, loaded])) >= 0

@@ -47,7 +47,7 @@ class TokenSteps(Protocol):
     Rows are numbered from 0. When a row leaves, the last row takes its number.
     """
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> Any: ...
+    def begin(self, prompts: Sequence[Any]) -> Any: ...
 
     def advance(self, prefill: Any, most: int) -> Tensor | None:
         """Compute about `most` columns; returns the logits [rows, vocabulary] if the prefill is complete."""

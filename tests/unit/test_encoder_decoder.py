@@ -1,0 +1,132 @@
+"""Encoder-decoder rows that join, fork, change places and leave between tokens have the logits of each text alone."""
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from serve.handlers.generation import encoder_decoder
+from serve.handlers.generation.encoder_decoder import EncoderDecoderPrompt
+from serve.handlers.huggingface.independence import PADDED_GENERATE
+from tests.unit.test_seq2seq_architectures import TYPES, tiny
+
+LENGTHS = (30, 3, 12, 58, 7, 20, 5, 16, 9)  # of sources
+PIECE = 8
+CLOSE = 1e-3  # of the standard deviation of the logits; the worst architecture has 4e-4, and a wrong row 0.1 or more
+
+
+class Row:
+    """A text alone, as transformers computes it token by token."""
+
+    def __init__(self, model: PreTrainedModel, prompt: EncoderDecoderPrompt) -> None:
+        self.source, self.tokens = list(prompt.source), [prompt.start]
+        self.state: dict[str, Any] = {"attention_mask": torch.ones(1, len(self.source), dtype=torch.long)}
+        self.state["encoder_outputs"] = model.get_encoder()(input_ids=torch.tensor([self.source]), **self.state)
+        self.step(model)
+
+    def step(self, model: PreTrainedModel) -> None:
+        output = model(decoder_input_ids=torch.tensor([self.tokens[-1:]]), use_cache=True, **self.state)
+        self.state["past_key_values"] = output.past_key_values
+        self.logits = output.logits[0, -1]
+
+
+class Walk:
+    """Random operations on the rows of a model, and what each row must hold after them."""
+
+    def __init__(self, model: PreTrainedModel, seed: int) -> None:
+        self.model, self.dice = model, random.Random(seed)
+        self.plain = copy.deepcopy(model)
+        self.steps: Any = encoder_decoder.steps_of(model)
+        self.rows: list[Row] = []
+        self.far = 0.0  # the largest difference of logits, in standard deviations
+
+    def token(self) -> int:
+        return self.dice.randrange(3, 250)
+
+    def compare(self, rows: list[Row], logits: Tensor) -> None:
+        assert logits.shape[0] == len(rows)
+        for row, mine in zip(rows, logits, strict=True):
+            self.far = max(self.far, float((mine - row.logits).abs().max() / row.logits.std()))
+
+    def join(self, lengths: tuple[int, ...]) -> None:
+        prompts = [EncoderDecoderPrompt([self.token() for _ in range(length)], self.token()) for length in lengths]
+        prefill = self.steps.begin(prompts)
+        while (logits := self.steps.advance(prefill, PIECE)) is None:
+            if self.rows and self.dice.random() < 0.5:
+                self.step()
+        joined = [Row(self.plain, prompt) for prompt in prompts]
+        self.steps.join(prefill)
+        self.rows += joined
+        self.compare(joined, logits)
+
+    def step(self) -> None:
+        for row in self.rows:
+            row.tokens.append(self.token())
+            row.step(self.plain)
+        self.compare(self.rows, self.steps.step([row.tokens[-1] for row in self.rows]))
+        assert self.steps.lengths == [len(row.tokens) for row in self.rows]
+
+    def fork(self) -> None:
+        number = self.dice.randrange(len(self.rows))
+        copies = self.dice.randrange(1, 4)
+        self.steps.fork(number, copies)
+        self.rows += [copy.deepcopy(self.rows[number]) for _ in range(copies)]
+
+    def rearrange(self) -> None:
+        """Beams of one source take over each other's tokens."""
+        number = self.dice.randrange(len(self.rows))
+        beams = [i for i, row in enumerate(self.rows) if row.source == self.rows[number].source]
+        moves, before = [], copy.deepcopy(self.rows)
+        for target in self.dice.sample(beams, self.dice.randrange(1, len(beams) + 1)):
+            source = self.dice.choice(beams)
+            pairs = zip(before[target].tokens, before[source].tokens, strict=True)
+            common = next((i for i, (one, other) in enumerate(pairs) if one != other), len(before[source].tokens))
+            moves.append((target, source, common))
+            self.rows[target] = copy.deepcopy(before[source])
+        self.steps.rearrange(moves)
+
+    def leave(self) -> None:
+        if len(self.rows) == 1:
+            return
+        number = self.dice.randrange(len(self.rows))
+        self.steps.leave(number)
+        self.rows[number] = self.rows[-1]
+        self.rows.pop()
+
+    def run(self) -> float:
+        """The largest difference from the logits of each row alone."""
+        self.join(LENGTHS[:1])
+        self.step()
+        self.join(LENGTHS[1:4])
+        for lengths in ((), LENGTHS[4:6], LENGTHS[6:]):
+            for action in self.dice.choices([self.step, self.fork, self.rearrange, self.leave], [3, 2, 3, 2], k=6):
+                if len(self.rows) < 12 or action != self.fork:
+                    action()
+                self.step()
+            if lengths:
+                self.join(lengths)
+        while len(self.rows) > 1:
+            self.leave()
+        self.step()
+        self.steps.leave(0)
+        self.rows = []
+        self.join(LENGTHS[:2])
+        self.step()
+        self.steps.reset()
+        self.rows = []
+        self.join(LENGTHS[:1])
+        return self.far
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("model_type", sorted(TYPES[name] for name in PADDED_GENERATE))
+def test_rows_that_come_go_and_change_places_have_the_logits_of_transformers(model_type: str) -> None:
+    model = tiny(model_type)
+    assert encoder_decoder.obstacle(model) is None
+
+    with torch.inference_mode():
+        assert Walk(model, seed=len(model_type)).run() < CLOSE
