@@ -1,12 +1,18 @@
 """Beam search in the batch: beams are rows, and the texts are those of transformers' `generate`."""
 
 import random
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
+from serve.errors import BadRequest
+from serve.handlers.generation import engine
 from serve.handlers.generation.decoder import Decoder
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.passes import pass_of
@@ -60,6 +66,10 @@ def model(directory: Path) -> Any:
     return reference(directory)
 
 
+# Beginnings of parameters that only transformers' own objects implement: they are drawn less often.
+UNUSUAL = ("ex", "se", "en", "do")
+
+
 def settings(dice: random.Random) -> dict[str, Any]:
     """Random parameters, each left out half of the time."""
     beams = dice.randint(2, 8)
@@ -87,9 +97,6 @@ def settings(dice: random.Random) -> dict[str, Any]:
     asked = {name: value for name, value in choices.items() if dice.random() < (0.15 if name[:2] in UNUSUAL else 0.35)}
     asked |= {"num_beams": beams, "max_new_tokens": longest}
     return asked | ({"seed": dice.randrange(1000), "top_k": 40} if "do_sample" in asked else {})
-
-
-UNUSUAL = ("ex", "se", "en", "do")
 
 
 def by_generate(handler: TextGeneration, model: Any, text: str, asked: dict[str, Any]) -> list[str]:
@@ -142,3 +149,97 @@ def test_a_search_gives_the_texts_of_generate_alone_and_in_a_mixed_batch(
 
 def texts_of(answer: Any) -> list[str]:
     return [entry["generated_text"] for entry in answer]
+
+
+def running(handler: TextGeneration, *bodies: dict[str, Any]) -> list[Asked]:
+    jobs = [Asked(handler, body) for body in bodies]
+    for job in jobs:
+        handler.join(job)
+    return jobs
+
+
+def test_a_search_whose_client_disconnects_leaves_before_the_next_token(handler: TextGeneration) -> None:
+    """In the queue, during the prefill or in the batch, and the other search goes on as if it had been alone."""
+    stays = {"inputs": "ab", "parameters": {"num_beams": 4, "max_new_tokens": 30, "min_new_tokens": 30}}
+    told = ask(handler, stays)
+    for steps in (0, 1, 6):
+        job, goes = running(handler, stays, stays | {"inputs": "b" * 40})
+        for _ in range(steps):
+            handler.step()
+        handler.leave(goes)
+        handler.step()
+        assert len(handler.engine.rows) == 4
+        assert handler.room() == 8
+        finish(handler, job)
+        assert job.answer == told
+
+
+@pytest.mark.peer("transformers")
+def test_a_search_returns_the_best_text_so_far_at_its_deadline(
+    handler: TextGeneration, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `generate` does at its maximum length: here of five tokens, each of which takes a second."""
+    clock = [0.0]
+    step = handler.engine.decoder.step
+
+    def slow(tokens: Sequence[int]) -> torch.Tensor:
+        clock[0] += 1
+        return step(tokens)
+
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(handler.engine.decoder, "step", slow)
+    for beams in (2, 3, 8):
+        asked = {"num_beams": beams, "num_return_sequences": 2, "min_new_tokens": 5}
+        told = by_generate(handler, model, "the cat", asked | {"max_new_tokens": 5})
+        body = {"inputs": "the cat", "parameters": asked | {"max_new_tokens": 40, "return_full_text": False}}
+        other, job = running(handler, {"inputs": "ab", "parameters": {"max_new_tokens": 20}}, body)
+        job.request = msgspec.structs.replace(job.request, deadline=clock[0] + 4.5)
+
+        finish(handler, job)
+
+        assert texts_of(job.answer) == told
+        assert {entry["finish_reason"] for entry in job.answer} == {"deadline"}
+        assert not other.done
+        finish(handler, other)
+
+
+def test_a_search_that_waits_at_its_deadline_returns_what_it_has(handler: TextGeneration) -> None:
+    """Between two tokens, and before the first."""
+    body = {"inputs": "the cat", "parameters": {"num_beams": 3, "max_new_tokens": 40, "return_full_text": False}}
+    for steps, least in ((0, 0), (3, 3)):
+        (job,) = running(handler, body | {"parameters": body["parameters"] | {"min_new_tokens": 40}})
+        for _ in range(steps):
+            handler.step()
+        job.request = msgspec.structs.replace(job.request, deadline=time.monotonic())
+        handler.step()
+
+        assert [entry["finish_reason"] for entry in job.answer] == ["deadline"]
+        assert bool(job.answer[0]["generated_text"]) == bool(least)
+        assert handler.room() == 12
+
+
+def test_more_beams_of_one_request_than_rows_run_in_turns(directory: Path, handler: TextGeneration) -> None:
+    small = handler_of(directory, max_batch=4)
+    bodies = [
+        {"inputs": ["a", "bc", "def", "g"], "parameters": {"num_beams": beams, "max_new_tokens": 9}}
+        for beams in (4, 3, 2)
+    ]
+    jobs = running(small, *bodies)
+    finish(small, *jobs)
+
+    for job, body in zip(jobs, bodies, strict=True):
+        assert job.answer == ask(handler, body)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_parameters_with_which_transformers_fails_fail_their_request_only(beams: int, handler: TextGeneration) -> None:
+    """A draw from tokens that are all forbidden, with two prompts."""
+    broken = {"num_beams": beams, "do_sample": True, "typical_p": 0.5, "suppress_tokens": list(range(258))}
+    plain = {"inputs": "ab", "parameters": {"max_new_tokens": 9, "num_beams": 2}}
+    other, job = running(handler, plain, {"inputs": ["a", "b"], "parameters": broken})
+
+    finish(handler, other, job)
+
+    assert other.answer == ask(handler, plain)
+    assert isinstance(job.failed, BadRequest)
+    assert handler.room() == 12

@@ -193,27 +193,29 @@ def advance(
     beams = [beam for search in searches for beam in search.beams]
     ends = list(itertools.accumulate(len(search.beams) for search in searches))
     parts = [slice(end - len(search.beams), end) for search, end in zip(searches, ends, strict=True)]
-    scores = logits.float().log_softmax(-1)
-    # An object of transformers applies all settings, in its own order.
-    changed = {
-        number: _by_library(search, scores[part])
-        for number, (search, part) in enumerate(zip(searches, parts, strict=True))
-        if search.library is not None
-    }
+    own = logits.float().log_softmax(-1)
+    scores = own.clone() if any(search.library is not None for search in searches) else own
     penalize(scores, [beam.sampling for beam in beams])
-    for number, (search, part) in enumerate(zip(searches, parts, strict=True)):
-        if number in changed:
-            scores[part] = changed[number]
-        elif search.prompt.settings.renormalize:
-            scores[part] = scores[part].log_softmax(-1)
-    scores += torch.tensor([score for search in searches for score in search.scores], device=scores.device)[:, None]
+    totals = torch.tensor([score for search in searches for score in search.scores], device=scores.device)[:, None]
     moves: list[list[BeamMove] | None] = []
     for search, part, is_late in zip(searches, parts, late, strict=True):
-        if search.failed is not None:
+        try:
+            candidates = _candidates(search, _changed(search, own[part], scores[part]) + totals[part])
+        except Exception as error:  # processors raise any class
+            if search.library is None or exhausted(error):
+                raise
+            search.failed = error
             moves.append(None)
         else:
-            moves.append(search.advance(*_candidates(search, scores[part]), now, is_late))
+            moves.append(search.advance(*candidates, now, is_late))
     return moves
+
+
+def _changed(search: BeamSearch, own: Tensor, scores: Tensor) -> Tensor:
+    """The log probabilities of the next tokens, as the settings change them; `own`: of the model, `scores`: penalized."""
+    if search.library is not None:  # an object of transformers applies all settings, in its own order
+        return search.library.scores([beam.tokens for beam in search.beams], own)
+    return scores.log_softmax(-1) if search.prompt.settings.renormalize else scores
 
 
 def _candidates(search: BeamSearch, scores: Tensor) -> tuple[Tensor, list[int], list[int]]:
@@ -232,14 +234,3 @@ def _candidates(search: BeamSearch, scores: Tensor) -> tuple[Tensor, list[int], 
     vocabulary = scores.shape[-1]
     numbers = places[0].tolist()
     return values[0].cpu(), [each // vocabulary for each in numbers], [each % vocabulary for each in numbers]
-
-
-def _by_library(search: BeamSearch, scores: Tensor) -> Tensor:
-    assert search.library is not None
-    try:
-        return search.library.scores([beam.tokens for beam in search.beams], scores.clone())
-    except Exception as error:  # processors raise any class
-        if exhausted(error):
-            raise
-        search.failed = error
-        return scores

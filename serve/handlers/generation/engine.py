@@ -134,7 +134,9 @@ class Engine:
         for unit in units:
             try:
                 begun.append(self._begin(unit))
-            except ValueError as error:
+            except Exception as error:  # processors raise any class
+                if exhausted(error):
+                    raise
                 refused[unit[0].owner] = error
         for request, error in refused.items():
             self._fail(request, error)
@@ -144,7 +146,7 @@ class Engine:
         return begun
 
     def _begin(self, unit: Unit) -> Begun:
-        """Raises ValueError for parameters that transformers refuses."""
+        """Raises what transformers raises for parameters that it refuses."""
         first, *_ = unit
         settings = first.prompt.settings
         ends = self.end_tokens if settings.end_tokens is None else settings.end_tokens
