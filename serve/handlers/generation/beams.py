@@ -212,7 +212,7 @@ def advance(
 
 
 def _changed(search: BeamSearch, own: Tensor, scores: Tensor) -> Tensor:
-    """The log probabilities of the next tokens, as the settings change them; `own`: of the model, `scores`: penalized."""
+    """The log probabilities of the next tokens. `own`: the model's; `scores`: those with penalties and bans."""
     if search.library is not None:  # an object of transformers applies all settings, in its own order
         return search.library.scores([beam.tokens for beam in search.beams], own)
     return scores.log_softmax(-1) if search.prompt.settings.renormalize else scores
