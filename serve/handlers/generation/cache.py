@@ -58,13 +58,20 @@ class RowLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new columns; returns views of the columns that attention uses."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.reserve(self.extent.rows, self.extent.width)
-        keys, values = self.both
-        return self._write(keys, key_states), self._write(values, value_states)
+        rows, width = self.extent.rows, self.extent.width
+        keys, values = self.write(key_states, value_states)
+        return keys[:rows, :, :width], values[:rows, :, :width]
 
-    def _write(self, storage: Tensor, new: Tensor) -> Tensor:
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new columns, [rows, heads, count, size]; returns the storage of keys and of values."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.reserve(self.extent.rows, self.extent.width)
+        for storage, new in zip(self.both, (keys, values), strict=True):
+            self._write(storage, new)
+        return self.both[0], self.both[1]
+
+    def _write(self, storage: Tensor, new: Tensor) -> None:
         extent = self.extent
         if extent.columns is None:
             storage[: extent.rows, :, extent.start : extent.width].copy_(new)
@@ -73,7 +80,6 @@ class RowLayer(CacheLayerMixin):
             _, heads, held, size = storage.shape
             targets = extent.targets(extent.columns, heads, held)
             storage.view(-1, size).index_copy_(0, targets, new.reshape(-1, size))
-        return storage[: extent.rows, :, : extent.width]
 
     def reserve(self, rows: int, columns: int) -> None:
         """Grow the storage to this number of rows and columns."""

@@ -3,16 +3,18 @@
 The source of a prompt is encoded once. Its keys and values of the cross-attention serve all rows that begin with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from serve.handlers.generation.cache import Move
+from serve.handlers.generation.cache import Move, RowCache
 from serve.handlers.generation.decoder import ForkingSteps
+from serve.handlers.generation.passes import bart, t5
+from serve.handlers.generation.sources import Keys, Sources
 from serve.handlers.huggingface import independence
 
 
@@ -29,8 +31,43 @@ def obstacle(model: PreTrainedModel) -> str | None:
     return independence.obstacle(model, independence.PADDED_GENERATE)
 
 
+class EncoderDecoderPass(Protocol):
+    """The encoder and the decoder of a family."""
+
+    device: torch.device
+    layers: int  # of the encoder
+
+    def cache(self) -> RowCache:
+        """An empty cache of the decoder's layers."""
+
+    def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[float, None, Keys]:
+        """Encode sources, [sources, columns] of these lengths. It stops often, with the number of layers computed."""
+
+    def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
+        """The logits [rows, vocabulary] after one more token in each row.
+
+        Args:
+            tokens: [rows, 1].
+            columns: those of the tokens, which are their positions in the text too, [rows or 1, 1].
+            cache: its `write_at` or `write_at_each` has been called for these columns.
+            sources: what the rows read.
+        """
+
+
+def merge_products(model: PreTrainedModel) -> None:
+    """Let the linear layers of a family that read one input share a product. Copies their weights."""
+    if bart.fits(model):
+        bart.merge_products(model)
+    elif t5.fits(model):
+        t5.merge_products(model)
+
+
 def steps_of(model: PreTrainedModel) -> ForkingSteps:
     """The TokenSteps of a model without an obstacle. Its prompts are EncoderDecoderPrompts."""
+    if bart.fits(model):
+        return EncoderDecoder(bart.BartPass(model))
+    if t5.fits(model):
+        return EncoderDecoder(t5.T5Pass(model))
     return Cohorts(model)
 
 
@@ -40,6 +77,112 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     return tokens, mask
+
+
+class Prefill:
+    """Prompts that will join the batch: their sources are encoded, then their first tokens are computed."""
+
+    def __init__(self, prompts: Sequence[EncoderDecoderPrompt], forward: EncoderDecoderPass) -> None:
+        self.tokens, _ = padded([prompt.source for prompt in prompts], forward.device)
+        self.starts = torch.tensor([[prompt.start] for prompt in prompts], device=forward.device)
+        self.lengths = [len(prompt.source) for prompt in prompts]
+        self.encoder = forward.encode(self.tokens, self.lengths)
+        self.layers = forward.layers
+        self.done = 0.0  # layers of the encoder
+        self.cache = forward.cache()
+        self.cache.extent.rows = len(prompts)
+        self.sources: Sources
+
+    @property
+    def remaining(self) -> int:
+        """What is not computed yet, as a number of columns."""
+        columns = self.tokens.shape[1]
+        return columns - int(columns * self.done / self.layers)
+
+
+class EncoderDecoder:
+    """The TokenSteps of a family's own pass: all rows are one batch, of any lengths."""
+
+    def __init__(self, forward: EncoderDecoderPass) -> None:
+        self._forward = forward
+        self.lengths: list[int] = []  # the number of the decoder's tokens in each row
+        self._cache = forward.cache()
+        self._sources: Sources | None = None  # None if there are no rows
+
+    def begin(self, prompts: Sequence[EncoderDecoderPrompt]) -> Prefill:
+        return Prefill(prompts, self._forward)
+
+    def advance(self, prefill: Prefill, most: int) -> Tensor | None:
+        """Compute a part of the encoder that costs about as much as `most` columns of a whole pass.
+
+        Returns the logits [rows, vocabulary] after the first tokens if the prefill is complete, else None.
+        """
+        columns = prefill.tokens.shape[1]
+        until = prefill.done + most * prefill.layers / columns
+        try:
+            while prefill.done < until:
+                prefill.done = next(prefill.encoder)
+            return None
+        except StopIteration as end:
+            prefill.sources = Sources(end.value, prefill.lengths)
+            prefill.done = prefill.layers
+        prefill.cache.write_at(0, 1)
+        column = torch.zeros(1, 1, dtype=torch.long, device=self._forward.device)
+        return self._forward(prefill.starts, column, prefill.cache, prefill.sources)
+
+    def join(self, prefill: Prefill) -> None:
+        """Append the prompts of a complete prefill to the batch, as its last rows."""
+        if self._sources is None:  # nothing is copied
+            self._cache, self._sources = prefill.cache, prefill.sources
+        else:
+            self._cache.adopt(prefill.cache, [1] * len(prefill.lengths))
+            self._sources.join(prefill.sources)
+        self.lengths += [1] * len(prefill.lengths)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """The logits [rows, vocabulary] after one more token in each row."""
+        assert self._sources is not None
+        device, widest = self._forward.device, max(self.lengths)
+        if min(self.lengths) == widest:
+            columns = torch.full((1, 1), widest, device=device)
+            self._cache.write_at(widest, 1)
+        else:
+            columns = torch.tensor(self.lengths, device=device)[:, None]
+            self._cache.write_at_each(columns, widest)
+        logits = self._forward(torch.tensor(tokens, device=device)[:, None], columns, self._cache, self._sources)
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits
+
+    def leave(self, row: int) -> None:
+        """Remove a row; the last row takes its number."""
+        if len(self.lengths) == 1:
+            self.reset()
+            return
+        assert self._sources is not None
+        self._cache.drop(row, self.lengths[-1])
+        self._sources.leave(row)
+        self.lengths[row] = self.lengths[-1]
+        self.lengths.pop()
+
+    def fork(self, row: int, copies: int) -> None:
+        """Append copies of a row as the last rows. They read the same source."""
+        assert self._sources is not None
+        self._cache.fork(row, copies, self.lengths[row])
+        self._sources.fork(row, copies)
+        self.lengths += [self.lengths[row]] * copies
+
+    def rearrange(self, moves: Sequence[Move]) -> None:
+        """Give rows the content of other rows that read the same source. No target is the source of another move."""
+        self._cache.rearrange(moves, self.lengths)
+        for target, source, _ in moves:
+            self.lengths[target] = self.lengths[source]
+
+    def forget(self) -> None:
+        """Nothing: proven models keep nothing."""
+
+    def reset(self) -> None:
+        """Remove all rows and free their memory."""
+        self._cache, self._sources, self.lengths = self._forward.cache(), None, []
 
 
 class Cohort:
@@ -60,6 +203,11 @@ class Cohort:
     @property
     def rows(self) -> int:
         return len(self._sources)
+
+    @property
+    def remaining(self) -> int:
+        """The columns of the sources that are not computed yet."""
+        return 0 if self.encoded else self._tokens.shape[1]
 
     def encode(self) -> None:
         output = self._model.get_encoder()(input_ids=self._tokens, attention_mask=self._mask, return_dict=True)
@@ -168,11 +316,7 @@ class Cohorts:
         self._rows += [(cohort, count + copy) for copy in range(copies)]
 
     def rearrange(self, moves: Sequence[Move]) -> None:
-        """Give each row `target` the content of the row `source`, all at once; both have equal lengths.
-
-        Args:
-            moves: target, source, and a number of first tokens that are equal in both already.
-        """
+        """Give rows the content of other rows of their cohort, all at once."""
         orders: dict[Cohort, list[int]] = {}
         for target, source, _ in moves:
             cohort, at = self._rows[target]
