@@ -14,7 +14,9 @@ from serve.handlers.generation import beams, transformers_generate
 from serve.handlers.generation.beams import Beam, BeamSearch
 from serve.handlers.generation.cache import Move
 from serve.handlers.generation.decoder import ForkingSteps, TokenSteps, end_tokens
+from serve.handlers.generation.encoder_decoder import EncoderDecoderPrompt
 from serve.handlers.generation.library import LibraryScores, StopStrings
+from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
 from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit
@@ -103,7 +105,7 @@ class Engine:
             self._prefilled = self._begun(units)
             if not self._prefilled:
                 return
-            self._prefill = self.decoder.begin([begun.prompt.tokens for begun in self._prefilled])
+            self._prefill = self.decoder.begin([_read(begun.prompt) for begun in self._prefilled])
             if any(begun.prompt.settings.prompt_logprobs for begun in self._prefilled):
                 self._prefill.score = self._score
         try:
@@ -116,7 +118,7 @@ class Engine:
                 raise
             for request in dict.fromkeys(begun.owner for begun in self._prefilled):
                 self._remove(request)
-                longest = max(len(prompt.tokens) for prompt in request.item.prompts)
+                longest = max(len(prompt.read) for prompt in request.item.prompts)
                 request.job.fail(
                     DoesNotFit(
                         f"the prefill of a prompt of {longest} tokens failed: {resource.message}", hint=resource.hint
@@ -310,3 +312,8 @@ class Engine:
 
 def _searches(rows: Iterable[Row]) -> list[BeamSearch]:
     return list(dict.fromkeys(row.search for row in rows if isinstance(row, Beam)))
+
+
+def _read(prompt: Prompt) -> Any:
+    """A prompt as the decoder begins with it."""
+    return prompt.tokens if prompt.source is None else EncoderDecoderPrompt(prompt.source, prompt.tokens[0])

@@ -17,6 +17,7 @@ def arguments(settings: GenerationSettings) -> dict[str, Any]:
     made: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
         "min_new_tokens": settings.min_new_tokens or None,
+        "min_length": 0,  # the settings have it as min_new_tokens
         "num_beams": settings.num_beams,
         "num_return_sequences": settings.num_sequences,
         "do_sample": settings.do_sample,
@@ -57,13 +58,12 @@ class LibraryScores:
         if not ends:
             config.exponential_decay_length_penalty = None  # it makes end tokens more probable, and there are none
         config.max_length = len(prompt.tokens) + settings.max_new_tokens
-        config.min_length = 0  # the settings have it as min_new_tokens
         config._eos_token_tensor = torch.tensor(list(ends), device=self._device) if ends else None
         mask = torch.ones(settings.num_beams, len(prompt.tokens), dtype=torch.long, device=self._device)
         self._processors = model._get_logits_processor(
             generation_config=config,
             input_ids_seq_length=len(prompt.tokens),
-            encoder_input_ids=self._ids([prompt.tokens]),
+            encoder_input_ids=self._ids([prompt.read]),
             device=self._device,
             model_kwargs={"attention_mask": mask},
         )

@@ -312,6 +312,12 @@ class Prompt(msgspec.Struct, frozen=True):
     settings: GenerationSettings
     resumed: bool = False  # whether `text` lacks the end of the tokens' text that the next token may change
     chat: list[dict[str, Any]] | None = None  # the messages of a chat in `inputs`; the answer is a further one
+    source: list[int] | None = None  # of an encoder-decoder model: what its encoder reads; `tokens` is the decoder's
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens of the request's text."""
+        return self.tokens if self.source is None else self.source
 
 
 def resolve(

@@ -64,7 +64,7 @@ class Scheduler:
         self._feed()
         chosen: list[Unit] = []
         for unit in self._queue:
-            lengths = [len(each[0].prompt.tokens) for each in (*chosen, unit)]
+            lengths = [len(each[0].prompt.read) for each in (*chosen, unit)]
             padded = max(lengths) * len(lengths)
             if chosen and (padded > PREFILL_TOKENS or sum(lengths) * 2 < padded):
                 break

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from serve.errors import ServeError
 from serve.handlers.base import Job
 from serve.handlers.generation.library import LibraryScores
 from serve.handlers.generation.parameters import Prompt
@@ -204,7 +205,7 @@ class ActiveRequest:
         self.item: GenerationItem = job.item
         settings = self.item.prompts[0].settings
         self.needs_generate = self.item.needs_generate or (settings.num_beams > 1 and not searches)
-        self.whole = self.needs_generate or settings.num_beams > 1  # whether a text is made before it is told
+        self.whole = self.needs_generate or settings.num_beams > 1  # whether no token is sent before the text has ended
         self._groups: list[list[GeneratedSequence]] = []  # the sequences of each prompt
         number = 0
         for prompt in self.item.prompts:
@@ -277,7 +278,12 @@ class ActiveRequest:
             self.job.send(self.item.form.closing(self.sequences))
             self.job.finish()
         else:
-            self.job.reply(self.item.form.whole(self._groups))
+            try:
+                reply = self.item.form.whole(self._groups)
+            except ServeError as error:  # the form has no place for this answer
+                self.job.fail(error)
+            else:
+                self.job.reply(reply)
 
     def _open(self) -> None:
         if not self._opened:

@@ -49,7 +49,9 @@ def generate(
         arguments |= {"stop_strings": list(settings.stop), "tokenizer": tokenizer}
     if not ends:
         arguments.pop("exponential_decay_length_penalty", None)  # it makes end tokens more probable, and there are none
-    ids = torch.tensor([prompt.tokens], device=model.device)
+    if prompt.source is not None:
+        arguments["decoder_start_token_id"] = prompt.tokens[0]
+    ids = torch.tensor([prompt.read], device=model.device)
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

@@ -30,6 +30,12 @@ class PackedLinear(nn.Module):
         self._bias = bias
         self._plain = plain
 
+    @property
+    def weight(self) -> Tensor:
+        """The packed weight. Modules of the T5 family read its precision."""
+        packed: Tensor = self._packed
+        return packed
+
     def forward(self, hidden: Tensor) -> Tensor:
         if self._plain is not None and hidden.numel() == self.in_features:
             row: Tensor = self._plain(hidden)
