@@ -18,15 +18,16 @@ from serve.errors import (
     ServeError,
     UnsupportedTransferEncoding,
 )
-from serve.http.addresses import socket_name
+from serve.http.addresses import OPENAI_FIELD, PLAIN, socket_name
 from serve.settings import MB, Settings, nginx_limit
 
 TEMPLATE = Path(__file__).with_name("nginx.conf")
 BLOCK = re.compile(r"^{{block (\w+)}}\n(.*?)^{{end}}\n", re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"{{(\w+)}}")
-# Statuses that stand for a jump between locations: "error_page 418 = @web". No upstream's answer is treated so.
 WEB_LIMIT = 10.0  # seconds for an answer of a web worker; it bounds its own questions to the host (web/host_client.py)
-GOTO_WEB, GOTO_WEB_WITHOUT_BODY = "418", "419"
+# Statuses that stand for a jump between locations: "error_page 418 = @web". No upstream's answer is treated so.
+GOTO_WEB, GOTO_WEB_WITHOUT_BODY, GOTO_BODY = "418", "419", "420"
+NESTING = 8  # levels of arrays and objects within a field, beyond which the Flask lane decides
 
 
 def rendered(settings: Settings, catalog: Catalog) -> str:
@@ -46,6 +47,9 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         "port": str(settings.port),
         "goto_web": GOTO_WEB,
         "goto_web_without_body": GOTO_WEB_WITHOUT_BODY,
+        "goto_body": GOTO_BODY,
+        "body_naming_model": _quoted(body_naming_model(settings.model_field)),
+        "openai_body_naming_model": _quoted(body_naming_model(OPENAI_FIELD)),
         "payload_bytes": str(settings.payload_bytes),
         "model_field": re.escape(settings.model_field),
         "default_socket": socket_name(only.name) if only and not only.problem else "",
@@ -75,6 +79,44 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         ),
     }
     return _filled(TEMPLATE.read_text(), values)
+
+
+def body_naming_model(field: str) -> str:
+    """A regular expression of PCRE for the JSON bodies that name a model plainly; its group `in_body` is the name.
+
+    Such a body is an object in UTF-8 with exactly one key that equals `field`, whose value is a plain name. For each of
+    them the Flask lane finds the same name (`peek` in serve/http/addresses.py). It decides all others: the expression
+    does not match bodies that are not JSON (RFC 8259), keys with escapes beside the field, and deeper nesting.
+
+    No repetition gives characters back and no group contains itself, so that a match takes 10 ns a byte at most, and a
+    stack that does not grow with the body.
+    """
+    if not re.fullmatch(r"[!#-\[\]-~]{1,64}", field):  # a key with escapes, or of several bytes a character
+        return r"(?!)"
+    deepest, member = 3 + NESTING, r"(?1)(?2)(?1):"
+    values = "".join(
+        rf"((?3)|\[(?>{value}(?:,{value})*+|(?1))\]|\{{(?>{member}{value}(?:,{member}{value})*+|(?1))\}})"
+        for value in (rf"(?1)(?{below})(?1)" for below in range(3, deepest))
+    )
+    key = rf'(?1)"{re.escape(field)}"'
+    other = rf'(?!{key})(?1)"[ !#-\[\]-\x7f]*+"(?1):(?1)(?{deepest})(?1)'
+    return (
+        r"(?(DEFINE)"
+        r"([ \t\n\r]*+)"  # 1: white space
+        r'("(?:[ !#-\[\]-\x7f]++'  # 2: a string; of two escaped surrogates the second belongs to the first
+        r'|\\(?:["\\/bfnrt]|u(?:(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))'
+        r"|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]"
+        r"|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}"
+        r')*+")'
+        r"((?2)|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+|true|false|null)"  # 3: a value without parts
+        rf"{values})"  # 4 and more: with parts, each of one level less
+        rf'\A(?1)\{{(?:{other},)*+{key}(?1):(?1)"(?<in_body>{PLAIN.pattern})"(?1)(?:,{other})*+\}}(?1)\z'
+    )
+
+
+def _quoted(pattern: str) -> str:
+    """A regular expression as the content of a single-quoted string of nginx."""
+    return pattern.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

@@ -41,7 +41,7 @@ FIELDS = (
 SLOT = 8 * len(FIELDS)
 WEB_SLOTS = 64  # the first slots are those of web workers
 SLOTS = 4096
-_AT = {name: index for index, name in enumerate(FIELDS)}
+AT = {name: index for index, name in enumerate(FIELDS)}
 
 
 class State(IntEnum):
@@ -84,7 +84,7 @@ class Slots:
 
 
 class Slot:
-    """One process's counters, by name or by number."""
+    """One process's counters, by name; in `numbers` by the number in AT, where each request counts."""
 
     __slots__ = ("numbers",)
 
@@ -92,13 +92,13 @@ class Slot:
         self.numbers = numbers
 
     def get(self, name: str) -> int:
-        return int(self.numbers[_AT[name]])
+        return int(self.numbers[AT[name]])
 
     def set(self, name: str, value: int) -> None:
-        self.numbers[_AT[name]] = value
+        self.numbers[AT[name]] = value
 
     def add(self, name: str, value: int = 1) -> None:
-        self.numbers[_AT[name]] += value
+        self.numbers[AT[name]] += value
 
     def clear(self) -> None:
         for index in range(len(FIELDS)):

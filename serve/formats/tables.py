@@ -5,8 +5,12 @@ Errors are BadRequest and name the row and the column. A missing value is nan. M
 
 import array
 import math
+import struct
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +23,8 @@ _BOM = b"\xef\xbb\xbf"
 SMALL = 8192  # bytes; for smaller bodies Python is faster than pyarrow, whose call takes 65 us
 # Bytes of the body for each column; below it Python is faster again, because pyarrow takes 4 kB and 30 us a column.
 _ARROW_COLUMN = 1024
+
+_numbers = msgspec.json.Decoder(list[float])
 
 MODEL_HAS = "the model has {} features"  # the end of the error for a wrong number of columns
 
@@ -33,6 +39,8 @@ def csv(body: bytes, width: int, labelled: bool = False, says: str = MODEL_HAS) 
         labelled: rows may have a label before their features; it is dropped.
         says: the end of the error for another number of columns; its `{}` stands for `width`.
     """
+    if len(body) <= SMALL and (row := _plain_row(body, width)) is not None:
+        return row
     body = _without_blank_ends(body.removeprefix(_BOM), width)
     first = body[: body.find(b"\n")] if b"\n" in body else body  # _first_line, without a call
     delimiter = b"," if b"," in first else _delimiter(first)
@@ -44,6 +52,25 @@ def csv(body: bytes, width: int, labelled: bool = False, says: str = MODEL_HAS) 
         _floats(first.split(delimiter, 50)[:50], 1)  # a header line is the more likely mistake
         wrong_width(1, found, width, says)
     return finite(_read_csv(body, delimiter, width, np.float32, says))
+
+
+def _plain_row(body: bytes, width: int) -> Matrix | None:
+    """The matrix of one line of numbers as JSON writes them, in 1 us; None for all other bodies, valid or not."""
+    line = body.rstrip(b"\r\n") if width > 1 else body
+    if b"\n" in line:
+        return None
+    try:
+        values = _numbers.decode(b"[%b]" % line)
+        if len(values) != width or (b"-0" in line and 0.0 in values):  # JSON's -0 is an integer, which has no sign
+            return None
+        return np.frombuffer(bytearray(_packed(width)(*values)), np.float32).reshape(1, width)
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError):  # OverflowError: too large for float32
+        return None
+
+
+@lru_cache(maxsize=4)
+def _packed(width: int) -> Callable[..., bytes]:
+    return struct.Struct(f"={width}f").pack  # with "=" it refuses what is too large, else it writes infinity
 
 
 def csv_doubles(body: bytes) -> npt.NDArray[np.float64]:

@@ -25,17 +25,17 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._watched: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
+        self._watched: dict[int, tuple[socket.SocketType, Callable[[], None]]] = {}
 
-    def watch(self, sock: socket.socket, on_readable: Callable[[], None], *, once: bool = False) -> None:
+    def watch(self, sock: socket.SocketType, on_readable: Callable[[], None], *, once: bool = False) -> None:
         """Call `on_readable` in every turn in which the socket is readable; `once`: for each new message or EOF."""
         self._epoll.register(sock, select.EPOLLIN | (select.EPOLLET if once else 0))
         self._watched[sock.fileno()] = sock, on_readable
 
-    def watches(self, sock: socket.socket) -> bool:
+    def watches(self, sock: socket.SocketType) -> bool:
         return self._watched.get(sock.fileno(), (None,))[0] is sock
 
-    def unwatch(self, sock: socket.socket) -> None:
+    def unwatch(self, sock: socket.SocketType) -> None:
         """Needed before a close if another process holds the socket as well: epoll would go on reporting it."""
         self._epoll.unregister(sock)
         del self._watched[sock.fileno()]

@@ -10,7 +10,8 @@ class Clock(NamedTuple):
 
     def arrived(self) -> float:
         """The arrival by time.monotonic(); never in the future."""
-        return time.monotonic() - max(0.0, time.time() - self.arrived_epoch)
+        since = time.time() - self.arrived_epoch
+        return time.monotonic() - since if since > 0.0 else time.monotonic()
 
 
 def parse_clock(value: str) -> Clock | None:
@@ -22,9 +23,9 @@ def parse_clock(value: str) -> Clock | None:
     try:
         stamped, spent, upstreams = value.split(" ", 2)
         had = float(spent)
-        before = (
-            sum(float(each) for each in upstreams.replace(",", " ").split() if each not in ":-") if upstreams else 0.0
-        )
+        if not upstreams:  # of most requests
+            return Clock(float(stamped) - had, had)
+        before = sum(float(each) for each in upstreams.replace(",", " ").split() if each not in ":-")
         return Clock(float(stamped) - had, max(0.0, had - before))
     except ValueError:
         return None

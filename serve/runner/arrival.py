@@ -32,43 +32,52 @@ class ColdStart(NamedTuple):
 
     def seconds(self, received: float) -> float:
         """How long a request that nginx received completely at `received` waited for the load."""
-        return max(0.0, self.until - max(self.since, received))
+        until = self.until
+        return 0.0 if received >= until else until - max(self.since, received)
 
 
-def received(
-    connection: wire.Connection, settings: Settings, cold: ColdStart
-) -> tuple[Request, Waited, ServeError | None]:
-    """The request, how long it has waited and for what, and the error to answer if it is invalid.
+class Arrival:
+    """Makes the Request of a connection."""
 
-    The time limit counts from the moment when nginx had the whole body, as nginx's own does: the caller's upload is not
-    the model's time.
-    """
-    now = time.monotonic()
-    headers = connection.headers
-    clock = parse_clock(headers.get("x-serve-clock", ""))
-    arrived, receive = (clock.arrived(), clock.receive) if clock else (now, 0.0)
-    waited = Waited(arrived, receive, cold.seconds(arrived + receive))
-    media_type, charset = media.content_type(headers.get("content-type", ""))
-    invalid: ServeError | None = None
-    body = b""
-    try:
-        body = _body(connection, settings.payload_bytes)
-    except ServeError as error:
-        invalid = error
-    request = Request(
-        body=body,
-        content_type=media_type,
-        charset=charset,
-        accept=headers.get("accept", ""),
-        headers=headers,
-        path=connection.target.decode("latin-1"),
-        deadline=arrived + receive + margin(settings.request_limit),
-        stream_deadline=arrived + receive + margin(settings.stream_limit),
-        id=headers.get("x-request-id", ""),
-    )
-    if now > request.deadline:
-        invalid = deadline_exceeded(waited, now)
-    return request, waited, invalid
+    def __init__(self, settings: Settings, cold: ColdStart) -> None:
+        self._cold = cold
+        self._payload_bytes = settings.payload_bytes
+        self._limit, self._stream_limit = margin(settings.request_limit), margin(settings.stream_limit)
+
+    def received(self, connection: wire.Connection) -> tuple[Request, Waited, ServeError | None]:
+        """The request, how long it has waited and for what, and the error to answer if it is invalid.
+
+        The time limit counts from the moment when nginx had the whole body, as nginx's own does: the caller's upload is
+        not the model's time.
+        """
+        now = time.monotonic()
+        headers = connection.headers
+        clock = parse_clock(headers.get("x-serve-clock", ""))
+        arrived, receive = (clock.arrived(), clock.receive) if clock else (now, 0.0)
+        here = arrived + receive
+        waited = Waited(arrived, receive, self._cold.seconds(here))
+        media_type, charset = media.content_type(headers.get("content-type", ""))
+        invalid: ServeError | None = None
+        body = b""
+        try:
+            body = _body(connection, self._payload_bytes)
+        except ServeError as error:
+            invalid = error
+        deadline = here + self._limit
+        request = Request(
+            body=body,
+            content_type=media_type,
+            charset=charset,
+            accept=headers.get("accept", ""),
+            headers=headers,
+            path=connection.target.decode("latin-1"),
+            deadline=deadline,
+            stream_deadline=here + self._stream_limit,
+            id=headers.get("x-request-id", ""),
+        )
+        if now > deadline:
+            invalid = deadline_exceeded(waited, now)
+        return request, waited, invalid
 
 
 def _body(connection: wire.Connection, limit: int) -> bytes:
@@ -82,7 +91,7 @@ def _body(connection: wire.Connection, limit: int) -> bytes:
 
 
 class Addressee:
-    """Checks that a request is addressed to this model: on the straight lane nginx reads neither path nor body."""
+    """Checks that a request is addressed to this model: no web worker has checked a request on the straight lane."""
 
     def __init__(self, known_as: Sequence[str], field: str, paths: Sequence[str]) -> None:
         self._known = frozenset(known_as)
@@ -96,8 +105,9 @@ class Addressee:
 
         It names an adapter, has an unsupported path, or has a JSON body that names another model.
         """
+        headers = request.headers
         for header in ADAPTER_HEADERS:
-            if adapter := request.headers.get(header, ""):
+            if header in headers and (adapter := headers[header]):
                 raise BadRequest(
                     f"the header {header} names the adapter {adapter[:100]!r}; the server applies no adapters",
                     hint=MERGE,

@@ -19,11 +19,18 @@ from serve.failures import exhausted, give_back
 from serve.handlers.base import Predictor, Reply, Request
 from serve.http import media, wire
 from serve.http.addresses import OPEN_INFERENCE, OPENAI
-from serve.slots import Slot
+from serve.slots import AT, Slot
 
 log = logging.getLogger(__name__)
 
 HANGS_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+# Fields of the slot that each request writes.
+_REQUESTS, _EXHAUSTED, _QUEUE_NS, _RECEIVE_NS = (
+    AT[name] for name in ("requests", "exhausted", "queue_ns", "receive_ns")
+)
+
+INSUFFICIENT_STORAGE = int(HTTPStatus.INSUFFICIENT_STORAGE)
 
 # A request that has waited less than this is always tried: one slow batch must not cause all later ones to be refused.
 FRESH_SECONDS = 0.05
@@ -84,7 +91,7 @@ class Waited:
     def queue(self, begun: float) -> float:
         """Seconds in the queue until `begun` (time.monotonic()): all that is none of the other three."""
         waited = begun - self.arrived - self.receive - self.load - self.decode
-        return waited if waited > 0.0 else 0.0  # not max(): this is called twice for each request
+        return waited if waited > 0.0 else 0.0  # not max(): this is called for each request
 
     def for_model(self, now: float) -> float:
         """Seconds since the request was here completely."""
@@ -101,6 +108,7 @@ class ConnectionJob:
         "begun_monotonic",
         "connection",
         "item",
+        "queued",
         "request",
         "started",
         "waited",
@@ -114,6 +122,7 @@ class ConnectionJob:
         self.waited = waited
         self.arrived = waited.arrived
         self.begun_monotonic = 0.0  # time.monotonic() when work on it began; 0 while it is queued
+        self.queued = 0.0  # seconds; known with the head of its answer
         self.started = False  # the head of its stream has been sent
         self._status = 200  # of its stream
 
@@ -123,18 +132,17 @@ class ConnectionJob:
         self._answers.begun(self)
 
     def reply(self, reply: Reply) -> None:
-        if isinstance(reply.body, bytes):
-            headers = {**reply.headers, "Server-Timing": self._timing()}
-            if len(reply.body) > wire.CHUNK:  # too large to be copied behind its head
-                size = len(reply.body)
-                self._answers.write(self, wire.head(reply.status, reply.content_type, size, headers, reply.reason))
-                self._answers.end(self, reply.body, reply.status)
+        body, status = reply.body, reply.status
+        if isinstance(body, bytes):
+            head = wire.head(status, reply.content_type, len(body), self._headers(reply), reply.reason)
+            if len(body) > wire.CHUNK:  # too large to be copied behind its head
+                self._answers.write(self, head)
+                self._answers.end(self, body, status)
             else:
-                data = wire.answer(reply.status, reply.content_type, reply.body, headers, reply.reason)
-                self._answers.end(self, data, reply.status)
+                self._answers.end(self, head + body, status)
         else:
             self._open(reply)
-            self._answers.stream(self, reply.body)
+            self._answers.stream(self, body)
 
     def fail(self, error: ServeError) -> None:
         if isinstance(error, DeviceLost):
@@ -155,8 +163,8 @@ class ConnectionJob:
     def _open(self, reply: Reply) -> None:
         """Send the head of a stream."""
         self.started, self._status = True, reply.status
-        headers = {**reply.headers, "Server-Timing": self._timing()}
-        self._answers.write(self, wire.stream_head(reply.content_type, headers, reply.status, reply.reason))
+        head = wire.stream_head(reply.content_type, self._headers(reply), reply.status, reply.reason)
+        self._answers.write(self, head)
 
     def send(self, chunk: bytes) -> None:
         if chunk:  # an empty chunk would end the stream
@@ -164,6 +172,10 @@ class ConnectionJob:
 
     def finish(self) -> None:
         self._answers.end(self, wire.LAST_CHUNK, self._status)
+
+    def _headers(self, reply: Reply) -> dict[str, str]:
+        timing = self._timing()
+        return {**reply.headers, "Server-Timing": timing} if reply.headers else {"Server-Timing": timing}
 
     def _timing(self) -> str:
         """The Server-Timing header, in milliseconds: upload, cold load if there was one, queue, work.
@@ -173,9 +185,11 @@ class ConnectionJob:
         now = time.monotonic()
         begun = self.begun_monotonic or now
         waited = self.waited
+        self.queued = waited.queue(begun)
         load = f", load;dur={waited.load * 1e3:.2f}" if waited.load else ""
-        queue, work = waited.queue(begun) * 1e3, (now - begun + waited.decode) * 1e3
-        return f"receive;dur={round(waited.receive * 1e3)}{load}, queue;dur={queue:.2f}, work;dur={work:.2f}"
+        receive = round(waited.receive * 1e3) if waited.receive else 0
+        queue, work = self.queued * 1e3, (now - begun + waited.decode) * 1e3
+        return f"receive;dur={receive}{load}, queue;dur={queue:.2f}, work;dur={work:.2f}"
 
 
 class Batches:
@@ -205,7 +219,7 @@ class Batches:
         if not batch:
             return
         begun = time.monotonic()
-        for job in batch:
+        for job in reversed(batch):  # the newest first: it is the one that is reported
             if not job.begun_monotonic:
                 job.begin(begun)
         outcomes = self._outcomes(batch)
@@ -330,7 +344,7 @@ class Answers:
 
     def join(self, job: ConnectionJob) -> None:
         """Note that the engine is about to take this job."""
-        self._joined[job.connection.sock.fileno()] = job
+        self._joined[job.connection.fd] = job
 
     def fail_joined(self, error: ServeError) -> None:
         """Fail every job in the engine."""
@@ -408,7 +422,7 @@ class Answers:
 
     def stream(self, job: ConnectionJob, chunks: Iterator[bytes]) -> None:
         """Take chunks from a generator from now on, one a turn, as fast as the peer reads them."""
-        fd = job.connection.sock.fileno()
+        fd = job.connection.fd
         if self._joined.pop(fd, None) is None:
             return  # the caller hung up while the head was sent
         self._streams[fd] = job, chunks
@@ -416,7 +430,7 @@ class Answers:
 
     def write(self, job: ConnectionJob, data: bytes) -> None:
         """Send a part of an answer."""
-        fd = job.connection.sock.fileno()
+        fd = job.connection.fd
         if fd < 0:
             return
         try:
@@ -453,9 +467,9 @@ class Answers:
         """Count a job and forget it; its file descriptor, or -1 if its caller has hung up."""
         self._ended_since_report = True
         self._count(job, status)
-        fd = job.connection.sock.fileno()
-        self._joined.pop(fd, None)
-        self._streams.pop(fd, None)
+        fd = job.connection.fd
+        if self._joined.pop(fd, None) is None:
+            self._streams.pop(fd, None)
         return fd
 
     def _advance(self, job: ConnectionJob, chunks: Iterator[bytes]) -> None:
@@ -478,22 +492,21 @@ class Answers:
         self._slot.set("busy_since", 0)
 
     def _count(self, job: ConnectionJob, status: int) -> None:
-        slot = self._slot
-        slot.add("requests")
+        slot, numbers, waited = self._slot, self._slot.numbers, job.waited
+        numbers[_REQUESTS] += 1
         if job.started:
             slot.add("streams")
-        if status == HTTPStatus.INSUFFICIENT_STORAGE:
+        if status == INSUFFICIENT_STORAGE:
             slot.add("exhausted")
-        elif slot.get("exhausted"):
-            slot.set("exhausted", 0)
+        elif numbers[_EXHAUSTED]:
+            numbers[_EXHAUSTED] = 0
         if status >= 500:
             slot.add("server_errors")
         elif status >= 400:
             slot.add("client_errors")
-        waited = job.waited
         if waited.receive:
-            slot.add("receive_ns", int(waited.receive * 1e9))
-        slot.add("queue_ns", int(waited.queue(job.begun_monotonic or time.monotonic()) * 1e9))
+            numbers[_RECEIVE_NS] += int(waited.receive * 1e9)
+        numbers[_QUEUE_NS] += int(job.queued * 1e9)
         if waited.load:
             slot.add("load_wait_ns", int(waited.load * 1e9))
 

@@ -18,13 +18,14 @@ from serve.errors import DeviceLost, ServeError
 from serve.failures import exhausted, give_back
 from serve.handlers.base import Caches, Request
 from serve.http import media, wire
-from serve.runner.arrival import Addressee, ColdStart, received
+from serve.runner.arrival import Addressee, Arrival, ColdStart
 from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, Waited, outcome_of
 from serve.runner.records import Engine
 from serve.runner.references import References
 from serve.settings import Settings
-from serve.slots import Slot
+from serve.slots import AT, Slot
 
+_BUSY_SINCE, _LAST_USED = AT["busy_since"], AT["last_used"]  # of the slot
 LARGE = 1 << 20  # bytes; a larger body is dropped once it is decoded
 
 
@@ -48,8 +49,7 @@ class Loop:
         self._listener = listener
         self._control = control
         self._slot = slot
-        self._settings = settings
-        self._cold = cold
+        self._arrival = Arrival(settings, cold)
         self._stepwise = stepwise
         self._caches = caches
         self._decode_ns = 0  # not counted in the slot yet
@@ -109,7 +109,7 @@ class Loop:
         # In every turn, not only when epoll reports a connection: the last turn may have left some for lack of room.
         for _ in range(self._engine.room() - len(self._reading)):
             try:
-                sock, _ = self._listener.accept()
+                connection = wire.accept(self._listener)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -118,7 +118,7 @@ class Loop:
                 if exhausted(error) is None or not (self._held() or gc.collect()):
                     raise
                 return
-            self._read(wire.Connection(sock), time.monotonic())
+            self._read(connection, time.monotonic())
 
     def _obey(self) -> None:
         """Do what the host asks for: free the caches, or retire. Its end is an end of file."""
@@ -142,7 +142,7 @@ class Loop:
         self._listener.close()
 
     def _read(self, connection: wire.Connection, accepted: float) -> None:
-        fd = connection.sock.fileno()
+        fd = connection.fd
         try:
             complete = connection.read()
         except wire.Gone:
@@ -162,7 +162,7 @@ class Loop:
 
     def _admit(self, connection: wire.Connection) -> None:
         """A request is complete: decode it, or fetch its body from S3 first if it is a reference."""
-        request, waited, invalid = received(connection, self._settings, self._cold)
+        request, waited, invalid = self._arrival.received(connection)
         job = ConnectionJob(self._answers, connection, request, waited)
         if invalid is not None:
             job.fail(invalid)
@@ -177,8 +177,8 @@ class Loop:
     def _decode(self, job: ConnectionJob) -> None:
         """Add a job to the engine. An invalid request is answered here and never joins a batch."""
         began = time.monotonic_ns()
-        self._slot.set("busy_since", began)
-        self._slot.set("last_used", began)
+        numbers = self._slot.numbers
+        numbers[_BUSY_SINCE] = numbers[_LAST_USED] = began
         failure = None
         capture.begin((job.request.id,))
         try:
@@ -198,7 +198,7 @@ class Loop:
                 job.request = msgspec.structs.replace(job.request, body=b"")
             self._answers.join(job)
             self._engine.join(job)
-        self._slot.set("busy_since", 0)
+        numbers[_BUSY_SINCE] = 0
 
     def _turn(self) -> None:
         """Run one step of the engine, and send one chunk of each stream."""

@@ -81,7 +81,7 @@ class References:
         if self.fd < 0:
             self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._poll.watch(self.fd, select.EPOLLIN)
-        fd = job.connection.sock.fileno()
+        fd = job.connection.fd
         self._held[fd] = job
         self._since[fd] = time.monotonic()
         self._poll.watch(fd, select.EPOLLRDHUP)
@@ -97,7 +97,7 @@ class References:
             except Empty:
                 break
             self._fetching -= 1
-            if self._held.get(job.connection.sock.fileno()) is not job:
+            if self._held.get(job.connection.fd) is not job:
                 continue  # the caller hung up, or was answered
             if isinstance(outcome, ServeError):
                 self._release(job)
@@ -144,13 +144,13 @@ class References:
 
     def _count_fetch(self, job: ConnectionJob) -> None:
         """The fetch of a job has ended: its time is that of receiving the body."""
-        since = self._since.pop(job.connection.sock.fileno(), None)
+        since = self._since.pop(job.connection.fd, None)
         if since is not None:
             job.waited.receive += time.monotonic() - since
 
     def _release(self, job: ConnectionJob) -> None:
         self._count_fetch(job)
-        fd = job.connection.sock.fileno()
+        fd = job.connection.fd
         del self._held[fd]
         self._poll.forget(fd)
 
@@ -158,7 +158,7 @@ class References:
         """Start threads for queued jobs, as far as AT_ONCE allows."""
         while self._queue and self._fetching + len(self.fetched) < AT_ONCE:
             job, requested = self._queue.popleft()
-            if job.connection.sock.fileno() < 0:
+            if job.connection.fd < 0:
                 continue
             self._fetching += 1
             try:
@@ -186,7 +186,7 @@ class References:
             requested,
             settings.region,
             settings.payload_bytes,
-            lambda: job.connection.sock.fileno() < 0,
+            lambda: job.connection.fd < 0,
         )
         given = TYPE.search(request.headers.get("content-type", ""))
         content_type, charset = media.content_type(given[1] if given else found.content_type)

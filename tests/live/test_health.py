@@ -14,9 +14,10 @@ from tests.live.stack import Server, at_once, toy, wait_until
 
 JSON = {"Content-Type": "application/json"}
 MARKER = "payloads-are-nobodys-business"
-LANES = {"straight": {"TargetModel": "echo"}, "flask": {}}  # the second names the model in the body
-BODIES = {"straight": '{"n": 1}', "flask": '{"model_type": "echo"}'}
-ERRORS = {"straight": {"TargetModel": "nobody"}, "flask": {}}
+# Two name the model in the body. nginx leaves an encoded body to the web workers.
+LANES = {"straight": {"TargetModel": "echo"}, "body": {}, "flask": {"Content-Encoding": "identity"}}
+BODIES = {"straight": '{"n": 1}', "body": '{"model_type": "echo"}', "flask": '{"model_type": "echo"}'}
+ERRORS = {"straight": {"TargetModel": "nobody"}, "body": {}, "flask": {}}
 
 
 @pytest.fixture(scope="module")
@@ -106,25 +107,28 @@ def test_custom_attributes_are_echoed(server: Server, lane: str) -> None:
 
 
 def test_the_log_is_json_and_holds_no_payload(server: Server) -> None:
-    """One line a request with its id and model, on both lanes; no successful pings, no bodies, valid or invalid."""
+    """One line a request with its id and model, on every lane; no successful pings, no bodies, valid or invalid."""
     bodies = {"good": MARKER, "bad": f'{{"{MARKER}": ', "named": json.dumps({"model_type": "echo", "x": MARKER})}
     before = server.log.count('"/ping"')
     server.invoke("echo", bodies["good"], "text/plain", **{"X-Request-Id": "straight-1"})
-    server.invoke(None, bodies["named"], **{"X-Request-Id": "flask-1"})
+    server.invoke(None, bodies["named"], **{"X-Request-Id": "body-1"})
+    server.invoke(None, bodies["named"], **{"X-Request-Id": "flask-1", "Content-Encoding": "identity"})
     server.invoke(None, bodies["bad"], **{"X-Request-Id": "bad-1"})
     server.invoke("tally", bodies["bad"], **{"X-Request-Id": "bad-2"})
     server.request("POST", "/models/%ff%22%0a/invoke?x=" + MARKER, MARKER, {"X-Request-Id": "odd-1"})
     server.invoke("crash", json.dumps({"crash": True, "x": MARKER}), **{"X-Request-Id": "died-1"})
     server.get("/ping")
 
-    ids = {"straight-1": 200, "flask-1": 200, "bad-1": 400, "bad-2": 400, "odd-1": 404, "died-1": 500}
+    ids = {"straight-1": 200, "body-1": 200, "flask-1": 200, "bad-1": 400, "bad-2": 400, "odd-1": 404, "died-1": 500}
     wait_until(lambda: {line["request_id"] for line in server.events("request")} >= ids.keys())
     lines = [line for line in server.events("request") if line["request_id"] in ids]
     assert {line["request_id"]: line["status"] for line in lines} == ids
     assert len(lines) == len(ids)
     assert {line["path"] for line in lines} == {"/invocations", "/models/%ff%22%0a/invoke"}
     models = {line["request_id"]: line["model_socket"] for line in lines}
-    assert models["straight-1"] == models["flask-1"] == "echo.sock"
+    assert models["straight-1"] == models["body-1"] == models["flask-1"] == "echo.sock"
+    hops = {line["request_id"]: line["upstream"].count(":") for line in lines}
+    assert (hops["straight-1"], hops["body-1"], hops["flask-1"]) == (0, 0, 1)  # the last by way of a web worker
     assert MARKER not in server.log
     assert server.log.count('"/ping"') == before
     _, _, after_banner = server.log.partition("\n{")

@@ -9,7 +9,7 @@ from tests.live.stack import toy
 
 
 def test_each_way_of_naming_a_model_reaches_it(start: Start, models: Path) -> None:
-    """Path, either header, body field, custom attributes: the echo model answers on both lanes."""
+    """Path, either header, body field, custom attributes: the echo model answers on every lane."""
     toy(models, "echo")
     toy(models, "slow")
     server = start(models)
@@ -19,12 +19,13 @@ def test_each_way_of_naming_a_model_reaches_it(start: Start, models: Path) -> No
     by_header = server.invoke("echo.tar.gz", {"n": 1})
     by_long_header = server.invoke(None, {"n": 1}, **{"X-Amzn-SageMaker-Target-Model": "echo"})
     by_field = server.invoke(None, said)
+    by_encoded_field = server.invoke(None, said, **{"Content-Encoding": "identity"})
     by_attributes = server.invoke(
         None, "x", "text/plain", **{"X-Amzn-SageMaker-Custom-Attributes": "a=1,model_type=echo"}
     )
 
-    answers = [by_path, by_header, by_long_header, by_field, by_attributes]
-    assert [each.status for each in answers] == [200] * 5, [each.body for each in answers]
+    answers = [by_path, by_header, by_long_header, by_field, by_encoded_field, by_attributes]
+    assert [each.status for each in answers] == [200] * 6, [each.body for each in answers]
     assert by_attributes.headers["x-amzn-sagemaker-custom-attributes"] == "a=1,model_type=echo"
 
 
@@ -38,15 +39,22 @@ def output_fn(prediction, accept):
 
 
 def test_a_models_own_headers_redirect_no_request(start: Start, models: Path) -> None:
-    """nginx obeys X-Accel headers of a web worker. A model that sets one is answered with its name, on both lanes."""
+    """nginx obeys X-Accel headers of a web worker. A model that sets one is answered with its name, on every lane."""
     toy(models, "echo", "own", {"code/inference.py": OBEYED})
     toy(models, "echo", "kept", {"code/inference.py": OBEYED.replace('"X-Accel-Redirect": "/ping", ', "")})
     server = start(models)
 
-    for answer in (server.invoke("own", {}), server.invoke(None, {"model_type": "own"})):
+    flask = {"Content-Encoding": "identity"}
+    for target, headers in (("own", {}), (None, {}), (None, flask)):
+        answer = server.invoke(target, {"model_type": "own"}, **headers)
         assert answer.status == 500, answer
         assert "X-Accel-Redirect" in answer.json["message"], answer
-    for answer in (server.invoke("kept", {}), server.invoke(None, {"model_type": "kept"})):
+    for headers, named in (
+        ({"TargetModel": "kept"}, {}),
+        ({}, {"model_type": "kept"}),
+        (flask, {"model_type": "kept"}),
+    ):
+        answer = server.invoke(None, named, **headers)
         assert (answer.status, answer.body, answer.headers["x-mine"]) == (200, b"mine", "kept"), answer
 
 

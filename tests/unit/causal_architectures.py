@@ -91,9 +91,9 @@ def handler_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settin
     return TextGeneration(config_of(TextGeneration, name="tiny", directory=Path(), max_batch=8, **settings))
 
 
-def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[Text]:
+def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Text]:
     """One caller alone, then nine callers, one more at each step; every third has a stream, the last a list."""
-    handler = handler_of(model, monkeypatch)
+    handler = handler_of(model, monkeypatch, **settings)
     logits: dict[GeneratedSequence, list[Tensor]] = {}
     append = handler.engine._append
 

@@ -118,7 +118,7 @@ def test_a_thread_that_cannot_start_fails_its_own_request_only(monkeypatch: pyte
     failed: list[ServeError] = []
     listener, control, caller, ours = (end for _ in range(2) for end in socket.socketpair())
     references = References(Poll(listener, control), settings.read({"SERVE_S3_INPUTS": "s3://b"}))
-    job = SimpleNamespace(connection=SimpleNamespace(sock=ours), fail=failed.append)
+    job = SimpleNamespace(connection=SimpleNamespace(fd=ours.fileno()), fail=failed.append)
     job.request = Request(body=b"s3://b/k", content_type="text/uri-list")
     job.waited = Waited(0.0)
 

@@ -7,7 +7,10 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 
+import httptools
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 from serve.http import wire
@@ -34,6 +37,67 @@ def test_a_request_may_come_byte_by_byte(pair: tuple[wire.Connection, socket.soc
     assert connection.read()
     assert (connection.method, connection.target, connection.body()) == ("POST", b"/invocations?x=1", b"1,2,3")
     assert connection.headers["content-type"] == "text/csv"
+
+
+HEAD = (
+    b"POST /invocations HTTP/1.1\r\nX-Request-Id: a1\r\nX-Serve-Clock: 1.5 0.001 \r\nConnection: close\r\nHost: h\r\n"
+)
+CLIENTS = b"Content-Type: text/csv\r\nAccept: */*\r\n"
+
+
+def read_in(*pieces: bytes) -> tuple[object, ...]:
+    """What the pieces are read as, one after another: a request, an error, or nothing yet."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = wire.Connection(ours)
+        try:
+            for piece in pieces:
+                theirs.sendall(piece)
+                if connection.read():
+                    return connection.method, connection.target, connection.headers, connection.body()
+        except (wire.Gone, BadRequest) as error:
+            return (type(error),)
+    return ()
+
+
+def test_a_request_of_nginx_is_read_without_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order in which nginx.conf and nginx write the headers."""
+    monkeypatch.setattr(httptools, "HttpRequestParser", None)
+    request = HEAD + b"Content-Length: 3\r\n" + CLIENTS + b"\r\n1,2"
+    assert read_in(request) == (
+        "POST",
+        b"/invocations",
+        {
+            "x-request-id": "a1",
+            "x-serve-clock": "1.5 0.001 ",
+            "connection": "close",
+            "host": "h",
+            "content-length": "3",
+            "content-type": "text/csv",
+            "accept": "*/*",
+        },
+        b"1,2",
+    )
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"GET", b"/", b"?", b" ", b"\r\n", b"\n", b"\r", b":", b": ", b"\t", b"\xe4", b"\0", b"#"])
+    ),
+    st.lists(st.integers(0, 200), min_size=4, max_size=4),
+    st.sampled_from([b"3", b"2", b"4", b"03", b"+3", b"3 ", b""]),
+    st.sampled_from(
+        [b"", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Upgrade: x\r\n", b"A:b\r\nA:  c \r\n"]
+    ),
+)
+def test_a_request_in_one_piece_is_read_as_one_in_two(
+    strange: list[bytes], places: list[int], length: bytes, more: bytes
+) -> None:
+    """The parser reads the one in two pieces. Also if its bytes are not those that nginx would write."""
+    request = HEAD + b"Content-Length: " + length + b"\r\n" + CLIENTS + more + b"\r\n1,2"
+    for place, inserted in zip(places, strange, strict=False):
+        request = request[:place] + inserted + request[place:]
+    assert read_in(request) == read_in(request[:10], request[10:])
 
 
 def test_a_peer_that_closes_halfway_is_gone(pair: tuple[wire.Connection, socket.socket]) -> None:

@@ -10,7 +10,7 @@ from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
-from serve.handlers.generation.passes import pass_of
+from serve.handlers.generation.passes import merge_products, pass_of
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import independence, pretrained
@@ -31,6 +31,7 @@ class TextGeneration:
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
         if alone is None:
             if model.options.pack and weights.packable(network):
+                merge_products(network)
                 weights.pack(network)
             weights.fuse_activations(network)
             self.engine = Engine(network, texts, Decoder(pass_of(network)), model.max_batch)

@@ -110,14 +110,16 @@ class Ensemble:
 
 
 class _DenseCall:
-    """`Booster.inplace_predict` for a C-ordered float32 array, in half the time for one row.
+    """`Booster.inplace_predict` for a C-ordered float32 array, in a third of the time for one row.
 
-    It calls the same C function without the Python wrapper, which takes as long as the 40 us that the library needs for
-    one row.
+    It calls the same C function without the Python wrapper, which takes as long as the library for one row. It keeps
+    the library's proxy of a matrix: for each new one XGBoost 3 reads the limits of the cgroup, with nine system calls.
     """
 
     def __init__(self, booster: xgboost.Booster, iterations: tuple[int, int]) -> None:
         self._handle = booster.handle  # valid as long as the booster, which the owner holds
+        self._proxy = ctypes.c_void_p()  # as long as the process: a runner loads one model
+        _check(_LIB.XGProxyDMatrixCreate(ctypes.byref(self._proxy)))
         options = {
             "type": 0,
             "training": False,
@@ -137,11 +139,14 @@ class _DenseCall:
         rows, width = matrix.shape
         address = matrix.__array_interface__["data"][0]
         array = b'{"data":[%d,true],"typestr":"<f4","shape":[%d,%d],"strides":null,"version":3}'
-        if _LIB.XGBoosterPredictFromDense(
-            self._handle, array % (address, rows, width), self._options, None, *self._results
-        ):
-            raise InternalError(f"XGBoost: {_LIB.XGBGetLastError().decode(errors='replace')[:500]}")
+        described = array % (address, rows, width)
+        _check(_LIB.XGBoosterPredictFromDense(self._handle, described, self._options, self._proxy, *self._results))
         count = 1
         for dimension in range(self._dimensions.value):
             count *= self._shape[dimension]
         return np.frombuffer(ctypes.string_at(self._values, 4 * count), np.float32)
+
+
+def _check(code: int) -> None:
+    if code:
+        raise InternalError(f"XGBoost: {_LIB.XGBGetLastError().decode(errors='replace')[:500]}")

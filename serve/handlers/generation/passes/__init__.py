@@ -1,4 +1,4 @@
-"""The forward passes of causal models."""
+"""The forward passes of causal models: those of families, and transformers' own modules for all others."""
 
 from typing import Protocol
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from serve.handlers.generation.cache import RowCache
+from serve.handlers.generation.passes import gpt2, llama
 from serve.handlers.generation.passes.modules import ModulesPass
 
 
@@ -32,6 +33,24 @@ class Pass(Protocol):
         """
 
 
+def merge_products(model: PreTrainedModel) -> None:
+    """Let the linear layers of a family that read one input share a product. Copies their weights."""
+    if _original(model) and llama.fits(model):
+        llama.merge_products(model)
+
+
 def pass_of(model: PreTrainedModel) -> Pass:
-    """The pass of a model that is proven to be independent of its batch."""
+    """The fastest pass of a model that is proven to be independent of its batch."""
+    if _original(model):
+        if gpt2.fits(model):
+            return gpt2.GPT2Pass(model)
+        if llama.fits(model):
+            return llama.LlamaPass(model)
     return ModulesPass(model)
+
+
+def _original(model: PreTrainedModel) -> bool:
+    """Whether all modules of a model are transformers' own, or replaced by ours."""
+    return all(
+        type(module).__module__.split(".")[0] in ("torch", "transformers", "serve") for module in model.modules()
+    )
