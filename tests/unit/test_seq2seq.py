@@ -414,7 +414,8 @@ def test_requests_with_any_parameters_share_the_batch_and_get_the_texts_of_gener
     monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
     handler = Seq2Seq(config_of(Seq2Seq, name="tiny", directory=Path(), max_batch=12))
     dice = random.Random(5)
-    waiting, told, jobs = [], [], []
+    waiting, told = [], []
+    jobs: list[Asked] = []
     for _ in range(24):
         text = letters(dice.choice([3, 9, 30]), dice.randrange(1000))
         asked = any_parameters(dice)

@@ -140,8 +140,8 @@ class Engine:
                 if exhausted(error):
                     raise
                 refused[unit[0].owner] = error
-        for request, error in refused.items():
-            self._fail(request, error)
+        for request, refusal in refused.items():
+            self._fail(request, refusal)
         begun = [each for each in begun if each.owner not in refused]
         for each in begun:
             each.owner.begin()

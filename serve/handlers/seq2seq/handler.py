@@ -33,19 +33,32 @@ _DEFAULT_TASK = "summarization"
 class Seq2SeqForm:
     """The form of an answer: the key of the task, and the shapes of the pipelines."""
 
-    streams = False
-
     def __init__(self, key: str, tokenizer: Any, single: bool, content_type: str, cleans_up: bool | None) -> None:
-        self.content_type = content_type
+        self._content_type = content_type
         self._key = key
         self._tokenizer = tokenizer
         self._single = single
         self._cleanup = {} if cleans_up is None else {"clean_up_tokenization_spaces": cleans_up}
 
-    def opening(self, sequences: Sequence[Generated]) -> bytes:
-        return b""
+    @property
+    def content_type(self) -> str:
+        return self._content_type
 
-    token = rest = closing = opening
+    @property
+    def streams(self) -> bool:
+        return False
+
+    def opening(self, sequences: Sequence[Generated]) -> bytes:
+        raise NotImplementedError("the answer is no stream")
+
+    def token(self, sequence: Generated, piece: str) -> bytes:
+        raise NotImplementedError("the answer is no stream")
+
+    def rest(self, sequence: Generated, piece: str) -> bytes:
+        raise NotImplementedError("the answer is no stream")
+
+    def closing(self, sequences: Sequence[Generated]) -> bytes:
+        raise NotImplementedError("the answer is no stream")
 
     def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
         if not all(sequence.tokens for group in groups for sequence in group if sequence.finish_reason == "deadline"):
