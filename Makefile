@@ -94,8 +94,17 @@ docs-reference: $(VENV)/dev ## write the tables of settings, errors, metrics and
 	@$(call step,packages for the documentation,.venv-docs/bin/python -m pip install --quiet --no-deps -r $<)
 	@touch $@
 
-bench: nginx $(VENV)/dev ## measure the workloads
-	@exec $(PY) -m bench
+bench: nginx $(VENV)/dev $(if $(PEERS),.venv-peers/made) ## measure the workloads; PEERS=1: other projects' engines as well
+	@exec $(PY) -m bench $(if $(PEERS),--peers) $(BENCH)
+
+bench-check: $(VENV)/dev ## compare handlers with plain libraries, and the ratios with the committed ones (a minute)
+	@exec $(PY) -m bench.check
+
+.venv-peers/made: bench/peers/requirements.txt
+	@python=$$(container/find_python.sh); $(call step,.venv-peers with $$python,$$python -m venv .venv-peers)
+	@$(call step,PyTorch (some 200 MB),container/install_torch.sh .venv-peers/bin/python cpu)
+	@$(call step,the peers of the bench (some 250 MB),.venv-peers/bin/python -m pip install --quiet --no-deps -r $<)
+	@touch $@
 
 image: ## build the container image (IMAGE=sagemaker-serve TORCH=cpu; cu130 for CUDA)
 	docker build --platform linux/amd64 --build-arg TORCH=$(TORCH) --tag $(IMAGE) .
@@ -104,7 +113,7 @@ models: $(VENV)/runtime ## make the sample models that are missing (minutes the 
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove the environments, the models, the caches
-	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
+	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs .venv-peers site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each target is a stamp: its packages are installed again only when its requirements change.
@@ -130,4 +139,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run install test conformance test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench image models clean nginx lambda
+.PHONY: help run install test conformance test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench bench-check image models clean nginx lambda

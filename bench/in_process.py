@@ -62,32 +62,72 @@ class XGBoostAlone:
         return median_ms(self._make, rounds=5)
 
 
-class GPT2Alone:
+class Generate:
+    """transformers' `generate` in float32 on static batches: of a causal or an encoder-decoder model."""
+
     def __init__(self, directory: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         torch.set_num_threads(_threads())
-        self._make: Callable[[], Any] = lambda: AutoModelForCausalLM.from_pretrained(directory)
+        self._seq2seq: bool = AutoConfig.from_pretrained(directory).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if self._seq2seq else AutoModelForCausalLM
+        self._make: Callable[[], Any] = lambda: kind.from_pretrained(directory, dtype=torch.float32)
         self._model = self._make().eval()
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
 
-    def tokens_per_second(self, prompt: str, prompt_tokens: int, new_tokens: int, batch: int) -> float:
-        """`model.generate` on a static batch, greedy: tokens/s of the whole batch."""
+    def count(self, texts: list[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(tokens) for tokens in self._tokenizer(texts)["input_ids"]]
+
+    def seconds(self, texts: list[str], new_tokens: list[int], beams: int = 1) -> float:
+        """Answers a batch of texts of equal length, each with as many new tokens as the longest."""
         import torch
 
-        tokens = torch.tensor([self._tokenizer(prompt)["input_ids"]] * batch)
-        exactly = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+        tokens = torch.tensor(self._tokenizer(texts)["input_ids"])
+        most = max(new_tokens)
+        named = {"min_new_tokens": most, "max_new_tokens": most, "do_sample": False, "num_beams": beams}
         began = time.perf_counter()
         with torch.inference_mode():
-            made = self._model.generate(tokens, attention_mask=torch.ones_like(tokens), **exactly)
+            made = self._model.generate(tokens, attention_mask=torch.ones_like(tokens), **named)
         took = time.perf_counter() - began
-        assert made.shape == (batch, prompt_tokens + new_tokens)
-        return batch * new_tokens / took
+        prompt = 1 if self._seq2seq else tokens.shape[1]
+        assert made.shape == (len(texts), prompt + most), (made.shape, prompt, most)
+        return took
 
     def load_ms(self) -> float:
         """`from_pretrained` in this warm process."""
         return median_ms(self._make, rounds=5)
+
+
+class Encoder:
+    """The tokenizer and the model on a padded batch of texts, and nothing else."""
+
+    def __init__(self, directory: Path) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        torch.set_num_threads(_threads())
+        self._model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(directory)
+
+    def texts_per_second(self, texts: list[str], batch: int, seconds: float) -> float:
+        """Texts/s of batches that follow each other, each with the next texts."""
+        done, began = 0, time.perf_counter()
+        while (took := time.perf_counter() - began) < seconds:
+            at = done % (len(texts) - batch + 1)
+            self.vectors(texts[at : at + batch])
+            done += batch
+        return done / took
+
+    def vectors(self, texts: list[str]) -> list[list[float]]:
+        """The mean of each text's vectors; padding counts, as the texts have nearly one length."""
+        import torch
+
+        given = self._tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            made: list[list[float]] = self._model(**given).last_hidden_state.mean(1).tolist()
+        return made
 
 
 class FlaskAlone:

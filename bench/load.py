@@ -1,8 +1,10 @@
 """The load generator: keep-alive connections to one port of this machine."""
 
+import itertools
 import select
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 RECEIVE = 1 << 18
@@ -43,9 +45,14 @@ class LoadGenerator:
     Run in a process of its own, it shares the processors with the measured stack but not its interpreter.
     """
 
-    def run(self, port: int, message: bytes, connections: int, *, seconds: float = 0, each: int = 0) -> Measured:
-        """Each connection sends for some seconds, which count after WARM, or a number of requests."""
-        self._address, self._message = ("127.0.0.1", port), message
+    def run(
+        self, port: int, messages: Sequence[bytes], connections: int, *, seconds: float = 0, each: int = 0
+    ) -> Measured:
+        """Each connection sends for some seconds, which count after WARM, or a number of requests.
+
+        All connections take the messages from one list, in its order and again from its beginning.
+        """
+        self._address, self._next_message = ("127.0.0.1", port), itertools.cycle(messages).__next__
         self._poll = select.epoll()
         self._open: dict[int, Exchange] = {}
         started, cpu = time.perf_counter(), -time.process_time()
@@ -63,7 +70,7 @@ class LoadGenerator:
 
     def _exchange(self, counts_from: float, until: float, remaining: int) -> tuple[list[float], int]:
         """The hot loop: sends again on each connection with a complete response, until time or requests are used up."""
-        clock, exchanges, message = time.perf_counter, self._open, self._message
+        clock, exchanges, next_message = time.perf_counter, self._open, self._next_message
         times: list[float] = []
         errors = 0
         while exchanges:
@@ -87,7 +94,7 @@ class LoadGenerator:
                     remaining -= 1
                     if data:
                         exchange.sent, exchange.received = now, b""
-                        exchange.socket.sendall(message)
+                        exchange.socket.sendall(next_message())
                         continue
                     self._connect()
                 self._poll.unregister(fd)
@@ -99,7 +106,7 @@ class LoadGenerator:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._open[sock.fileno()] = Exchange(sock, time.perf_counter())
         self._poll.register(sock, select.EPOLLIN)
-        sock.sendall(self._message)
+        sock.sendall(self._next_message())
 
 
 def is_complete(data: bytes) -> bool:

@@ -10,7 +10,9 @@ from typing import Any, Self
 
 import psutil
 
+from bench.peers.engine import PYTHON, Missing
 from local_test import make_models
+from local_test.ports import free_port
 from serve import nginx
 from serve.machine import private_bytes
 from tests.live.stack import ROOT, Server, descendants, wait_until
@@ -68,6 +70,32 @@ class Usual(Stack):
         super().__init__(models, work, {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}, command=command)
 
 
+class Mosec(Stack):
+    """mosec's own server with the same XGBoost model, in the environment of the peers (peers/mosec_server.py)."""
+
+    name = "mosec"
+
+    def __init__(self, model: Path, work: Path) -> None:
+        """Raises Missing."""
+        script = ROOT / "bench" / "peers" / "mosec_server.py"
+        if not PYTHON.exists():
+            raise Missing("mosec: not installed (make bench PEERS=1)")
+        port = free_port()
+        named = ("--port", str(port), "--model", str(model / "model.ubj"), "--batch", "64")
+        super().__init__(model, work, {"OMP_NUM_THREADS": "1"}, command=(str(PYTHON), str(script), *named))
+        self.port = port
+        wait_until(lambda: self.pings() or self.process.poll() is not None)
+        if self.process.poll() is not None:
+            raise Missing(f"mosec: {(self.log.strip().splitlines() or ['no message'])[-1][:120]}")
+
+    def pings(self) -> bool:
+        """A prediction succeeds: its `/` answers before the workers have started."""
+        try:
+            return self.request("POST", "/inference", "1,0.4,0.3,0.1,0.5,0.2,0.1,0.1").status == 200
+        except OSError:
+            return False
+
+
 def private_sum(pids: Iterable[int]) -> int:
     return sum(map(private_bytes, pids))
 
@@ -86,7 +114,7 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def make_samples(*names: str) -> None:
-    """Makes the sample models that the workloads need. Raises SystemExit if one cannot be made."""
-    if make_models.main([str(SAMPLES), "--only", *names]):
-        raise SystemExit("bench: a sample model could not be made: see the message above")
+def make_samples(*names: str) -> set[str]:
+    """Makes the sample models that the workloads need; the names of those that exist now."""
+    make_models.main([str(SAMPLES), "--only", *names])
+    return {name for name in names if (SAMPLES / name).exists()}

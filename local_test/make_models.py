@@ -2,7 +2,7 @@
 
     python -m local_test.make_models                         all small models, into local_test/models
     python -m local_test.make_models --only gpt2 abalone-1   only these
-    python -m local_test.make_models --size full             also MiniLM; GPT-2 and BART full size, random weights
+    python -m local_test.make_models --size full             also MiniLM; GPT-2, BART, T5 full size, random weights
     python -m local_test.make_models --hub openai-community/gpt2   also a model of the Hugging Face Hub
 
 A model that exists is not made again; delete it first.
@@ -33,6 +33,7 @@ FULL: dict[str, Make] = {
     "minilm": minilm.make,
     "gpt2-full": full_size.make_gpt2,
     "bart-large-cnn-full": full_size.make_bart,
+    "t5-base-full": full_size.make_t5,
 }
 
 

@@ -11,8 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from serve.handlers.generation import decoder, engine, scheduler
+from serve.handlers.generation import decoder, scheduler
+from serve.handlers.generation.decoder import ReusingSteps
 from serve.handlers.generation.handler import TextGeneration
+from serve.handlers.generation.pieces import Pieces
+from serve.handlers.generation.prefix_cache import LEAST
 from serve.handlers.generation.sequence import GeneratedSequence
 from serve.handlers.huggingface import pretrained
 from tests.unit.configs import config_of
@@ -62,12 +65,15 @@ def letters(length: int, seed: int) -> str:
 
 
 PROMPTS = [letters(length, seed) for seed, length in enumerate((28, *LENGTHS, *LIST))]
+# Two callers with a prompt that begins as the longest of the others and reuses what is computed of it, beside a third.
+BEGUN = PROMPTS[1 + LENGTHS.index(max(LENGTHS))][:LEAST] + letters(5, 99)
+AGAIN = [BEGUN, BEGUN, PROMPTS[2]]
 
 
 def by_generate(model: PreTrainedModel) -> dict[str, Text]:
     """Each prompt alone, by a model that has seen no other text."""
     texts = {}
-    for prompt in PROMPTS:
+    for prompt in (*PROMPTS, BEGUN):
         ids = TOKENIZER(prompt, return_tensors="pt")["input_ids"]
         output = copy.deepcopy(model).generate(
             ids,
@@ -86,23 +92,26 @@ def by_generate(model: PreTrainedModel) -> dict[str, Text]:
 
 def handler_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> TextGeneration:
     monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
-    for module in (engine, scheduler):
-        monkeypatch.setattr(module, "PREFILL_TOKENS", PIECE)
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", PIECE)
+    monkeypatch.setattr(Pieces, "tokens", lambda _pieces, _beside: PIECE)
     return TextGeneration(config_of(TextGeneration, name="tiny", directory=Path(), max_batch=8, **settings))
 
 
 def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Text]:
-    """One caller alone, then nine callers, one more at each step; every third has a stream, the last a list."""
+    """One caller alone, then nine callers, one more at each step; every third has a stream, the last a list.
+
+    At the end two more: the first one's next tokens are guessed wrong, the second one's right.
+    """
     handler = handler_of(model, monkeypatch, **settings)
     logits: dict[GeneratedSequence, list[Tensor]] = {}
-    append = handler.engine._append
+    choose = handler.engine._choose
 
     def recorded(rows: list[GeneratedSequence], values: Tensor) -> None:
         for row, each in zip(rows, values, strict=True):
             logits.setdefault(row, []).append(each.clone())
-        append(rows, values)
+        choose(rows, values)
 
-    monkeypatch.setattr(handler.engine, "_append", recorded)
+    monkeypatch.setattr(handler.engine, "_choose", recorded)
     parameters = {"max_new_tokens": NEW, "do_sample": False, "return_full_text": False}
     first, *singles = (
         Asked(handler, {"inputs": prompt, "parameters": parameters, "stream": i % 3 == 1})
@@ -118,6 +127,24 @@ def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: 
         handler.step()
     finish(handler, *jobs)
 
+    def last(prompts: list[str], guessed: list[int]) -> GeneratedSequence:
+        """The first of these callers, whose next tokens are guessed."""
+
+        def guess(row: GeneratedSequence, _: int) -> list[int]:
+            return guessed[len(row.tokens) - 1 :] if row.prompt.text == BEGUN else []
+
+        monkeypatch.setattr(GeneratedSequence, "guess", guess)
+        asked = [Asked(handler, {"inputs": prompt, "parameters": parameters}) for prompt in prompts]
+        for job in asked:
+            handler.join(job)
+        finish(handler, *asked)
+        return next(row for row in logits if row.owner.job is asked[0])
+
+    wrong = last(AGAIN[:1], [0, 1])
+    right = last(AGAIN[1:], wrong.tokens[1:])
+    if isinstance(handler.engine.decoder, ReusingSteps):
+        assert min(wrong.reused, right.reused) >= LEAST
+
     texts = [Text(row.prompt.text, row.tokens, torch.stack(values)) for row, values in logits.items()]
     by_prompt = {text.prompt: text for text in texts}
     for job in (first, *jobs):
@@ -129,7 +156,7 @@ def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: 
 
 def differences(texts: list[Text], expected: dict[str, Text]) -> list[str]:
     """What differs between the texts of a handler and those of `generate`."""
-    assert sorted(text.prompt for text in texts) == sorted(PROMPTS)
+    assert sorted(text.prompt for text in texts) == sorted([*PROMPTS, *AGAIN])
     found = []
     for text in texts:
         right = expected[text.prompt]

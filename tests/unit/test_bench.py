@@ -1,12 +1,27 @@
-"""The load generator ends, also where the server fails; a row of the table compares a value with its aim."""
+"""The bench: its load generator ends, a value is compared with its aim, and the page is that of the figures."""
 
 import contextlib
+import json
+import re
 import socket
+import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from bench import check, page
+from bench.chart import svg
+from bench.core import Row, compared, row
 from bench.load import LoadGenerator, request
-from bench.table import markdown
-from bench.workloads import Row, row
+from bench.machine import instruction_sets
+from bench.peers import engine
+from bench.table import markdown, of_rows
+
+HEAD = {"when": "2026", "cpu": "Xeon", "sets": ["AVX2"], "cores": 2, "versions": {"torch": "2"}, "others": "idle"}
+
+
+def run_of(*rows: Row, **head: object) -> dict[str, object]:
+    return HEAD | {"quick": False, "not run": []} | head | {"rows": [vars(each) for each in rows]}
 
 
 def test_a_server_that_closes_connections_receives_the_planned_requests_and_no_more() -> None:
@@ -22,9 +37,28 @@ def test_a_server_that_closes_connections_receives_the_planned_requests_and_no_m
             return count
 
         asked = threads.submit(break_off)
-        made = LoadGenerator().run(server.getsockname()[1], request("/", b"", "text/csv"), 1, each=3)
+        made = LoadGenerator().run(server.getsockname()[1], [request("/", b"", "text/csv")], 1, each=3)
         server.shutdown(socket.SHUT_RDWR)
         assert (made.errors, made.requests, asked.result()) == (3, 0, 3)
+
+
+def test_connections_take_their_messages_from_one_list_and_again_from_its_beginning() -> None:
+    """Requests of different lengths are shared among the callers as they come."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as threads:
+
+        def echo() -> list[bytes]:
+            connection, _ = server.accept()
+            bodies = []
+            with connection:
+                while data := connection.recv(1 << 16):
+                    bodies.append(data.rpartition(b"\r\n\r\n")[2])
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return bodies
+
+        asked = threads.submit(echo)
+        messages = [request("/", body, "text/csv") for body in ("a", "b")]
+        made = LoadGenerator().run(server.getsockname()[1], messages, 1, each=3)
+        assert (made.errors, made.requests, asked.result()) == (0, 3, [b"a", b"b", b"a"])
 
 
 def test_an_aim_is_reached_from_its_number_on() -> None:
@@ -35,5 +69,128 @@ def test_an_aim_is_reached_from_its_number_on() -> None:
     assert row("W", "a", "b", "c", value=1).reached is None
 
 
+@pytest.mark.parametrize(
+    ("rates", "aim", "reached"),
+    [
+        pytest.param({"ours": 40, "generate": 20, "OpenVINO": 50}, "0.8 x OpenVINO", True, id="the peer was run"),
+        pytest.param({"ours": 39, "generate": 20, "OpenVINO": 50}, "0.8 x OpenVINO", False, id="and was faster"),
+        pytest.param({"ours": 40, "generate": 20}, "1.5 x generate", True, id="the peer was not run"),
+        pytest.param({"ours": 40}, "", None, id="nothing to compare with"),
+    ],
+)
+def test_the_aim_of_a_row_is_that_of_the_first_limit_that_was_run(
+    rates: dict[str, float], aim: str, reached: bool | None
+) -> None:
+    made = compared("W", rates, "/s", {"OpenVINO": 0.8, "generate": 1.5})
+    assert (made.aim, made.reached) == (aim, reached)
+    assert made.ratios == {who: rates["ours"] / rate for who, rate in rates.items() if who != "ours"}
+
+
 def test_the_table_is_markdown() -> None:
     assert markdown(("a", "b"), [("long", "1"), ("x", "")]) == "| a    | b |\n|------|---|\n| long | 1 |\n| x    |   |"
+
+
+def test_the_table_of_a_run_begins_with_the_ratio() -> None:
+    shown = of_rows([vars(compared("W1 rows", {"ours": 30.0, "usual": 10.0}, "/s", {"usual": 2}))])
+    cells = [cell.strip() for cell in shown.splitlines()[-1].strip("|").split("|")]
+    assert cells == ["W1 rows", "3.0 x usual", "2 x usual", "yes", "30 /s", "usual 10"]
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PYTHON", engine.HERE / "none")
+    with pytest.raises(engine.Missing, match="OpenVINO float32: not installed"):
+        engine.Engine("OpenVINO float32", engine.HERE, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "sets"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile amx_bf16\n", "AVX2 AVX-512 BF16 AMX-BF16"),
+        ("flags\t\t: fpu avx avx2 avx2x\n", "AVX2"),
+        ("Features\t: fp asimd sve\n", "NEON SVE"),
+        ("", ""),
+    ],
+)
+def test_the_instruction_sets_are_those_of_the_processor(text: str, sets: str) -> None:
+    assert " ".join(instruction_sets(text)) == sets
+
+
+def test_a_ratio_fails_when_it_is_30_percent_worse_than_the_committed_one() -> None:
+    """A new case has no committed ratio and holds; one that got faster holds."""
+    found = {"same": 1.0, "just": 0.71, "worse": 0.69, "faster": 2.0, "new": 0.1}
+    assert check.too_low(found, dict.fromkeys(("same", "just", "worse", "faster", "gone"), 1.0)) == {"worse": 0.7}
+
+
+def test_a_ratio_that_is_too_low_is_measured_again() -> None:
+    """A disturbed round is no failure, and a case that stays slow is one after three tries."""
+    asked: list[str] = []
+    given = {"good": [1.0], "disturbed": [0.2, 1.0], "slow": [0.5, 0.5, 0.5]}
+
+    def measure(name: str) -> float:
+        asked.append(name)
+        return given[name].pop(0)
+
+    expected = dict.fromkeys(given, 1.0)
+    found = check.measured(list(given), expected, measure)
+    assert asked == ["good", "disturbed", "disturbed", "slow", "slow", "slow"]
+    assert set(check.too_low(found, expected)) == {"slow"}
+
+
+def test_the_committed_ratios_are_numbers_of_a_known_machine() -> None:
+    for kind, made in json.loads(check.COMMITTED.read_text()).items():
+        assert re.fullmatch(r"\w+", kind)
+        assert {"cpu", "sets", "versions", "date"} <= made["made"].keys()
+        assert made["ratios"]
+        assert all(ratio > 0.3 for ratio in made["ratios"].values())
+
+
+def test_newer_rows_replace_older_ones_of_the_same_name() -> None:
+    """Pieces of a run become one page; a run whose rows are all replaced is forgotten."""
+    first = run_of(Row("W1 a", "1"), Row("W1 b", "1"))
+    runs = page.taken(page.taken([], first), run_of(Row("W1 b", "2"), when="2027"))
+    assert [(run["when"], [(each["workload"], each["ours"]) for each in run["rows"]]) for run in runs] == [
+        ("2026", [("W1 a", "1")]),
+        ("2027", [("W1 b", "2")]),
+    ]
+    assert [run["when"] for run in page.taken(runs, run_of(Row("W1 a", "3"), when="2028"))] == ["2027", "2028"]
+
+
+def test_a_page_keeps_its_text_and_has_the_figures_of_its_workloads() -> None:
+    """Each block has the rows of its workloads; a peer that was not run is named where the machine is."""
+    texts = compared("W2 texts", {"ours": 2.0, "generate": 1.0}, "/s", {})
+    runs = [run_of(texts, Row("W1 x", "7"), **{"not run": ["mosec"]})]
+    text = (
+        "before\n<!-- measured: machines -->\nold\n<!-- end -->\n<!-- measured: text W2 -->\nold\n<!-- end -->\nafter\n"
+    )
+    files = page.written([*runs], text)
+    made = files[page.PAGE]
+    assert made.startswith("before\n")
+    assert made.endswith("after\n")
+    assert "old" not in made
+    assert "- not run: mosec" in made
+    assert "| W2 texts" in made
+    assert "W1 x" not in made
+    assert set(files) == {page.PAGE, page.CHARTS / "text.svg"}
+    assert page.written([*runs], made) == files
+
+
+def test_the_committed_page_is_that_of_the_committed_figures() -> None:
+    """`python -m bench.page` would change nothing."""
+    runs = json.loads(page.FIGURES.read_text())
+    files = page.written(runs, page.PAGE.read_text())
+    assert {path.name for path, text in files.items() if not path.exists() or path.read_text() != text} == set()
+    assert set(page.CHARTS.glob("*.svg")) == set(files) - {page.PAGE}
+
+
+def test_a_chart_is_an_image_whose_bars_begin_at_equal_speed() -> None:
+    """A faster case goes to the right, a slower one to the left; names are escaped."""
+    drawn = ET.fromstring(svg("t", [("a < b", {"generate": 4.0, "OpenVINO": 0.5})]))
+    space = "{http://www.w3.org/2000/svg}"
+    equal = float(drawn.find(f"{space}line[@class='equal']").attrib["x1"])  # type: ignore[union-attr]
+    faster, slower = (drawn.find(f"{space}rect[@class='{kind}']") for kind in ("faster", "slower"))
+    assert faster is not None
+    assert slower is not None
+    assert float(faster.attrib["x"]) == pytest.approx(equal)
+    assert float(slower.attrib["x"]) + float(slower.attrib["width"]) == pytest.approx(equal)
+    assert float(faster.attrib["width"]) == pytest.approx(2 * float(slower.attrib["width"]), abs=0.1)
+    assert "a < b" in [each.text for each in drawn.iter(f"{space}text")]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from serve.handlers.generation import encoder_decoder, sources, weights
+from serve.handlers.generation import encoder_decoder, sources
 from serve.handlers.generation.encoder_decoder import EncoderDecoder, EncoderDecoderPrompt
+from serve.handlers.huggingface import linear
 from serve.handlers.huggingface.independence import PADDED_GENERATE
 from tests.unit.test_seq2seq_architectures import ALONE, COMPOSED, TYPES, tiny
 
@@ -55,7 +56,7 @@ class Walk:
         self.plain = copy.deepcopy(model)
         if packed:
             encoder_decoder.merge_products(model)
-            weights.pack(model)
+            linear.pack(model)
         self.steps: Any = encoder_decoder.steps_of(model)
         self.rows: list[Row] = []
         self.pieces: list[int] = []  # of each prefill
@@ -92,6 +93,19 @@ class Walk:
         self.compare(self.rows, self.steps.step([row.tokens[-1] for row in self.rows]))
         assert self.steps.lengths == [len(row.tokens) for row in self.rows]
 
+    def extend(self) -> None:
+        """Several tokens in each row at once, of which the last ones are forgotten."""
+        if not isinstance(self.steps, EncoderDecoder):
+            return
+        guesses = [[self.token() for _ in range(self.dice.randrange(1, 5))] for _ in self.rows]
+        logits = self.steps.extend(guesses)
+        for number, (row, guess) in enumerate(zip(self.rows, guesses, strict=True)):
+            for token, mine in zip(guess[: self.dice.randrange(1, 5)], logits[number], strict=False):
+                row.tokens.append(token)
+                row.step(self.plain)
+                self.compare([row], mine[None])
+            self.steps.cut(number, len(row.tokens))
+
     def fork(self) -> None:
         number = self.dice.randrange(len(self.rows))
         copies = self.dice.randrange(1, 4)
@@ -101,7 +115,10 @@ class Walk:
     def rearrange(self) -> None:
         """Beams of one source take over each other's tokens."""
         number = self.dice.randrange(len(self.rows))
-        beams = [i for i, row in enumerate(self.rows) if row.source == self.rows[number].source]
+        like = self.rows[number]
+        beams = [
+            i for i, row in enumerate(self.rows) if (row.source, len(row.tokens)) == (like.source, len(like.tokens))
+        ]
         moves, before = [], copy.deepcopy(self.rows)
         for target in self.dice.sample(beams, self.dice.randrange(1, len(beams) + 1)):
             source = self.dice.choice(beams)
@@ -124,8 +141,9 @@ class Walk:
         self.join(LENGTHS[:1])
         self.step()
         self.join(LENGTHS[1:4])
+        actions = [self.step, self.fork, self.rearrange, self.leave, self.extend]
         for lengths in ((), LENGTHS[4:6], LENGTHS[6:]):
-            for action in self.dice.choices([self.step, self.fork, self.rearrange, self.leave], [3, 2, 3, 2], k=6):
+            for action in self.dice.choices(actions, [2, 2, 3, 2, 2], k=6):
                 if len(self.rows) < 12 or action != self.fork:
                     action()
                 self.step()
@@ -179,4 +197,4 @@ def test_a_family_step_has_the_logits_of_transformers_with_each_feature(
     walk = Walk(model, packed=True)
     with torch.inference_mode():
         assert walk.run() < CLOSE
-    assert walk.pieces[0] == 2 * changes.get("encoder_layers", 2), "two blocks in each layer"
+    assert walk.pieces[0] >= 2 * changes.get("encoder_layers", 2) + 2, "two blocks in each layer, and the keys"

@@ -76,6 +76,7 @@ def test_a_chat_is_rendered_by_the_models_template_and_answered_in_openais_shape
         "prompt_tokens": len(prompt),
         "completion_tokens": 8,
         "total_tokens": len(prompt) + 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

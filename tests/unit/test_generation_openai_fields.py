@@ -150,7 +150,6 @@ IGNORED: dict[str, Any] = {
     "length_penalty": 1.5,
     "request_id": "x",
     "session_id": "x",
-    "cache_salt": "x",
     "stream_interval": 5,
     "spaces_between_special_tokens": False,
     "mm_payload": "none",
@@ -161,7 +160,7 @@ IGNORED: dict[str, Any] = {
     "some_service_of_another_server": 1,
 }
 # With a value that has an effect only beside another field, or for other models; tested below.
-ELSEWHERE = {"top_logprobs", "add_special_tokens", "truncation_side", "tool_choice", "tools", "best_of"}
+ELSEWHERE = {"cache_salt", "top_logprobs", "add_special_tokens", "truncation_side", "tool_choice", "tools", "best_of"}
 # The fields of vLLM 0.33.0 beyond OpenAI's: chat_completion/protocol.py and completion/protocol.py.
 VLLM = {
     *("use_beam_search", "top_k", "min_p", "repetition_penalty", "watermarking", "length_penalty", "stop_token_ids"),

@@ -149,7 +149,7 @@ def finish(handler: Any, *jobs: Asked) -> None:
         handler.step()
 
 
-def ask(handler: TextGeneration, body: Any, **request: Any) -> Any:
+def ask(handler: Any, body: Any, **request: Any) -> Any:
     """The answer to one request that is alone."""
     job = Asked(handler, body, **request)
     handler.join(job)

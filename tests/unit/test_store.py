@@ -27,7 +27,7 @@ class Forks:
         self.runners: dict[str, tuple[RunnerProcess, socket.socket]] = {}
         self._reports: list[Mapping[str, Any]] = []
 
-    def fork(self, runner: RunnerProcess, config: ModelConfig[Any], listener: socket.socket) -> None:
+    def fork(self, runner: RunnerProcess, config: ModelConfig[Any], *rest: object) -> None:
         channel = runner.hand_over()
         channel.setblocking(False)
         self.runners[config.name] = runner, channel

@@ -30,6 +30,7 @@ class Extent:
         self.start = 0  # the first column that the pass writes, in all rows
         self.width = 0  # columns that attention may use
         self.columns: Tensor | None = None  # the columns that it writes in each row, [rows, count], if they differ
+        self.expected = FIRST_COLUMNS  # columns for which new storage has room
         self._targets: dict[tuple[int, int], Tensor] = {}
 
     def set(self, start: int, width: int, columns: Tensor | None = None) -> None:
@@ -53,8 +54,12 @@ class RowLayer(CacheLayerMixin):
         self.both: list[Tensor] = []  # keys, values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.both = [_storage(key_states), _storage(value_states)]
+        self.both = [self._storage(key_states), self._storage(value_states)]
         self.is_initialized = True
+
+    def _storage(self, like: Tensor) -> Tensor:
+        *_, heads, _, size = like.shape
+        return like.new_zeros(self.extent.rows, heads, self.extent.expected, size)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new columns; returns views of the columns that attention uses."""
@@ -90,7 +95,10 @@ class RowLayer(CacheLayerMixin):
 
     def adopt(self, other: "RowLayer", lengths: Sequence[int]) -> None:
         """Append the rows of another cache's layer, each up to its length."""
-        self.reserve(self.extent.rows + len(lengths), max(lengths))
+        rows, columns = self.extent.rows + len(lengths), max(lengths)
+        held_rows, _, held_columns, _ = self.both[0].shape
+        if rows > held_rows or columns > held_columns:
+            self.reserve(rows, columns + FIRST_COLUMNS)  # not again for the next token
         for mine, theirs in zip(self.both, other.both, strict=True):
             for row, length in enumerate(lengths):
                 mine[self.extent.rows + row, :, :length] = theirs[row, :, :length]
@@ -106,6 +114,15 @@ class RowLayer(CacheLayerMixin):
         self.reserve(rows + copies, length)
         for storage in self.both:
             storage[rows : rows + copies, :, :length] = storage[row, :, :length]
+
+    def put(self, row: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Write columns of one row, [heads, columns, size], from `start` on."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        end = start + keys.shape[1]
+        self.reserve(self.extent.rows, end)
+        for storage, columns in zip(self.both, (keys, values), strict=True):
+            storage[row, :, start:end] = columns
 
     def get_seq_length(self) -> int:
         return self.extent.start
@@ -165,6 +182,15 @@ class RowCache(Cache):
                 vectors = storage.view(-1, size)
                 vectors.index_copy_(0, to, vectors.index_select(0, source))
 
+    def read(self, row: int, start: int, end: int) -> list[Tensor]:
+        """Views of columns of one row: the keys and the values of each layer, [heads, columns, size]."""
+        return [storage[row, :, start:end] for layer in self.rows_of_layers for storage in layer.both]
+
+    def put(self, row: int, start: int, columns: Sequence[Tensor]) -> None:
+        """Write columns as `read` returns them."""
+        for number, layer in enumerate(self.rows_of_layers):
+            layer.put(row, start, *columns[2 * number : 2 * number + 2])
+
     def drop(self, row: int, length_of_last: int) -> None:
         """Remove a row; the last row takes its place."""
         last = self.extent.rows - 1
@@ -172,11 +198,6 @@ class RowCache(Cache):
             for layer in self.rows_of_layers:
                 layer.move(last, row, length_of_last)
         self.extent.rows = last
-
-
-def _storage(like: Tensor) -> Tensor:
-    rows, heads, _, size = like.shape
-    return like.new_zeros(rows, heads, FIRST_COLUMNS, size)
 
 
 def _grown(storage: Tensor, rows: int, columns: int) -> Tensor:

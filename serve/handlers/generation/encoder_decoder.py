@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from serve.handlers.generation.cache import Move, RowCache
-from serve.handlers.generation.decoder import ForkingSteps
+from serve.handlers.generation.decoder import ForkingSteps, extension
 from serve.handlers.generation.passes import bart, t5
 from serve.handlers.generation.sources import Keys, Sources
 from serve.handlers.huggingface import independence
@@ -35,20 +35,20 @@ class EncoderDecoderPass(Protocol):
     """The encoder and the decoder of a family."""
 
     device: torch.device
-    layers: int  # of the encoder
+    parts: int  # of the encoder, of about equal cost: its layers, and the keys that the decoder reads
 
     def cache(self) -> RowCache:
         """An empty cache of the decoder's layers."""
 
     def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[float, None, Keys]:
-        """Encode sources, [sources, columns] of these lengths. It stops often, with the number of layers computed."""
+        """Encode sources, [sources, columns] of these lengths. It stops often, with the number of parts done."""
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
-        """The logits [rows, vocabulary] after one more token in each row.
+        """The logits [rows * count, vocabulary] after each of the tokens.
 
         Args:
-            tokens: [rows, 1].
-            columns: those of the tokens, which are their positions in the text too, [rows or 1, 1].
+            tokens: [rows, count].
+            columns: those of the tokens, which are their positions in the text too, [rows or 1, count].
             cache: its `write_at` or `write_at_each` has been called for these columns.
             sources: what the rows read.
         """
@@ -87,8 +87,8 @@ class Prefill:
         self.starts = torch.tensor([[prompt.start] for prompt in prompts], device=forward.device)
         self.lengths = [len(prompt.source) for prompt in prompts]
         self.encoder = forward.encode(self.tokens, self.lengths)
-        self.layers = forward.layers
-        self.done = 0.0  # layers of the encoder
+        self.parts = forward.parts
+        self.done = 0.0  # parts of the encoder
         self.cache = forward.cache()
         self.cache.extent.rows = len(prompts)
         self.sources: Sources
@@ -97,11 +97,13 @@ class Prefill:
     def remaining(self) -> int:
         """What is not computed yet, as a number of columns."""
         columns = self.tokens.shape[1]
-        return columns - int(columns * self.done / self.layers)
+        return columns - int(columns * self.done / self.parts)
 
 
 class EncoderDecoder:
     """The TokenSteps of a family's own pass: all rows are one batch, of any lengths."""
+
+    extends = True
 
     def __init__(self, forward: EncoderDecoderPass) -> None:
         self._forward = forward
@@ -118,14 +120,14 @@ class EncoderDecoder:
         Returns the logits [rows, vocabulary] after the first tokens if the prefill is complete, else None.
         """
         columns = prefill.tokens.shape[1]
-        until = prefill.done + most * prefill.layers / columns
+        until = prefill.done + most * prefill.parts / columns
         try:
             while prefill.done < until:
                 prefill.done = next(prefill.encoder)
             return None
         except StopIteration as end:
             prefill.sources = Sources(end.value, prefill.lengths)
-            prefill.done = prefill.layers
+            prefill.done = prefill.parts
         prefill.cache.write_at(0, 1)
         column = torch.zeros(1, 1, dtype=torch.long, device=self._forward.device)
         return self._forward(prefill.starts, column, prefill.cache, prefill.sources)
@@ -153,6 +155,19 @@ class EncoderDecoder:
         self.lengths = [length + 1 for length in self.lengths]
         return logits
 
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """The logits [rows, most, vocabulary] after each further token of each row; at least one for each row."""
+        assert self._sources is not None
+        padded, columns = (each.to(self._forward.device) for each in extension(tokens, self.lengths))
+        self._cache.write_at_each(columns, int(columns.max()))
+        logits = self._forward(padded, columns, self._cache, self._sources)
+        self.lengths = [length + len(each) for length, each in zip(self.lengths, tokens, strict=True)]
+        return logits.view(*padded.shape, -1)
+
+    def cut(self, row: int, length: int) -> None:
+        """Forget the tokens of a row from this length on."""
+        self.lengths[row] = length
+
     def leave(self, row: int) -> None:
         """Remove a row; the last row takes its number."""
         if len(self.lengths) == 1:
@@ -172,10 +187,8 @@ class EncoderDecoder:
         self.lengths += [self.lengths[row]] * copies
 
     def rearrange(self, moves: Sequence[Move]) -> None:
-        """Give rows the content of other rows that read the same source. No target is the source of another move."""
+        """Give rows the content of other rows of equal length that read the same source, all at once."""
         self._cache.rearrange(moves, self.lengths)
-        for target, source, _ in moves:
-            self.lengths[target] = self.lengths[source]
 
     def forget(self) -> None:
         """Nothing: proven models keep nothing."""

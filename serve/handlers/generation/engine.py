@@ -13,18 +13,20 @@ from serve.handlers.base import Job
 from serve.handlers.generation import beams, transformers_generate
 from serve.handlers.generation.beams import Beam, BeamSearch
 from serve.handlers.generation.cache import Move
-from serve.handlers.generation.decoder import ForkingSteps, TokenSteps, end_tokens
+from serve.handlers.generation.decoder import ExtendingSteps, ForkingSteps, ReusingSteps, TokenSteps, end_tokens
 from serve.handlers.generation.encoder_decoder import EncoderDecoderPrompt
 from serve.handlers.generation.library import LibraryScores, StopStrings
 from serve.handlers.generation.parameters import Prompt
+from serve.handlers.generation.pieces import Pieces
 from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
-from serve.handlers.generation.scheduler import PREFILL_TOKENS, Scheduler
+from serve.handlers.generation.scheduler import Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import bodies
 
 Row = GeneratedSequence | Beam
 Begun = GeneratedSequence | BeamSearch  # a unit from its prefill on
+CHECKED = 64  # tokens that one pass checks, of all rows: about the time of one token each with packed weights
 
 
 class Engine:
@@ -50,6 +52,7 @@ class Engine:
         self._prefill: Any = None  # of `decoder`
         self._prefilled: list[Begun] = []  # what the rows of `_prefill` are of
         self._step_s = 0.0  # duration of the last step
+        self._pieces = Pieces()
 
     def room(self) -> int:
         return self.scheduler.room()
@@ -74,6 +77,8 @@ class Engine:
         except BaseException as error:
             self._reset()
             if resource := exhausted(error):
+                if isinstance(self.decoder, ReusingSteps):
+                    self.decoder.forget_texts()
                 raise DoesNotFit(
                     f"the next token of the batch failed: {resource.message}", hint=resource.hint
                 ) from error
@@ -93,29 +98,73 @@ class Engine:
                 self._remove(request)
 
     def _decode(self) -> None:
-        """Make one token for each row of the batch."""
-        if self.rows:
+        """Make one token for each row of the batch, or several where they can be guessed."""
+        if not self.rows:
+            return
+        began = time.monotonic()
+        guesses = self._guesses()
+        if any(guesses):
+            self._check(guesses)
+        else:
             logits = self.decoder.step([row.tokens[-1] for row in self.rows])
             self._append(self.rows, logits)
+        self._pieces.stepped(time.monotonic() - began)
+
+    def _guesses(self) -> list[list[int]]:
+        """The tokens that may come next in each row, from the text so far; [] where that is not asked for."""
+        if not isinstance(self.decoder, ExtendingSteps) or not self.decoder.extends:
+            return []
+        rows = [row for row in self.rows if isinstance(row, GeneratedSequence)]
+        if len(rows) < len(self.rows):
+            return []  # beam search adds one token to each beam
+        most = CHECKED // len(rows) - 1
+        return [row.guess(most) for row in rows]
+
+    def _check(self, guesses: list[list[int]]) -> None:
+        """Add to each row the guessed tokens that are right, and the next one; rows that have ended leave the batch."""
+        assert isinstance(self.decoder, ExtendingSteps)
+        rows = [row for row in self.rows if isinstance(row, GeneratedSequence)]
+        lengths = list(self.decoder.lengths)
+        logits = self.decoder.extend([[row.tokens[-1], *guess] for row, guess in zip(rows, guesses, strict=True)])
+        right = [0] * len(rows)
+        active = list(range(len(rows)))
+        at = 0
+        while active:
+            self._choose([rows[i] for i in active], logits[active, at])
+            active = [
+                i
+                for i in active
+                if rows[i].finish_reason is None and at < len(guesses[i]) and rows[i].tokens[-1] == guesses[i][at]
+                if rows[i] in self.rows  # its client may have disconnected
+            ]
+            at += 1
+            for i in active:
+                right[i] = at
+        for row, guess, length, count in zip(rows, guesses, lengths, right, strict=True):
+            row.guessed(len(guess), count)
+            if row in self.rows:
+                self.decoder.cut(self.rows.index(row), length + 1 + count)
+        self._drop_ended(rows)
 
     def _admit(self) -> None:
-        """Prefill waiting prompts, up to PREFILL_TOKENS; the first token of each is made here."""
+        """Prefill a piece of the waiting prompts; the first token of each is made behind the last piece."""
         if self._prefill is None:
-            units = self.scheduler.next_prefill(self.max_batch - len(self.rows))
+            units = self.scheduler.next_prefill(self.max_batch - len(self.rows), self._reusable)
             self._prefilled = self._begun(units)
             if not self._prefilled:
                 return
-            self._prefill = self.decoder.begin([_read(begun.prompt) for begun in self._prefilled])
-            if any(begun.prompt.settings.prompt_logprobs for begun in self._prefilled):
-                self._prefill.score = self._score
         try:
-            logits = self.decoder.advance(self._prefill, PREFILL_TOKENS)
+            if self._prefill is None:
+                self._prefill = self._started([each.prompt for each in self._prefilled])
+            logits = self._advanced()
             if logits is None:
                 return
             self.decoder.join(self._prefill)
         except Exception as error:
             if (resource := exhausted(error)) is None:
                 raise
+            if isinstance(self.decoder, ReusingSteps):
+                self.decoder.forget_texts()
             for request in dict.fromkeys(begun.owner for begun in self._prefilled):
                 self._remove(request)
                 longest = max(len(prompt.read) for prompt in request.item.prompts)
@@ -175,6 +224,33 @@ class Engine:
         self.rows += rows
         return rows, logits if len(numbers) == len(logits) else logits[numbers]
 
+    def _reusable(self, prompt: Prompt) -> int:
+        """The number of first tokens of a prompt that need not be computed."""
+        steps = self.decoder
+        return steps.reusable(prompt.tokens, prompt.space) if isinstance(steps, ReusingSteps) else 0
+
+    def _started(self, prompts: Sequence[Prompt]) -> Any:
+        """A prefill of the decoder."""
+        if isinstance(self.decoder, ReusingSteps):
+            spaces = [prompt.space for prompt in prompts]
+            prefill = self.decoder.begin_in([prompt.tokens for prompt in prompts], spaces)
+            for row in (row for each in self._prefilled for row in each.unit):
+                row.reused = prefill.reused
+        else:
+            prefill = self.decoder.begin([_read(prompt) for prompt in prompts])
+        if any(prompt.settings.prompt_logprobs for prompt in prompts):
+            prefill.score = self._score
+        return prefill
+
+    def _advanced(self) -> torch.Tensor | None:
+        """Compute the next piece of the prefill; returns the logits [rows, vocabulary] behind the last one."""
+        rows, beside, before = len(self._prefilled), bool(self.rows), self._prefill.remaining
+        began = time.monotonic()
+        logits = self.decoder.advance(self._prefill, max(1, self._pieces.tokens(beside) // rows))
+        if done := before - self._prefill.remaining:
+            self._pieces.computed(rows * done, time.monotonic() - began, beside)
+        return logits
+
     def _score(self, start: int, logits: torch.Tensor) -> None:
         """Add the log probabilities of the prompts' tokens behind the columns from `start` on."""
         for row, scores in zip(self._prefilled, logits, strict=True):
@@ -194,20 +270,19 @@ class Engine:
         ended: list[Row] = []
         if len(sequences) < len(rows):
             ended = self._search(rows, logits, now, failed)
-        if sequences:
-            own = logits if len(sequences) == len(rows) else logits[list(sequences.values())]
-            self._extend(list(sequences), own, failed)
-        for row in [*ended, *(row for row in sequences if row.finish_reason is not None)]:
+        for row in ended:
             self._drop(row)
         for request, error in failed.items():
             self._fail(request, error)
-        self.scheduler.remove_ended()
+        if sequences:
+            own = logits if len(sequences) == len(rows) else logits[list(sequences.values())]
+            self._choose(list(sequences), own)
+        self._drop_ended(list(sequences))
 
-    def _extend(
-        self, rows: Sequence[GeneratedSequence], logits: torch.Tensor, failed: dict[ActiveRequest, Exception]
-    ) -> None:
-        """Append a token to each sequence."""
+    def _choose(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
+        """Choose the next token of each sequence from its logits."""
         chosen: dict[int, int] = {}
+        failed: dict[ActiveRequest, Exception] = {}
         for i, row in enumerate(rows):
             if row.library is not None:
                 try:
@@ -231,6 +306,9 @@ class Engine:
             if i in logprobs:
                 row.logprobs.append(logprobs[i])
             row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
+
+        for request, refusal in failed.items():
+            self._fail(request, refusal)
 
     def _search(
         self, rows: Sequence[Row], logits: torch.Tensor, now: float, failed: dict[ActiveRequest, Exception]
@@ -256,6 +334,12 @@ class Engine:
         if moves:
             self._forking.rearrange(moves)
         return ended
+
+    def _drop_ended(self, rows: Sequence[GeneratedSequence]) -> None:
+        for row in rows:
+            if row.finish_reason is not None and row in self.rows:
+                self._drop(row)
+        self.scheduler.remove_ended()
 
     def _generate(self) -> None:
         """Run one `generate` for the first prompt that needs it."""

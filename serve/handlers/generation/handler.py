@@ -4,17 +4,19 @@ from transformers import AutoModelForCausalLM
 
 from serve.catalog.model_config import ModelConfig
 from serve.handlers.base import Job, Request
-from serve.handlers.generation import decoder, weights
+from serve.handlers.generation import decoder
 from serve.handlers.generation.decoder import Decoder, add_end_token
 from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.openai import OpenAIReader
 from serve.handlers.generation.options import TextGenerationOptions
 from serve.handlers.generation.passes import merge_products, pass_of
+from serve.handlers.generation.prefix_cache import PrefixCache
 from serve.handlers.generation.request import GenerationItem, InvocationReader, PromptReader
 from serve.handlers.generation.text_decoder import TokenTexts
-from serve.handlers.huggingface import independence, pretrained
+from serve.handlers.huggingface import independence, linear, pretrained
 from serve.http.addresses import CHAT, COMPLETIONS, INVOCATIONS
+from serve.settings import MB
 
 
 class TextGeneration:
@@ -29,12 +31,14 @@ class TextGeneration:
         add_end_token(network, tokenizer.eos_token_id)
         prompts = PromptReader(model, texts, network)
         self._invocations, self._openai = InvocationReader(prompts), OpenAIReader(prompts)
+        self.caches: PrefixCache | None = None
         if alone is None:
-            if model.options.pack and weights.packable(network):
+            if model.options.pack and linear.packable(network):
                 merge_products(network)
-                weights.pack(network)
-            weights.fuse_activations(network)
-            self.engine = Engine(network, texts, Decoder(pass_of(network)), model.max_batch)
+                linear.pack(network)
+            linear.fuse_activations(network)
+            self.caches = PrefixCache(model.options.prefix_cache_mb * MB)
+            self.engine = Engine(network, texts, Decoder(pass_of(network), self.caches), model.max_batch)
         else:  # the model as transformers runs it, one sequence at a time
             independence.report(model.name, network, alone)
             lone = LoneDecoder(network)

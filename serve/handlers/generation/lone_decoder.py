@@ -28,6 +28,8 @@ class LonePrompt:
 
     def __init__(self, prompts: Sequence[LoneInput]) -> None:
         (self.prompt,) = prompts
+        # Tokens that are computed, which are all at once.
+        self.remaining = 0 if isinstance(self.prompt, EncoderDecoderPrompt) else len(self.prompt)
         self.loop: Loop | None = None
         # Gets the logits [1, 1, vocabulary] behind each token of the prompt, with the column of the token.
         self.score: Callable[[int, Tensor], None] | None = None

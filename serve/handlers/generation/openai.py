@@ -16,6 +16,7 @@ from serve.errors import BadRequest, ModelNotFound
 from serve.handlers.base import Request
 from serve.handlers.generation import chat, openai_fields
 from serve.handlers.generation.chat import Message
+from serve.handlers.generation.lookup import NGRAM
 from serve.handlers.generation.openai_output import ChatForm, CompletionForm
 from serve.handlers.generation.parameters import (
     MAX_SEQUENCES,
@@ -81,6 +82,7 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None  # -1: to the model's context
     truncation_side: str | None = None
     return_tokens_as_token_ids: bool | None = None
+    cache_salt: Annotated[str, Meta(max_length=1024)] | None = None  # prompts with the same one share columns
     # Of transformers:
     no_repeat_ngram_size: Count | None = None
     bad_words_ids: Words | None = None
@@ -151,7 +153,7 @@ class OpenAIReader:
         # The chat template has written the special tokens itself.
         tokens = self._tokens(text, body, add_special_tokens=bool(body.add_special_tokens))
         tokens, most = self._fitting(tokens, body, body.max_completion_tokens or body.max_tokens, self._prompts.limit)
-        prompt = Prompt("", tokens, self._settings(body, most, logprobs, echo=False))
+        prompt = Prompt("", tokens, self._settings(body, most, logprobs, echo=False), salt=body.cache_salt or "")
         return generation_item([prompt], ChatForm(**self._form(request, body)))
 
     def _check_invocation(self, request: Request, body: ChatBody) -> None:
@@ -190,7 +192,8 @@ class OpenAIReader:
             whole = isinstance(each, str) and len(kept) == len(tokens)
             text = "" if not echo else each if whole else self._prompts.texts.begun(kept)
             settings = self._settings(body, most, body.logprobs, echo=echo)
-            prompts.append(Prompt(text, kept, settings, resumed=echo and not whole))
+            resumed, salt = echo and not whole, body.cache_salt or ""
+            prompts.append(Prompt(text, kept, settings, resumed=resumed, salt=salt))
         return generation_item(prompts, CompletionForm(**self._form(request, body)))
 
     def _form(self, request: Request, body: OpenAIBody) -> dict[str, Any]:
@@ -267,6 +270,8 @@ class OpenAIReader:
             presence_penalty=body.presence_penalty or 0.0,
             frequency_penalty=body.frequency_penalty or 0.0,
             logprobs=logprobs,
+            lookup=first_given(None, defaults.prompt_lookup_num_tokens, 0),
+            lookup_ngram=first_given(None, defaults.max_matching_ngram_size, NGRAM),
             prompt_logprobs=echo and logprobs is not None,
             end_tokens=frozenset({*ends, *(body.stop_token_ids or ())}) if own_ends else None,
             no_repeat_ngram=first_given(body.no_repeat_ngram_size, defaults.no_repeat_ngram_size, 0),

@@ -23,7 +23,7 @@ IGNORED = frozenset(
     (
         *("user", "store", "metadata", "service_tier", "safety_identifier", "prediction", "verbosity"),
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "parallel_tool_calls"),
-        *("request_id", "session_id", "cache_salt", "stream_interval", "spaces_between_special_tokens"),
+        *("request_id", "session_id", "stream_interval", "spaces_between_special_tokens"),
         *("mm_payload", "return_mm_kwargs", "return_token_offsets", "media_io_kwargs", "mm_processor_kwargs"),
         "length_penalty",  # of beam search, which is refused
     )

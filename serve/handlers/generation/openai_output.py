@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from serve.handlers.base import Reply
-from serve.handlers.generation.output import Generated
+from serve.handlers.generation.output import Generated, reused
 from serve.handlers.generation.sampling import TokenLogprobs
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.http import media
@@ -64,13 +64,13 @@ class OpenAIForm:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": f"{self.prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
 
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         fields = self._head(self.stream_object) | {"choices": choices}
         if self.includes_usage or self.counts:
             fields["usage"] = usage
         return b"data: " + msgspec.json.encode(fields) + b"\n\n"
 
-    def _count(self, sequence: Generated) -> dict[str, int] | None:
+    def _count(self, sequence: Generated) -> dict[str, Any] | None:
         return _usage([sequence]) if self.counts else None
 
     def _name(self, token: int) -> str:
@@ -196,7 +196,12 @@ def _finish_reason(sequence: Generated) -> str:
     return "stop" if sequence.finish_reason == "stop" else "length"  # OpenAI has no word for a deadline
 
 
-def _usage(sequences: Sequence[Generated]) -> dict[str, int]:
+def _usage(sequences: Sequence[Generated]) -> dict[str, Any]:
     prompts = sum({id(sequence.prompt): len(sequence.prompt.tokens) for sequence in sequences}.values())
     generated = sum(len(sequence.tokens) for sequence in sequences)
-    return {"prompt_tokens": prompts, "completion_tokens": generated, "total_tokens": prompts + generated}
+    return {
+        "prompt_tokens": prompts,
+        "completion_tokens": generated,
+        "total_tokens": prompts + generated,
+        "prompt_tokens_details": {"cached_tokens": reused(sequences)},
+    }

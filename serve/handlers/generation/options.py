@@ -15,3 +15,11 @@ class TextGenerationOptions(HuggingFaceOptions, frozen=True, kw_only=True):
             " sequences on a step takes half as long again"
         ),
     ] = True
+    prefix_cache_mb: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="memory for keys and values of earlier texts, so that a prompt which begins as one of them is"
+            " computed from there on; 0: none",
+        ),
+    ] = 256

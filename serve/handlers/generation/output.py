@@ -21,6 +21,7 @@ class Generated(Protocol):
     number: int  # among the sequences of its request
     prompt: Prompt
     tokens: list[int]
+    reused: int  # first tokens of the prompt that were not computed again
     logprobs: list[TokenLogprobs]  # of each token, if the request asked for them
     prompt_logprobs: list[TokenLogprobs]  # of the prompt's tokens from the second on, if it asked for these too
     offsets: list[int]  # with logprobs: where the text of each token begins in the new text
@@ -80,11 +81,16 @@ class InvocationForm(msgspec.Struct, frozen=True):
                 "generated_text": _text(sequence),
                 "finish_reason": sequence.finish_reason or "",
                 "prompt_tokens": len(sequence.prompt.tokens),
+                "cached_tokens": sequence.reused,
                 "generated_tokens": len(sequence.tokens),
             }
         )
 
     def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
+        headers = {"X-Cached-Tokens": str(reused([sequence for group in groups for sequence in group]))}
+        return msgspec.structs.replace(self._whole(groups), headers=headers)
+
+    def _whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
         if self.content_type == media.TEXT:
             return Reply(body=_plain(groups[0][0]).encode(), content_type=f"{media.TEXT}; charset=utf-8")
         if self.content_type == media.CSV:
@@ -114,6 +120,11 @@ def invocation_form(accept: str, default: str, asked_to_stream: bool, single: bo
     offers = (media.JSON, media.TEXT, media.EVENTS, media.JSON_LINES, media.CSV)
     chosen = media.choose(accept, offers, default if default in offers else media.JSON)
     return InvocationForm(chosen, chosen == media.EVENTS, single)
+
+
+def reused(sequences: Sequence[Generated]) -> int:
+    """The tokens of all prompts that were not computed again. A prompt counts as its first sequence has found it."""
+    return sum({id(each.prompt): each.reused for each in reversed(sequences)}.values())
 
 
 def _text(sequence: Generated) -> Any:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, WatermarkingConfig
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
+from serve.handlers.generation.lookup import NGRAM
 from serve.http import body
 
 MAX_TOKENS = 1_000_000  # for models without a position limit
@@ -24,6 +25,7 @@ Flag = Annotated[bool, Meta(description="true or false")]
 Text = Annotated[str, Meta(description="a string")]
 Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS, description="a whole number from 1 to 1,000,000")]
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS, description="a whole number from 0 to 1,000,000")]
+Guessed = Annotated[int, Meta(ge=0, le=1024, description="a whole number from 0 to 1,024")]
 Rows = Annotated[int, Meta(ge=1, le=MAX_SEQUENCES, description="a whole number from 1 to 1,024")]
 Probability = Annotated[float, Meta(gt=0, le=1, description="a number above 0, up to 1")]
 Share = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 1")]
@@ -90,7 +92,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
         ("num_beam_groups", (1, *NEUTRAL), HUB),
         ("assistant_model assistant_early_exit assistant_confidence_threshold", NEUTRAL, ASSISTANT),
         ("assistant_ensemble_weight num_assistant_tokens num_assistant_tokens_schedule", NEUTRAL, ASSISTANT),
-        ("speculation_type prompt_lookup_num_tokens max_matching_ngram_size", NEUTRAL, ASSISTANT),
+        ("speculation_type", NEUTRAL, ASSISTANT),
         ("is_assistant assistant_lookbehind target_lookbehind use_mtp", NEUTRAL, ASSISTANT),
         ("cache_implementation cache_config max_cache_len compile_config", NEUTRAL, MEMORY),
         ("continuous_batching_config", NEUTRAL, MEMORY),
@@ -161,6 +163,8 @@ class SharedParameters(IgnoredParameters, frozen=True, kw_only=True, omit_defaul
     renormalize_logits: Flag | None = None
     remove_invalid_values: Flag | None = None
     watermarking_config: Annotated[Watermark, Meta(description=WATERMARK)] | None = None
+    prompt_lookup_num_tokens: Guessed | None = None
+    max_matching_ngram_size: Guessed | None = None
     watermark: Flag | None = None  # of text-generation-inference: the default WatermarkingConfig
 
 
@@ -280,6 +284,8 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     keep_stop: bool = False  # whether the stop string is part of the text
     logit_bias: tuple[tuple[int, float], ...] = ()  # tokens, and what is added to their scores
     allowed_tokens: tuple[int, ...] | None = None  # None: all
+    lookup: int = 0  # tokens that are guessed from the text so far, and checked together
+    lookup_ngram: int = NGRAM  # the longest end of the text that is searched for in it
     prompt_logprobs: bool = False  # whether the tokens of the prompt have log probabilities too
     length_penalty: float = 1.0  # of beam search, as the next two
     early_stopping: bool | Literal["never"] = False
@@ -313,11 +319,17 @@ class Prompt(msgspec.Struct, frozen=True):
     resumed: bool = False  # whether `text` lacks the end of the tokens' text that the next token may change
     chat: list[dict[str, Any]] | None = None  # the messages of a chat in `inputs`; the answer is a further one
     source: list[int] | None = None  # of an encoder-decoder model: what its encoder reads; `tokens` is the decoder's
+    salt: str = ""  # only prompts with the same one share computed columns
 
     @property
     def read(self) -> list[int]:
         """The tokens of the request's text."""
         return self.tokens if self.source is None else self.source
+
+    @property
+    def space(self) -> str | None:
+        """The prompts among which computed columns are shared; None for one that must be computed itself."""
+        return None if self.settings.prompt_logprobs else self.salt
 
 
 def resolve(
@@ -355,6 +367,10 @@ def resolve(
             hint="set repetition_penalty in place of them",
         )
     ends = asked.eos_token_id
+    if asked.prompt_lookup_num_tokens and beams > 1:
+        raise BadRequest(
+            "parameters.prompt_lookup_num_tokens cannot be combined with num_beams", hint="leave one of them out"
+        )
     return GenerationSettings(
         max_new_tokens=max_new_tokens,
         min_new_tokens=_min_new_tokens(asked, defaults, prompt, max_new_tokens),
@@ -377,6 +393,8 @@ def resolve(
         no_repeat_ngram=first_given(asked.no_repeat_ngram_size, defaults.no_repeat_ngram_size, 0),
         max_time=first_given(asked.max_time, defaults.max_time, None),
         keep_stop=keep_stop,
+        lookup=first_given(asked.prompt_lookup_num_tokens, defaults.prompt_lookup_num_tokens, 0),
+        lookup_ngram=first_given(asked.max_matching_ngram_size, defaults.max_matching_ngram_size, 0) or NGRAM,
         library=library,
         config_only=config_only,
         **shared_settings(asked, defaults),

@@ -1,12 +1,12 @@
 """The order in which requests get rows of the batch. No tensors: decisions only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from serve.handlers.base import Job
+from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.sequence import ActiveRequest, Unit, rows_of
 
-# Tokens of prompts in one step, between two tokens of the running sequences. Longer prompts are prefilled in pieces, so
-# that streams wait for one piece only; shorter prompts are prefilled together, padded, up to this number.
+# Shorter prompts are prefilled together, padded, up to this number of tokens.
 PREFILL_TOKENS = 256
 
 
@@ -56,20 +56,25 @@ class Scheduler:
     def clear(self) -> None:
         self._requests, self._queue = [], []
 
-    def next_prefill(self, rows: int) -> list[Unit]:
+    def next_prefill(self, rows: int, reusable: Callable[[Prompt], int]) -> list[Unit]:
         """The next units to prefill together, of at most `rows`, in the order of arrival; few tokens are padding.
 
-        A search with more beams than the batch has rows begins in an empty batch.
+        A search with more beams than the batch has rows begins in an empty batch. `reusable`: the number of first
+        tokens of a prompt that need not be computed. Together, prompts reuse what all of them can.
         """
         self._feed()
         chosen: list[Unit] = []
+        lengths: list[int] = []
+        known: list[int] = []
         for unit in self._queue:
-            lengths = [len(each[0].prompt.read) for each in (*chosen, unit)]
-            padded = max(lengths) * len(lengths)
-            if chosen and (padded > PREFILL_TOKENS or sum(lengths) * 2 < padded):
-                break
             rows -= min(rows_of(unit), self._max_batch)
             if rows < 0:
+                break
+            prompt = unit[0].prompt
+            lengths.append(len(prompt.read))
+            known.append(reusable(prompt))
+            padded = (max(lengths) - min(known)) * len(lengths)
+            if chosen and (padded > PREFILL_TOKENS or (sum(lengths) - sum(known)) * 2 < padded):
                 break
             chosen.append(unit)
         del self._queue[: len(chosen)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from serve.errors import ServeError
 from serve.handlers.base import Job
 from serve.handlers.generation.library import LibraryScores
+from serve.handlers.generation.lookup import PromptLookup
 from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.request import GenerationItem
 from serve.handlers.generation.sampling import RowSampling, TokenLogprobs
@@ -113,12 +114,14 @@ class GeneratedSequence:
         self.index = index  # among the sequences of the prompt
         self.library: LibraryScores | None = None  # by which the row chooses, if the settings need it
         self.tokens: list[int] = []
+        self.reused = 0  # first tokens of the prompt that were not computed again
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt's tokens from the second on
         self.offsets: list[int] = []  # with logprobs: where the text of each token begins in the new text
         self.finish_reason: str | None = None  # stop, length or deadline; None until the sequence has ended
         self.sampling = RowSampling(settings, end_tokens, number)
         self._end_tokens = end_tokens if settings.end_tokens is None else settings.end_tokens
+        self._lookup: PromptLookup | None = None
         self._time_limit = float("inf")  # time.monotonic() at which max_time is over
         self._texts = texts
         self._text = GeneratedText(texts, prompt.tokens, settings.stop, settings.keep_stop, prompt.resumed)
@@ -140,14 +143,30 @@ class GeneratedSequence:
         self.library = library
         self.prompt_logprobs = []
         self.sampling.begin(self.prompt.tokens)
+        settings = self.prompt.settings
+        if settings.lookup:
+            self._lookup = PromptLookup(self.prompt.tokens, settings.lookup, settings.lookup_ngram)
         if self.prompt.settings.max_time is not None:
             self._time_limit = time.monotonic() + self.prompt.settings.max_time
+
+    def guess(self, most: int) -> list[int]:
+        """At most so many tokens that may come next, before the last token of the sequence; [] if it asks for none."""
+        if self._lookup is None:
+            return []
+        return self._lookup.guess(min(most, self.prompt.settings.max_new_tokens - len(self.tokens) - 1))
+
+    def guessed(self, count: int, right: int) -> None:
+        """Of so many guessed tokens, so many were right."""
+        if self._lookup is not None:
+            self._lookup.checked(count, right)
 
     def add(self, token: int, now: float, past_deadline: bool) -> str:
         """Append a token; returns the text that is final with it. Sets `finish_reason` if the sequence ends here."""
         settings = self.prompt.settings
         self.tokens.append(token)
         self.sampling.add(token)
+        if self._lookup is not None:
+            self._lookup.add(token)
         before = self._text.reached if settings.logprobs is not None else 0
         if token in self._end_tokens:
             self.finish_reason = "stop"
@@ -173,7 +192,7 @@ class GeneratedSequence:
         """End here, for this reason or because of a stop string; returns the text that `add` has not returned."""
         self.finish_reason = reason
         self.sampling.end()
-        self.library = None
+        self.library = self._lookup = None
         piece = ""
         if not self.owner.whole and self._decodes_tokens:
             piece = self._text.add([], last=True)

@@ -91,7 +91,7 @@ class Sources:
 
 
 class CrossAttention:
-    """One token of each row attends to the row's source; the keys of a source are read once for all of its rows."""
+    """New tokens of each row attend to the row's source; the keys of a source are read once for all of its rows."""
 
     def __init__(self, sources: Sources) -> None:
         self._layers = sources.cache.rows_of_layers
@@ -99,15 +99,16 @@ class CrossAttention:
         rows: list[list[int]] = [[] for _ in sources.lengths]
         for row, source in enumerate(sources.of_rows):
             rows[source].append(row)
-        # All sources have equally many queries: a source of fewer rows repeats one.
-        self._queries = max(map(len, rows))
-        order = [row for each in rows for row in [*each, *each[:1] * (self._queries - len(each))]]
-        self._order: Tensor | None = None  # the row of each query
-        if order != list(range(len(sources.of_rows))):
+        self._rows = len(sources.of_rows)
+        # All sources have equally many rows: a source of fewer rows repeats one.
+        most = max(map(len, rows))
+        order = [row for each in rows for row in [*each, *each[:1] * (most - len(each))]]
+        self._order: Tensor | None = None  # the row of each place
+        if order != list(range(self._rows)):
             self._order = torch.tensor(order, device=keys.device)
-            self._places = torch.tensor([order.index(row) for row in range(len(sources.of_rows))], device=keys.device)
+            self._places = torch.tensor([order.index(row) for row in range(self._rows)], device=keys.device)
         column_bytes = 2 * keys.shape[1] * keys.shape[3] * keys.dtype.itemsize
-        lengths = tuple(sources.lengths)
+        self._lengths = lengths = tuple(sources.lengths)
         shortest = min(lengths)
         self._groups = []
         for first, end in split(tuple(each - shortest for each in lengths), CALL_BYTES // column_bytes):
@@ -116,12 +117,12 @@ class CrossAttention:
             self._groups.append(Group(slice(first, end), slice(0, width), mask))
 
     def __call__(self, layer: int, queries: Tensor, scale: float) -> Tensor:
-        """`queries`: [rows, heads * size], as the result."""
+        """`queries`: [rows * count, heads * size], as the result."""
         keys, values = self._layers[layer].both
         _, heads, _, size = keys.shape
         if self._order is not None:
-            queries = queries[self._order]
-        queries = queries.view(-1, self._queries, heads, size).transpose(1, 2)
+            queries = queries.view(self._rows, -1, heads * size)[self._order]
+        queries = queries.view(len(self._lengths), -1, heads, size).transpose(1, 2)
         parts = [
             scaled_dot_product_attention(
                 queries[group.rows],
@@ -133,5 +134,7 @@ class CrossAttention:
             for group in self._groups
         ]
         mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-        mixed = mixed.transpose(1, 2).reshape(-1, heads * size)
-        return mixed if self._order is None else mixed[self._places]
+        mixed = mixed.transpose(1, 2)
+        if self._order is not None:
+            mixed = mixed.reshape(len(self._order), -1, heads * size)[self._places]
+        return mixed.reshape(-1, heads * size)

@@ -1,1 +1,1 @@
-"""Shared by all Hugging Face handlers: request and reply shapes, loading of models, quantization of weights."""
+"""Shared by all Hugging Face handlers: request and reply shapes, loading of models, the layouts of weights."""

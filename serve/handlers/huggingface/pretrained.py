@@ -19,7 +19,7 @@ from serve.catalog.adapters import refuse_tensors
 from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit, ModelUnusable
 from serve.failures import exhausted
-from serve.handlers.huggingface import quantization, sentence_pieces
+from serve.handlers.huggingface import linear, sentence_pieces
 from serve.handlers.huggingface.options import HuggingFaceOptions
 
 TRUST = "trust_remote_code"
@@ -74,7 +74,7 @@ def load(
             )
         network.eval().requires_grad_(False)
         if quantized:
-            quantization.quantize(network)
+            linear.quantize(network)
             if dtype != "auto":
                 network.to(dtype)
         if torch.cuda.is_available():

@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConf
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, TooLate
 from serve.handlers.base import Job, Reply, Request
-from serve.handlers.generation import encoder_decoder, weights
+from serve.handlers.generation import encoder_decoder
 from serve.handlers.generation.encoder_decoder import EncoderDecoderPrompt
 from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
@@ -22,7 +22,7 @@ from serve.handlers.generation.output import Generated
 from serve.handlers.generation.parameters import GenerationSettings, Prompt
 from serve.handlers.generation.request import GenerationItem
 from serve.handlers.generation.text_decoder import TokenTexts
-from serve.handlers.huggingface import bodies, independence, pretrained
+from serve.handlers.huggingface import bodies, independence, linear, pretrained
 from serve.handlers.seq2seq.request import Seq2SeqParameters, generate_arguments, language_token, parse, resolve
 from serve.http import media
 
@@ -107,9 +107,9 @@ class Seq2Seq:
             self.engine = Engine(network, texts, lone, 1)
         else:
             encoder_decoder.merge_products(network)
-            if model.options.pack and weights.packable(network):
-                weights.pack(network)
-            weights.fuse_activations(network)
+            if model.options.pack and linear.packable(network):
+                linear.pack(network)
+            linear.fuse_activations(network)
             self.engine = Engine(network, texts, encoder_decoder.steps_of(network), max(1, model.max_batch))
 
     def decode(self, request: Request) -> GenerationItem:

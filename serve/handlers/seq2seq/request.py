@@ -72,7 +72,8 @@ def parse(request: Request, model_field: str, vocabulary: int) -> tuple[list[str
     inputs, parameters = bodies.parse(request, model_field, Seq2SeqParameters, known=known_names(Seq2SeqParameters))
     refuse_unsupported(parameters)
     # Ignored values may be of any type, also unhashable, and must not keep requests from sharing a batch.
-    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(IgnoredParameters.__struct_fields__))
+    ignored = (*IgnoredParameters.__struct_fields__, "prompt_lookup_num_tokens", "max_matching_ngram_size")
+    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(ignored))
     check_tokens(parameters, vocabulary)
     if (parameters.decoder_start_token_id or 0) >= vocabulary:
         raise BadRequest(

@@ -15,6 +15,7 @@ class Pass(Protocol):
     """One forward pass of a causal model over new tokens of each row."""
 
     device: torch.device
+    ragged: bool  # whether rows of one pass may have tokens at different columns, several in each row
 
     def cache(self) -> RowCache:
         """An empty cache of the model's layers."""

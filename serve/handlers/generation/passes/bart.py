@@ -49,7 +49,7 @@ class BartPass:
         # The modules keep the encoder's values in the range of float16.
         self._largest = torch.finfo(torch.float16).max - 1000 if model.dtype is torch.float16 else None
         self._source_text, self._text = _Embedding(encoder), _Embedding(decoder)
-        self.layers = len(encoder.layers)
+        self.parts = len(encoder.layers) + 1
         self._encoder = [_Layer(layer) for layer in encoder.layers]
         self._decoder = [_DecoderLayer(layer) for layer in decoder.layers]
         self._source_norm, self._norm = _optional(encoder, "layer_norm"), _optional(decoder, "layer_norm")
@@ -79,16 +79,20 @@ class BartPass:
         hidden = hidden.flatten(0, 1)
         if self._source_norm is not None:
             hidden = layer_norm(hidden, *self._source_norm)
-        return [as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)) for layer in self._decoder]
+        keys: Keys = []
+        for number, layer in enumerate(self._decoder):
+            yield len(self._encoder) + number / len(self._decoder)
+            keys.append(as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)))
+        return keys
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
-        rows, width = len(tokens), self._decoder[0].width
+        (rows, count), width = tokens.shape, self._decoder[0].width
         kinds = [(masks.FULL, 0)] * len(self._decoder)
         own = Attention(cache, columns, kinds, 2 * width * self._dtype.itemsize, self._dtype)
         cross = sources.attention
-        hidden = self._text(tokens, columns).view(rows, width)
+        hidden = self._text(tokens, columns).view(rows * count, width)
         for number, layer in enumerate(self._decoder):
-            mixed = layer.mix(self._before(hidden, layer.norm)).view(rows, 1, 3, layer.heads, -1)
+            mixed = layer.mix(self._before(hidden, layer.norm)).view(rows, count, 3, layer.heads, -1)
             queries, keys, values = mixed.unbind(2)
             hidden = self._after(
                 layer.output(own(number, queries, keys, values, layer.scale), residual=hidden), layer.norm

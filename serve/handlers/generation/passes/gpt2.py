@@ -20,6 +20,8 @@ def fits(model: PreTrainedModel) -> bool:
 class GPT2Pass:
     """The Pass of a GPT2LMHeadModel that fits."""
 
+    ragged = True
+
     def __init__(self, model: Any) -> None:
         self.device = model.device
         network, config = model.transformer, model.config

@@ -41,6 +41,8 @@ def merge_products(model: Any) -> None:
 class LlamaPass:
     """The Pass of a model that fits."""
 
+    ragged = True
+
     def __init__(self, model: Any) -> None:
         self.device = model.device
         network, config = model.model, model.config

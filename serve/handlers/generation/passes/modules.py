@@ -29,6 +29,7 @@ class ModulesPass:
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
         # BLOOM, MPT and some Falcons take no positions: they compute a bias from a 2-D mask (ALiBi).
         self._alibi = bool(getattr(config, "alibi", False)) or not self._positions
+        self.ragged = not self._alibi  # the 2-D mask has one column for all tokens of a row
         self._selected: tuple[Tensor, Tensor] | None = None
         # A hook, because not all architectures take logits_to_keep, and none takes one position for each row.
         model.get_output_embeddings().register_forward_pre_hook(self._select)

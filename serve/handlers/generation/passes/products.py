@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import activations
 
-from serve.handlers.generation.weights import PackedLinear
+from serve.handlers.huggingface.layouts import Activation
+from serve.handlers.huggingface.linear import Linear
 
-_FUSED = {
+_FUSED: dict[type[nn.Module], Activation] = {
     activations.NewGELUActivation: "gelu_tanh",
     activations.GELUTanh: "gelu_tanh",
     activations.GELUActivation: "gelu",
@@ -24,16 +25,9 @@ _APPLIED = {
     "relu": functional.relu,
     "silu": functional.silu,
 }
-_POINTWISE: dict[str, tuple[str, list[float | None], str]] = {
-    "none": ("none", [], ""),
-    "gelu": ("gelu", [], "none"),
-    "gelu_tanh": ("gelu", [], "tanh"),
-    "relu": ("relu", [], ""),
-    "silu": ("swish", [], ""),
-}
 
 
-def fused(activation: nn.Module) -> str | None:
+def fused(activation: nn.Module) -> Activation | None:
     """The name of an activation that a Product computes too; None if it computes no such activation."""
     if type(activation) is nn.GELU:
         return "gelu" if activation.approximate == "none" else "gelu_tanh"
@@ -45,20 +39,12 @@ class Product:
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self._packed = layer if type(layer) is PackedLinear else None
+        self._fuses = type(layer) is Linear
 
-    def __call__(self, hidden: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
-        packed = self._packed
-        if packed is not None and (packed._plain is None or len(hidden) != 1):
-            if residual is None:
-                product: Tensor = torch.ops.mkldnn._linear_pointwise(
-                    hidden, packed._packed, packed._bias, *_POINTWISE[activation]
-                )
-                return product
-            summed: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-                hidden, residual, packed._packed, packed._bias, "add"
-            )
-            return summed
+    def __call__(self, hidden: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
+        if self._fuses:
+            fused_output: Tensor = self._layer.forward(hidden, activation, residual)
+            return fused_output
         output: Tensor = self._layer(hidden)
         if activation != "none":
             output = _APPLIED[activation](output)

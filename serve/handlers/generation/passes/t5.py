@@ -38,7 +38,7 @@ class T5Pass:
         self.device = model.device
         self._dtype = model.dtype
         self._source_embedding, self._embedding = model.encoder.embed_tokens, model.decoder.embed_tokens
-        self.layers = len(model.encoder.block)
+        self.parts = len(model.encoder.block) + 1
         self._encoder = [_Layer(block) for block in model.encoder.block]
         self._decoder = [_DecoderLayer(block) for block in model.decoder.block]
         self._source_norm, self._norm = model.encoder.final_layer_norm, model.decoder.final_layer_norm
@@ -72,18 +72,22 @@ class T5Pass:
             hidden = torch.cat(computed, 1)
         hidden = hidden.flatten(0, 1)
         hidden = self._source_norm(hidden)
-        return [as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)) for layer in self._decoder]
+        keys: Keys = []
+        for number, layer in enumerate(self._decoder):
+            yield len(self._encoder) + number / len(self._decoder)
+            keys.append(as_keys(layer.source_keys(hidden).view(rows, width, 2, layer.heads, -1)))
+        return keys
 
     def __call__(self, tokens: Tensor, columns: Tensor, cache: RowCache, sources: Sources) -> Tensor:
-        rows, cross = len(tokens), sources.attention
+        (rows, count), cross = tokens.shape, sources.attention
         bias = self._row_bias(columns, cache.extent.width)
-        hidden = self._embedding(tokens).view(rows, -1)
+        hidden = self._embedding(tokens).view(rows * count, -1)
         for number, layer in enumerate(self._decoder):
-            mixed = layer.mix(layer.norm(hidden)).view(rows, 1, 3, layer.heads, -1)
+            mixed = layer.mix(layer.norm(hidden)).view(rows, count, 3, layer.heads, -1)
             queries, keys, values = mixed.permute(2, 0, 3, 1, 4)
             keys, values = cache.rows_of_layers[number].update(keys, values)
             mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
-            hidden = layer.output(mixed.view(rows, -1), residual=hidden)
+            hidden = layer.output(mixed.transpose(1, 2).reshape(rows * count, -1), residual=hidden)
             queries = layer.source_queries(layer.source_norm(hidden))
             hidden = layer.source_output(cross(number, queries, 1.0), residual=hidden)
             hidden = layer.outer(layer.inner(layer.outer_norm(hidden)), residual=hidden)
@@ -93,16 +97,16 @@ class T5Pass:
         return self._head(hidden)
 
     def _row_bias(self, columns: Tensor, width: int) -> Tensor:
-        """The bias of the columns that each row attends to, [rows or 1, heads, 1, width]."""
+        """The bias of the columns that each token attends to, [rows or 1, heads, count, width]."""
         known = self._backwards.shape[1]
         if width > known:
             known = doubled(max(known, FIRST_COLUMNS), width)
             self._backwards = self._bias(1, known, device=self.device, past_seen_tokens=known - 1)[0, :, 0]
-        if len(columns) == 1:
+        if columns.numel() == 1:
             return self._backwards[None, :, None, known - width :]
-        distances = columns - torch.arange(width, device=self.device)  # [rows, width]
+        distances = columns[:, :, None] - torch.arange(width, device=self.device)  # [rows, count, width]
         bias = self._backwards[:, known - 1 - distances.clamp(min=0)].transpose(0, 1)
-        return bias.masked_fill(distances[:, None] < 0, torch.finfo(self._dtype).min)[:, :, None]
+        return bias.masked_fill(distances[:, None] < 0, torch.finfo(self._dtype).min)
 
 
 class _Layer:
