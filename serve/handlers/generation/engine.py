@@ -264,6 +264,7 @@ class Engine:
 
         `rows`: the last rows of the batch, or all.
         """
+        rows = list(rows)  # rows that end leave the batch below
         now = time.monotonic()
         failed: dict[ActiveRequest, Exception] = {}
         sequences = {row: i for i, row in enumerate(rows) if isinstance(row, GeneratedSequence)}
