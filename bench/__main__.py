@@ -42,6 +42,7 @@ WORKLOADS = {
     "W4": Workload(workloads.starts, (ROWS, GPT2)),
     "W5": Workload(workloads.multi_model, (ROWS,)),
     "W6": Workload(texts.bart, (BART,)),
+    "W6b": Workload(texts.bart_beams, (BART,)),
     "W7": Workload(texts.chat, (SMOLLM2,)),
     "W7b": Workload(texts.long_chat, (SMOLLM2,)),
     "W8": Workload(texts.t5, ("t5-base-full",)),

@@ -162,24 +162,28 @@ def _usual_messages(source: random.Random, count: int, new_tokens: int) -> list[
     return [request("/invocations", json.dumps(body), JSON, TargetModel="gpt2") for body in bodies]
 
 
+BART_TOKENS = {"quick": 64, "full": 142}  # out
+BART_PEERS = ("ctranslate2 float32", "ctranslate2 int8")
+BART_SETTINGS = {"length_penalty": 2.0, "no_repeat_ngram_size": 3}  # of its generation_config.json
+
+
 def bart(bench: Bench) -> Iterator[Row]:
-    """W6: BART-large, 300 tokens in; greedy, and its own settings with 4 beams. 142 tokens out, 64 of 16 callers."""
-    new = 40 if bench.quick else 142
-    greedy = [
-        Case(1, new, aims={"ctranslate2 float32": 0.8}, title=" greedy"),
-        Case(4, new, aims={"ctranslate2 float32": 0.9}, title=" greedy"),
-        Case(16, min(new, 64), title=" greedy"),
-    ]
-    beams = [
-        Case(1, new, 4, {"generate": 3.0}, title=" beams 4"),
-        Case(4, new, 4, {"generate": 4.0}, title=" beams 4"),
-        Case(16, min(new, 64), 4, only_full=True, title=" beams 4"),
-    ]
-    peers = ("ctranslate2 float32", "ctranslate2 int8")
-    settings = {"length_penalty": 2.0, "no_repeat_ngram_size": 3}
-    yield from race(
-        bench, "W6 BART-large", "bart-large-cnn-full", greedy + beams, 298, peers=peers, settings=settings, rounds=1
-    )
+    """W6: BART-large, greedy, 300 tokens in."""
+    yield from _bart(bench, "greedy", 1, {1: {"ctranslate2 float32": 0.8}, 4: {"ctranslate2 float32": 0.9}})
+
+
+def bart_beams(bench: Bench) -> Iterator[Row]:
+    """W6b: the same with 4 beams, as its own settings have it."""
+    yield from _bart(bench, "4 beams", 4, {1: {"generate": 3.0}, 4: {"generate": 4.0}})
+
+
+def _bart(bench: Bench, how: str, beams: int, aims: dict[int, dict[str, float]]) -> Iterator[Row]:
+    new = BART_TOKENS["quick" if bench.quick else "full"]
+    cases = [Case(callers, new, beams, aims[callers]) for callers in (1, 4)]
+    cases.append(Case(16, BART_TOKENS["quick"], beams, only_full=True, title=f", {BART_TOKENS['quick']} tokens out"))
+    title = f"W6{'b' * (beams > 1)} BART-large {how}"
+    named: dict[str, Any] = {"peers": BART_PEERS, "settings": BART_SETTINGS, "rounds": 1}
+    yield from race(bench, title, "bart-large-cnn-full", cases, 298, **named)
 
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -248,21 +252,21 @@ def encoder(bench: Bench) -> Iterator[Row]:
 
 
 def mixed(bench: Bench) -> Iterator[Row]:
-    """W10: 16 callers, 32 requests of GPT-2 with 16 to 256 tokens out, against two static batches of 16."""
+    """W10: GPT-2 with 16 to 256 tokens out. 16 callers send 32 requests; a static batch has 16 of the same lengths."""
     models = model_dir(bench.work / "models", {"text": "gpt2-full"})
     others = limits(bench, "gpt2-full", ("OpenVINO float32",), {})
     ours = bench.start(Ours(models, bench.work / "ours", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
     source = random.Random(5)
     bench.load(ours, [message("text", prompt(source, 32), **exactly(4))], 2, each=1)
+    lengths = [round(16 * 16 ** (number / 15)) for number in range(16)]
     rates: dict[str, list[float]] = defaultdict(list)
-    for _ in bench.rounds("W10 mixed lengths", 2):
-        lengths = [round(16 * 16 ** source.random()) for _ in range(32)]
+    for _ in bench.rounds("W10 mixed lengths", 3):
+        twice = source.sample(lengths, 16) + source.sample(lengths, 16)
+        messages = [message("text", prompt(source, 32), **exactly(new)) for new in twice]
+        rates["ours"].append(sum(twice) / bench.measure(ours, messages, 16, each=2).seconds)
         texts = [prompt(source, 32) for _ in lengths]
-        messages = [message("text", text, **exactly(new)) for text, new in zip(texts, lengths, strict=True)]
-        rates["ours"].append(sum(lengths) / bench.measure(ours, messages, 16, each=2).seconds)
         for name, limit in others.items():
-            took = sum(limit(texts[at : at + 16], lengths[at : at + 16], 1) for at in (0, 16))
-            rates[name].append(sum(lengths) / took)
+            rates[name].append(sum(lengths) / limit(texts, lengths, 1))
         bench.progress("  " + ", ".join(f"{name} {values[-1]:.0f} tokens/s" for name, values in rates.items()))
     bench.raw["W10 tokens per second"] = rates
     middle = {name: median(values) for name, values in rates.items()}

@@ -44,7 +44,7 @@ def bart(directory: Path) -> None:
     _tokenizer(directory)
 
 
-def chat(directory: Path) -> None:
+def chat(directory: Path, **changes: int) -> None:
     """A Llama with a chat template and 512 positions."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -58,7 +58,7 @@ def chat(directory: Path) -> None:
         max_position_embeddings=512,
         bos_token_id=0,
         eos_token_id=2,
-        **sizes,
+        **sizes | changes,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     _tokenizer(directory)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from serve.handlers.generation import encoder_decoder, sources
-from serve.handlers.generation.encoder_decoder import EncoderDecoder, EncoderDecoderPrompt
+from serve.handlers.generation.encoder_decoder import Cohorts, EncoderDecoder, EncoderDecoderPrompt
 from serve.handlers.huggingface import linear
 from serve.handlers.huggingface.independence import PADDED_GENERATE
 from tests.unit.test_seq2seq_architectures import ALONE, COMPOSED, TYPES, tiny
@@ -198,3 +198,15 @@ def test_a_family_step_has_the_logits_of_transformers_with_each_feature(
     with torch.inference_mode():
         assert walk.run() < CLOSE
     assert walk.pieces[0] >= 2 * changes.get("encoder_layers", 2) + 2, "two blocks in each layer, and the keys"
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_a_model_with_a_layer_of_another_library_runs_the_modules_of_transformers(model_type: str) -> None:
+    model = tiny(model_type)
+    layers = len(list(model.modules()))
+    model.lm_head.__class__ = type("Foreign", (nn.Linear,), {})
+
+    encoder_decoder.merge_products(model)
+
+    assert isinstance(encoder_decoder.steps_of(model), Cohorts)
+    assert len(list(model.modules())) == layers

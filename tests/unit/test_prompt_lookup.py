@@ -1,5 +1,6 @@
 """Prompt lookup: guessed tokens save steps and change none."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,24 @@ def test_a_client_that_disconnects_between_two_guessed_tokens(
 def test_what_cannot_be_done_is_refused(directories: dict[str, Path], parameters: Any, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         Asked(handler_of(directories["gpt2"]), {"inputs": "a", "parameters": parameters})
+
+
+def test_the_models_own_config_guesses_where_the_batch_makes_the_text(
+    tmp_path: Path, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And changes nothing where `generate` does, which takes one prompt only with it."""
+    plain, directory = handler_of(directories["gpt2"]), save_toy(tmp_path)
+    config = json.loads((directory / "generation_config.json").read_text())
+    (directory / "generation_config.json").write_text(json.dumps(config | {"prompt_lookup_num_tokens": 6}))
+    handler = handler_of(directory)
+    passes = counted(handler, monkeypatch)
+    only = {"max_new_tokens": 30, "suppress_tokens": [t for t in range(258) if t != 97]}
+    bodies = [{"inputs": text, "parameters": {"max_new_tokens": 8, "guidance_scale": 1.5}} for text in ("abab", "xyxy")]
+
+    assert ask(handler, {"inputs": "aaaa", "parameters": only}) == ask(plain, {"inputs": "aaaa", "parameters": only})
+    assert len(passes) < 10
+    jobs = [Asked(handler, body) for body in bodies]
+    for job in jobs:
+        handler.join(job)
+    finish(handler, *jobs)
+    assert [job.answer for job in jobs] == [ask(plain, body) for body in bodies]

@@ -6,14 +6,17 @@ finite values; the mask hides them and later tokens overwrite them. The last row
 leaves.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 FIRST_COLUMNS = 128
+ALIGNMENT = 64  # bytes: a vector that crosses a line of the processor's cache is loaded twice
 Move = tuple[int, int, int]  # a target row, the source row of its content, the first columns that both have in common
 
 
@@ -59,7 +62,7 @@ class RowLayer(CacheLayerMixin):
 
     def _storage(self, like: Tensor) -> Tensor:
         *_, heads, _, size = like.shape
-        return like.new_zeros(self.extent.rows, heads, self.extent.expected, size)
+        return _zeros(like, self.extent.rows, heads, self.extent.expected, size)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new columns; returns views of the columns that attention uses."""
@@ -91,7 +94,13 @@ class RowLayer(CacheLayerMixin):
         held_rows, _, held_columns, _ = self.both[0].shape
         if rows > held_rows or columns > held_columns:
             rows, columns = doubled(held_rows, rows), doubled(held_columns, columns)
-            self.both = [_grown(storage, rows, columns) for storage in self.both]
+            self.both = [self._grown(storage, rows, columns) for storage in self.both]
+
+    def _grown(self, storage: Tensor, rows: int, columns: int) -> Tensor:
+        _, heads, held, size = storage.shape
+        grown = _zeros(storage, rows, heads, columns, size)
+        grown[: self.extent.rows, :, :held] = storage[: self.extent.rows]
+        return grown
 
     def adopt(self, other: "RowLayer", lengths: Sequence[int]) -> None:
         """Append the rows of another cache's layer, each up to its length."""
@@ -200,8 +209,14 @@ class RowCache(Cache):
         self.extent.rows = last
 
 
-def _grown(storage: Tensor, rows: int, columns: int) -> Tensor:
-    # Zeros and not empty: NaN beyond the end of a row would pass through the mask.
-    grown = storage.new_zeros(rows, storage.shape[1], columns, storage.shape[3])
-    grown[: storage.shape[0], :, : storage.shape[2]] = storage
-    return grown
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Storage of zeros: NaN beyond the end of a row would pass through the mask.
+
+    torch writes all of them; the kernel's pages of zeros cost nothing until a column is written.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    count = math.prod(shape) * like.itemsize
+    raw = np.zeros(count + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return torch.from_numpy(raw[start : start + count]).view(like.dtype).view(shape)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from serve.handlers.generation.cache import Move, RowCache
 from serve.handlers.generation.decoder import ForkingSteps, extension
-from serve.handlers.generation.passes import bart, t5
+from serve.handlers.generation.passes import bart, original, t5
 from serve.handlers.generation.sources import Keys, Sources
 from serve.handlers.huggingface import independence
 
@@ -56,6 +56,8 @@ class EncoderDecoderPass(Protocol):
 
 def merge_products(model: PreTrainedModel) -> None:
     """Let the linear layers of a family that read one input share a product. Copies their weights."""
+    if not original(model):
+        return
     if bart.fits(model):
         bart.merge_products(model)
     elif t5.fits(model):
@@ -64,10 +66,11 @@ def merge_products(model: PreTrainedModel) -> None:
 
 def steps_of(model: PreTrainedModel) -> ForkingSteps:
     """The TokenSteps of a model without an obstacle. Its prompts are EncoderDecoderPrompts."""
-    if bart.fits(model):
-        return EncoderDecoder(bart.BartPass(model))
-    if t5.fits(model):
-        return EncoderDecoder(t5.T5Pass(model))
+    if original(model):
+        if bart.fits(model):
+            return EncoderDecoder(bart.BartPass(model))
+        if t5.fits(model):
+            return EncoderDecoder(t5.T5Pass(model))
     return Cohorts(model)
 
 

@@ -1,5 +1,6 @@
 """A request to generate text, decoded: prompts as tokens, complete settings, and the form of the answer."""
 
+import copy
 from typing import Any
 
 import msgspec
@@ -56,7 +57,8 @@ class PromptReader:
         self.tokenizer = tokenizer = texts.tokenizer
         self.chats = ChatTemplate(model.name, tokenizer)
         self.end_tokens = end_tokens(network)
-        self.defaults = network.generation_config
+        self.defaults = copy.deepcopy(network.generation_config)
+        network.generation_config.prompt_lookup_num_tokens = None  # with it `generate` takes one prompt only
         self.vocabulary: int = network.config.get_text_config(decoder=True).vocab_size
         self.limit = _position_limit(network)  # tokens of prompt and answer together
         # No prompt of more characters fits the limit. It is refused, or cut, before it is tokenized: 6 MB of text takes

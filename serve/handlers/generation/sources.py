@@ -121,7 +121,7 @@ class CrossAttention:
         keys, values = self._layers[layer].both
         _, heads, _, size = keys.shape
         if self._order is not None:
-            queries = queries.view(self._rows, -1, heads * size)[self._order]
+            queries = queries.view(self._rows, -1).index_select(0, self._order)
         queries = queries.view(len(self._lengths), -1, heads, size).transpose(1, 2)
         parts = [
             scaled_dot_product_attention(
@@ -136,5 +136,5 @@ class CrossAttention:
         mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
         mixed = mixed.transpose(1, 2)
         if self._order is not None:
-            mixed = mixed.reshape(len(self._order), -1, heads * size)[self._places]
+            mixed = mixed.reshape(len(self._order), -1).index_select(0, self._places)
         return mixed.reshape(-1, heads * size)

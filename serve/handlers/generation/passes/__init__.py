@@ -36,13 +36,13 @@ class Pass(Protocol):
 
 def merge_products(model: PreTrainedModel) -> None:
     """Let the linear layers of a family that read one input share a product. Copies their weights."""
-    if _original(model) and llama.fits(model):
+    if original(model) and llama.fits(model):
         llama.merge_products(model)
 
 
 def pass_of(model: PreTrainedModel) -> Pass:
     """The fastest pass of a model that is proven to be independent of its batch."""
-    if _original(model):
+    if original(model):
         if gpt2.fits(model):
             return gpt2.GPT2Pass(model)
         if llama.fits(model):
@@ -50,7 +50,7 @@ def pass_of(model: PreTrainedModel) -> Pass:
     return ModulesPass(model)
 
 
-def _original(model: PreTrainedModel) -> bool:
+def original(model: PreTrainedModel) -> bool:
     """Whether all modules of a model are transformers' own, or replaced by ours."""
     return all(
         type(module).__module__.split(".")[0] in ("torch", "transformers", "serve") for module in model.modules()
