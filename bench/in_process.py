@@ -143,7 +143,8 @@ class FlaskAlone:
             chosen = settings.read({"SERVE_MODEL_DIR": str(models), "SERVE_RUN_DIR": run_dir})
             Slots(chosen.slots, create=True)
             publish(chosen)
-            self._app = app.create(chosen, 0)
+            self._app = app.create(chosen)
+            app.take_slot(self._app, 0)
 
     def invocation_ms(self, body: str, seconds: float) -> float:
         """Routing of a request by its body, and the redirect to the runner."""

@@ -1,5 +1,6 @@
 """The configuration of gunicorn, which runs the web workers. The numbers that vary come from serve.settings."""
 
+import gc
 import socket
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +20,7 @@ assert _settings.run_dir is not None
 # gunicorn has no setting for the Server header. It copies this name when a worker first imports gunicorn.http.
 gunicorn.SERVER = wire.SERVER
 wsgi_app = "serve.web.wsgi:create()"
+preload_app = True
 bind = f"unix:{_settings.run_dir}/web.sock"
 workers = _settings.web_workers
 # A web worker chooses a model in well under a millisecond. But it waits for nginx to hang up after each answer, and for
@@ -67,8 +69,14 @@ def write_error(sock: socket.socket, status: int, reason: str, message: str) -> 
 util.write_error = write_error
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Keep the garbage collector of the workers from writing to, and so copying, the pages that they share."""
+    gc.collect()
+    gc.freeze()
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """Give the worker its own slot and the server's log format, and let it exit with gunicorn."""
     die_with_parent()
-    wsgi.slot = worker.age - 1
+    wsgi.begin(server.app.wsgi(), worker.age - 1)
     log.start("web", _settings.log_level)

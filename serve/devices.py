@@ -4,7 +4,6 @@ A runner sees one GPU, or none: the host chooses it, and CUDA_VISIBLE_DEVICES is
 So each handler's `cuda` is the right device, and the context of a runner takes memory of one device only.
 """
 
-import importlib.metadata
 import logging
 import os
 import subprocess
@@ -106,6 +105,8 @@ def budgeted(listed: list[_Listed], settings: Settings) -> tuple[Device, ...]:
 
 def _torch_has_cuda() -> bool:
     """Whether the installed torch is a build with CUDA, by the local part of its version: 2.13.0+cpu."""
+    import importlib.metadata  # here: the host, which imports this module, need not hold it
+
     try:
         return not importlib.metadata.version("torch").endswith("+cpu")
     except importlib.metadata.PackageNotFoundError:

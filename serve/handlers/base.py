@@ -94,7 +94,7 @@ class Predictor(Protocol):
         """Parse and check one request. Errors of the request (400, 406, 415...) are raised here, not in `predict`."""
 
     def compatible(self, item: Any) -> Hashable:
-        """A key: items with equal keys may share a batch."""
+        """A key: items with equal keys may share a batch. An item that is its own key shares none."""
 
     def predict(self, items: Sequence[Any]) -> Sequence[Reply | ServeError | None]:
         """One outcome for each item, in order. If it raises, the loop runs the items one by one.

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -72,6 +72,7 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
     poll.register(awake, select.POLLIN)
     began = last_order = time.monotonic()
     missing = [*needed, *possible]
+    hidden = hidden_from_frameworks(missing)
     logged = False
     while True:
         if not missing and not logged:
@@ -91,11 +92,11 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
             wanted = module_of(order.handler)
             if wanted in missing:
                 missing.remove(wanted)
-                import_framework(wanted)
+                import_framework(wanted, hidden)
             _fork(channel, order, fds, settings, (awake, wake), main.run)
             last_order = time.monotonic()
         elif not ready:
-            import_framework(missing.pop(0))
+            import_framework(missing.pop(0), hidden)
 
 
 def pause_before_import(
@@ -107,11 +108,23 @@ def pause_before_import(
     return 0.0 if missing[0] in needed else max(0.0, last_order + QUIET - now)
 
 
-def import_framework(module: str) -> None:
-    """Import a module and freeze its objects. An import that fails is logged."""
-    # scikit-learn (so XGBoost too) imports pandas where it is installed, and pandas imports pyarrow, which starts a
-    # thread. Neither needs pandas before it meets a frame, so it counts as not installed here. A runner can import it.
-    absent = sys.modules.setdefault("pandas", cast(ModuleType, None)) is None
+def hidden_from_frameworks(modules: Collection[str]) -> tuple[str, ...]:
+    """The packages that count as not installed while these modules of handlers are imported.
+
+    scikit-learn (so XGBoost too) imports pandas where it is installed, and pandas imports pyarrow, which starts a
+    thread. XGBoost and transformers import scikit-learn where it is installed, and 700 modules with it, which take
+    46 MB. Our handlers need neither: only a model's own code uses frames, or estimators of XGBoost.
+    """
+    estimators = not {module_of("custom"), module_of("sklearn")}.isdisjoint(modules)
+    return ("pandas",) if estimators else ("pandas", "sklearn")
+
+
+def import_framework(module: str, hidden: Sequence[str]) -> None:
+    """Import a module, as if the `hidden` packages were not installed, and freeze its objects.
+
+    A runner can import the hidden packages. An import that fails is logged.
+    """
+    absent = [name for name in hidden if sys.modules.setdefault(name, cast(ModuleType, None)) is None]
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -119,8 +132,8 @@ def import_framework(module: str) -> None:
         extra = {"imported": module, "error": f"{type(error).__name__}: {error}"}
         log.warning("import failed", extra=extra, exc_info=None if not_installed(error) else error)
     finally:
-        if absent:
-            del sys.modules["pandas"]
+        for name in absent:
+            del sys.modules[name]
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the imported modules
 

@@ -46,6 +46,12 @@ class Poll:
         # EPOLLEXCLUSIVE: if several copies listen on one socket, a connection wakes one of them and not all.
         self._epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         self._epoll.register(control, select.EPOLLIN)
+        self._listening = select.poll()
+        self._listening.register(listener, select.POLLIN)
+
+    def connects(self) -> bool:
+        """Whether a connection waits to be accepted."""
+        return bool(self._listening.poll(0))
 
     def retire(self, listener: socket.socket, control: socket.socket) -> None:
         """Stop watching for new connections and for messages of the host."""
@@ -248,6 +254,8 @@ class Batches:
             elif not batch:
                 batch.append(job)
                 key = self._predictor.compatible(job.item)
+                if key is job.item:  # it shares no batch: the others need no look before their turn
+                    return batch
             elif len(batch) < self._max_batch and self._predictor.compatible(job.item) == key:
                 batch.append(job)
             else:
@@ -332,6 +340,7 @@ class Answers:
         self._joined: dict[int, ConnectionJob] = {}
         self._streams: dict[int, tuple[ConnectionJob, Iterator[bytes]]] = {}
         self._sending: dict[int, wire.Connection] = {}
+        self._unwatched: list[int] = []  # of those that have joined since the last `watch_joined`
         self.joined: Mapping[int, ConnectionJob] = self._joined
         self.streams: Mapping[int, tuple[ConnectionJob, Iterator[bytes]]] = self._streams
         self.sending: Mapping[int, wire.Connection] = self._sending
@@ -344,7 +353,9 @@ class Answers:
 
     def join(self, job: ConnectionJob) -> None:
         """Note that the engine is about to take this job."""
-        self._joined[job.connection.fd] = job
+        fd = job.connection.fd
+        self._joined[fd] = job
+        self._unwatched.append(fd)
 
     def fail_joined(self, error: ServeError) -> None:
         """Fail every job in the engine."""
@@ -353,9 +364,11 @@ class Answers:
 
     def watch_joined(self) -> None:
         """Watch for hang-ups of the jobs that stay in the engine for another turn."""
-        for fd in self._joined:
-            if not self._poll.watches(fd):
-                self._poll.watch(fd, select.EPOLLRDHUP)
+        if self._unwatched:
+            for fd in self._unwatched:
+                if fd in self._joined and not self._poll.watches(fd):
+                    self._poll.watch(fd, select.EPOLLRDHUP)
+            self._unwatched.clear()
 
     def can_advance(self) -> bool:
         """Whether the peer of a stream can take another chunk."""

@@ -29,17 +29,16 @@ from serve.web.model_api import Loaded
 
 log = logging.getLogger(__name__)
 
+SLOTS, SLOT = "slots", "slot"  # extensions of the application: all slots, and the one of this process
 SILENCE = 5.0  # seconds without a heartbeat after which the host is taken for dead
 
 
-def create(settings: Settings, slot: int) -> Flask:
-    """The application of one web worker. `slot` is the number of its counters."""
+def create(settings: Settings) -> Flask:
+    """The application of the web workers. Each of them calls `take_slot` before the first request."""
     app = Flask("serve", static_folder=None)
     app.url_map.strict_slashes = False  # `GET /ping/` answered with a redirect is not a 200
     app.url_map.merge_slashes = False  # nor is `GET //ping`: a redirect is HTML
     slots = Slots(settings.slots)
-    counts = slots.slot(slot)
-    counts.set("pid", os.getpid())
     host = HostClient(settings.host_socket, slots)
     known = Loaded(settings.sockets) if settings.multi_model else _published(settings.catalog)
     invocations = Invocations(settings, known, host)
@@ -78,8 +77,14 @@ def create(settings: Settings, slot: int) -> Flask:
     model_api.add_routes(app, host, invocations, multi_model=settings.multi_model)
     _answer_errors(app)
     _name_requests(app)
-    _count(app, counts)
+    _count(app, slots)
     return app
+
+
+def take_slot(app: Flask, slot: int) -> None:
+    """Let this process count its requests in the slot of this number."""
+    app.extensions[SLOT] = app.extensions[SLOTS].slot(slot)
+    app.extensions[SLOT].set("pid", os.getpid())
 
 
 def _published(file: Path) -> Catalog:
@@ -135,11 +140,13 @@ def _name_requests(app: Flask) -> None:
         serve_log.thread_works_on(None)
 
 
-def _count(app: Flask, counts: Slot) -> None:
+def _count(app: Flask, slots: Slots) -> None:
+    app.extensions[SLOTS] = slots
     lock = threading.Lock()  # a worker has several threads, and `add` is a read and a write
 
     @app.after_request
     def count(response: Response) -> Response:
+        counts: Slot = app.extensions[SLOT]
         with lock:
             counts.add("requests")
             if response.status_code >= 500:

@@ -1,4 +1,7 @@
-"""The entry point for gunicorn: creates the application of this worker, after the fork."""
+"""The entry point for gunicorn, whose master creates the application before it forks the workers.
+
+So the workers share the memory of the application, and one that is started again is ready at once.
+"""
 
 from flask import Flask
 
@@ -6,8 +9,11 @@ from serve import settings
 from serve.slots import WEB_SLOTS
 from serve.web import app
 
-slot = 0  # set by container/gunicorn.conf.py in each worker
-
 
 def create() -> Flask:
-    return app.create(settings.read(), slot % WEB_SLOTS)
+    return app.create(settings.read())
+
+
+def begin(created: Flask, worker: int) -> None:
+    """Called in each worker, after the fork; `worker` counts all that were started."""
+    app.take_slot(created, worker % WEB_SLOTS)

@@ -58,6 +58,19 @@ def test_a_models_own_headers_redirect_no_request(start: Start, models: Path) ->
         assert (answer.status, answer.body, answer.headers["x-mine"]) == (200, b"mine", "kept"), answer
 
 
+def test_a_failure_is_explained_on_every_lane(start: Start, models: Path) -> None:
+    """A web worker answers with the cause, whichever way the request has reached its model."""
+    lanes = {"header": {"TargetModel": "header"}, "body": {}, "flask": {"Content-Encoding": "identity"}}
+    for name in lanes:
+        toy(models, "crash", name)
+    server = start(models)
+
+    for name, headers in lanes.items():
+        answer = server.invoke(None, {"model_type": name, "crash": True}, **headers)
+        assert (answer.status, answer.json["model"]) == (500, name), answer
+        assert "SIGKILL" in answer.json["message"], answer
+
+
 @pytest.mark.parametrize("name", ["nope", "../echo", "a/../../b", "%2e%2e", "x" * 10_000, "ec ho"])
 def test_an_unknown_name_is_404_and_lists_the_models(start: Start, models: Path, name: str) -> None:
     """No name reaches anything outside the model directory."""

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.live.conftest import Start
@@ -175,6 +176,16 @@ def test_the_forkserver_has_one_thread(start: Start, models: Path) -> None:
     forkserver = server.part("forkserver")
     assert len(list(Path(f"/proc/{forkserver}/task").iterdir())) == 1
     assert "libtorch" in Path(f"/proc/{forkserver}/maps").read_text()
+
+
+def test_an_idle_server_is_small(start: Start, models: Path) -> None:
+    """All of its processes, each shared page divided among them. XGBoost is imported, and no model is loaded."""
+    (models / "trees").mkdir()
+    (models / "trees" / "xgboost-model").touch()
+    server = start(models)
+    wait_until(lambda: server.events("imported"))
+    processes = map(psutil.Process, {server.process.pid} | descendants(server.process.pid))
+    assert sum(each.memory_full_info().pss for each in processes) < 175e6
 
 
 def test_a_model_does_not_wait_for_what_another_needs(start: Start, models: Path) -> None:

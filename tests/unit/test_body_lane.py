@@ -107,7 +107,9 @@ class Lanes:
         catalog = Catalog([Entry(name=name, path=Path(name), archive=True) for name in (*MODELS, CLOSED)])
         catalog.publish(chosen.catalog)
         Slots(chosen.slots, create=True)
-        self._upstreams = Upstreams(web_app.create(chosen, 0), chosen.sockets, run_dir / "web.sock")
+        app = web_app.create(chosen)
+        web_app.take_slot(app, 0)
+        self._upstreams = Upstreams(app, chosen.sockets, run_dir / "web.sock")
         (run_dir / "nginx.conf").write_text(nginx.rendered(chosen, catalog))
         self._log = run_dir / "log"
         where = ["-e", "stderr", "-p", str(run_dir), "-c", str(run_dir / "nginx.conf")]

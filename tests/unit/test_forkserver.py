@@ -1,10 +1,12 @@
 """The forkserver imports what known models need at once, and everything else while no orders come."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 
-from serve.host.forkserver import QUIET, pause_before_import
+from serve.host.forkserver import QUIET, hidden_from_frameworks, pause_before_import
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,20 @@ def test_an_import_that_no_known_model_needs_waits_for_quiet(
     else:
         assert pause is not None
         assert least <= pause <= most
+
+
+XGBOOST, CUSTOM = "serve.handlers.xgboost.handler", "serve.handlers.custom.handler"
+
+
+@pytest.mark.parametrize(("modules", "imported"), [([XGBOOST], False), ([XGBOOST, CUSTOM], True)])
+def test_scikit_learn_is_imported_where_the_code_of_a_model_may_use_it(modules: list[str], imported: bool) -> None:
+    """Its 46 MB serve only estimators of XGBoost, which a booster is not; it can be imported later in any case."""
+    hidden = hidden_from_frameworks(modules)
+    script = (
+        "import sys; from serve.host.forkserver import import_framework;"
+        f"import_framework({XGBOOST!r}, {hidden!r});"
+        "print('sklearn' in sys.modules);"
+        "import sklearn, xgboost; print(xgboost.compat.SKLEARN_INSTALLED)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(imported)] * 2

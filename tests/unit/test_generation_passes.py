@@ -164,3 +164,23 @@ def test_a_prompt_piece_without_an_end_computes_no_logits() -> None:
 
         assert logits.shape[0] == 0
         assert cache.rows_of_layers[1].both[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "phi3", "qwen2"])
+def test_in_half_precision_a_family_is_as_near_to_float32_as_its_modules(model_type: str, dtype: torch.dtype) -> None:
+    model = uneven(model_type).requires_grad_(False)
+    tokens = torch.arange(40).view(2, 20)
+    exact = model(tokens).logits[:, -1]
+    half = copy.deepcopy(model).to(dtype)
+
+    def error(forward: passes.Pass) -> float:
+        """The prompts in a piece of 19 tokens, then one more token."""
+        cache = forward.cache()
+        cache.extent.rows = 2
+        for start, end in ((0, 19), (19, 20)):
+            cache.write_at(start, end - start)
+            logits = forward(tokens[:, start:end], torch.arange(start, end)[None], cache, None)
+        return float((logits[:, -1] - exact).abs().mean() / exact.std())
+
+    assert error(passes.pass_of(half)) < 2.5 * error(ModulesPass(half))

@@ -217,3 +217,22 @@ def test_a_batch_is_not_walked_for_each_of_its_jobs(tmp_path: Path) -> None:
     for job, peer in zip(jobs, peers, strict=True):
         job.connection.close()
         peer.close()
+
+
+def test_an_item_that_is_its_own_key_runs_alone() -> None:
+    """And the others are not looked at before their turn: a thousand that wait cost no more than one."""
+
+    class Alone(Doubler):
+        looks = 0
+
+        def compatible(self, item: int) -> int:
+            self.looks += 1
+            return item
+
+    alone, jobs = Alone(), [FakeJob(7) for _ in range(8)]
+
+    run(alone, jobs)
+
+    assert alone.batches == [[7]] * 8
+    assert alone.looks == 8
+    assert [job.answers for job in jobs] == [[b"14"]] * 8

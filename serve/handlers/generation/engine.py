@@ -102,7 +102,8 @@ class Engine:
         else:
             logits = self.decoder.step([row.tokens[-1] for row in self.rows])
             self._append(self.rows, logits)
-        self._pieces.stepped(time.monotonic() - began)
+        if self._prefill is None:  # a step between two pieces takes half as long again
+            self._pieces.stepped(time.monotonic() - began)
 
     def _guesses(self) -> list[list[int]]:
         """The tokens that may come next in each row, from the text so far; [] where that is not asked for."""

@@ -1,5 +1,8 @@
 """The size of the pieces of a prompt, by time: running rows wait for one piece between two of their tokens."""
 
+from collections import deque
+from statistics import median
+
 STEPS = 2.0  # the time of a piece, in steps of the running rows: a token then comes after 3 steps at most
 SECONDS = 0.25  # the same while no row runs: only new requests and disconnected clients wait
 LEAST = 16  # tokens; a smaller piece takes nearly the time of a step, whatever it computes
@@ -12,12 +15,12 @@ class Pieces:
     """Measures pieces and steps, and says how many tokens the next piece has."""
 
     def __init__(self) -> None:
-        self._step = 0.0  # seconds of a step of the running rows, smoothed
+        self._steps: deque[float] = deque(maxlen=9)  # seconds of the last steps of the running rows
         self._cost: dict[bool, float] = {}  # seconds for a token of a piece, beside running rows and without, smoothed
 
     def stepped(self, seconds: float) -> None:
-        """The running rows took this long for a token."""
-        self._step = smoothed(self._step, seconds)
+        """The running rows took this long for a token, while no piece came between."""
+        self._steps.append(seconds)
 
     def computed(self, tokens: int, seconds: float, beside_rows: bool) -> None:
         """A piece took this long."""
@@ -30,7 +33,7 @@ class Pieces:
             return USUAL if cost is None else max(USUAL, rounded(SECONDS / cost))
         # Small pieces are less efficient than the large ones that are computed alone.
         cost = self._cost.get(True) or 2 * self._cost.get(False, 0.0)
-        return rounded(STEPS * self._step / cost) if cost else LEAST
+        return rounded(STEPS * median(self._steps) / cost) if cost and self._steps else LEAST
 
 
 def rounded(tokens: float) -> int:

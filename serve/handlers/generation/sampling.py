@@ -133,7 +133,9 @@ def choose(logits: Tensor, rows: Sequence[RowSampling]) -> tuple[list[int], dict
             for i, token in zip(sampling, drawn, strict=True):
                 tokens[i] = token
     for i, row in enumerate(rows):
-        if (row.banned or row.settings.allowed_tokens is not None) and bool((logits[i] == -torch.inf).all()):
+        # The chosen token first: the whole vocabulary takes 150 us a row.
+        restricted = row.banned or row.settings.allowed_tokens is not None
+        if restricted and bool(logits[i, tokens[i]] == -torch.inf) and bool((logits[i] == -torch.inf).all()):
             tokens[i] = NO_TOKEN
             scores.pop(i, None)
     return tokens, {

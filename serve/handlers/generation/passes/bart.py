@@ -1,4 +1,7 @@
-"""The encoder and decoder of BART, and of families that differ from it in norms, scales and positions."""
+"""The encoder and decoder of BART, and of families that differ from it in norms, scales and positions.
+
+M2M100 is the class of NLLB too.
+"""
 
 from collections.abc import Generator
 from typing import Any
@@ -8,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 from transformers import (
     BartForConditionalGeneration,
+    BlenderbotForConditionalGeneration,
+    M2M100ForConditionalGeneration,
     MarianMTModel,
     MBartForConditionalGeneration,
     PegasusForConditionalGeneration,
+    PLBartForConditionalGeneration,
     PreTrainedModel,
 )
 
@@ -21,12 +27,19 @@ from serve.handlers.generation.passes.products import Joined, Product, fused, me
 from serve.handlers.generation.sources import Keys, Sources, as_keys, attend, blocks, padding_bias
 
 # The classes whose layers normalize their input; the layers of the others normalize their output.
-_PRE_NORM = (MBartForConditionalGeneration, PegasusForConditionalGeneration)
-_POST_NORM = (BartForConditionalGeneration, MarianMTModel)
+_PRE_NORM = (
+    BlenderbotForConditionalGeneration,
+    M2M100ForConditionalGeneration,
+    MBartForConditionalGeneration,
+    PegasusForConditionalGeneration,
+)
+_POST_NORM = (BartForConditionalGeneration, MarianMTModel, PLBartForConditionalGeneration)
 
 
 def fits(model: PreTrainedModel) -> bool:
     """Whether BartPass computes what the modules of a model compute."""
+    if type(model) is M2M100ForConditionalGeneration and model.config.pad_token_id > 1:
+        return False  # the table of positions may have to grow
     return type(model) in (*_PRE_NORM, *_POST_NORM)
 
 
@@ -48,13 +61,15 @@ class BartPass:
         self._pre_norm = type(model) in _PRE_NORM
         # The modules keep the encoder's values in the range of float16.
         self._largest = torch.finfo(torch.float16).max - 1000 if model.dtype is torch.float16 else None
-        self._source_text, self._text = _Embedding(encoder), _Embedding(decoder)
+        embedding = _CountingEmbedding if type(model) is M2M100ForConditionalGeneration else _Embedding
+        self._source_text, self._text = embedding(encoder), embedding(decoder)
         self.parts = len(encoder.layers) + 1
         self._encoder = [_Layer(layer) for layer in encoder.layers]
         self._decoder = [_DecoderLayer(layer) for layer in decoder.layers]
         self._source_norm, self._norm = _optional(encoder, "layer_norm"), _optional(decoder, "layer_norm")
         self._head = Product(model.lm_head)
-        self._bias = model.final_logits_bias if bool(model.final_logits_bias.any()) else None
+        bias = getattr(model, "final_logits_bias", None)
+        self._bias = bias if bias is not None and bool(bias.any()) else None
 
     def cache(self) -> RowCache:
         return RowCache(len(self._decoder))
@@ -62,7 +77,7 @@ class BartPass:
     def encode(self, tokens: Tensor, lengths: list[int]) -> Generator[float, None, Keys]:
         rows, width = tokens.shape
         bias, parts = padding_bias(lengths, self._dtype, self.device), blocks(rows, width)
-        hidden = self._source_text(tokens, torch.arange(width, device=self.device))
+        hidden = self._source_text.whole(tokens)
         for number, layer in enumerate(self._encoder):
             mixed = layer.mix(self._before(hidden.flatten(0, 1), layer.norm)).view(rows, width, 3, layer.heads, -1)
             computed = []
@@ -119,17 +134,44 @@ class _Embedding:
     """The tokens and positions of an encoder or decoder."""
 
     def __init__(self, part: Any) -> None:
-        self._tokens, self._positions = part.embed_tokens.weight, part.embed_positions.weight
+        self._tokens, self._positions = part.embed_tokens.weight, self._table(part.embed_positions)
         self._scale = getattr(part.embed_tokens, "embed_scale", None) or getattr(part, "embed_scale", 1.0)
         self._offset = getattr(part.embed_positions, "offset", 0)
         self._norm = _optional(part, "layernorm_embedding")
 
-    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def whole(self, tokens: Tensor) -> Tensor:
+        """Texts from their first token on, [rows, columns]."""
+        return self(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+
+    def __call__(self, tokens: Tensor, columns: Tensor) -> Tensor:
+        return self._sum(tokens, columns + self._offset)
+
+    def _table(self, positions: Any) -> Tensor:
+        table: Tensor = positions.weight
+        return table
+
+    def _sum(self, tokens: Tensor, positions: Tensor) -> Tensor:
         hidden = self._tokens[tokens]
         if self._scale != 1:
             hidden = hidden * self._scale
-        hidden = hidden + self._positions[positions + self._offset]
+        hidden = hidden + self._positions[positions]
         return hidden if self._norm is None else layer_norm(hidden, *self._norm)
+
+
+class _CountingEmbedding(_Embedding):
+    """M2M100's: padding within a text has no position."""
+
+    def whole(self, tokens: Tensor) -> Tensor:
+        counted = tokens != self._padding
+        return self._sum(tokens, counted.cumsum(1) * counted + self._padding)
+
+    def __call__(self, tokens: Tensor, columns: Tensor) -> Tensor:
+        return self._sum(tokens, (columns + 1) * (tokens != self._padding) + self._padding)
+
+    def _table(self, positions: Any) -> Tensor:
+        self._padding: int = positions.padding_idx
+        table: Tensor = positions.weights
+        return table
 
 
 class _Layer:
