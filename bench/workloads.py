@@ -54,8 +54,8 @@ def one_row(bench: Bench) -> Iterator[Row]:
     if bench.peers:
         try:
             # Its batches wait to be full: each number of connections has the size that is best for it.
-            for batch in counts:
-                mosecs[batch] = bench.start(Mosec(models / "abalone-1", bench.work / f"mosec-{batch}", batch))
+            for count in counts:
+                mosecs[count] = bench.start(Mosec(models / "abalone-1", bench.work / f"mosec-{count}", count))
         except Missing as missing:
             bench.not_run.append(str(missing))
             mosecs = {}
