@@ -41,7 +41,7 @@ OPTIONS = {
     "sklearn": "serve.handlers.arrays.options:ScikitLearnOptions",
     "torch": "serve.handlers.arrays.options:TorchOptions",
     "text_generation": "serve.handlers.generation.options:TextGenerationOptions",
-    "seq2seq": _HUGGING_FACE,
+    "seq2seq": "serve.handlers.generation.options:TextGenerationOptions",
     "text_classification": _HUGGING_FACE,
     "token_classification": _HUGGING_FACE,
     "question_answering": _HUGGING_FACE,

@@ -46,6 +46,12 @@ class Poll:
         # EPOLLEXCLUSIVE: if several copies listen on one socket, a connection wakes one of them and not all.
         self._epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         self._epoll.register(control, select.EPOLLIN)
+        self._listening = select.poll()
+        self._listening.register(listener, select.POLLIN)
+
+    def connects(self) -> bool:
+        """Whether a connection waits to be accepted."""
+        return bool(self._listening.poll(0))
 
     def retire(self, listener: socket.socket, control: socket.socket) -> None:
         """Stop watching for new connections and for messages of the host."""

@@ -82,7 +82,7 @@ BODIES: dict[str, tuple[str, st.SearchStrategy[dict[str, Any]], str, Callable[[A
     "generation": ("generation", asked(parameters.GenerationParameters, "inputs", True), INVOCATIONS, generated),
     "chat": ("generation", asked(openai.ChatBody, "messages", False), CHAT, generated),
     "completion": ("generation", asked(openai.CompletionBody, "prompt", False), COMPLETIONS, generated),
-    "seq2seq": ("seq2seq", asked(Seq2SeqParameters, "inputs", True), INVOCATIONS, answered),
+    "seq2seq": ("seq2seq", asked(Seq2SeqParameters, "inputs", True), INVOCATIONS, generated),
     **{name: (name, asked(TASKS[name][0].parameters, "inputs", True), INVOCATIONS, answered) for name in TASKS},
 }
 

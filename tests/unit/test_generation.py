@@ -198,28 +198,6 @@ def test_parameters_have_the_effect_that_they_have_in_generate(
         assert [entry["generated_text"] for entry in entries] == expected
 
 
-def test_equal_beam_requests_share_one_generate(gpt2: TextGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
-    dice = random.Random(4)
-    bodies = [{"inputs": prompt(dice), "parameters": {"num_beams": 2, "max_new_tokens": 12}} for _ in range(4)]
-    alone = [ask(gpt2, body) for body in bodies]
-    sizes: list[int] = []
-    generate = gpt2.engine.model.generate
-
-    def counting(ids: torch.Tensor, **more: Any) -> Any:
-        sizes.append(len(ids))
-        return generate(ids, **more)
-
-    monkeypatch.setattr(gpt2.engine.model, "generate", counting)
-    jobs = [Asked(gpt2, body) for body in bodies]
-
-    for job in jobs:
-        gpt2.join(job)
-    finish(gpt2, *jobs)
-
-    assert sizes == [4]
-    assert [job.answer for job in jobs] == alone
-
-
 def test_answers_have_hugging_face_shapes(gpt2: TextGeneration) -> None:
     """A string gives a list, a list gives a list of lists, several sequences give several entries."""
     few = {"max_new_tokens": 3}

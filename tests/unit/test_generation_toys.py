@@ -91,7 +91,7 @@ def handler_of(directory: Path, **settings: Any) -> TextGeneration:
 class Asked:
     """A job that records all calls."""
 
-    def __init__(self, handler: TextGeneration, body: Any, content_type: str = "application/json", **request: Any):
+    def __init__(self, handler: Any, body: Any, content_type: str = "application/json", **request: Any):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.request = Request(body=raw, content_type=content_type, **request)
         self.item = handler.decode(self.request)
@@ -141,7 +141,7 @@ class Asked:
         return [json.loads(chunk.removeprefix(b"data: ")) for chunk in self.chunks]
 
 
-def finish(handler: TextGeneration, *jobs: Asked) -> None:
+def finish(handler: Any, *jobs: Asked) -> None:
     """Step until all are answered."""
     give_up = time.monotonic() + PATIENCE
     while not all(job.done for job in jobs):
@@ -149,7 +149,7 @@ def finish(handler: TextGeneration, *jobs: Asked) -> None:
         handler.step()
 
 
-def ask(handler: TextGeneration, body: Any, **request: Any) -> Any:
+def ask(handler: Any, body: Any, **request: Any) -> Any:
     """The answer to one request that is alone."""
     job = Asked(handler, body, **request)
     handler.join(job)

@@ -17,7 +17,6 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
 from serve.errors import ModelUnusable
-from serve.handlers.base import Reply, Request
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import layout_times, layouts, linear, pretrained
@@ -194,9 +193,9 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
     (written,) = generate(writer, {"inputs": "w1 w2", "parameters": {"max_new_tokens": 5}})
     assert len(written["generated_text"].split()) > 2
     summarizer = Seq2Seq(config_of(Seq2Seq, name="x", directory=tmp_path / "bart", options=options))
-    (reply,) = summarizer.predict([summarizer.decode(Request(body=b"w1 w2", content_type="text/plain"))])
-    assert isinstance(reply, Reply)
-    for handler, layers in ((writer.engine.model, 4 + 1), (summarizer._network, 6 + 10 + 1)):
+    (written,) = generate(summarizer, {"inputs": "w1 w2"})
+    assert list(written) == ["summary_text"]
+    for handler, layers in ((writer.engine.model, 4 + 1), (summarizer.engine.model, 6 + 10 + 1)):
         assert len([part for part in handler.modules() if isinstance(part, Linear)]) == layers
 
 

@@ -1,10 +1,14 @@
 """Encoder-decoder models, on a tiny BART of random weights: answers, batches, parameters, deadlines, broken files."""
 
+import copy
 import json
+import random
 import shutil
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,8 +25,13 @@ from transformers import (
 
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, TooLate, UnsupportedMediaType
 from serve.handlers.base import Reply, Request
+from serve.handlers.generation import engine
+from serve.handlers.huggingface import pretrained
 from serve.handlers.seq2seq.handler import Seq2Seq
+from tests.unit.causal_architectures import letters
 from tests.unit.configs import config_of
+from tests.unit.test_generation_toys import Asked, finish
+from tests.unit.test_seq2seq_architectures import TOKENIZER, tiny
 
 POSITIONS = 64
 TEXTS = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3 w2 w1", "w50 w51", "w70 w71 w72 w73 w74"]
@@ -75,11 +84,17 @@ def request(body: Any, **settings: Any) -> Request:
     return Request(body=body, **{"content_type": "application/json", **settings})
 
 
+def outcome(handler: Seq2Seq, asked: Request) -> Reply | ServeError | None:
+    """The reply to a request that is alone, or its error."""
+    job = Asked(handler, **{name: getattr(asked, name) for name in asked.__struct_fields__})
+    handler.join(job)
+    finish(handler, job)
+    return job.failed or job.replied
+
+
 def ask(handler: Seq2Seq, inputs: Any, **parameters: Any) -> Any:
-    item = handler.decode(request({"inputs": inputs, "parameters": parameters}))
-    while (reply := handler.predict([item])[0]) is None:
-        pass
-    assert isinstance(reply, Reply)
+    reply = outcome(handler, request({"inputs": inputs, "parameters": parameters}))
+    assert isinstance(reply, Reply), reply
     assert isinstance(reply.body, bytes)
     assert reply.content_type == "application/json"
     return json.loads(reply.body)
@@ -123,32 +138,17 @@ def test_a_batched_answer_equals_the_lone_one(handler: Seq2Seq, parameters: dict
 
     assert ask(handler, TEXTS, **parameters) == alone
 
-    items = [handler.decode(request({"inputs": text, "parameters": parameters})) for text in TEXTS]
-    assert len({handler.compatible(item) for item in items}) == 1
-    together = handler.predict(items)
-    assert [json.loads(reply.body) for reply in together if isinstance(reply, Reply)] == [[each] for each in alone]  # type: ignore[arg-type]
+    jobs = [Asked(handler, {"inputs": text, "parameters": parameters}) for text in TEXTS]
+    for job in jobs:
+        handler.join(job)
+    finish(handler, *jobs)
+    assert [job.answer for job in jobs] == [[each] for each in alone]
 
 
 def test_a_batch_larger_than_the_models_limit_is_split(directory: Path, handler: Seq2Seq) -> None:
     """And the answers are the same."""
     small = Seq2Seq(config_of(Seq2Seq, name="bart", directory=directory, max_batch=2))
     assert ask(small, TEXTS, **BEAMS) == ask(handler, TEXTS, **BEAMS)
-
-
-def test_other_parameters_do_not_share_a_batch(handler: Seq2Seq) -> None:
-    """One call of generate has one set of them; a seed asks for a call of its own."""
-
-    def key(**parameters: Any) -> Any:
-        return handler.compatible(handler.decode(request({"inputs": "w1", "parameters": parameters})))
-
-    assert key() == key()
-    assert key(max_length=9) == key(max_length=9)
-    assert key(max_length=9) != key()
-    assert key(max_length=9, details={}, compile_config=[]) == key(
-        max_length=9
-    )  # ignored parameters keep no request out
-    assert key(do_sample=True) == key(do_sample=True)
-    assert key(do_sample=True, seed=1) != key(do_sample=True, seed=1)
 
 
 def test_a_seed_makes_sampling_repeatable(handler: Seq2Seq) -> None:
@@ -178,7 +178,7 @@ def test_several_sequences_of_several_texts_are_lists(handler: Seq2Seq) -> None:
 def test_csv_goes_in_and_comes_out_with_a_header(handler: Seq2Seq) -> None:
     """A column named inputs; one row out for each in."""
     body = b"id,inputs\n1,w1 w2 w3\n2,w4\n"
-    (reply,) = handler.predict([handler.decode(request(body, content_type="text/csv", accept="text/csv"))])
+    reply = outcome(handler, request(body, content_type="text/csv", accept="text/csv"))
     lines = [each["summary_text"] for each in ask(handler, ["w1 w2 w3", "w4"])]
     assert reply == Reply(body="\r\n".join(["summary_text", *lines, ""]).encode(), content_type="text/csv")
 
@@ -251,18 +251,16 @@ def test_a_plain_text_is_an_input(handler: Seq2Seq) -> None:
     """In its charset; so is a body without a type that is no object."""
     wanted = ask(handler, "w1 w2")
     for settings in ({"content_type": "text/plain"}, {"content_type": ""}):
-        (reply,) = handler.predict([handler.decode(request(b"w1 w2", **settings))])
+        reply = outcome(handler, request(b"w1 w2", **settings))
         assert reply == Reply(body=msgspec.json.encode(wanted), content_type="application/json")
-    (reply,) = handler.predict(
-        [handler.decode(request("w1 w2".encode("utf-16"), content_type="text/plain", charset="utf-16"))]
-    )
+    reply = outcome(handler, request("w1 w2".encode("utf-16"), content_type="text/plain", charset="utf-16"))
     assert reply == Reply(body=msgspec.json.encode(wanted), content_type="application/json")
 
 
 def test_the_field_that_chose_the_model_is_ignored(handler: Seq2Seq) -> None:
     """It is no unknown key."""
     body = {"model_type": "bart", "inputs": "w1"}
-    (reply,) = handler.predict([handler.decode(request(body))])
+    reply = outcome(handler, request(body))
     assert reply == Reply(body=msgspec.json.encode(ask(handler, "w1")), content_type="application/json")
 
 
@@ -346,35 +344,134 @@ def test_unsupported_media_types_and_charsets_are_refused(
         handler.decode(request(body, **settings))
 
 
+@pytest.mark.peer("transformers")
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_text_ends_at_its_deadline_and_its_neighbours_go_on(
-    handler: Seq2Seq, monkeypatch: pytest.MonkeyPatch, beams: int
+    handler: Seq2Seq, directory: Path, monkeypatch: pytest.MonkeyPatch, beams: int
 ) -> None:
-    """503 for the one that is late, the usual answer for the others, within one call of generate."""
-    parameters = {"num_beams": beams, "max_length": 40, "min_length": 39}
-    wanted = ask(handler, TEXTS[0], **parameters)
-    clock = iter(range(10_000))
-    monkeypatch.setattr("serve.handlers.seq2seq.handler.time.monotonic", lambda: float(next(clock)))
-    items = [
-        handler.decode(request({"inputs": text, "parameters": parameters}, deadline=deadline))
-        for text, deadline in [(TEXTS[0], float("inf")), (TEXTS[1], 10.0), (TEXTS[2], 3.0)]
-    ]
-    good, late, expired = handler.predict(items)
-    assert good == Reply(body=msgspec.json.encode(wanted), content_type="application/json")
-    assert isinstance(late, TooLate)
-    assert isinstance(expired, TooLate)
+    """The late one is the best text so far, of four tokens here, each of which takes a second."""
+    parameters = {"num_beams": beams, "min_length": 39}
+    limits = {"min_length": 5, "max_length": 5, "forced_eos_token_id": None}
+    (wanted,) = reference(directory, TEXTS[1], **parameters | limits)
+    neighbour = ask(handler, TEXTS[0], **parameters, max_length=40)
+    clock = [0.0]
+    step = handler.engine.decoder.step
+
+    def slow(tokens: Any) -> torch.Tensor:
+        clock[0] += 1
+        return step(tokens)
+
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(handler.engine.decoder, "step", slow)
+    bodies = [{"inputs": text, "parameters": parameters | {"max_length": 40}} for text in TEXTS[:2]]
+    jobs = [Asked(handler, body) for body in bodies]
+    jobs[1].request = msgspec.structs.replace(jobs[1].request, deadline=3.5)
+    for job in jobs:
+        handler.join(job)
+
+    finish(handler, *jobs)
+
+    assert jobs[0].answer == neighbour
+    assert jobs[1].answer == [{"summary_text": wanted, "finish_reason": "deadline"}]
 
 
-def test_generation_stops_when_nobody_listens_any_more(handler: Seq2Seq, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the deadline, not at the length asked for: the clock is asked once a token, and soon no more."""
-    body = {"inputs": "w1", "parameters": {"max_length": POSITIONS, "min_length": POSITIONS}}
-    clock = iter(range(10_000))
-    monkeypatch.setattr("serve.handlers.seq2seq.handler.time.monotonic", lambda: float(next(clock)))
-    (late,) = handler.predict([handler.decode(request(body, deadline=5.0))])
-    assert isinstance(late, TooLate)
-    assert next(clock) == 6
+def test_a_request_whose_deadline_passes_before_its_first_token_is_an_error(handler: Seq2Seq) -> None:
+    """An empty text would be a wrong answer: 503."""
+    job = Asked(handler, {"inputs": TEXTS})
+    job.request = msgspec.structs.replace(job.request, deadline=time.monotonic())
+    handler.join(job)
+    handler.step()
+    assert isinstance(job.failed, TooLate)
+    assert handler.room() == handler.engine.max_batch
     with pytest.raises(TooLate):
-        handler.decode(request(body, deadline=5.0))
+        handler.decode(request({"inputs": "w1"}, deadline=0.0))
+
+
+def test_a_client_that_disconnects_takes_no_further_work(handler: Seq2Seq) -> None:
+    """In the queue, before the encoder has ended, and between two tokens."""
+    body = {"inputs": TEXTS[0], "parameters": {"num_beams": 3, "max_length": 30, "min_length": 30}}
+    told = ask(handler, TEXTS[0], **body["parameters"])  # type: ignore[arg-type]
+    for steps in (0, 1, 4):
+        stays, goes = Asked(handler, body), Asked(handler, body | {"inputs": TEXTS})
+        handler.join(stays)
+        handler.join(goes)
+        for _ in range(steps):
+            handler.step()
+        handler.leave(goes)
+        assert handler.room() == handler.engine.max_batch - 3
+        finish(handler, stays)
+        assert stays.answer == told
+        assert not goes.done
+
+
+@pytest.mark.peer("transformers")
+@pytest.mark.parametrize("model_type", ["bart", "t5", "switch_transformers"])
+def test_requests_with_any_parameters_share_the_batch_and_get_the_texts_of_generate(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One joins in each step: greedy ones and searches, with the passes of two families, and with modules."""
+    model = tiny(model_type)
+    monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
+    handler = Seq2Seq(config_of(Seq2Seq, name="tiny", directory=Path(), max_batch=12))
+    dice = random.Random(5)
+    waiting, told = [], []
+    jobs: list[Asked] = []
+    for _ in range(24):
+        text = letters(dice.choice([3, 9, 30]), dice.randrange(1000))
+        asked = any_parameters(dice)
+        arguments = dict(asked)
+        if bias := arguments.get("sequence_bias"):
+            arguments["sequence_bias"] = {tuple(tokens): value for tokens, value in bias}
+        ids = torch.tensor([TOKENIZER(text)["input_ids"]])
+        rows = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **arguments).tolist()
+        ends = {*asked.get("eos_token_id", [256]), 1}  # 1: the padding
+        # These end tokens, and the padding behind them, are letters of this tokenizer.
+        made = [[token for token in row if token not in ends] for row in rows]
+        told.append(TOKENIZER.batch_decode(made, skip_special_tokens=True))
+        waiting.append((text, asked, ends))
+    while len(jobs) < len(waiting):
+        text, asked, _ = waiting[len(jobs)]
+        job = Asked(handler, {"inputs": text, "parameters": asked})
+        if handler.room() >= min(12, job.item.rows):
+            jobs.append(job)
+            handler.join(job)
+        handler.step()
+    finish(handler, *jobs)
+
+    for job, (text, asked, ends), expected in zip(jobs, waiting, told, strict=True):
+        letters_of_ends = str.maketrans(dict.fromkeys(TOKENIZER.decode([end]) for end in ends if end < 256))
+        got = [entry["summary_text"].translate(letters_of_ends) for entry in job.answer]
+        assert got == expected, (text, asked)
+
+
+def any_parameters(dice: random.Random) -> dict[str, Any]:
+    beams = dice.choice([1, 2, 4, 7])
+    longest = dice.randint(2, 20)
+    choices: dict[str, Any] = {
+        "length_penalty": dice.choice([-1.0, 0.0, 2.0]),
+        "early_stopping": dice.choice([True, False, "never"]),
+        "no_repeat_ngram_size": dice.randint(1, 3),
+        "repetition_penalty": dice.choice([0.8, 1.3]),
+        "min_length": dice.randint(1, longest),
+        "forced_bos_token_id": dice.randrange(3, 250),
+        "forced_eos_token_id": 256,
+        "suppress_tokens": [dice.randrange(3, 250) for _ in range(20)],
+        "begin_suppress_tokens": [dice.randrange(3, 250) for _ in range(60)],
+        "eos_token_id": [256, *(dice.randrange(3, 90) for _ in range(dice.randint(0, 9)))],
+        "encoder_no_repeat_ngram_size": 1,
+        "encoder_repetition_penalty": 1.4,
+        "sequence_bias": [[[dice.randrange(3, 250)], 3.0]],
+        "exponential_decay_length_penalty": [2, 1.2],
+    }
+    # Parameters that only transformers' own objects implement are drawn less often.
+    asked = {name: value for name, value in choices.items() if dice.random() < (0.1 if name[:2] in UNUSUAL else 0.35)}
+    if beams == 1:
+        asked = {name: value for name, value in asked.items() if name not in ("length_penalty", "early_stopping")}
+    returned = {"num_return_sequences": dice.randint(1, beams)} if beams > 1 else {}
+    return asked | returned | {"num_beams": beams, "max_length": longest}
+
+
+UNUSUAL = ("en", "se", "ex")
 
 
 def edit(name: str, **changes: Any) -> Callable[[Path], Any]:
@@ -433,3 +530,43 @@ def test_weights_in_several_files_are_read(broken: Path, directory: Path, handle
     shards[0].unlink()
     with pytest.raises(ModelUnusable, match=rf"^model.safetensors.index.json names {shards[0].name}, which is missing"):
         Seq2Seq(config_of(Seq2Seq, name="bart", directory=broken))
+
+
+@pytest.mark.peer("transformers")
+def test_prompt_lookup_saves_steps_and_changes_no_text(
+    directory: Path, handler: Seq2Seq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guesses come from the source and the text so far; requests without them are rows of the same batch."""
+    decoder: Any = handler.engine.decoder
+    passes: list[int] = []
+    for name in ("step", "extend"):
+        made = getattr(decoder, name)
+
+        def noted(tokens: Any, made: Any = made) -> Any:
+            passes.append(len(tokens))
+            return made(tokens)
+
+        monkeypatch.setattr(decoder, name, noted)
+    ways: list[dict[str, Any]] = [{}, {"suppress_tokens": [t for t in range(100) if t not in (2, 9, 10)]}, OTHERS]
+    asked = [way | {"max_length": 60} for way in ways for _ in TEXTS]
+    wanted = [reference(directory, text, **way) for text, way in zip(TEXTS * len(ways), asked, strict=True)]
+    jobs = [
+        Asked(handler, {"inputs": text, "parameters": way | ({"prompt_lookup_num_tokens": 8} if i % 5 else {})})
+        for i, (text, way) in enumerate(zip(TEXTS * len(ways), asked, strict=True))
+    ]
+    for job in jobs:
+        while handler.room() < 1:
+            handler.step()
+        handler.join(job)
+    finish(handler, *jobs)
+    assert [[each["summary_text"] for each in job.answer] for job in jobs] == wanted
+
+    only = {"max_length": 60, "min_length": 60, "suppress_tokens": [t for t in range(100) if t not in (2, 9)]}
+    passes.clear()
+    assert ask(handler, TEXTS[0], **only, prompt_lookup_num_tokens=8) == ask(handler, TEXTS[0], **only)
+    assert len(passes) - 58 < 58 / 4, "58 steps without guesses"
+
+
+def test_prompt_lookup_beside_beams_is_refused(handler: Seq2Seq) -> None:
+    with pytest.raises(BadRequest, match="prompt_lookup_num_tokens cannot be combined with num_beams, which is 3"):
+        Asked(handler, {"inputs": "w1", "parameters": {"num_beams": 3, "prompt_lookup_num_tokens": 4}})

@@ -1,7 +1,7 @@
 """The loop of text generation: each step makes one token for every running row, and prompts join between two steps."""
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,16 +10,22 @@ from transformers import PreTrainedModel
 from serve.errors import DoesNotFit
 from serve.failures import exhausted, lost
 from serve.handlers.base import Job
-from serve.handlers.generation import transformers_generate
-from serve.handlers.generation.decoder import ExtendingSteps, ReusingSteps, TokenSteps, end_tokens
+from serve.handlers.generation import beams, transformers_generate
+from serve.handlers.generation.beams import Beam, BeamSearch
+from serve.handlers.generation.cache import Move
+from serve.handlers.generation.decoder import ExtendingSteps, ForkingSteps, ReusingSteps, TokenSteps, end_tokens
+from serve.handlers.generation.encoder_decoder import EncoderDecoderPrompt
+from serve.handlers.generation.library import LibraryScores, StopStrings
 from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.pieces import Pieces
 from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
 from serve.handlers.generation.scheduler import Scheduler
-from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence
+from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import bodies
 
+Row = GeneratedSequence | Beam
+Begun = GeneratedSequence | BeamSearch  # a unit from its prefill on
 CHECKED = 64  # tokens that one pass checks, of all rows: about the time of one token each with packed weights
 
 
@@ -35,19 +41,16 @@ class Engine:
         texts: TokenTexts,
         decoder: TokenSteps,
         max_batch: int,
-        compatible: Callable[[Prompt], Hashable],
     ) -> None:
-        """`compatible`: a key; prompts with equal keys may share a `generate`."""
         self.max_batch = max_batch
         self.scheduler = Scheduler(max_batch)
-        self.rows: list[GeneratedSequence] = []  # the rows of `decoder`
+        self.rows: list[Row] = []  # the rows of `decoder`
         self.decoder = decoder
         self.model = model
         self.texts = texts
         self.end_tokens = end_tokens(model)
-        self._compatible = compatible
         self._prefill: Any = None  # of `decoder`
-        self._prefilled: list[GeneratedSequence] = []  # the rows of `_prefill`
+        self._prefilled: list[Begun] = []  # what the rows of `_prefill` are of
         self._step_s = 0.0  # duration of the last step
         self._pieces = Pieces()
 
@@ -55,7 +58,8 @@ class Engine:
         return self.scheduler.room()
 
     def join(self, job: Job) -> None:
-        self.scheduler.join(ActiveRequest(job, self.texts, self.end_tokens))
+        searches = isinstance(self.decoder, ForkingSteps)
+        self.scheduler.join(ActiveRequest(job, self.texts, self.end_tokens, searches))
 
     def leave(self, job: Job) -> None:
         with torch.inference_mode():
@@ -84,10 +88,12 @@ class Engine:
     def _end_late(self, now: float) -> None:
         """Answer with the text so far each request whose deadline would pass before the next token."""
         for request in self.scheduler:
-            generate = request.item.needs_generate
+            generate = request.needs_generate
             if generate and not request.begun:
                 continue  # `generate` gets the deadline itself, and makes one token at least
             if request.deadline <= (now if generate else now + self._step_s):
+                for search in _searches(row for row in self.rows if row.owner is request):
+                    search.finish(running=True)
                 request.end(request.sequences, "deadline")
                 self._remove(request)
 
@@ -109,13 +115,17 @@ class Engine:
         """The tokens that may come next in each row, from the text so far; [] where that is not asked for."""
         if not isinstance(self.decoder, ExtendingSteps) or not self.decoder.extends:
             return []
-        most = CHECKED // len(self.rows) - 1
-        return [row.guess(most) for row in self.rows]
+        rows = [row for row in self.rows if isinstance(row, GeneratedSequence)]
+        if len(rows) < len(self.rows):
+            return []  # beam search adds one token to each beam
+        most = CHECKED // len(rows) - 1
+        return [row.guess(most) for row in rows]
 
     def _check(self, guesses: list[list[int]]) -> None:
         """Add to each row the guessed tokens that are right, and the next one; rows that have ended leave the batch."""
         assert isinstance(self.decoder, ExtendingSteps)
-        rows, lengths = list(self.rows), list(self.decoder.lengths)
+        rows = [row for row in self.rows if isinstance(row, GeneratedSequence)]
+        lengths = list(self.decoder.lengths)
         logits = self.decoder.extend([[row.tokens[-1], *guess] for row, guess in zip(rows, guesses, strict=True)])
         right = [0] * len(rows)
         active = list(range(len(rows)))
@@ -140,15 +150,13 @@ class Engine:
     def _admit(self) -> None:
         """Prefill a piece of the waiting prompts; the first token of each is made behind the last piece."""
         if self._prefill is None:
-            self._prefilled = self.scheduler.next_prefill(self.max_batch - len(self.rows), self._reusable)
+            units = self.scheduler.next_prefill(self.max_batch - len(self.rows), self._reusable)
+            self._prefilled = self._begun(units)
             if not self._prefilled:
                 return
-            for row in self._prefilled:
-                row.owner.begin()
-                row.begin()
         try:
             if self._prefill is None:
-                self._prefill = self._begun([row.prompt for row in self._prefilled])
+                self._prefill = self._started([each.prompt for each in self._prefilled])
             logits = self._advanced()
             if logits is None:
                 return
@@ -158,9 +166,9 @@ class Engine:
                 raise
             if isinstance(self.decoder, ReusingSteps):
                 self.decoder.forget_texts()
-            for request in dict.fromkeys(row.owner for row in self._prefilled):
+            for request in dict.fromkeys(begun.owner for begun in self._prefilled):
                 self._remove(request)
-                longest = max(len(prompt.tokens) for prompt in request.item.prompts)
+                longest = max(len(prompt.read) for prompt in request.item.prompts)
                 request.job.fail(
                     DoesNotFit(
                         f"the prefill of a prompt of {longest} tokens failed: {resource.message}", hint=resource.hint
@@ -168,24 +176,69 @@ class Engine:
                 )
             self._prefill, self._prefilled = None, []
             return
-        rows, self._prefill, self._prefilled = self._prefilled, None, []
+        prefilled, self._prefill, self._prefilled = self._prefilled, None, []
+        self._append(*self._joined(prefilled, logits))
+
+    def _begun(self, units: Sequence[Unit]) -> list[Begun]:
+        """What the units are during their prefill. A request whose parameters transformers refuses fails."""
+        begun: list[Begun] = []
+        refused: dict[ActiveRequest, Exception] = {}
+        for unit in units:
+            try:
+                begun.append(self._begin(unit))
+            except Exception as error:  # processors raise any class
+                if exhausted(error):
+                    raise
+                refused[unit[0].owner] = error
+        for request, refusal in refused.items():
+            self._fail(request, refusal)
+        begun = [each for each in begun if each.owner not in refused]
+        for each in begun:
+            each.owner.begin()
+        return begun
+
+    def _begin(self, unit: Unit) -> Begun:
+        """Raises what transformers raises for parameters that it refuses."""
+        first, *_ = unit
+        settings = first.prompt.settings
+        ends = self.end_tokens if settings.end_tokens is None else settings.end_tokens
+        library = None
+        if settings.needs_library:
+            library = LibraryScores(self.model, first.prompt, sorted(ends), first.index)
+        if settings.num_beams > 1:
+            stop = StopStrings(self.texts.tokenizer, settings.stop) if settings.stop else None
+            return BeamSearch(unit, self.end_tokens, library, stop)
+        first.begin(library)
+        return first
+
+    def _joined(self, prefilled: Sequence[Begun], logits: torch.Tensor) -> tuple[list[Row], torch.Tensor]:
+        """The new rows and their logits: a search forks the row of its prompt."""
+        rows: list[Row] = [each.beams[0] if isinstance(each, BeamSearch) else each for each in prefilled]
+        numbers = list(range(len(rows)))
+        start = len(self.rows)
+        for number, each in enumerate(prefilled):
+            if isinstance(each, BeamSearch):
+                copies = each.beams[1:]
+                self._forking.fork(start + number, len(copies))
+                rows += copies
+                numbers += [number] * len(copies)
         self.rows += rows
-        self._append(rows, logits)
+        return rows, logits if len(numbers) == len(logits) else logits[numbers]
 
     def _reusable(self, prompt: Prompt) -> int:
         """The number of first tokens of a prompt that need not be computed."""
         steps = self.decoder
         return steps.reusable(prompt.tokens, prompt.space) if isinstance(steps, ReusingSteps) else 0
 
-    def _begun(self, prompts: Sequence[Prompt]) -> Any:
+    def _started(self, prompts: Sequence[Prompt]) -> Any:
         """A prefill of the decoder."""
-        tokens = [prompt.tokens for prompt in prompts]
         if isinstance(self.decoder, ReusingSteps):
-            prefill = self.decoder.begin_in(tokens, [prompt.space for prompt in prompts])
-            for row in self._prefilled:
+            spaces = [prompt.space for prompt in prompts]
+            prefill = self.decoder.begin_in([prompt.tokens for prompt in prompts], spaces)
+            for row in (row for each in self._prefilled for row in each.unit):
                 row.reused = prefill.reused
         else:
-            prefill = self.decoder.begin(tokens)
+            prefill = self.decoder.begin([_read(prompt) for prompt in prompts])
         if any(prompt.settings.prompt_logprobs for prompt in prompts):
             prefill.score = self._score
         return prefill
@@ -202,21 +255,50 @@ class Engine:
     def _score(self, start: int, logits: torch.Tensor) -> None:
         """Add the log probabilities of the prompts' tokens behind the columns from `start` on."""
         for row, scores in zip(self._prefilled, logits, strict=True):
+            assert isinstance(row, GeneratedSequence)  # beam search has no log probabilities
             settings, following = row.prompt.settings, row.prompt.tokens[start + 1 : start + 1 + len(scores)]
             if settings.prompt_logprobs:
                 row.prompt_logprobs += token_logprobs(scores[: len(following)], following, settings.logprobs or 0)
 
-    def _append(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
-        """Choose the next token of each row from its logits; rows that have ended leave the batch."""
-        rows = list(rows)
-        self._choose(rows, logits)
-        self._drop_ended(rows)
+    def _append(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+        """Choose the next token of each row from its logits; rows that have ended leave the batch.
+
+        `rows`: the last rows of the batch, or all.
+        """
+        rows = list(rows)  # rows that end leave the batch below
+        now = time.monotonic()
+        failed: dict[ActiveRequest, Exception] = {}
+        sequences = {row: i for i, row in enumerate(rows) if isinstance(row, GeneratedSequence)}
+        ended: list[Row] = []
+        if len(sequences) < len(rows):
+            ended = self._search(rows, logits, now, failed)
+        for row in ended:
+            self._drop(row)
+        for request, error in failed.items():
+            self._fail(request, error)
+        if sequences:
+            own = logits if len(sequences) == len(rows) else logits[list(sequences.values())]
+            self._choose(list(sequences), own)
+        self._drop_ended(list(sequences))
 
     def _choose(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
-        """Choose the next token of each row from its logits."""
+        """Choose the next token of each sequence from its logits."""
+        chosen: dict[int, int] = {}
+        failed: dict[ActiveRequest, Exception] = {}
+        for i, row in enumerate(rows):
+            if row.library is not None:
+                try:
+                    chosen[i] = row.library.choose(row.tokens, logits[i : i + 1])
+                except Exception as error:  # processors raise any class
+                    if exhausted(error):
+                        raise
+                    failed[row.owner] = error
         tokens, logprobs = choose(logits, [row.sampling for row in rows])
         now = time.monotonic()
-        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        for i, row in enumerate(rows):
+            token = chosen.get(i, tokens[i])
+            if row.owner in failed:
+                continue
             if row.prompt.settings.max_new_tokens == 0:  # an echo alone
                 row.owner.end([row], "length")
                 continue
@@ -227,41 +309,71 @@ class Engine:
                 row.logprobs.append(logprobs[i])
             row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
 
-    def _drop_ended(self, rows: list[GeneratedSequence]) -> None:
+        for request, refusal in failed.items():
+            self._fail(request, refusal)
+
+    def _search(
+        self, rows: Sequence[Row], logits: torch.Tensor, now: float, failed: dict[ActiveRequest, Exception]
+    ) -> list[Row]:
+        """Let each search among the rows add a token to its beams; returns the beams of searches that have ended."""
+        first = len(self.rows) - len(rows)
+        numbers = {row: number for number, row in enumerate(rows)}
+        searches = _searches(rows)
+        own = [numbers[beam] for search in searches for beam in search.beams]
+        late = [search.owner.deadline <= now + self._step_s for search in searches]
+        steps = beams.advance(searches, logits if own == list(range(len(logits))) else logits[own], now, late)
+        moves: list[Move] = []
+        ended: list[Row] = []
+        for search, step, is_late in zip(searches, steps, late, strict=True):
+            if search.failed is not None:
+                failed[search.owner] = search.failed
+            elif step is None:
+                search.finish(running=False)
+                search.owner.end(search.unit, "deadline" if is_late else "length")
+                ended += search.beams
+            else:
+                moves += [(first + numbers[target], first + numbers[source], same) for target, source, same in step]
+        if moves:
+            self._forking.rearrange(moves)
+        return ended
+
+    def _drop_ended(self, rows: Sequence[GeneratedSequence]) -> None:
         for row in rows:
             if row.finish_reason is not None and row in self.rows:
                 self._drop(row)
         self.scheduler.remove_ended()
 
     def _generate(self) -> None:
-        """Run one `generate` for the first request that needs it and all that can share its batch."""
-        units = self.scheduler.next_generate(self._compatible)
-        if not units:
+        """Run one `generate` for the first prompt that needs it."""
+        unit = self.scheduler.next_generate()
+        if unit is None:
             return
-        for unit in units:
-            unit[0].owner.begin()
+        prompt, request = unit[0].prompt, unit[0].owner
+        request.begin()
         self.decoder.forget()
-        prompts = [unit[0].prompt for unit in units]
         try:
-            made = transformers_generate.generate(
-                self.model, self.texts.tokenizer, prompts, [unit[0].owner.deadline for unit in units]
-            )
+            made = transformers_generate.generate(self.model, self.texts.tokenizer, prompt, request.deadline)
         except Exception as error:  # models and processors raise any class
-            if exhausted(error) or lost(error) or not prompts[0].settings.generate_only:
+            if exhausted(error) or lost(error) or not prompt.settings.library:
                 raise
-            for request in dict.fromkeys(unit[0].owner for unit in units):
-                self._remove(request)
-                request.job.fail(bodies.refused_by_generate(error))
+            self._fail(request, error)
             return
-        now = time.monotonic()
-        for unit, generated in zip(units, made, strict=True):
-            for sequence, tokens in zip(unit, generated, strict=True):
-                sequence.tokens = tokens
-            request = unit[0].owner
-            request.end(unit, "deadline" if request.deadline <= now else "length")
+        for sequence, tokens in zip(unit, made, strict=True):
+            sequence.tokens = tokens
+        request.end(unit, "deadline" if request.deadline <= time.monotonic() else "length")
         self.scheduler.remove_ended()
 
-    def _drop(self, row: GeneratedSequence) -> None:
+    def _fail(self, request: ActiveRequest, error: Exception) -> None:
+        """Answer that transformers does not take the request's parameters."""
+        self._remove(request)
+        request.job.fail(bodies.refused_by_generate(error))
+
+    @property
+    def _forking(self) -> ForkingSteps:
+        assert isinstance(self.decoder, ForkingSteps)
+        return self.decoder
+
+    def _drop(self, row: Row) -> None:
         """Take a row out of the batch; as in the decoder, the last row takes its place."""
         number = self.rows.index(row)
         self.decoder.leave(number)
@@ -272,7 +384,7 @@ class Engine:
         self.scheduler.remove(request)
         if any(row.owner is request for row in self._prefilled):
             # The other prompts of the prefill begin again: rare, and simpler than splitting a cache.
-            self.scheduler.put_back([row for row in self._prefilled if row.owner is not request])
+            self.scheduler.put_back([each.unit for each in self._prefilled if each.owner is not request])
             self._prefill, self._prefilled = None, []
         for row in [row for row in self.rows if row.owner is request]:
             self._drop(row)
@@ -282,3 +394,12 @@ class Engine:
         self.rows = []
         self._prefill, self._prefilled = None, []
         self.decoder.reset()
+
+
+def _searches(rows: Iterable[Row]) -> list[BeamSearch]:
+    return list(dict.fromkeys(row.search for row in rows if isinstance(row, Beam)))
+
+
+def _read(prompt: Prompt) -> Any:
+    """A prompt as the decoder begins with it."""
+    return prompt.tokens if prompt.source is None else EncoderDecoderPrompt(prompt.source, prompt.tokens[0])

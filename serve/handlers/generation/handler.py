@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM
 
 from serve.catalog.model_config import ModelConfig
 from serve.handlers.base import Job, Request
-from serve.handlers.generation import decoder, transformers_generate
+from serve.handlers.generation import decoder
 from serve.handlers.generation.decoder import Decoder, add_end_token
 from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
@@ -36,13 +36,12 @@ class TextGeneration:
         self.caches: PrefixCache | None = None
         if alone is None:
             self.caches = PrefixCache(model.options.prefix_cache_mb * MB)
-            steps = Decoder(pass_of(network), self.caches)
-            self.engine = Engine(network, texts, steps, model.max_batch, transformers_generate.compatible)
+            self.engine = Engine(network, texts, Decoder(pass_of(network), self.caches), model.max_batch)
         else:  # the model as transformers runs it, one sequence at a time
             independence.report(model.name, network, alone)
             lone = LoneDecoder(network)
             lone.check()
-            self.engine = Engine(network, texts, lone, 1, id)
+            self.engine = Engine(network, texts, lone, 1)
 
     def decode(self, request: Request) -> GenerationItem:
         if request.path == INVOCATIONS and not self._openai.reads(request):

@@ -1,4 +1,4 @@
-"""A causal language model that is not proven to be independent of a batch: one sequence, by the steps of `generate`.
+"""A language model that is not proven to be independent of a batch: one sequence, by the steps of `generate`.
 
 transformers' own `generate` prepares the masks, positions and caches, and then calls a decoding loop. `_loop` is that
 loop as a generator: it stops at each token, so that the caller chooses the token, streams it, and may end early.
@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from serve.failures import exhausted
+from serve.handlers.generation.encoder_decoder import EncoderDecoderPrompt
 from serve.handlers.huggingface import independence
 from serve.handlers.huggingface.pass_state import PassState
 
+LoneInput = Sequence[int] | EncoderDecoderPrompt
 Loop = Generator[Tensor, int, None]  # gives the logits [1, vocabulary] of the next token, takes the token
 # The length that `generate` assumes. Caches grow as needed, so this costs no memory.
 _ENDLESS = 1 << 30
@@ -24,9 +26,10 @@ _ENDLESS = 1 << 30
 class LonePrompt:
     """A prompt that is not computed yet. It has the part of `Prefill` that the handler uses."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        (self.tokens,) = prompts
-        self.remaining = len(self.tokens)  # which are computed at once
+    def __init__(self, prompts: Sequence[LoneInput]) -> None:
+        (self.prompt,) = prompts
+        # Tokens that are computed, which are all at once.
+        self.remaining = 0 if isinstance(self.prompt, EncoderDecoderPrompt) else len(self.prompt)
         self.loop: Loop | None = None
         # Gets the logits [1, 1, vocabulary] behind each token of the prompt, with the column of the token.
         self.score: Callable[[int, Tensor], None] | None = None
@@ -45,7 +48,7 @@ class LoneDecoder:
         self._state = PassState(model)
         self.lengths: list[int] = []
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> LonePrompt:
+    def begin(self, prompts: Sequence[LoneInput]) -> LonePrompt:
         return LonePrompt(prompts)
 
     def advance(self, prefill: LonePrompt, _most: int) -> Tensor:
@@ -54,10 +57,10 @@ class LoneDecoder:
         If all positions are to be scored, the prompt is computed token by token, as a text is.
         """
         self.forget()
-        first, *others = prefill.tokens
-        if prefill.score is None:
-            prefill.loop = self._begun(prefill.tokens)
+        if prefill.score is None or isinstance(prefill.prompt, EncoderDecoderPrompt):
+            prefill.loop = self._begun(prefill.prompt)
             return next(prefill.loop)
+        first, *others = prefill.prompt
         prefill.loop = self._begun([first])
         logits = next(prefill.loop)
         for column, token in enumerate(others):
@@ -66,15 +69,19 @@ class LoneDecoder:
         prefill.score(len(others), logits[:, None])
         return logits
 
-    def _begun(self, tokens: Sequence[int]) -> Loop:
-        prompt = torch.tensor([list(tokens)], device=self._model.device)
+    def _begun(self, prompt: LoneInput) -> Loop:
+        read: Any = prompt
+        if isinstance(prompt, EncoderDecoderPrompt):
+            read, self._config.decoder_start_token_id = prompt.source, prompt.start
+        ids = torch.tensor([list(read)], device=self._model.device)
         loop: Loop = self._model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=self._config, custom_generate=_loop
+            ids, attention_mask=torch.ones_like(ids), generation_config=self._config, custom_generate=_loop
         )
         return loop
 
     def join(self, prefill: LonePrompt) -> None:
-        self._loop, self.lengths = prefill.loop, [len(prefill.tokens)]
+        tokens = 1 if isinstance(prefill.prompt, EncoderDecoderPrompt) else len(prefill.prompt)
+        self._loop, self.lengths = prefill.loop, [tokens]
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """The logits [1, vocabulary] after one more token."""
@@ -93,11 +100,11 @@ class LoneDecoder:
     def reset(self) -> None:
         self._loop, self.lengths = None, []
 
-    def check(self) -> None:
+    def check(self, prompt: LoneInput = (0, 1)) -> None:
         """Generate two tokens. Raises ModelUnusable if transformers cannot: each request would fail the same way."""
         try:
             with torch.inference_mode():
-                prefill = self.begin([[0, 1]])
+                prefill = self.begin([prompt])
                 token = int(self.advance(prefill, 2).argmax())
                 self.join(prefill)
                 self.step([token])
@@ -118,7 +125,7 @@ def _loop(
     """
     output = model._prefill(input_ids, generation_config, state)
     while True:
-        state = model._update_model_kwargs_for_generation(output, state, is_encoder_decoder=False)
+        state = model._update_model_kwargs_for_generation(output, state, model.config.is_encoder_decoder)
         token = yield output.logits[:, -1].to(torch.float32, copy=True)
         del output  # of a prompt, it can have gigabytes of logits
         input_ids = torch.cat([input_ids, torch.tensor([[token]], device=input_ids.device)], -1)

@@ -244,21 +244,17 @@ def generate_argument(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) and name.endswith(("token_id", "tokens")) else value
 
 
-# Parameters that only transformers' `generate` implements, with the value at which they have no effect.
-GENERATE_ONLY = {
+# Parameters that only transformers' own code implements, with the value at which they have no effect.
+LIBRARY = {
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
     "exponential_decay_length_penalty": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "begin_suppress_tokens": None,
     "sequence_bias": None,
     "guidance_scale": 1.0,
     "remove_invalid_values": False,
     "watermarking_config": None,
 }
-GENERATE_ONLY_SAMPLING = {"typical_p": 1.0, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-GENERATE_ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False, "renormalize_logits": False}
+LIBRARY_SAMPLING = {"typical_p": 1.0, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,13 +287,24 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     lookup: int = 0  # tokens that are guessed from the text so far, and checked together
     lookup_ngram: int = NGRAM  # the longest end of the text that is searched for in it
     prompt_logprobs: bool = False  # whether the tokens of the prompt have log probabilities too
-    generate_only: tuple[tuple[str, Any], ...] = ()  # names and values of parameters that only `generate` implements
-    config_only: tuple[str, ...] = ()  # such values that the model's own generation config has; `generate` reads them
+    length_penalty: float = 1.0  # of beam search, as the next two
+    early_stopping: bool | Literal["never"] = False
+    renormalize: bool = False
+    forced_first: int | None = None  # the first token of a text whose prompt is one token
+    forced_last: tuple[int, ...] = ()  # the tokens of which one is at the position `max_new_tokens`
+    begin_suppress: tuple[int, ...] = ()  # tokens that are not the first
+    library: tuple[tuple[str, Any], ...] = ()  # names and values of parameters that only transformers implements
+    config_only: tuple[str, ...] = ()  # such values that the model's own generation config has; transformers reads them
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether transformers' own objects change the scores, and draw."""
+        return bool(self.library or self.config_only) or (self.do_sample and self.num_beams > 1)
 
     @property
     def needs_generate(self) -> bool:
-        """Whether transformers' `generate` makes the text, and not the batch."""
-        return self.num_beams > 1 or bool(self.generate_only or self.config_only)
+        """Whether transformers' `generate` makes the text, not the batch: guidance is a second pass of the model."""
+        return "guidance_scale" in (*(name for name, _ in self.library), *self.config_only)
 
     @property
     def rows(self) -> int:
@@ -311,7 +318,13 @@ class Prompt(msgspec.Struct, frozen=True):
     settings: GenerationSettings
     resumed: bool = False  # whether `text` lacks the end of the tokens' text that the next token may change
     chat: list[dict[str, Any]] | None = None  # the messages of a chat in `inputs`; the answer is a further one
+    source: list[int] | None = None  # of an encoder-decoder model: what its encoder reads; `tokens` is the decoder's
     salt: str = ""  # only prompts with the same one share computed columns
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens of the request's text."""
+        return self.tokens if self.source is None else self.source
 
     @property
     def space(self) -> str | None:
@@ -344,9 +357,9 @@ def resolve(
             hint='set "do_sample": true, or num_beams to at least as many',
         )
     stop, keep_stop = _stop(asked, defaults)
-    generate_only, config_only = _generate_only(asked, defaults, do_sample, beams)
-    if (asked.presence_penalty or asked.frequency_penalty) and (generate_only or config_only or beams > 1):
-        name = f"parameters.{generate_only[0][0]}" if generate_only else "parameters.num_beams"
+    library, config_only = library_parameters(asked, defaults, do_sample)
+    if (asked.presence_penalty or asked.frequency_penalty) and (library or config_only or beams > 1):
+        name = f"parameters.{library[0][0]}" if library else "parameters.num_beams"
         if config_only:
             name = f"{config_only[0]} of the model's generation config"
         raise BadRequest(
@@ -382,9 +395,23 @@ def resolve(
         keep_stop=keep_stop,
         lookup=first_given(asked.prompt_lookup_num_tokens, defaults.prompt_lookup_num_tokens, 0),
         lookup_ngram=first_given(asked.max_matching_ngram_size, defaults.max_matching_ngram_size, 0) or NGRAM,
-        generate_only=generate_only,
+        library=library,
         config_only=config_only,
+        **shared_settings(asked, defaults),
     )
+
+
+def shared_settings(asked: SharedParameters, defaults: GenerationConfig) -> dict[str, Any]:
+    """The settings that causal and encoder-decoder models read alike."""
+    last = first_given(asked.forced_eos_token_id, defaults.forced_eos_token_id, ())
+    return {
+        "length_penalty": first_given(asked.length_penalty, defaults.length_penalty, 1.0),
+        "early_stopping": first_given(asked.early_stopping, defaults.early_stopping, False),
+        "renormalize": first_given(asked.renormalize_logits, defaults.renormalize_logits, False),
+        "forced_first": first_given(asked.forced_bos_token_id, defaults.forced_bos_token_id, None),
+        "forced_last": (last,) if isinstance(last, int) else tuple(last),
+        "begin_suppress": tuple(first_given(asked.begin_suppress_tokens, defaults.begin_suppress_tokens, ())),
+    }
 
 
 def first_given(asked: Any, model: Any, default: Any) -> Any:
@@ -456,17 +483,16 @@ def _stop(asked: GenerationParameters, defaults: GenerationConfig) -> tuple[tupl
     return tuple([own] if isinstance(own, str) else own), bool(own)
 
 
-def _generate_only(
-    asked: GenerationParameters, defaults: GenerationConfig, do_sample: bool, beams: int
+def library_parameters(
+    asked: SharedParameters, defaults: GenerationConfig, do_sample: bool
 ) -> tuple[tuple[tuple[str, Any], ...], tuple[str, ...]]:
-    """The parameters that only `generate` implements and that have an effect here: the request's, the model's own."""
-    neutral = GENERATE_ONLY | (GENERATE_ONLY_SAMPLING if do_sample else {})
-    neutral |= GENERATE_ONLY_BEAMS if beams > 1 else {}
+    """The parameters that only transformers implements and that have an effect here: the request's, the model's own."""
+    neutral = LIBRARY | (LIBRARY_SAMPLING if do_sample else {})
     config = [name for name in neutral if getattr(defaults, name, None) not in (None, neutral[name])]
     given = {
         name: value
         for name in neutral
-        if (value := getattr(asked, name)) is not None and (value != neutral[name] or name in config)
+        if (value := getattr(asked, name, None)) is not None and (value != neutral[name] or name in config)
     }
     if asked.watermark:
         given.setdefault("watermarking_config", Watermark())

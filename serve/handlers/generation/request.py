@@ -115,7 +115,7 @@ class InvocationReader:
                 place = f"{name} of the model's generation_config.json"
                 hint = f"do not stream, or remove {name} from generation_config.json"
             else:
-                name, _ = settings.generate_only[0]
+                name, _ = settings.library[0]
                 place = f"parameters.{name}"
                 hint = f"leave {name} out, or do not stream"
             raise BadRequest(f"{place} is not supported in a stream", hint=hint)

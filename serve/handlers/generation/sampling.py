@@ -5,6 +5,7 @@ computes them, so a draw inverts the cumulative distribution in the order of tok
 borders by as much, whereas an order by probability could swap two tokens.
 """
 
+import copy
 import random
 from collections.abc import Iterable, Sequence
 
@@ -35,17 +36,22 @@ class RowSampling:
     of the prompt, so they are held between `begin` and `end` only: a thousand long prompts may wait.
     """
 
-    __slots__ = ("_bans", "_end_tokens", "_length", "banned", "counts", "generator", "seen", "settings")
+    __slots__ = (
+        *("_bans", "_end_tokens", "_length", "_prompt_length", "banned", "counts", "forced", "generator", "seen"),
+        "settings",
+    )
 
     def __init__(self, settings: GenerationSettings, end_tokens: frozenset[int] = frozenset(), number: int = 0) -> None:
         """`end_tokens`: those of the model. `number`: of the sequence in its request; each has its own draws."""
         self.settings = settings
         self.generator = random.Random(None if settings.seed is None else f"{settings.seed}/{number}")
         self.banned: Sequence[int] = ()  # tokens that may not come next
+        self.forced: Sequence[int] = ()  # if any, one of these tokens comes next
         self.seen: set[int] | None = None  # tokens of the prompt and the text, for the repetition penalty
         self.counts: dict[int, int] = {}  # of tokens in the text, for the presence and frequency penalties
         self._end_tokens = end_tokens if settings.end_tokens is None else settings.end_tokens
         self._bans: BannedTokens | None = None
+        self._prompt_length = 0
         self._length = 0
 
     @property
@@ -58,7 +64,8 @@ class RowSampling:
             self._bans = BannedTokens(prompt, settings, self._end_tokens)
         if settings.repetition_penalty != 1.0:
             self.seen = set(prompt)
-        self._update_banned()
+        self._prompt_length = len(prompt)
+        self._update()
 
     def add(self, token: int) -> None:
         self._length += 1
@@ -68,16 +75,36 @@ class RowSampling:
             self.counts[token] = self.counts.get(token, 0) + 1
         if self._bans is not None:
             self._bans.add(token)
-            self._update_banned()
-        elif self._length >= self.settings.min_new_tokens:
-            self.banned = ()
+        if self._bans is not None or self.banned or self.forced or self.settings.forced_last:
+            self._update()
+
+    def fork(self) -> "RowSampling":
+        """A copy that goes on apart."""
+        same = copy.copy(self)
+        same.seen = None if self.seen is None else set(self.seen)
+        same.counts = dict(self.counts)
+        same._bans = None if self._bans is None else self._bans.fork()
+        return same
 
     def end(self) -> None:
         self._bans = self.seen = None
 
-    def _update_banned(self) -> None:
-        early = self._end_tokens if self._length < self.settings.min_new_tokens else ()
-        self.banned = sorted({*early, *(self._bans.next() if self._bans is not None else ())})
+    def _update(self) -> None:
+        """What the settings ban and force at this position, in the order of transformers: the last bans count."""
+        settings, length = self.settings, self._length
+        early = self._end_tokens if length < settings.min_new_tokens else ()
+        banned = {*early, *(self._bans.next() if self._bans is not None else ())}
+        # As in transformers, begin_suppress_tokens are for the token behind a forced one.
+        first = 1 if settings.forced_first is not None and self._prompt_length == 1 else 0
+        begin = settings.begin_suppress if length == first else ()
+        self.forced = ()
+        if first and length == 0 and settings.forced_first is not None:
+            self.forced = (settings.forced_first,)
+        if settings.forced_last and length == settings.max_new_tokens - 1:
+            self.forced = settings.forced_last
+        if self.forced:
+            banned = set(settings.suppress_tokens)
+        self.banned = sorted({*banned, *begin})
 
 
 class BannedTokens:
@@ -89,15 +116,25 @@ class BannedTokens:
         self._always = {*settings.suppress_tokens, *(word[0] for word in words if len(word) == 1)}
         self._words = [(list(word[:-1]), word[-1]) for word in words if len(word) > 1]
         self._size = settings.no_repeat_ngram
-        self._after: dict[tuple[int, ...], list[int]] = {}  # by the beginning of an n-gram, the tokens that followed
+        # By the beginning of an n-gram, the tokens that followed: in the prompt, which forks share, and in the text.
+        self._before: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._after: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._window = max([self._size - 1, *(len(before) for before, _ in self._words)])
         self._last: list[int] = []  # the end of the text, `_window` tokens
         for token in prompt:
             self.add(token)
+        self._before, self._after = self._after, {}
+
+    def fork(self) -> "BannedTokens":
+        """A copy that goes on apart."""
+        same = copy.copy(self)
+        same._after, same._last = dict(self._after), list(self._last)
+        return same
 
     def add(self, token: int) -> None:
         if self._size and len(self._last) >= self._size - 1:
-            self._after.setdefault(self._beginning(), []).append(token)
+            beginning = self._beginning()
+            self._after[beginning] = (*self._after.get(beginning, ()), token)
         self._last.append(token)
         del self._last[: max(0, len(self._last) - self._window)]
 
@@ -107,7 +144,8 @@ class BannedTokens:
             token for before, token in self._words if self._last[len(self._last) - len(before) :] == before
         }
         if self._size and len(self._last) >= self._size - 1:
-            banned.update(self._after.get(self._beginning(), ()))
+            beginning = self._beginning()
+            banned.update(self._before.get(beginning, ()), self._after.get(beginning, ()))
         return banned
 
     def _beginning(self) -> tuple[int, ...]:
@@ -121,8 +159,7 @@ def choose(logits: Tensor, rows: Sequence[RowSampling]) -> tuple[list[int], dict
     """
     # Of the model's own scores, so before penalties and bans change them.
     scores = {i: logits[i].clone() for i, row in enumerate(rows) if row.settings.logprobs is not None}
-    for i, row in enumerate(rows):
-        _penalize(logits, i, row)
+    penalize(logits, rows)
     sampling = [i for i, row in enumerate(rows) if row.settings.do_sample]
     if len(sampling) == len(rows):
         tokens = _draw(logits, rows)
@@ -143,25 +180,34 @@ def choose(logits: Tensor, rows: Sequence[RowSampling]) -> tuple[list[int], dict
     }
 
 
-def _penalize(logits: Tensor, i: int, row: RowSampling) -> None:
-    settings = row.settings
-    if row.seen:
-        seen = torch.tensor(list(row.seen), device=logits.device)
-        score = logits[i, seen]
-        penalty = settings.repetition_penalty
-        logits[i, seen] = torch.where(score < 0, score * penalty, score / penalty)
-    if row.counts:
-        counts = torch.tensor(list(row.counts.values()), device=logits.device)
-        logits[i, list(row.counts)] -= settings.presence_penalty + settings.frequency_penalty * counts
-    for token, bias in settings.logit_bias:
-        logits[i, token] += bias
-    if row.banned:
-        logits[i, list(row.banned)] = -torch.inf
-    if settings.allowed_tokens is not None:
-        allowed = list(settings.allowed_tokens)
-        scores = logits[i, allowed]
-        logits[i] = -torch.inf
-        logits[i, allowed] = scores
+def penalize(scores: Tensor, rows: Sequence[RowSampling]) -> None:
+    """Apply the penalties, bans and forced tokens of each row to its scores, [rows, vocabulary], in place."""
+    for i, row in enumerate(rows):
+        settings = row.settings
+        if row.seen:
+            seen = torch.tensor(list(row.seen), device=scores.device)
+            score = scores[i, seen]
+            penalty = settings.repetition_penalty
+            scores[i, seen] = torch.where(score < 0, score * penalty, score / penalty)
+        if row.counts:
+            counts = torch.tensor(list(row.counts.values()), device=scores.device)
+            scores[i, list(row.counts)] -= settings.presence_penalty + settings.frequency_penalty * counts
+        for token, bias in settings.logit_bias:
+            scores[i, token] += bias
+        if row.forced:
+            scores[i] = -torch.inf
+            scores[i, list(row.forced)] = 0.0
+    # One write for the bans of all rows: each indexing call takes as long as a hundred tokens.
+    vocabulary = scores.shape[-1]
+    banned = [i * vocabulary + token for i, row in enumerate(rows) for token in row.banned]
+    if banned:
+        scores.view(-1).index_fill_(0, torch.tensor(banned, device=scores.device), -torch.inf)
+    for i, row in enumerate(rows):
+        if row.settings.allowed_tokens is not None:
+            allowed = list(row.settings.allowed_tokens)
+            kept = scores[i, allowed]
+            scores[i] = -torch.inf
+            scores[i, allowed] = kept
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenLogprobs]:

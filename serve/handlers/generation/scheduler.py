@@ -1,10 +1,10 @@
 """The order in which requests get rows of the batch. No tensors: decisions only."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from serve.handlers.base import Job
 from serve.handlers.generation.parameters import Prompt
-from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit
+from serve.handlers.generation.sequence import ActiveRequest, Unit, rows_of
 
 # Shorter prompts are prefilled together, padded, up to this number of tokens.
 PREFILL_TOKENS = 256
@@ -21,7 +21,7 @@ class Scheduler:
         self._max_batch = max_batch
         self._share = max_batch * 3 // 4
         self._requests: list[ActiveRequest] = []  # those for `generate` in the order of their turns
-        self._queue: list[GeneratedSequence] = []
+        self._queue: list[Unit] = []
 
     def __iter__(self) -> Iterator[ActiveRequest]:
         """The requests that have joined and are not answered."""
@@ -40,15 +40,15 @@ class Scheduler:
 
     def join(self, request: ActiveRequest) -> None:
         self._requests.append(request)
-        if not request.item.needs_generate and request.item.rows <= self._max_batch:
-            self._enqueue(request, len(request.pending))
+        if not request.needs_generate and request.item.rows <= self._max_batch:
+            self._enqueue(request, self._max_batch)
 
     def requests_of(self, job: Job) -> list[ActiveRequest]:
         return [request for request in self._requests if request.job is job]
 
     def remove(self, request: ActiveRequest) -> None:
         self._requests.remove(request)
-        self._queue = [sequence for sequence in self._queue if sequence.owner is not request]
+        self._queue = [unit for unit in self._queue if unit[0].owner is not request]
 
     def remove_ended(self) -> None:
         self._requests = [request for request in self._requests if not request.ended]
@@ -56,65 +56,55 @@ class Scheduler:
     def clear(self) -> None:
         self._requests, self._queue = [], []
 
-    def next_prefill(self, rows: int, reusable: Callable[[Prompt], int]) -> list[GeneratedSequence]:
-        """The next sequences to prefill together, at most `rows`, in the order of arrival; few tokens are padding.
+    def next_prefill(self, rows: int, reusable: Callable[[Prompt], int]) -> list[Unit]:
+        """The next units to prefill together, of at most `rows`, in the order of arrival; few tokens are padding.
 
-        `reusable`: the number of first tokens of a prompt that need not be computed. Together, prompts reuse what all
-        of them can.
+        A search with more beams than the batch has rows begins in an empty batch. `reusable`: the number of first
+        tokens of a prompt that need not be computed. Together, prompts reuse what all of them can.
         """
         self._feed()
-        chosen: list[GeneratedSequence] = []
+        chosen: list[Unit] = []
         lengths: list[int] = []
         known: list[int] = []
-        for sequence in self._queue[:rows]:
-            lengths.append(len(sequence.prompt.tokens))
-            known.append(reusable(sequence.prompt))
+        for unit in self._queue:
+            rows -= min(rows_of(unit), self._max_batch)
+            if rows < 0:
+                break
+            prompt = unit[0].prompt
+            lengths.append(len(prompt.read))
+            known.append(reusable(prompt))
             padded = (max(lengths) - min(known)) * len(lengths)
             if chosen and (padded > PREFILL_TOKENS or (sum(lengths) - sum(known)) * 2 < padded):
                 break
-            chosen.append(sequence)
+            chosen.append(unit)
         del self._queue[: len(chosen)]
         return chosen
 
-    def put_back(self, sequences: Sequence[GeneratedSequence]) -> None:
-        """Return sequences whose prefill was cancelled to the front of the queue."""
-        self._queue[:0] = sequences
+    def put_back(self, units: Sequence[Unit]) -> None:
+        """Return units whose prefill was cancelled to the front of the queue."""
+        self._queue[:0] = units
 
-    def next_generate(self, compatible: Callable[[Prompt], Hashable]) -> list[Unit]:
-        """The next units for one `generate`: the first that waits, and those with an equal key that fit in the batch.
-
-        A request with further units moves behind the others.
-        """
-        chosen: list[Unit] = []
-        key: Hashable = None
-        rows = 0
-        for request in self._requests:
-            for unit in request.pending if request.item.needs_generate else ():
-                prompt = unit[0].prompt
-                if chosen and compatible(prompt) != key:
-                    continue
-                rows += prompt.settings.rows
-                if chosen and rows > self._max_batch:
-                    return self._taken(chosen)
-                if not chosen:
-                    key = compatible(prompt)
-                chosen.append(unit)
-        return self._taken(chosen)
-
-    def _taken(self, units: list[Unit]) -> list[Unit]:
-        requests = dict.fromkeys(unit[0].owner for unit in units)
-        for unit in units:
-            unit[0].owner.take(unit)
-        again = [request for request in requests if request.pending]
-        self._requests = [request for request in self._requests if request not in again] + again
-        return units
+    def next_generate(self) -> Unit | None:
+        """The next unit for `generate`. A request with further units moves behind the others."""
+        request = next((each for each in self._requests if each.needs_generate and each.pending), None)
+        if request is None:
+            return None
+        unit = request.take(request.pending[0])
+        if request.pending:
+            self._requests.remove(request)
+            self._requests.append(request)
+        return unit
 
     def _feed(self) -> None:
         """Let large requests enter the queue, each up to its share of the rows."""
-        large = [request for request in self._requests if request.pending and not request.item.needs_generate]
+        large = [request for request in self._requests if request.pending and not request.needs_generate]
         for request in large:
-            self._enqueue(request, max(1, self._share // len(large)) - request.running)
+            running, share = request.running, self._share // len(large)
+            one = rows_of(request.pending[0]) if running == 0 else 0  # each has one unit at least
+            self._enqueue(request, max(one, share - running))
 
-    def _enqueue(self, request: ActiveRequest, count: int) -> None:
-        for _ in range(min(count, len(request.pending))):
-            self._queue += request.take(request.pending[0])
+    def _enqueue(self, request: ActiveRequest, rows: int) -> None:
+        """Let units of a request enter the queue while they fit in this number of rows."""
+        while request.pending and rows_of(request.pending[0]) <= rows:
+            rows -= rows_of(request.pending[0])
+            self._queue.append(request.take(request.pending[0]))

@@ -4,7 +4,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from serve.errors import ServeError
 from serve.handlers.base import Job
+from serve.handlers.generation.library import LibraryScores
 from serve.handlers.generation.lookup import PromptLookup
 from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.request import GenerationItem
@@ -101,6 +103,7 @@ class GeneratedSequence:
         owner: "ActiveRequest",
         prompt: Prompt,
         number: int,
+        index: int,
         texts: TokenTexts,
         end_tokens: frozenset[int],
     ) -> None:
@@ -108,6 +111,8 @@ class GeneratedSequence:
         self.owner = owner
         self.prompt = prompt
         self.number = number  # among the sequences of the request
+        self.index = index  # among the sequences of the prompt
+        self.library: LibraryScores | None = None  # by which the row chooses, if the settings need it
         self.tokens: list[int] = []
         self.reused = 0  # first tokens of the prompt that were not computed again
         self.logprobs: list[TokenLogprobs] = []
@@ -128,13 +133,20 @@ class GeneratedSequence:
         """The new text so far."""
         return str(self._text)
 
-    def begin(self) -> None:
+    @property
+    def unit(self) -> "Unit":
+        """The sequences that begin with this one."""
+        return [self]
+
+    def begin(self, library: LibraryScores | None) -> None:
         """The prefill begins."""
+        self.library = library
         self.prompt_logprobs = []
         self.sampling.begin(self.prompt.tokens)
         settings = self.prompt.settings
         if settings.lookup:
-            self._lookup = PromptLookup(self.prompt.tokens, settings.lookup, settings.lookup_ngram)
+            known = [*(self.prompt.source or ()), *self.prompt.tokens]
+            self._lookup = PromptLookup(known, settings.lookup, settings.lookup_ngram)
         if self.prompt.settings.max_time is not None:
             self._time_limit = time.monotonic() + self.prompt.settings.max_time
 
@@ -181,11 +193,13 @@ class GeneratedSequence:
         """End here, for this reason or because of a stop string; returns the text that `add` has not returned."""
         self.finish_reason = reason
         self.sampling.end()
-        self._lookup = None
+        self.library = self._lookup = None
         piece = ""
-        if self._decodes_tokens and not self.owner.item.needs_generate:
+        if not self.owner.whole and self._decodes_tokens:
             piece = self._text.add([], last=True)
         else:
+            if reason == "length" and self.tokens and self.tokens[-1] in self._end_tokens:
+                self.finish_reason = "stop"
             # An end token is not text, even if the tokenizer does not call it special.
             self._text.complete([token for token in self.tokens if token not in self._end_tokens])
         if self._text.stopped:
@@ -193,27 +207,37 @@ class GeneratedSequence:
         return piece
 
 
-# Sequences that begin together: one for the batch; for `generate` all sequences of a prompt.
+# Sequences that begin together: one, or for beam search and for `generate` all sequences of a prompt.
 Unit = list[GeneratedSequence]
+
+
+def rows_of(unit: Unit) -> int:
+    """The rows of the batch that a unit takes."""
+    return max(len(unit), unit[0].prompt.settings.num_beams)
 
 
 class ActiveRequest:
     """A request between `join` and its answer."""
 
-    def __init__(self, job: Job, texts: TokenTexts, end_tokens: frozenset[int]) -> None:
+    def __init__(self, job: Job, texts: TokenTexts, end_tokens: frozenset[int], searches: bool) -> None:
+        """`searches`: whether the batch can search with beams."""
         self.job = job
         self.item: GenerationItem = job.item
+        settings = self.item.prompts[0].settings
+        self.needs_generate = self.item.needs_generate or (settings.num_beams > 1 and not searches)
+        self.whole = self.needs_generate or settings.num_beams > 1  # whether no token is sent before the text has ended
         self._groups: list[list[GeneratedSequence]] = []  # the sequences of each prompt
         number = 0
         for prompt in self.item.prompts:
             count = prompt.settings.num_sequences
-            group = [GeneratedSequence(self, prompt, number + i, texts, end_tokens) for i in range(count)]
+            group = [GeneratedSequence(self, prompt, number + i, i, texts, end_tokens) for i in range(count)]
             self._groups.append(group)
             number += count
         self.sequences = [sequence for group in self._groups for sequence in group]
-        units = self._groups if self.item.needs_generate else [[sequence] for sequence in self.sequences]
+        units = self._groups if self.whole else [[sequence] for sequence in self.sequences]
         self.pending: deque[Unit] = deque(units)
-        self._taken = self._ended = 0  # numbers of sequences
+        self._taken: list[Unit] = []
+        self._ended = 0  # sequences
         self.begun = False  # whether the model has begun with one of the prompts
         self._opened = False
 
@@ -228,13 +252,14 @@ class ActiveRequest:
 
     @property
     def running(self) -> int:
-        """The number of sequences that have been taken from `pending` and have not ended."""
-        return self._taken - self._ended
+        """The rows of the units that have been taken from `pending` and have not ended."""
+        self._taken = [unit for unit in self._taken if unit[0].finish_reason is None]
+        return sum(map(rows_of, self._taken))
 
     def take(self, unit: Unit) -> Unit:
         """Remove a unit from `pending`."""
         self.pending.remove(unit)
-        self._taken += len(unit)
+        self._taken.append(unit)
         return unit
 
     def begin(self) -> None:
@@ -273,7 +298,12 @@ class ActiveRequest:
             self.job.send(self.item.form.closing(self.sequences))
             self.job.finish()
         else:
-            self.job.reply(self.item.form.whole(self._groups))
+            try:
+                reply = self.item.form.whole(self._groups)
+            except ServeError as error:  # the form has no place for this answer
+                self.job.fail(error)
+            else:
+                self.job.reply(reply)
 
     def _open(self) -> None:
         if not self._opened:

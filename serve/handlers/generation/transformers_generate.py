@@ -1,24 +1,20 @@
-"""Generation by transformers' own `generate`: beam search, and parameters that the batch does not implement.
+"""Generation by transformers' own `generate`, for a prompt whose text the batch cannot make.
 
-Prompts with equal settings share one `generate`. It runs to its end: meanwhile no other request advances, and a client
-that disconnects is noticed afterwards. The deadline of each prompt is checked after each token.
+It is guidance, which is a second pass of the model, and beam search with a model that is not proven to be independent
+of its batch. `generate` runs to its end: meanwhile no other request advances, and a client that disconnects is noticed
+afterwards. The deadline is checked after each token.
 """
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from serve.handlers.generation import library
 from serve.handlers.generation.decoder import end_tokens
-from serve.handlers.generation.parameters import GenerationSettings, Prompt, generate_argument
-
-# The processors of these parameters treat the padding before a shorter prompt as text.
-PADDING_SENSITIVE = {
-    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "sequence_bias", "forced_bos_token_id"),
-    *("begin_suppress_tokens", "watermarking_config"),
-}
+from serve.handlers.generation.parameters import Prompt
 
 
 class DeadlineCriteria(StoppingCriteria):
@@ -36,26 +32,11 @@ class DeadlineCriteria(StoppingCriteria):
         return torch.tensor(self.passed, device=input_ids.device).repeat_interleave(rows)
 
 
-def compatible(prompt: Prompt) -> Hashable:
-    """Prompts with equal keys may share a `generate`. A prompt that samples is alone: all rows share one generator."""
-    settings = prompt.settings
-    if settings.do_sample:
-        return settings, id(prompt)
-    by_length = (
-        settings.no_repeat_ngram
-        or settings.bad_words
-        or any(name in PADDING_SENSITIVE for name, _ in settings.generate_only)
-        or not PADDING_SENSITIVE.isdisjoint(settings.config_only)
-    )
-    return settings, len(prompt.tokens) if by_length else 0
-
-
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], deadlines: Sequence[float]
-) -> list[list[list[int]]]:
-    """The new tokens of each prompt's sequences, the best sequence first. All prompts have equal settings."""
-    settings = prompts[0].settings
-    longest = max(len(prompt.tokens) for prompt in prompts)
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, deadline: float
+) -> list[list[int]]:
+    """The new tokens of the prompt's sequences, the best sequence first."""
+    settings = prompt.settings
     padding = _padding(model)
     if settings.do_sample:
         if settings.seed is None:
@@ -63,48 +44,22 @@ def generate(
         else:
             torch.manual_seed(settings.seed)
     ends = end_tokens(model) if settings.end_tokens is None else settings.end_tokens
-    arguments = _arguments(settings)
+    arguments = library.arguments(settings)
     if settings.stop:
         arguments |= {"stop_strings": list(settings.stop), "tokenizer": tokenizer}
     if not ends:
         arguments.pop("exponential_decay_length_penalty", None)  # it makes end tokens more probable, and there are none
+    if prompt.source is not None:
+        arguments["decoder_start_token_id"] = prompt.tokens[0]
+    ids = torch.tensor([prompt.read], device=model.device)
     output = model.generate(
-        torch.tensor([[padding] * (longest - len(p.tokens)) + p.tokens for p in prompts], device=model.device),
-        attention_mask=torch.tensor(
-            [[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in prompts], device=model.device
-        ),
+        ids,
+        attention_mask=torch.ones_like(ids),
         pad_token_id=padding,
-        stopping_criteria=StoppingCriteriaList([DeadlineCriteria(deadlines)]),
+        stopping_criteria=StoppingCriteriaList([DeadlineCriteria([deadline])]),
         **arguments,
     )
-    generated = [_without_padding(row, ends, padding) for row in output[:, longest:].tolist()]
-    count = settings.num_sequences
-    return [generated[i : i + count] for i in range(0, len(generated), count)]
-
-
-def _arguments(settings: GenerationSettings) -> dict[str, Any]:
-    """The arguments of `generate`, except those of stop strings."""
-    arguments: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "min_new_tokens": settings.min_new_tokens or None,
-        "num_beams": settings.num_beams,
-        "num_return_sequences": settings.num_sequences,
-        "do_sample": settings.do_sample,
-        "repetition_penalty": settings.repetition_penalty,
-        "no_repeat_ngram_size": settings.no_repeat_ngram,
-    }
-    if settings.do_sample:
-        arguments |= {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
-        arguments |= {"min_p": settings.min_p or None}
-    if settings.end_tokens is not None:
-        arguments["eos_token_id"] = sorted(settings.end_tokens)
-    if settings.suppress_tokens:
-        arguments["suppress_tokens"] = list(settings.suppress_tokens)
-    if settings.bad_words:
-        arguments["bad_words_ids"] = generate_argument("bad_words_ids", settings.bad_words)
-    if settings.max_time is not None:
-        arguments["max_time"] = settings.max_time
-    return arguments | {name: generate_argument(name, value) for name, value in settings.generate_only}
+    return [_without_padding(row, ends, padding) for row in output[:, len(prompt.tokens) :].tolist()]
 
 
 def _without_padding(tokens: list[int], ends: frozenset[int], padding: int) -> list[int]:

@@ -4,17 +4,24 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from transformers import GenerationConfig
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
+from serve.handlers.generation.lookup import NGRAM
 from serve.handlers.generation.parameters import (
+    MAX_TOKENS,
+    GenerationSettings,
     IgnoredParameters,
     SharedParameters,
     Watermark,
     check_tokens,
+    first_given,
     generate_argument,
     known_names,
+    library_parameters,
     refuse_unsupported,
+    shared_settings,
 )
 from serve.handlers.huggingface import bodies
 
@@ -66,8 +73,7 @@ def parse(request: Request, model_field: str, vocabulary: int) -> tuple[list[str
     inputs, parameters = bodies.parse(request, model_field, Seq2SeqParameters, known=known_names(Seq2SeqParameters))
     refuse_unsupported(parameters)
     # Ignored values may be of any type, also unhashable, and must not keep requests from sharing a batch.
-    ignored = (*IgnoredParameters.__struct_fields__, "prompt_lookup_num_tokens", "max_matching_ngram_size")
-    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(ignored))
+    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(IgnoredParameters.__struct_fields__))
     check_tokens(parameters, vocabulary)
     if (parameters.decoder_start_token_id or 0) >= vocabulary:
         raise BadRequest(
@@ -107,3 +113,56 @@ def language_token(tokenizer: Any, name: str, language: str) -> int:
         known = ", ".join(sorted(codes or tokenizer.all_special_tokens))
         raise BadRequest(f"parameters.{name}: unknown language code: {language[:50]!r}", hint=f"known: {known}")
     return token
+
+
+def resolve(
+    asked: Seq2SeqParameters, config: GenerationConfig, defaults: GenerationConfig, positions: int | None
+) -> GenerationSettings:
+    """The settings of a text. Raises BadRequest for lengths that contradict each other.
+
+    Args:
+        config: the model's own generation config, `defaults`, with the request's parameters.
+        positions: of the decoder; None if there is no limit.
+    """
+    # max_length and min_length count the decoder's first token. Without a maximum, `generate` makes 20 new tokens.
+    longest = first_given(config.max_new_tokens, None if config.max_length is None else config.max_length - 1, 20)
+    shortest = first_given(config.min_new_tokens, max(0, (config.min_length or 0) - 1), 0)
+    if shortest > longest and (asked.min_length is not None or asked.min_new_tokens is not None):
+        told = (config.min_new_tokens, config.max_new_tokens)
+        least, most = told if None not in told else (config.min_length, config.max_length)
+        raise BadRequest(f"the minimum length, {least}, is over the maximum length, {most}")
+    longest = min(longest, positions or MAX_TOKENS)
+    if asked.prompt_lookup_num_tokens and (config.num_beams or 1) > 1:
+        raise BadRequest(
+            f"parameters.prompt_lookup_num_tokens cannot be combined with num_beams, which is {config.num_beams}",
+            hint='set "num_beams": 1, or leave prompt_lookup_num_tokens out',
+        )
+    library, config_only = library_parameters(asked, defaults, bool(config.do_sample))
+    stop = config.stop_strings or ()
+    ends = config.eos_token_id
+    return GenerationSettings(
+        max_new_tokens=longest,
+        min_new_tokens=min(shortest, longest),
+        do_sample=bool(config.do_sample),
+        temperature=first_given(config.temperature, None, 1.0),
+        top_p=first_given(config.top_p, None, 1.0),
+        top_k=first_given(config.top_k, None, 50),
+        repetition_penalty=first_given(config.repetition_penalty, None, 1.0),
+        num_sequences=config.num_return_sequences or 1,
+        num_beams=config.num_beams or 1,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        seed=asked.seed,
+        return_full_text=False,
+        min_p=first_given(config.min_p, None, 0.0),
+        end_tokens=frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends),
+        suppress_tokens=tuple(config.suppress_tokens or ()),
+        bad_words=tuple(tuple(word) for word in config.bad_words_ids or ()),
+        no_repeat_ngram=config.no_repeat_ngram_size or 0,
+        max_time=config.max_time,
+        lookup=config.prompt_lookup_num_tokens or 0,
+        lookup_ngram=config.max_matching_ngram_size or NGRAM,
+        keep_stop=True,
+        library=library,
+        config_only=config_only,
+        **shared_settings(asked, config),
+    )

@@ -27,7 +27,7 @@ def fits(model: PreTrainedModel) -> bool:
         windows_fit = kinds == {masks.FULL if config.sliding_window is None else masks.SLIDING}
     else:
         windows_fit = type(model) is Qwen2ForCausalLM and kinds <= {masks.FULL, masks.SLIDING}
-    return windows_fit and config.rope_parameters["rope_type"] in ROPES
+    return windows_fit and (config.rope_parameters or {}).get("rope_type") in ROPES
 
 
 def merge_products(model: Any) -> None:
