@@ -1,6 +1,5 @@
 """Encoder-decoder models, on a tiny BART of random weights: answers, batches, parameters, deadlines, broken files."""
 
-import copy
 import json
 import random
 import shutil
@@ -32,6 +31,7 @@ from tests.unit.causal_architectures import letters
 from tests.unit.configs import config_of
 from tests.unit.test_generation_toys import Asked, finish
 from tests.unit.test_seq2seq_architectures import TOKENIZER, tiny
+from tests.unit.tiny_architectures import as_loaded
 
 POSITIONS = 64
 TEXTS = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3 w2 w1", "w50 w51", "w70 w71 w72 w73 w74"]
@@ -411,7 +411,7 @@ def test_requests_with_any_parameters_share_the_batch_and_get_the_texts_of_gener
 ) -> None:
     """One joins in each step: greedy ones and searches, with the passes of two families, and with modules."""
     model = tiny(model_type)
-    monkeypatch.setattr(pretrained, "load", lambda *_: (copy.deepcopy(model), TOKENIZER))
+    monkeypatch.setattr(pretrained, "load", as_loaded(model, TOKENIZER))
     handler = Seq2Seq(config_of(Seq2Seq, name="tiny", directory=Path(), max_batch=12))
     dice = random.Random(5)
     waiting, told = [], []
