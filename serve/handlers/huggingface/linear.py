@@ -160,16 +160,19 @@ def _kind(layer: LinearLayer, is_mapped: Callable[[Tensor], bool]) -> tuple[Any,
 def _choices(
     model: PreTrainedModel, is_mapped: Callable[[Tensor], bool], gain: float, memory: Path | None
 ) -> dict[tuple[Any, ...], list[bool]]:
-    """By the kind of a layer, whether the packed layout multiplies 1, 2... rows; kinds of little weight are absent."""
+    """By the kind of a layer, whether the packed layout multiplies 1, 2... rows.
+
+    Kinds of little weight, and of weights in private memory, are absent: they are packed.
+    """
     weights: dict[tuple[Any, ...], list[Tensor]] = {}
     for layer in linear_layers(model):
         weights.setdefault(_kind(layer, is_mapped), []).append(layer.parts[0][0])
     sizes = {kind: kind[0] * kind[1] * len(each) for kind, each in weights.items()}
     total, known = sum(sizes.values()), Memory(memory)
     return {
-        kind: packed_by_rows(known.times(each), both=kind[-1], gain=gain)
+        kind: packed_by_rows(known.times(each), gain=gain)
         for kind, each in weights.items()
-        if total > SMALL and sizes[kind] > total / 20
+        if kind[-1] and total > SMALL and sizes[kind] > total / 20
     }
 
 
