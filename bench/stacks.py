@@ -75,13 +75,13 @@ class Mosec(Stack):
 
     name = "mosec"
 
-    def __init__(self, model: Path, work: Path) -> None:
+    def __init__(self, model: Path, work: Path, batch: int) -> None:
         """Raises Missing."""
         script = ROOT / "bench" / "peers" / "mosec_server.py"
         if not PYTHON.exists():
             raise Missing("mosec: not installed (make bench PEERS=1)")
         port = free_port()
-        named = ("--port", str(port), "--model", str(model / "model.ubj"), "--batch", "64")
+        named = ("--port", str(port), "--model", str(model / "model.ubj"), "--batch", str(batch))
         super().__init__(model, work, {"OMP_NUM_THREADS": "1"}, command=(str(PYTHON), str(script), *named))
         self.port = port
         wait_until(lambda: self.pings() or self.process.poll() is not None)

@@ -47,21 +47,26 @@ def one_row(bench: Bench) -> Iterator[Row]:
         # An encoded body is none of those whose model nginx reads: a web worker reads this one.
         "Flask": (ours, request("/invocations", body, JSON, **{"Content-Encoding": "identity"})),
     }
-    if bench.peers:
-        try:
-            mosec = bench.start(Mosec(models / "abalone-1", bench.work / "mosec"))
-            lanes["mosec"] = (mosec, request("/inference", CELLS, CSV))
-        except Missing as missing:
-            bench.not_run.append(str(missing))
     found: dict[tuple[str, int], list[Measured]] = defaultdict(list)
     alone: dict[str, list[float]] = defaultdict(list)
     counts = [connections for connections in (1, 16, 64) if bench.wants(connections)]
+    mosecs: dict[int, Mosec] = {}
+    if bench.peers:
+        try:
+            # Its batches wait to be full: each number of connections has the size that is best for it.
+            for count in counts:
+                mosecs[count] = bench.start(Mosec(models / "abalone-1", bench.work / f"mosec-{count}", count))
+        except Missing as missing:
+            bench.not_run.append(str(missing))
+            mosecs = {}
     for number in bench.rounds("W1 one CSV row", 3):
         alone["row"].append(handler.ask("handler_ms", CELLS.encode(), batch=1, seconds=1))
         alone["batch"].append(32e3 / handler.ask("handler_ms", CELLS.encode(), batch=32, seconds=1))
         alone["flask"].append(flask.ask("invocation_ms", body, seconds=1))
-        turns = list(lanes.items())
         for connections in counts:
+            turns = list(lanes.items())
+            if mosecs:
+                turns.append(("mosec", (mosecs[connections], request("/inference", CELLS, CSV))))
             for lane, (stack, message) in turns if number % 2 == 0 else turns[::-1]:
                 made = bench.measure(stack, [message], connections, seconds=1.0 if bench.quick else 2.5)
                 found[lane, connections].append(made)
@@ -80,7 +85,7 @@ def one_row(bench: Bench) -> Iterator[Row]:
         ("model in the body, read by Flask", "Flask", beside, {}),
     ):
         for connections in counts:
-            lanes_of = {"ours": lane} | {who: other for who, other in others.items() if other in lanes}
+            lanes_of = {"ours": lane} | {who: other for who, other in others.items() if (other, connections) in found}
             rates = {who: middle("per_second", each, connections) for who, each in lanes_of.items()}
             title = f"W1 {name}, {connections} connection{'s' * (connections > 1)}"
             shown = compared(title, rates, "/s", aims.get(connections, {}))

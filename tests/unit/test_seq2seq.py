@@ -530,3 +530,43 @@ def test_weights_in_several_files_are_read(broken: Path, directory: Path, handle
     shards[0].unlink()
     with pytest.raises(ModelUnusable, match=rf"^model.safetensors.index.json names {shards[0].name}, which is missing"):
         Seq2Seq(config_of(Seq2Seq, name="bart", directory=broken))
+
+
+@pytest.mark.peer("transformers")
+def test_prompt_lookup_saves_steps_and_changes_no_text(
+    directory: Path, handler: Seq2Seq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guesses come from the source and the text so far; requests without them are rows of the same batch."""
+    decoder: Any = handler.engine.decoder
+    passes: list[int] = []
+    for name in ("step", "extend"):
+        made = getattr(decoder, name)
+
+        def noted(tokens: Any, made: Any = made) -> Any:
+            passes.append(len(tokens))
+            return made(tokens)
+
+        monkeypatch.setattr(decoder, name, noted)
+    ways: list[dict[str, Any]] = [{}, {"suppress_tokens": [t for t in range(100) if t not in (2, 9, 10)]}, OTHERS]
+    asked = [way | {"max_length": 60} for way in ways for _ in TEXTS]
+    wanted = [reference(directory, text, **way) for text, way in zip(TEXTS * len(ways), asked, strict=True)]
+    jobs = [
+        Asked(handler, {"inputs": text, "parameters": way | ({"prompt_lookup_num_tokens": 8} if i % 5 else {})})
+        for i, (text, way) in enumerate(zip(TEXTS * len(ways), asked, strict=True))
+    ]
+    for job in jobs:
+        while handler.room() < 1:
+            handler.step()
+        handler.join(job)
+    finish(handler, *jobs)
+    assert [[each["summary_text"] for each in job.answer] for job in jobs] == wanted
+
+    only = {"max_length": 60, "min_length": 60, "suppress_tokens": [t for t in range(100) if t not in (2, 9)]}
+    passes.clear()
+    assert ask(handler, TEXTS[0], **only, prompt_lookup_num_tokens=8) == ask(handler, TEXTS[0], **only)
+    assert len(passes) - 58 < 58 / 4, "58 steps without guesses"
+
+
+def test_prompt_lookup_beside_beams_is_refused(handler: Seq2Seq) -> None:
+    with pytest.raises(BadRequest, match="prompt_lookup_num_tokens cannot be combined with num_beams, which is 3"):
+        Asked(handler, {"inputs": "w1", "parameters": {"num_beams": 3, "prompt_lookup_num_tokens": 4}})

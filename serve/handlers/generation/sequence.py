@@ -145,7 +145,8 @@ class GeneratedSequence:
         self.sampling.begin(self.prompt.tokens)
         settings = self.prompt.settings
         if settings.lookup:
-            self._lookup = PromptLookup(self.prompt.tokens, settings.lookup, settings.lookup_ngram)
+            known = [*(self.prompt.source or ()), *self.prompt.tokens]
+            self._lookup = PromptLookup(known, settings.lookup, settings.lookup_ngram)
         if self.prompt.settings.max_time is not None:
             self._time_limit = time.monotonic() + self.prompt.settings.max_time
 

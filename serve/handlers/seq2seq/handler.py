@@ -106,8 +106,8 @@ class Seq2Seq:
             lone.check(EncoderDecoderPrompt([0, 1], _start(self._defaults) or 0))
             self.engine = Engine(network, texts, lone, 1)
         else:
-            encoder_decoder.merge_products(network)
             if model.options.pack and linear.packable(network):
+                encoder_decoder.merge_products(network)
                 linear.pack(network)
             linear.fuse_activations(network)
             self.engine = Engine(network, texts, encoder_decoder.steps_of(network), max(1, model.max_batch))

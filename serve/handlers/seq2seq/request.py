@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from serve.errors import BadRequest
 from serve.handlers.base import Request
+from serve.handlers.generation.lookup import NGRAM
 from serve.handlers.generation.parameters import (
     MAX_TOKENS,
     GenerationSettings,
@@ -72,8 +73,7 @@ def parse(request: Request, model_field: str, vocabulary: int) -> tuple[list[str
     inputs, parameters = bodies.parse(request, model_field, Seq2SeqParameters, known=known_names(Seq2SeqParameters))
     refuse_unsupported(parameters)
     # Ignored values may be of any type, also unhashable, and must not keep requests from sharing a batch.
-    ignored = (*IgnoredParameters.__struct_fields__, "prompt_lookup_num_tokens", "max_matching_ngram_size")
-    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(ignored))
+    parameters = msgspec.structs.replace(parameters, **dict.fromkeys(IgnoredParameters.__struct_fields__))
     check_tokens(parameters, vocabulary)
     if (parameters.decoder_start_token_id or 0) >= vocabulary:
         raise BadRequest(
@@ -132,6 +132,11 @@ def resolve(
         least, most = told if None not in told else (config.min_length, config.max_length)
         raise BadRequest(f"the minimum length, {least}, is over the maximum length, {most}")
     longest = min(longest, positions or MAX_TOKENS)
+    if asked.prompt_lookup_num_tokens and (config.num_beams or 1) > 1:
+        raise BadRequest(
+            f"parameters.prompt_lookup_num_tokens cannot be combined with num_beams, which is {config.num_beams}",
+            hint='set "num_beams": 1, or leave prompt_lookup_num_tokens out',
+        )
     library, config_only = library_parameters(asked, defaults, bool(config.do_sample))
     stop = config.stop_strings or ()
     ends = config.eos_token_id
@@ -154,6 +159,8 @@ def resolve(
         bad_words=tuple(tuple(word) for word in config.bad_words_ids or ()),
         no_repeat_ngram=config.no_repeat_ngram_size or 0,
         max_time=config.max_time,
+        lookup=config.prompt_lookup_num_tokens or 0,
+        lookup_ngram=config.max_matching_ngram_size or NGRAM,
         keep_stop=True,
         library=library,
         config_only=config_only,
