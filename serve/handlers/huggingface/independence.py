@@ -45,7 +45,7 @@ CONTINUOUS = _names(
     """
 )
 
-# Encoder-decoder models whose texts may be padded on the right and share a `generate` (serve/handlers/seq2seq).
+# Encoder-decoder models whose texts may be padded on the right and share a batch (serve/handlers/seq2seq).
 PADDED_GENERATE = _names(
     """
     BartForConditionalGeneration BlenderbotForConditionalGeneration BlenderbotSmallForConditionalGeneration
