@@ -66,6 +66,7 @@ def limits(bench: Bench, sample: str, peers: Sequence[str], settings: dict[str, 
         try:
             bench.progress(f"the peer {name}")
             engine = bench.start(Engine(name, directory, CORES))
+            engine.seconds([" the"], [4], 1, settings)  # an engine that fails is not run
         except Missing as missing:
             bench.not_run.append(str(missing))
             continue
@@ -94,7 +95,7 @@ def race(
     """The cases on one model: this server and each limit in turns, round by round."""
     models = model_dir(bench.work / "models", {"text": sample})
     others = limits(bench, sample, peers, settings or {})
-    ours = bench.start(Ours(models, bench.work / "ours", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
+    ours = bench.start(Ours(models, bench.work / "alone", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
     source = random.Random(1)
     warm = prompt(source, words, template)
     bench.load(ours, [message("text", warm, **exactly(4))], 2, each=1)  # loads the model
@@ -200,7 +201,7 @@ def chat(bench: Bench) -> Iterator[Row]:
 def long_chat(bench: Bench) -> Iterator[Row]:
     """W7b: a prompt of 1,400 tokens, 16 tokens out; then another question behind the same 1,400 tokens."""
     models = model_dir(bench.work / "models", {"text": "smollm2"})
-    ours = bench.start(Ours(models, bench.work / "ours", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
+    ours = bench.start(Ours(models, bench.work / "alone", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
     alone = bench.start(Child(Generate, models / "text", threads=CORES))
     source = random.Random(3)
     bench.load(ours, [message("text", prompt(source, 32, CHAT), **exactly(4))], 2, each=1)
@@ -255,7 +256,7 @@ def mixed(bench: Bench) -> Iterator[Row]:
     """W10: GPT-2 with 16 to 256 tokens out. 16 callers send 32 requests; a static batch has 16 of the same lengths."""
     models = model_dir(bench.work / "models", {"text": "gpt2-full"})
     others = limits(bench, "gpt2-full", ("OpenVINO float32",), {})
-    ours = bench.start(Ours(models, bench.work / "ours", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
+    ours = bench.start(Ours(models, bench.work / "alone", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
     source = random.Random(5)
     bench.load(ours, [message("text", prompt(source, 32), **exactly(4))], 2, each=1)
     lengths = [round(16 * 16 ** (number / 15)) for number in range(16)]

@@ -29,24 +29,30 @@ class Engine:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
+        self._name = f"{name} with {model.name}"
         if not self._answer().get("ready"):
-            self._process.wait()
-            self._log.seek(0)
-            lines = self._log.read().strip().splitlines() or ["no message"]
-            raise Missing(f"{name} with {model.name}: {lines[-1][:120]}")
+            raise Missing(self._failure())
 
     def seconds(
         self, texts: list[str], new_tokens: list[int], beams: int = 1, settings: dict[str, Any] | None = None
     ) -> float:
-        """Answers a static batch, each text with as many new tokens as the longest."""
+        """Answers a static batch, each text with as many new tokens as the longest. Raises Missing."""
         asked = {"texts": texts, "new_tokens": max(new_tokens), "beams": beams, "settings": settings or {}}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
+        if not answer:
+            raise Missing(self._failure())
         least = len(texts) * (max(new_tokens) - 1)  # an end token may count as one or not
         assert answer.get("tokens", 0) >= least, f"{answer} in place of {least} tokens"
         return float(answer["seconds"])
+
+    def _failure(self) -> str:
+        self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines() or ["no message"]
+        return f"{self._name}: {lines[-1][:120]}"
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout

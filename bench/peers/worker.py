@@ -37,7 +37,9 @@ class CTranslate2:
 
     def run(self, texts: list[str], new_tokens: int, beams: int, settings: dict[str, Any]) -> int:
         """Answers the batch; the number of new tokens of all texts."""
-        tokens = [self._tokenizer.convert_ids_to_tokens(ids) for ids in self._tokenizer(texts)["input_ids"]]
+        # A tokenizer of transformers 5.23 has special tokens that 5.5 finds no name for: the end token stands for each.
+        named_of, end = self._tokenizer.convert_ids_to_tokens, self._tokenizer.eos_token
+        tokens = [[token or end for token in named_of(ids)] for ids in self._tokenizer(texts)["input_ids"]]
         named: dict[str, Any] = {"beam_size": beams, "sampling_topk": 1, **settings}
         if self._seq2seq:
             # The lengths of the decoder count its first token and the end token.
