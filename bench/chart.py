@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-LEFT, PLOT, RIGHT = 250, 300, 170  # of names, of the axis, of the last labels; pixels
+LEFT, PLOT, RIGHT = 310, 300, 170  # of names, of the axis, of the last labels; pixels
 BAR, GAP, HEAD, FOOT = 15, 9, 30, 8
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
