@@ -297,12 +297,26 @@ def test_each_layout_of_a_layer_serves_its_rows(monkeypatch: pytest.MonkeyPatch)
     assert served == [("Plain", 1), *(("Packed", count) for count in (2, 5, 64, 500))]
 
 
-def test_a_slow_product_of_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor without instructions for it would make each token slower, not faster."""
+@pytest.mark.parametrize(("slowness", "refused"), [(129.0, True), (4.3, False)])
+def test_only_a_product_of_8_bits_without_a_kernel_is_refused(
+    slowness: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest reference loop that was measured, and the slowest kernel; the largest layer is timed."""
+    timed: list[int] = []
+
+    def slow(weight: Tensor, _rows: int) -> float:
+        timed.append(len(weight))
+        return slowness
+
     monkeypatch.setattr(linear, "SMALL", 0)
-    monkeypatch.setattr(linear, "int8_slowness", lambda _weight, rows: 3.0 if rows == 1 else 2.5)
-    with pytest.raises(ModelUnusable, match=r"options\.quantize: on this processor.* 2\.5 times"):
-        linear.quantize(Toy([torch.nn.Linear(16, 16)]))
+    monkeypatch.setattr(linear, "int8_slowness", slow)
+    model = Toy([torch.nn.Linear(16, 16), torch.nn.Linear(16, 64), torch.nn.Linear(64, 16)])
+    if refused:
+        with pytest.raises(ModelUnusable, match=r"options\.quantize: on this processor.* 129\.0 times"):
+            linear.quantize(model)
+    else:
+        assert linear.quantize(model) == 3
+    assert timed == [64]
 
 
 _PRODUCTS = """
