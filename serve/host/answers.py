@@ -149,8 +149,9 @@ def cause(seen: Observed) -> Cause:
     return Cause.WAIT if worth_waiting and seen.ready else Cause.UNKNOWN
 
 
-# Most seconds that a web worker waits for a cause. A crash is known within some ms, on a very busy machine within 1 s.
-PATIENCE = 3.0
+# Most seconds that a web worker waits for a cause. A crash is known within some ms; that of a process whose gigabytes the
+# kernel takes back, on a busy machine, within 4 s.
+PATIENCE = 6.0
 
 
 @dataclass(frozen=True, slots=True)

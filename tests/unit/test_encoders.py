@@ -583,7 +583,7 @@ def test_a_late_request_does_not_hold_up_the_others(
 def test_numbers_that_json_cannot_represent_are_an_error(tmp_path: Path) -> None:
     """500, and never null or NaN in an answer."""
     handler = TextClassification(config_of(TextClassification, name="x", directory=tiny.classifier(tmp_path)))
-    handler.encoder.network.classifier.bias[0] = float("nan")
+    handler.encoder.network.classifier.register_forward_hook(lambda _layer, _input, scores: scores * float("nan"))
     (failed,) = handler.predict([handler.decode(request({"inputs": ONE}))])
     assert isinstance(failed, InternalError)
     assert "NaN" in failed.message

@@ -32,8 +32,9 @@ CONTINUOUS = _names(
     GlmForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTJForCausalLM GPTNeoXForCausalLM
     GPTNeoXJapaneseForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
     GraniteMoeSharedForCausalLM GraniteMoeSWAForCausalLM GraniteSWAForCausalLM HeliumForCausalLM
-    HrmTextForCausalLM HunYuanDenseV1ForCausalLM HyperCLOVAXForCausalLM HYV3ForCausalLM Jais2ForCausalLM
-    JetMoeForCausalLM Kolibri1ForCausalLM LagunaForCausalLM Lfm2ForCausalLM Llama4ForCausalLM LlamaForCausalLM
+    HrmTextForCausalLM HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM HyperCLOVAXForCausalLM HYV3ForCausalLM
+    Jais2ForCausalLM JetMoeForCausalLM Kolibri1ForCausalLM LagunaForCausalLM Lfm2ForCausalLM Llama4ForCausalLM
+    LlamaForCausalLM
     MegatronBertForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM MiniCPM3ForCausalLM MiniMaxM2ForCausalLM
     MiniMaxM3VLForCausalLM Ministral3ForCausalLM MinistralForCausalLM MistralForCausalLM MixtralForCausalLM
     ModernBertDecoderForCausalLM MptForCausalLM NanoChatForCausalLM NemotronForCausalLM Olmo2ForCausalLM
