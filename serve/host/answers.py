@@ -149,8 +149,8 @@ def cause(seen: Observed) -> Cause:
     return Cause.WAIT if worth_waiting and seen.ready else Cause.UNKNOWN
 
 
-# Most seconds that a web worker waits for a cause. A crash is known within some ms; that of a process whose gigabytes the
-# kernel takes back, on a busy machine, within 4 s.
+# Most seconds that a web worker waits for a cause. A crash is known within some ms; that of a process whose gigabytes
+# the kernel takes back, on a busy machine, within 4 s.
 PATIENCE = 6.0
 
 
