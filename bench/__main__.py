@@ -1,12 +1,13 @@
 """Measure the server: python -m bench [--quick] [--only W1 W6 ...] [--callers N ...] [--peers] [--json FILE]
 
-Prints a table of ratios beside their aims and writes all figures as JSON, from which `python -m bench.page` makes
-docs/benchmarks.md. Server, load generator, limits and peers share the processors of this machine. They alternate, round
-by round, so that other load affects each of them. Run it on an idle machine.
+Prints a table of ratios beside their aims. Writes all figures as JSON after each row; `python -m bench.page` makes
+docs/benchmarks.md from them. Server, load generator, limits and peers share the processors of this machine. They
+alternate, round by round, so that other load affects each of them. Run it on an idle machine.
 """
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -57,51 +59,84 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one short round of each, some minutes in all")
+    parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W", help="some of it")
     parser.add_argument("--callers", nargs="+", type=int, default=[], metavar="N", help="only these numbers of callers")
     parser.add_argument("--peers", action="store_true", help="the engines and servers of .venv-peers as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file of the figures (bench/results/DATE.json)")
     asked = parser.parse_args()
     there = make_samples(*dict.fromkeys(name for each in asked.only for name in WORKLOADS[each].samples))
-    moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
-    found: list[Row] = []
-    failed: list[Row] = []
-    busy = psutil.cpu_percent(2.0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # which ends the servers, as Ctrl-C does
     # A short path: Unix sockets lie below it, and their names have at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as work:
-        bench = Bench(asked.quick, Path(work), asked.peers, asked.callers)
+        run = Run(Bench(asked.quick, Path(work), asked.peers, asked.callers), asked.json, psutil.cpu_percent(2.0))
         for name in asked.only:
             if missing := set(WORKLOADS[name].samples) - there:
-                bench.not_run.append(f"{name}: the sample model {', '.join(sorted(missing))} could not be made")
-                continue
-            try:
-                with bench.workload(name):
-                    found += WORKLOADS[name].run(bench)
-            except Exception as error:
-                # The run goes on: the figures of the other workloads took minutes.
-                traceback.print_exc()
-                failed.append(Row(name, f"failed: {type(error).__name__}"))
-    if not asked.peers:
-        bench.not_run.append("peers: not asked for (make bench PEERS=1)")
-    rows = [*found, *failed, *ping_rows(bench)]
-    head = {
-        "when": moment,
-        **machine(asked.peers),
-        "others": f"other processes kept {busy:.0f}% of them busy before, {psutil.cpu_percent(2.0):.0f}% after",
-        "quick": asked.quick,
-        "not run": bench.not_run,
-    }
-    print(headline(head))
-    print(of_rows([vars(each) for each in rows]))
-    for each in bench.not_run:
-        print(f"not run: {each}")
-    target: Path = asked.json or RESULTS / f"{moment}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figures = {**head, "rows": [vars(each) for each in rows], "raw": bench.raw, "ping_ms": bench.pings}
-    target.write_text(json.dumps(figures, indent=1, default=str) + "\n")
-    print(f"all figures: {target}")
-    return 1 if failed else 0
+                run.bench.not_run.append(f"{name}: the sample model {', '.join(sorted(missing))} could not be made")
+            else:
+                run.take(name)
+        if not asked.peers:
+            run.bench.not_run.append("peers: not asked for (make bench PEERS=1)")
+        run.finish(psutil.cpu_percent(2.0))
+    print(headline(run.head))
+    print(of_rows(list(map(vars, run.rows))))
+    for each in (*run.bench.checked, *(f"not run: {each}" for each in run.bench.not_run)):
+        print(each)
+    print("seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in run.seconds.items()))
+    print(f"all figures: {run.target}")
+    return 1 if run.failed else 0
+
+
+class Run:
+    """The rows of a run. Its file is written after each row: a run that breaks off keeps what it has."""
+
+    def __init__(self, bench: Bench, target: Path | None, busy: float) -> None:
+        """`busy`: the percentage of the processors that other processes kept."""
+        self.bench = bench
+        self.failed: list[Row] = []
+        self.seconds: dict[str, float] = {}  # that each workload took
+        moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+        self.target = target or RESULTS / f"{moment}.json"
+        self._found: list[Row] = []
+        self._others = f"other processes kept {busy:.0f}% of them busy before"
+        self._machine = {"when": moment, **machine(bench.peers)}
+
+    @property
+    def rows(self) -> list[Row]:
+        return [*self._found, *self.failed, *ping_rows(self.bench)]
+
+    @property
+    def head(self) -> dict[str, Any]:
+        bench = self.bench
+        found = {"others": self._others, "quick": bench.quick, "seconds": self.seconds}
+        return {**self._machine, **found, "checked": bench.checked, "not run": bench.not_run}
+
+    def take(self, name: str) -> None:
+        """Runs a workload. When it fails, the run goes on: the figures of the others take minutes."""
+        began = time.monotonic()
+        try:
+            with self.bench.workload(name):
+                for each in WORKLOADS[name].run(self.bench):
+                    self._found.append(each)
+                    self._write()
+        except Exception as error:
+            traceback.print_exc()
+            self.failed.append(Row(name, "-", limit=f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]))
+        self.seconds[name] = time.monotonic() - began
+        self._write()
+
+    def finish(self, busy: float) -> None:
+        """The last writing."""
+        self._others += f", {busy:.0f}% after"
+        self._write()
+
+    def _write(self) -> None:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        rows = list(map(vars, self.rows))
+        figures = {**self.head, "rows": rows, "raw": self.bench.raw, "ping_ms": self.bench.pings}
+        part = self.target.with_name(f".{self.target.name}")
+        part.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+        part.replace(self.target)
 
 
 def ping_rows(bench: Bench) -> list[Row]:

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
+
+from bench.table import times
 
 LEFT, PLOT, RIGHT = 310, 300, 170  # of names, of the axis, of the last labels; pixels
 BAR, GAP, HEAD, FOOT = 15, 9, 30, 8
@@ -11,16 +14,24 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 .case { text-anchor: end } .tick { text-anchor: middle; fill: #656d76; font-size: 11px }
 .faster { fill: #2f6fde } .slower { fill: #c8591a }
 .grid { stroke: #d0d7de } .equal { stroke: #656d76; stroke-width: 1.5 }
+.room { fill: #2f6fde; fill-opacity: .12; stroke: #2f6fde; stroke-opacity: .6 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .tick { fill: #9198a1 } .faster { fill: #6ea8ff } .slower { fill: #f0904f }
-  .grid { stroke: #3d444d } .equal { stroke: #9198a1 }
+  .grid { stroke: #3d444d } .equal { stroke: #9198a1 } .room { fill: #6ea8ff; stroke: #6ea8ff }
 }
 """
 
 
-def svg(title: str, cases: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """A chart of (case, ratio of this server to each other) pairs. The bar of equal speed has no length."""
-    ratios = [ratio for _, found in cases for ratio in found.values()]
+def svg(
+    title: str,
+    cases: Sequence[tuple[str, Mapping[str, float]]],
+    most: Mapping[tuple[str, str], float] = MappingProxyType({}),
+) -> str:
+    """A chart of (case, ratio of this server to each other) pairs. The bar of equal speed has no length.
+
+    `most` has the largest ratio that a (case, other) can have: it gets an outline that far.
+    """
+    ratios = [*(ratio for _, found in cases for ratio in found.values()), *most.values()]
     low = min(-2, math.floor(math.log2(min(ratios))))
     high = max(2, math.ceil(math.log2(max(ratios))))
     wide = PLOT / (high - low)
@@ -44,7 +55,8 @@ def svg(title: str, cases: Sequence[tuple[str, Mapping[str, float]]]) -> str:
         middle = top + len(found) * BAR / 2 + 4
         lines.append(f'<text class="case" x="{LEFT - 10}" y="{middle:.1f}">{escape(name)}</text>')
         for number, (other, ratio) in enumerate(found.items()):
-            lines += _bar(x(1), x(ratio), top + number * BAR, f"{_times(ratio)} {other}", ratio)
+            room = x(most[name, other]) if (name, other) in most else x(1)
+            lines += _bar(x(1), x(ratio), room, top + number * BAR, f"{times(ratio)} {other}")
         top += tall
     box = f"0 0 {LEFT + PLOT + RIGHT} {height:.0f}"
     size = f'width="{LEFT + PLOT + RIGHT}" height="{height:.0f}" viewBox="{box}"'
@@ -55,14 +67,12 @@ def svg(title: str, cases: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     )
 
 
-def _bar(equal: float, end: float, top: float, label: str, ratio: float) -> list[str]:
+def _bar(equal: float, end: float, room: float, top: float, label: str) -> list[str]:
     left, wide = min(equal, end), max(1.0, abs(end - equal))
-    kind = "faster" if ratio >= 1 else "slower"
-    return [
-        f'<rect class="{kind}" x="{left:.1f}" y="{top + 2:.1f}" width="{wide:.1f}" height="{BAR - 4}"/>',
-        f'<text x="{max(equal, end) + 5:.1f}" y="{top + BAR - 4:.1f}">{escape(label)}</text>',
-    ]
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} x" if ratio < 2 else f"{ratio:.1f} x"
+    kind = "faster" if end >= equal else "slower"
+    shown = [f'<rect class="{kind}" x="{left:.1f}" y="{top + 2:.1f}" width="{wide:.1f}" height="{BAR - 4}"/>']
+    if room > equal:
+        size = f'width="{room - equal:.1f}" height="{BAR - 5}"'
+        shown.append(f'<rect class="room" x="{equal:.1f}" y="{top + 2.5:.1f}" {size}/>')
+    at = max(equal, end, room) + 5
+    return [*shown, f'<text x="{at:.1f}" y="{top + BAR - 4:.1f}">{escape(label)}</text>']

@@ -35,6 +35,7 @@ def _start(threads: int, make: Callable[..., Any], arguments: tuple[Any, ...]) -
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     # Before `make` imports the frameworks.
     os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     _made = make(*arguments)
 
 

@@ -5,16 +5,19 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from bench.child import Child
 from bench.load import LoadGenerator, Measured
+from bench.memory import Reader
 from bench.stacks import Ours, Stack, Usual
+from bench.table import times
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class Row:
     aim: str = ""
     reached: bool | None = None
     ratios: dict[str, float] = field(default_factory=dict, compare=False)  # for the charts: this server over each other
+    memory: dict[str, float] = field(default_factory=dict, compare=False)  # of a language model (memory.limit)
 
 
 class Bench:
@@ -45,12 +49,14 @@ class Bench:
         self.quick = quick
         self.peers = peers  # whether engines and servers of .venv-peers take part
         self.not_run: list[str] = []  # peers, and why
+        self.checked: list[str] = []  # how many tokens of peers and of this server equal those of `generate`
         self.work = root
         self._callers = callers
         self.raw: dict[str, Any] = {}
         self.pings: dict[str, list[float]] = {"ours": [], "usual": []}  # milliseconds, over all workloads
         self._root = root
         self._generator = Child(LoadGenerator)
+        self._reader: Child | None = None  # of the workload that runs: it holds half a gigabyte
         self._started = ExitStack()
         self._begun = time.monotonic()
 
@@ -59,12 +65,20 @@ class Bench:
         """Runs a workload in a directory of its own, and stops what it has started."""
         self.work = self._root / name.lower()
         self.work.mkdir()
-        with self._started:
-            yield
+        try:
+            with self._started:
+                yield
+        finally:
+            self._reader = None
 
     def start(self, context: AbstractContextManager[T]) -> T:
         """Enters a context until the end of the workload."""
         return self._started.enter_context(context)
+
+    def reads_now(self) -> float:
+        """GB/s at which memory is read by as many threads as there are cores."""
+        self._reader = self._reader or self.start(Child(Reader, threads=CORES))
+        return float(self._reader.ask("gigabytes_per_second"))
 
     def both(self, models: Path) -> tuple[Ours, Usual]:
         """Starts this server and the usual stack, with the same models."""
@@ -129,23 +143,28 @@ def row(workload: str, *shown: str, ratio: str = "", value: float = 0, at_least:
     return Row(workload, ours, usual, limit, ratio, aim, value >= number if at_least else value <= number)
 
 
-def compared(title: str, rates: dict[str, float], unit: str, aims: dict[str, float]) -> Row:
-    """A row of rates: higher is better. The first aim whose limit was run decides."""
+def compared(
+    title: str,
+    rates: dict[str, float],
+    unit: str,
+    aims: dict[str, float],
+    *,
+    missing: Mapping[str, str] = MappingProxyType({}),
+    memory: Mapping[str, float] = MappingProxyType({}),
+) -> Row:
+    """A row of rates: higher is better. The first aim whose limit was run decides. `missing`: why peers have none."""
     ratios = {who: rates["ours"] / rate for who, rate in rates.items() if who != "ours"}
     aim = next(((who, least) for who, least in aims.items() if who in ratios), None)
-    beside = ", ".join(f"{who} {rate:,.0f}" for who, rate in rates.items() if who != "ours")
+    beside = [f"{who} {rate:,.0f}" for who, rate in rates.items() if who != "ours"]
+    beside += [f"{who} - ({why})" for who, why in missing.items()]
     shown = ", ".join(f"{times(ratio)} {who}" for who, ratio in ratios.items())
     return Row(
         title,
         f"{rates['ours']:,.0f} {unit}",
-        limit=beside,
+        limit=", ".join(beside),
         ratio=shown,
         aim=f"{aim[1]:g} x {aim[0]}" if aim else "",
         reached=ratios[aim[0]] >= aim[1] if aim else None,
         ratios=ratios,
+        memory=dict(memory),
     )
-
-
-def times(ratio: float) -> str:
-    """0.47 x, 2.3 x, 13 x."""
-    return f"{ratio:.2f} x" if ratio < 2 else f"{ratio:.1f} x" if ratio < 10 else f"{ratio:.0f} x"

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.memory import bytes_of_a_step
+
 
 def median_ms(work: Callable[[], Any], *, rounds: float = 0, seconds: float = 0) -> float:
     """Milliseconds of a call: the median of so many rounds or seconds, after one round that does not count."""
@@ -82,10 +84,25 @@ class Generate:
 
     def seconds(self, texts: list[str], new_tokens: list[int], beams: int = 1) -> float:
         """Answers a batch of texts of equal length, each with as many new tokens as the longest."""
+        return self._answer(texts, max(new_tokens), beams)[0]
+
+    def tokens(self, text: str, new_tokens: int, beams: int) -> list[int]:
+        """The new tokens of one text."""
+        return self._answer([text], new_tokens, beams)[1]
+
+    def words(self, tokens: list[int]) -> str:
+        """The text of tokens as a server answers it."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def bytes_of_a_step(self) -> int:
+        """Bytes of the weights that one decoding step multiplies, in float32."""
+        return bytes_of_a_step(self._model)
+
+    def _answer(self, texts: list[str], most: int, beams: int) -> tuple[float, list[int]]:
+        """Seconds, and the new tokens of the first text."""
         import torch
 
         tokens = torch.tensor(self._tokenizer(texts)["input_ids"])
-        most = max(new_tokens)
         named = {"min_new_tokens": most, "max_new_tokens": most, "do_sample": False, "num_beams": beams}
         began = time.perf_counter()
         with torch.inference_mode():
@@ -93,7 +110,7 @@ class Generate:
         took = time.perf_counter() - began
         prompt = 1 if self._seq2seq else tokens.shape[1]
         assert made.shape == (len(texts), prompt + most), (made.shape, prompt, most)
-        return took
+        return took, made[0, prompt:].tolist()
 
     def load_ms(self) -> float:
         """`from_pretrained` in this warm process."""

@@ -21,7 +21,7 @@ FIGURES = Path(__file__).parent / "figures.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 CHARTS = PAGE.parent / "benchmarks"
 BLOCK = re.compile(r"(<!-- measured: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-KEPT = ("when", "cpu", "sets", "cores", "versions", "others", "quick", "not run")
+KEPT = ("when", "cpu", "sets", "cores", "versions", "others", "quick", "seconds", "checked", "not run")
 
 Run = dict[str, Any]
 
@@ -47,7 +47,7 @@ def taken(runs: Sequence[Run], newer: Mapping[str, Any]) -> list[Run]:
     """The runs with the rows of a newer one, which replace rows of the same name. A run without rows is dropped."""
     names = {row["workload"] for row in newer["rows"]}
     kept = [run | {"rows": [row for row in run["rows"] if row["workload"] not in names]} for run in runs]
-    last = {key: newer[key] for key in KEPT} | {"rows": newer["rows"]}
+    last = {key: newer[key] for key in KEPT if key in newer} | {"rows": newer["rows"]}
     return [run for run in (*kept, last) if run["rows"]]
 
 
@@ -67,8 +67,12 @@ def written(runs: Sequence[Run], page: str) -> dict[Path, str]:
 def _machines(runs: Sequence[Run]) -> str:
     lines = []
     for run in runs:
-        of = ", ".join(dict.fromkeys(row["workload"].split()[0] for row in run["rows"]))
+        of = ", ".join(dict.fromkeys(row["workload"].split()[0].rstrip(",") for row in run["rows"]))
         lines.append(f"- {of}: {headline(run)}\n")
+        if took := run.get("seconds"):
+            each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
+            lines.append(f"- that run took {sum(took.values()) / 60:.0f} minutes: {each}\n")
+        lines += [f"- {checked}\n" for checked in run.get("checked", ())]
     missing = dict.fromkeys(each for run in runs for each in run["not run"])
     return "".join([*lines, *(f"- not run: {each}\n" for each in missing)])
 
@@ -79,10 +83,11 @@ def _figures(runs: Sequence[Run], name: str, workloads: Sequence[str], files: di
     order = {workload: number for number, workload in enumerate(workloads)}
     rows.sort(key=lambda row: order[row["workload"].split()[0]])
     cases = [(row["workload"].partition(" ")[2], row["ratios"]) for row in rows if row["ratios"]]
+    most = {(row["workload"].partition(" ")[2], "generate"): row["memory"]["most"] for row in rows if row.get("memory")}
     shown = ""
     if cases:
         title = f"this server's speed, in times of others: {name}"
-        files[CHARTS / f"{name}.svg"] = svg(title, cases)
+        files[CHARTS / f"{name}.svg"] = svg(title, cases, most)
         shown = f"\n![{title}; the table has the figures](benchmarks/{name}.svg)\n"
     return f"{shown}\n{of_rows(rows)}\n\n" if rows else "\nNot measured.\n\n"
 

@@ -84,7 +84,11 @@ class Mosec(Stack):
         named = ("--port", str(port), "--model", str(model / "model.ubj"), "--batch", str(batch))
         super().__init__(model, work, {"OMP_NUM_THREADS": "1"}, command=(str(PYTHON), str(script), *named))
         self.port = port
-        wait_until(lambda: self.pings() or self.process.poll() is not None)
+        try:
+            wait_until(lambda: self.pings() or self.process.poll() is not None)
+        except AssertionError as late:
+            self.stop()
+            raise Missing(f"mosec: no answer {late}") from late
         if self.process.poll() is not None:
             raise Missing(f"mosec: {(self.log.strip().splitlines() or ['no message'])[-1][:120]}")
 

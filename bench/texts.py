@@ -13,9 +13,10 @@ from typing import Any
 from bench.child import Child
 from bench.core import CORES, JSON, MB, Bench, Row, compared, row
 from bench.in_process import Encoder, Generate
+from bench.limits import CHECKED, Limits
 from bench.load import request
-from bench.peers.engine import Engine, Missing
-from bench.stacks import SAMPLES, Ours, Stack, model_dir
+from bench.memory import limit
+from bench.stacks import Ours, Stack, model_dir
 
 # One token each in the vocabularies of GPT-2 and SmolLM2, with the space before it.
 _TEXT = """
@@ -26,8 +27,6 @@ made after also did many before must through years much where your way down shou
 those
 """
 WORDS = _TEXT.split()
-
-Seconds = Callable[[list[str], list[int], int], float]  # of a static batch: texts, new tokens of each, beams
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,29 +56,6 @@ def exactly(new_tokens: int, beams: int = 1) -> dict[str, Any]:
     return named | {"num_beams": beams}
 
 
-def limits(bench: Bench, sample: str, peers: Sequence[str], settings: dict[str, Any]) -> dict[str, Seconds]:
-    """`generate` in a process of its own, and each peer that is installed."""
-    directory = SAMPLES / sample
-    alone = bench.start(Child(Generate, directory, threads=CORES))
-    found: dict[str, Seconds] = {"generate": lambda *given: float(alone.ask("seconds", *given))}
-    for name in peers if bench.peers else ():
-        try:
-            bench.progress(f"the peer {name}")
-            engine = bench.start(Engine(name, directory, CORES))
-            engine.seconds([" the"], [4], 1, settings)  # an engine that fails is not run
-        except Missing as missing:
-            bench.not_run.append(str(missing))
-            continue
-        found[name] = partial(_with_settings, engine, settings)
-    return found
-
-
-def _with_settings(
-    engine: Engine, settings: dict[str, Any], texts: list[str], new_tokens: list[int], beams: int
-) -> float:
-    return engine.seconds(texts, new_tokens, beams, settings)
-
-
 def race(
     bench: Bench,
     name: str,
@@ -94,37 +70,51 @@ def race(
 ) -> Iterator[Row]:
     """The cases on one model: this server and each limit in turns, round by round."""
     models = model_dir(bench.work / "models", {"text": sample})
-    others = limits(bench, sample, peers, settings or {})
+    limits = Limits(bench, sample, peers, settings or {})
     ours = bench.start(Ours(models, bench.work / "alone", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
     source = random.Random(1)
     warm = prompt(source, words, template)
     bench.load(ours, [message("text", warm, **exactly(4))], 2, each=1)  # loads the model
-    for limit in others.values():
-        limit([warm], [4], 1)
+    for who in limits.names:
+        limits.seconds(who, [warm], [4])
+    beams = cases[0].beams
+    limits.check(warm, beams, _answer(ours, warm, beams))
     chosen = [case for case in cases if bench.wants(case.callers) and not (bench.quick and case.only_full)]
     speed: dict[tuple[Case, str], list[float]] = defaultdict(list)
+    reads: dict[Case, list[float]] = defaultdict(list)
     for number in bench.rounds(name, rounds):
         for case in chosen:
             texts = [prompt(source, words, template) for _ in range(case.callers)]
             tokens = case.callers * case.new_tokens
             messages = [message("text", text, **exactly(case.new_tokens, case.beams)) for text in texts]
 
-            turns: list[tuple[str, Callable[[], float]]] = [("ours", partial(_seconds, bench, ours, messages))]
+            turns: list[tuple[str, Callable[[], float | None]]] = [("ours", partial(_seconds, bench, ours, messages))]
             lengths = [case.new_tokens] * case.callers
-            turns += [(who, partial(limit, texts, lengths, case.beams)) for who, limit in others.items()]
+            turns += [(who, partial(limits.seconds, who, texts, lengths, case.beams)) for who in limits.names]
             for who, run in turns if number % 2 == 0 else turns[::-1]:
-                took = run()
-                bench.progress(f"  {case.callers} callers{case.title}: {who} {tokens / took:.1f} tokens/s")
-                speed[case, who].append(tokens / took)
+                if (took := run()) is not None:
+                    bench.progress(f"  {case.callers} callers{case.title}: {who} {tokens / took:.1f} tokens/s")
+                    speed[case, who].append(tokens / took)
+            reads[case].append(bench.reads_now())
+    weights = limits.weights()
     for case in chosen:
-        rates = {who: median(speed[case, who]) for who in ("ours", *others)}
-        callers = f"{case.callers} caller{'s' * (case.callers > 1)}"
-        yield compared(f"{name}{case.title}, {callers}", rates, "tokens/s", case.aims)
+        rates = {who: median(found) for (of, who), found in speed.items() if of is case}
+        missing = {who: why for who, why in limits.missing.items() if who not in rates}
+        memory = limit(weights, max(reads[case]), case.callers, rates["generate"], rates["ours"])
+        title = f"{name}{case.title}, {case.callers} caller{'s' * (case.callers > 1)}"
+        yield compared(title, rates, "tokens/s", case.aims, missing=missing, memory=memory)
     bench.raw[f"{name}: tokens per second"] = {f"{c.callers}{c.title} {who}": all_ for (c, who), all_ in speed.items()}
 
 
 def _seconds(bench: Bench, stack: Stack, messages: list[bytes]) -> float:
     return bench.measure(stack, messages, len(messages), each=1).seconds
+
+
+def _answer(ours: Ours, text: str, beams: int) -> str:
+    """This server's answer that Limits.check compares."""
+    answer = ours.invoke("text", {"inputs": text, "parameters": exactly(CHECKED + 1, beams)})
+    assert answer.status == 200, answer.body
+    return str(next(iter(answer.json[0].values())))
 
 
 def gpt2(bench: Bench) -> Iterator[Row]:
@@ -255,24 +245,34 @@ def encoder(bench: Bench) -> Iterator[Row]:
 def mixed(bench: Bench) -> Iterator[Row]:
     """W10: GPT-2 with 16 to 256 tokens out. 16 callers send 32 requests; a static batch has 16 of the same lengths."""
     models = model_dir(bench.work / "models", {"text": "gpt2-full"})
-    others = limits(bench, "gpt2-full", ("OpenVINO float32",), {})
+    limits = Limits(bench, "gpt2-full", ("OpenVINO float32",), {})
     ours = bench.start(Ours(models, bench.work / "alone", SAGEMAKER_MODEL_SERVER_TIMEOUT=1200)).wait_ready()
     source = random.Random(5)
     bench.load(ours, [message("text", prompt(source, 32), **exactly(4))], 2, each=1)
     lengths = [round(16 * 16 ** (number / 15)) for number in range(16)]
     rates: dict[str, list[float]] = defaultdict(list)
-    for _ in bench.rounds("W10 mixed lengths", 3):
+    reads = []
+    for number in bench.rounds("W10 mixed lengths", 3):
         twice = source.sample(lengths, 16) + source.sample(lengths, 16)
         messages = [message("text", prompt(source, 32), **exactly(new)) for new in twice]
-        rates["ours"].append(sum(twice) / bench.measure(ours, messages, 16, each=2).seconds)
         texts = [prompt(source, 32) for _ in lengths]
-        for name, limit in others.items():
-            rates[name].append(sum(lengths) / limit(texts, lengths, 1))
-        bench.progress("  " + ", ".join(f"{name} {values[-1]:.0f} tokens/s" for name, values in rates.items()))
+        turns = ["ours", *limits.names]
+        for who in turns if number % 2 == 0 else turns[::-1]:
+            took: float | None
+            if who == "ours":
+                tokens, took = sum(twice), bench.measure(ours, messages, 16, each=2).seconds
+            else:
+                tokens, took = sum(lengths), limits.seconds(who, texts, lengths)
+            if took is not None:
+                bench.progress(f"  16 callers: {who} {tokens / took:.1f} tokens/s")
+                rates[who].append(tokens / took)
+        reads.append(bench.reads_now())
     bench.raw["W10 tokens per second"] = rates
     middle = {name: median(values) for name, values in rates.items()}
+    missing = {who: why for who, why in limits.missing.items() if who not in middle}
+    memory = limit(limits.weights(), max(reads), 16, middle["generate"], middle["ours"])
     title = "W10 GPT-2 124M, 16 to 256 tokens out, 16 callers"
-    yield compared(title, middle, "tokens/s", {"generate": 1.8})
+    yield compared(title, middle, "tokens/s", {"generate": 1.8}, missing=missing, memory=memory)
 
 
 def precisions(bench: Bench) -> Iterator[Row]:

@@ -51,24 +51,32 @@ def one_row(bench: Bench) -> Iterator[Row]:
     alone: dict[str, list[float]] = defaultdict(list)
     counts = [connections for connections in (1, 16, 64) if bench.wants(connections)]
     mosecs: dict[int, Mosec] = {}
-    if bench.peers:
+    missing: dict[int, dict[str, str]] = defaultdict(dict)
+    for count in counts if bench.peers else ():
         try:
             # Its batches wait to be full: each number of connections has the size that is best for it.
-            for count in counts:
-                mosecs[count] = bench.start(Mosec(models / "abalone-1", bench.work / f"mosec-{count}", count))
-        except Missing as missing:
-            bench.not_run.append(str(missing))
-            mosecs = {}
+            mosecs[count] = bench.start(Mosec(models / "abalone-1", bench.work / f"mosec-{count}", count))
+        except Missing as why:
+            missing[count]["mosec"] = str(why)
     for number in bench.rounds("W1 one CSV row", 3):
         alone["row"].append(handler.ask("handler_ms", CELLS.encode(), batch=1, seconds=1))
         alone["batch"].append(32e3 / handler.ask("handler_ms", CELLS.encode(), batch=32, seconds=1))
         alone["flask"].append(flask.ask("invocation_ms", body, seconds=1))
         for connections in counts:
             turns = list(lanes.items())
-            if mosecs:
+            if connections in mosecs:
                 turns.append(("mosec", (mosecs[connections], request("/inference", CELLS, CSV))))
             for lane, (stack, message) in turns if number % 2 == 0 else turns[::-1]:
-                made = bench.measure(stack, [message], connections, seconds=1.0 if bench.quick else 2.5)
+                try:
+                    made = bench.measure(stack, [message], connections, seconds=1.0 if bench.quick else 2.5)
+                    if lane == "mosec" and (made.errors or not made.requests):
+                        raise Missing(f"mosec: {made.requests} answers, {made.errors} errors")
+                except (Missing, OSError) as why:
+                    if lane != "mosec":
+                        raise
+                    missing[connections]["mosec"] = str(why)
+                    del mosecs[connections]
+                    continue
                 found[lane, connections].append(made)
     bench.raw |= {f"W1 {lane} {count}": [vars(each) for each in all_] for (lane, count), all_ in found.items()}
     bench.raw["W1 in process"] = alone
@@ -88,7 +96,8 @@ def one_row(bench: Bench) -> Iterator[Row]:
             lanes_of = {"ours": lane} | {who: other for who, other in others.items() if (other, connections) in found}
             rates = {who: middle("per_second", each, connections) for who, each in lanes_of.items()}
             title = f"W1 {name}, {connections} connection{'s' * (connections > 1)}"
-            shown = compared(title, rates, "/s", aims.get(connections, {}))
+            absent = missing[connections] if "mosec" in others and "mosec" not in rates else {}
+            shown = compared(title, rates, "/s", aims.get(connections, {}), missing=absent)
             p50, p99 = (middle(figure, lane, connections) for figure in ("p50_ms", "p99_ms"))
             yield replace(shown, ours=f"{shown.ours}, p50 {p50:.2f}, p99 {p99:.1f} ms")
     once, batch, own = (median(alone[key]) for key in ("row", "batch", "flask"))

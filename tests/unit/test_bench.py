@@ -4,16 +4,22 @@ import contextlib
 import json
 import re
 import socket
+import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from bench import __main__ as program
 from bench import check, page
 from bench.chart import svg
-from bench.core import Row, compared, row
+from bench.core import Bench, Row, compared, row
+from bench.limits import same_at_first
 from bench.load import LoadGenerator, request
 from bench.machine import instruction_sets
+from bench.memory import bytes_of_a_step, limit
 from bench.peers import engine
 from bench.table import markdown, of_rows
 
@@ -100,6 +106,92 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engine, "PYTHON", engine.HERE / "none")
     with pytest.raises(engine.Missing, match="OpenVINO float32: not installed"):
         engine.Engine("OpenVINO float32", engine.HERE, 1)
+
+
+WORKER = """
+import json, sys
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    texts = json.loads(line)["texts"]
+    if texts == ["fail"]:
+        raise ValueError("a token that it does not know")
+    print(json.dumps({"seconds": 2, "texts": len(texts), "least": 4, "first": [7, 8, 9, 9]}), flush=True)
+"""
+
+
+def test_a_peer_that_fails_says_why_and_one_that_answers_too_little_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setattr(engine, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(engine, "HERE", tmp_path)
+    with engine.Engine("ctranslate2 int8", tmp_path / "bart", 1) as peer:
+        assert peer.seconds(["a", "b"], [2, 4]) == 2
+        assert peer.tokens("a", 4, 1) == [7, 8, 9, 9]
+        with pytest.raises(engine.Missing, match="ctranslate2 int8 with bart: 4 tokens for one of 1 texts, not 64"):
+            peer.tokens("a", 64, 1)
+        with pytest.raises(engine.Missing, match="bart: ValueError: a token that it does not know"):
+            peer.seconds(["fail"], [4])
+        with pytest.raises(engine.Missing, match="bart: ValueError: a token that it does not know"):
+            peer.seconds(["a"], [4])
+
+
+def test_a_peer_without_a_figure_has_its_reason_in_the_row() -> None:
+    made = compared("W", {"ours": 2.0, "generate": 1.0}, "/s", {"mosec": 0.9}, missing={"mosec": "no answer"})
+    assert (made.limit, made.ratio, made.aim) == ("generate 1, mosec - (no answer)", "2.0 x generate", "")
+
+
+def test_a_run_that_breaks_off_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file is whole after each row; a workload that fails is a row as well, and the next one runs."""
+    seen: list[list[str]] = []
+
+    def names() -> list[str]:
+        return [each["workload"] for each in json.loads((tmp_path / "run.json").read_text())["rows"]]
+
+    def breaks(bench: Bench) -> Iterator[Row]:
+        yield Row("W1 a", "1")
+        seen.append(names())
+        raise ValueError("the reason\nand more")
+
+    def works(bench: Bench) -> Iterator[Row]:
+        yield Row("W2 a", "1")
+        seen.append(names())
+
+    made = {"W1": program.Workload(breaks, ()), "W2": program.Workload(works, ())}
+    monkeypatch.setattr(program, "WORKLOADS", made)
+    run = program.Run(Bench(True, tmp_path), tmp_path / "run.json", 3.0)
+    run.take("W1")
+    run.take("W2")
+    assert seen == [["W1 a"], ["W1 a", "W2 a", "W1"]]
+    assert [each.limit for each in run.failed] == ["failed: ValueError: the reason"]
+    assert list(run.seconds) == ["W1", "W2"]
+
+
+def test_tokens_are_the_same_up_to_the_first_that_differs() -> None:
+    assert [same_at_first(made, [1, 2, 3]) for made in ([1, 2, 3, 4], [1, 2], [1, 9, 3], [])] == [3, 2, 1, 0]
+
+
+def test_the_limit_of_memory_is_the_time_in_which_the_weights_of_a_step_are_read() -> None:
+    """800 MB at 10 GB/s are 80 ms: 4 callers cannot have more than 50 tokens/s, which is 2.5 times 20."""
+    made = limit(800_000_000, 10.0, callers=4, generate=20.0, ours=40.0)
+    assert made == {"weights_mb": 800, "gb_per_s": 10, "step_ms": 80, "ours_ms": 100, "most": 2.5}
+    shown = of_rows([vars(compared("W", {"ours": 40.0, "generate": 20.0}, "tokens/s", {}, memory=made))])
+    assert "2.5 x generate; a step reads 800 MB: 80 ms, ours 100 ms" in shown
+
+
+def test_a_step_reads_the_weights_that_it_multiplies() -> None:
+    """A causal model: all but the look-ups. An encoder-decoder: no encoder, no keys and values of its outputs."""
+    from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=2, n_head=2))
+    assert bytes_of_a_step(gpt2) == 4 * (2 * 12 * 8 * 8 + 40 * 8)
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in SIZES.items()}
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=40, d_model=8, max_position_embeddings=16, **sizes))
+    # Of a layer: four products of its own attention, two of the attention to the encoder, two of 8 x 12.
+    assert bytes_of_a_step(bart) == 4 * (2 * (6 * 8 * 8 + 2 * 8 * 12) + 40 * 8)
+
+
+SIZES = {"layers": 2, "attention_heads": 2, "ffn_dim": 12}
 
 
 @pytest.mark.parametrize(
@@ -193,4 +285,18 @@ def test_a_chart_is_an_image_whose_bars_begin_at_equal_speed() -> None:
     assert float(faster.attrib["x"]) == pytest.approx(equal)
     assert float(slower.attrib["x"]) + float(slower.attrib["width"]) == pytest.approx(equal)
     assert float(faster.attrib["width"]) == pytest.approx(2 * float(slower.attrib["width"]), abs=0.1)
+    assert drawn.find(f"{space}rect[@class='room']") is None
     assert "a < b" in [each.text for each in drawn.iter(f"{space}text")]
+
+
+def test_a_bar_has_an_outline_up_to_the_limit_of_memory() -> None:
+    """Behind it the label: the outline is longer than the bar."""
+    drawn = ET.fromstring(svg("t", [("a", {"generate": 2.0, "OpenVINO": 0.5})], {("a", "generate"): 8.0}))
+    space = "{http://www.w3.org/2000/svg}"
+    bar, room = (drawn.find(f"{space}rect[@class='{kind}']") for kind in ("faster", "room"))
+    label = next(each for each in drawn.iter(f"{space}text") if each.text == "2.0 x generate")
+    assert bar is not None
+    assert room is not None
+    assert room.attrib["x"] == bar.attrib["x"]
+    assert float(room.attrib["width"]) == pytest.approx(3 * float(bar.attrib["width"]), abs=0.2)
+    assert float(label.attrib["x"]) > float(room.attrib["x"]) + float(room.attrib["width"])
