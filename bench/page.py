@@ -78,7 +78,7 @@ def _machines(runs: Sequence[Run]) -> str:
 
 
 def _figures(runs: Sequence[Run], name: str, workloads: Sequence[str], files: dict[Path, str]) -> str:
-    """A chart of all rows with ratios, and the table."""
+    """A chart of all rows with ratios, the table, and the workloads without rows."""
     rows = [row for run in runs for row in run["rows"] if row["workload"].split()[0] in workloads]
     order = {workload: number for number, workload in enumerate(workloads)}
     rows.sort(key=lambda row: order[row["workload"].split()[0]])
@@ -89,7 +89,10 @@ def _figures(runs: Sequence[Run], name: str, workloads: Sequence[str], files: di
         title = f"this server's speed, in times of others: {name}"
         files[CHARTS / f"{name}.svg"] = svg(title, cases, most)
         shown = f"\n![{title}; the table has the figures](benchmarks/{name}.svg)\n"
-    return f"{shown}\n{of_rows(rows)}\n\n" if rows else "\nNot measured.\n\n"
+    measured = {row["workload"].split()[0] for row in rows}
+    missing = ", ".join(each for each in workloads if each not in measured)
+    table = f"\n{of_rows(rows)}\n" if rows else ""
+    return f"{shown}{table}\nNot measured: {missing}.\n\n" if missing else f"{shown}{table}\n"
 
 
 if __name__ == "__main__":

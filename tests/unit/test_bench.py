@@ -251,9 +251,8 @@ def test_a_page_keeps_its_text_and_has_the_figures_of_its_workloads() -> None:
     """Each block has the rows of its workloads; a peer that was not run is named where the machine is."""
     texts = compared("W2 texts", {"ours": 2.0, "generate": 1.0}, "/s", {})
     runs = [run_of(texts, Row("W1 x", "7"), **{"not run": ["mosec"]})]
-    text = (
-        "before\n<!-- measured: machines -->\nold\n<!-- end -->\n<!-- measured: text W2 -->\nold\n<!-- end -->\nafter\n"
-    )
+    blocks = [f"<!-- measured: {block} -->\nold\n<!-- end -->\n" for block in ("machines", "text W2 W6")]
+    text = "".join(["before\n", *blocks, "after\n"])
     files = page.written([*runs], text)
     made = files[page.PAGE]
     assert made.startswith("before\n")
@@ -262,6 +261,7 @@ def test_a_page_keeps_its_text_and_has_the_figures_of_its_workloads() -> None:
     assert "- not run: mosec" in made
     assert "| W2 texts" in made
     assert "W1 x" not in made
+    assert "Not measured: W6.\n" in made
     assert set(files) == {page.PAGE, page.CHARTS / "text.svg"}
     assert page.written([*runs], made) == files
 
