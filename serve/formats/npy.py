@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from serve.errors import BadRequest, PayloadTooLarge
 
@@ -24,7 +23,7 @@ _NPY_HEADER = 10_000  # bytes; numpy's own limit
 _UNFOLDED = 256 << 20  # bytes after decompression
 _ROWS = _UNFOLDED // 8  # of a sparse matrix, because models allocate 8 bytes for each row, even for an empty one
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's own; others allocate memory by their headers
-_SPARSE = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix, "coo": scipy.sparse.coo_matrix}
+_SPARSE = ("csr", "csc", "coo")
 
 
 def read(body: bytes) -> Any:
@@ -46,6 +45,8 @@ def read(body: bytes) -> Any:
 
 
 def _sparse(files: dict[str, bytes]) -> Any:
+    import scipy.sparse  # not at the top: 12 MB in the process of a model that never reads one
+
     # The member `format` is text, which `array` refuses: 3 bytes after its header.
     name = files.pop("format")[-3:].decode("latin-1")
     if name not in _SPARSE:
@@ -67,7 +68,7 @@ def _sparse(files: dict[str, bytes]) -> Any:
         raise PayloadTooLarge(f"the sparse matrix has {shape[0]} rows, the limit is {_ROWS}", hint="send it in parts")
     try:
         parts = (data, (where[0], where[1])) if name == "coo" else (data, where[0], where[1])
-        matrix = _SPARSE[name](parts, shape=tuple(shape.tolist()))
+        matrix = getattr(scipy.sparse, f"{name}_matrix")(parts, shape=tuple(shape.tolist()))
         if name != "coo":
             # Compiled code does not check the indices, and would read or write past the end.
             matrix.check_format(full_check=True)

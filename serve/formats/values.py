@@ -5,13 +5,13 @@ Nothing is unpickled. Memory stays within a few times the body, whatever a heade
 
 import csv
 import io
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from serve.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from serve.formats import npy, tables
@@ -164,7 +164,8 @@ def _plain(value: Any) -> Any:
     """Arrays, tensors and numpy's scalars as Python's own types; values of Python's own types unchanged."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    if scipy.sparse.issparse(value):
+    sparse = sys.modules.get("scipy.sparse")  # if it is not imported, no value is one of its matrices
+    if sparse and sparse.issparse(value):
         return value.toarray().tolist()
     if type(value).__module__ == "builtins":
         return value

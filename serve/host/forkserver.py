@@ -24,7 +24,7 @@ from typing import Any, cast
 import msgspec
 
 from serve import log as serve_log
-from serve.catalog.kinds import HANDLERS, module_of
+from serve.catalog.kinds import HANDLERS, IMPORTED_AT_FIRST_LOAD, installed, module_of
 from serve.catalog.model_config import ModelConfig, decoder, encoded
 from serve.children import die_with_parent
 from serve.devices import VISIBLE
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 # during an import waits until it ends, and all of them take 8 to 15 s of processor time (torch alone 2 s).
 QUIET = 5.0
 NICENESS = 5  # nginx, web workers and host go first, so that /ping is answered under full load
+
+_OWN_ESTIMATORS = {module_of("custom"), module_of("sklearn")}  # handlers of models that may use any scikit-learn
+_USE_SCIPY = {*_OWN_ESTIMATORS, module_of("xgboost")}
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -71,8 +74,10 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
     poll.register(channel, select.POLLIN)
     poll.register(awake, select.POLLIN)
     began = last_order = time.monotonic()
-    missing = [*needed, *possible]
-    hidden = hidden_from_frameworks(missing)
+    known = {*needed, *possible}
+    # Those that import scipy come last: it can be hidden only until then.
+    missing = [*sorted(needed, key=_USE_SCIPY.__contains__), *possible]
+    at_first_load = {handler: installed(modules) for handler, modules in IMPORTED_AT_FIRST_LOAD.items()}
     logged = False
     while True:
         if not missing and not logged:
@@ -92,11 +97,13 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
             wanted = module_of(order.handler)
             if wanted in missing:
                 missing.remove(wanted)
-                import_framework(wanted, hidden)
+                import_framework(wanted, known)
+            for module in at_first_load.pop(order.handler, ()):
+                import_framework(module, known)
             _fork(channel, order, fds, settings, (awake, wake), main.run)
             last_order = time.monotonic()
         elif not ready:
-            import_framework(missing.pop(0), hidden)
+            import_framework(missing.pop(0), known)
 
 
 def pause_before_import(
@@ -108,22 +115,25 @@ def pause_before_import(
     return 0.0 if missing[0] in needed else max(0.0, last_order + QUIET - now)
 
 
-def hidden_from_frameworks(modules: Collection[str]) -> tuple[str, ...]:
-    """The packages that count as not installed while these modules of handlers are imported.
+def hidden_from(module: str, known: Collection[str]) -> tuple[str, ...]:
+    """The packages that count as not installed while a module is imported. `known`: all modules of handlers.
 
     scikit-learn (so XGBoost too) imports pandas where it is installed, and pandas imports pyarrow, which starts a
     thread. XGBoost and transformers import scikit-learn where it is installed, and 700 modules with it, which take
-    46 MB. Our handlers need neither: only a model's own code uses frames, or estimators of XGBoost.
+    46 MB; transformers imports scipy.optimize for losses of training, 240 modules, which take 30 MB. Our handlers need
+    none of that: only a model's own code uses frames, estimators of XGBoost or losses.
     """
-    estimators = not {module_of("custom"), module_of("sklearn")}.isdisjoint(modules)
-    return ("pandas",) if estimators else ("pandas", "sklearn")
+    if not _OWN_ESTIMATORS.isdisjoint(known):
+        return ("pandas",)
+    return ("pandas", "sklearn") if module in _USE_SCIPY else ("pandas", "sklearn", "scipy")
 
 
-def import_framework(module: str, hidden: Sequence[str]) -> None:
-    """Import a module, as if the `hidden` packages were not installed, and freeze its objects.
+def import_framework(module: str, known: Collection[str]) -> None:
+    """Import a module, as if the packages hidden from it were not installed, and freeze its objects.
 
     A runner can import the hidden packages. An import that fails is logged.
     """
+    hidden = hidden_from(module, known)
     absent = [name for name in hidden if sys.modules.setdefault(name, cast(ModuleType, None)) is None]
     try:
         importlib.import_module(module)
@@ -134,6 +144,8 @@ def import_framework(module: str, hidden: Sequence[str]) -> None:
     finally:
         for name in absent:
             del sys.modules[name]
+        if "scipy" in absent and (utils := sys.modules.get("transformers.utils")):
+            utils.is_scipy_available.cache_clear()  # its answer is remembered; FNet, which a runner imports, asks it
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the imported modules
 

@@ -6,11 +6,10 @@ import signal
 import socket
 import time
 from collections.abc import Iterable
-from importlib.util import find_spec
 
 from serve import devices
 from serve.catalog.catalog import Catalog
-from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, module_of
+from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, installed, module_of
 from serve.host.answers import HostApi
 from serve.host.forkserver import Forkserver
 from serve.host.sockets import HostSocket, ModelSockets, Poller
@@ -29,7 +28,7 @@ def _modules(handlers: Iterable[str]) -> list[str]:
     """The modules that the forkserver imports for these handlers."""
     names = list(handlers)
     also = [module for name in names for module in ALSO_IMPORTED.get(name, ())]
-    return [*map(module_of, names), *(module for module in also if find_spec(module.partition(".")[0]))]
+    return [*map(module_of, names), *installed(also)]
 
 
 class Host:

@@ -21,6 +21,16 @@ def predict_fn(data, model):
 def output_fn(prediction, accept): return (each.upper() for each in prediction)
 """
 
+# What the forkserver hides from the frameworks, and what transformers takes from scipy.
+IMPORTS = """
+import pandas, pyarrow, scipy.optimize, sklearn.linear_model, xgboost
+from transformers.loss import loss_for_object_detection
+def predict_fn(data, model):
+    fitted = xgboost.XGBRegressor(n_estimators=1).fit(pandas.DataFrame({"a": [1, 2]}), [1, 2])
+    return [scipy.optimize.linear_sum_assignment([[0, 1], [1, 0]])[1].tolist(), len(fitted.predict([[1]])),
+            callable(loss_for_object_detection.linear_sum_assignment)]
+"""
+
 CUSTOM = "X-Amzn-SageMaker-Custom-Attributes"
 ANSWERS = """
 def predict_fn(data, model, context):
@@ -69,6 +79,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     tiny.xgboost_model(models / "trees")
     code = "import xgboost\ndef predict_fn(data, model): return xgboost.MINE"
     own(models, "vendors", {PROGRAM: code, "lib/xgboost/__init__.py": "MINE = 'vendored'"})
+    own(models, "imports", {PROGRAM: IMPORTS})
     own(models, "streams", {PROGRAM: STREAM})
     own(models, "threads", {PROGRAM: "import os\ndef predict_fn(data, model): return os.environ['OMP_NUM_THREADS']"})
     (models / "threads" / "model.toml").write_text("threads = 3\n")
@@ -115,6 +126,11 @@ def test_a_vendored_package_hides_one_that_the_server_has_in_memory(server: Serv
     """Even one that the forkserver has imported."""
     assert server.invoke("trees", "1,2,3,4", "text/csv").status == 200
     assert server.invoke("vendors", "0").json == "vendored"
+
+
+def test_code_may_import_what_the_handlers_do_without(server: Server) -> None:
+    """Packages that the forkserver hides from the frameworks, to be smaller, are hidden from no model's code."""
+    assert server.invoke("imports", "0").json == [[0, 1], 1, True]
 
 
 def test_imported_libraries_use_the_threads_of_the_model(server: Server) -> None:

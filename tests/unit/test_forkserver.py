@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from serve.host.forkserver import QUIET, hidden_from_frameworks, pause_before_import
+from serve.host.forkserver import QUIET, pause_before_import
 
 
 @pytest.mark.parametrize(
@@ -34,17 +34,31 @@ def test_an_import_that_no_known_model_needs_waits_for_quiet(
 
 
 XGBOOST, CUSTOM = "serve.handlers.xgboost.handler", "serve.handlers.custom.handler"
+GENERATION = "serve.handlers.generation.handler"
 
 
 @pytest.mark.parametrize(("modules", "imported"), [([XGBOOST], False), ([XGBOOST, CUSTOM], True)])
 def test_scikit_learn_is_imported_where_the_code_of_a_model_may_use_it(modules: list[str], imported: bool) -> None:
     """Its 46 MB serve only estimators of XGBoost, which a booster is not; it can be imported later in any case."""
-    hidden = hidden_from_frameworks(modules)
     script = (
         "import sys; from serve.host.forkserver import import_framework;"
-        f"import_framework({XGBOOST!r}, {hidden!r});"
+        f"import_framework({XGBOOST!r}, {modules!r});"
         "print('sklearn' in sys.modules);"
         "import sklearn, xgboost; print(xgboost.compat.SKLEARN_INSTALLED)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(imported)] * 2
+
+
+@pytest.mark.parametrize(("modules", "imported"), [([GENERATION], False), ([GENERATION, XGBOOST], True)])
+def test_scipy_is_imported_where_a_handler_uses_it(modules: list[str], imported: bool) -> None:
+    """transformers imports 30 MB of it for losses of training. FNet, which its runner imports, uses it for answers."""
+    script = (
+        "import sys; from serve.host.forkserver import import_framework; from serve.runner import main;"
+        f"[import_framework(each, {modules!r}) for each in {modules!r}];"
+        "print('scipy' in sys.modules, 'scipy.optimize' in sys.modules);"
+        f"print(set({modules!r}) <= sys.modules.keys());"
+        "from transformers.models.fnet import modeling_fnet; print(callable(modeling_fnet.linalg.dft))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(imported), "False", "True", "True"]
