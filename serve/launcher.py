@@ -195,8 +195,20 @@ def _refuse_taken(port: int) -> None:
             raise BadSetting(f"port {port}: {error.strerror}; SAGEMAKER_BIND_TO_PORT sets another port") from error
 
 
+def _make_run_dir(directory: Path) -> None:
+    """Create the run directory where it does not exist. Raises BadSetting where that, or a file in it, is refused."""
+    failed = "created"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        failed = "written to"
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        hint = "use a directory that the server may write to, or unset it"
+        raise BadSetting(f"SERVE_RUN_DIR: {directory} cannot be {failed}: {error.strerror}; {hint}") from error
+
+
 def run(settings: Settings) -> int:
-    """Run the server until it ends; its exit status. Raises BadSetting for a port in use."""
+    """Run the server until it ends; its exit status. Raises BadSetting for a port or a directory that is refused."""
     _refuse_taken(settings.port)
     for stream in (sys.stdout, sys.stderr):
         # nginx opens the log by itself. If the log is a file, both must append, or they overwrite each other.
@@ -209,6 +221,8 @@ def run(settings: Settings) -> int:
     if settings.run_dir is None:
         made = tempfile.mkdtemp(prefix="serve-")
         settings = replace(settings, run_dir=Path(made))
+    else:
+        _make_run_dir(settings.run_dir)
     try:
         return Launcher(settings).run()
     finally:

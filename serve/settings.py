@@ -282,7 +282,10 @@ class Settings:
     drain_limit: float = env(20.0, "seconds to finish requests after SIGTERM", ("SERVE_DRAIN_LIMIT", number(0, 25)))
     log_level: str = env("INFO", "level of the log", ("SAGEMAKER_CONTAINER_LOG_LEVEL", level))
     run_dir: Path | None = env(
-        None, "sockets and temporary files", ("SERVE_RUN_DIR", directory), shown="a new directory in `/tmp`"
+        None,
+        "sockets and temporary files; the directory is created",
+        ("SERVE_RUN_DIR", directory),
+        shown="a new directory in `/tmp`",
     )
     sources: Mapping[str, str] = field(default_factory=dict)  # field -> "default", a variable's name, "cgroup"...
 

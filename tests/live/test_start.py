@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ def test_a_port_that_is_taken_is_named(start: Start, models: Path) -> None:
         assert server.process.wait(PATIENCE) == 2
     assert f"port {port}" in server.log
     assert "SAGEMAKER_BIND_TO_PORT" in server.log
+
+
+def test_a_run_directory_that_is_missing_is_created(start: Start, models: Path, tmp_path: Path) -> None:
+    """With its parents; one that cannot be is named with its setting and the reason."""
+    toy(models, "echo")
+    (tmp_path / "file").touch()
+    refused = start(models, ready=False, SERVE_RUN_DIR=tmp_path / "file" / "run")
+    read_only = start(models, ready=False, SERVE_RUN_DIR="/proc/self")
+    with tempfile.TemporaryDirectory() as short:  # for the paths of sockets
+        server = start(models, SERVE_RUN_DIR=Path(short) / "not" / "there")
+        assert server.invoke("echo", "hello", "text/plain").status == 200
+        assert server.stop() == 0
+    assert [each.process.wait(PATIENCE) for each in (refused, read_only)] == [2, 2]
+    assert f"SERVE_RUN_DIR: {tmp_path}/file/run cannot be created: Not a directory; use" in refused.log
+    assert "SERVE_RUN_DIR: /proc/self cannot be written to: " in read_only.log
 
 
 def test_what_a_killed_server_left_is_in_nobodys_way(start: Start, models: Path) -> None:
