@@ -1,21 +1,36 @@
 """A long prompt is computed in pieces whose size follows the time, so that running rows do not wait long for it."""
 
+import random
+from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
-from serve.handlers.generation.pieces import LEAST, SIZES, USUAL, Pieces
+from serve.handlers.generation import engine
+from serve.handlers.generation.pieces import LEAST, SECONDS, SIZES, USUAL, Pieces, Waiting
+from tests.unit.test_generation_toys import Asked, finish, handler_of, save_toy
+
+
+def waiting(streams: bool = False, tokens: int = 1000, waited: float = 0.0, left: float = 1000.0) -> Waiting:
+    return Waiting(streams, tokens, waited, left)
+
+
+STREAM = (waiting(streams=True),)
 
 
 def prefill(pieces: Pieces, prompt: int, step: float, overhead: float, column: float, context: float) -> list[float]:
-    """The time of each piece of a prompt on a machine with these seconds: for a step of the rows, a pass, a column, and
-    a column of context that a column attends to."""
+    """The time of each piece of a prompt beside a stream, on a machine with these seconds: for a step of the rows, a
+    pass, a column, and a column of context that a column attends to."""
     at, times = 0, []
     while at < prompt:
         pieces.stepped(step)
-        count = min(pieces.tokens(beside_rows=True), prompt - at)
+        allowed = pieces.allowed(STREAM)
+        count = min(pieces.tokens(allowed, beside_rows=True), prompt - at)
         seconds = overhead + count * (column + context * (at + count / 2))
-        pieces.computed(count, seconds, beside_rows=True)
+        pieces.computed(count, seconds, allowed)
         times.append(seconds)
         at += count
     return times
@@ -49,25 +64,104 @@ def test_a_running_row_waits_at_most_three_steps_more(
 def test_a_slow_piece_by_chance_costs_a_few_small_pieces_only() -> None:
     pieces = Pieces()
     prefill(pieces, 1000, 0.03, 0.01, 0.001, 0.0)
-    usual = pieces.tokens(beside_rows=True)
+    allowed = pieces.allowed(STREAM)
+    usual = pieces.tokens(allowed, beside_rows=True)
 
-    pieces.computed(usual, 10 * 0.06, beside_rows=True)
-    assert LEAST <= pieces.tokens(beside_rows=True) <= usual / 2
+    pieces.computed(usual, 10 * 0.06, allowed)
+    assert LEAST <= pieces.tokens(allowed, beside_rows=True) <= usual / 2
     prefill(pieces, 200, 0.03, 0.01, 0.001, 0.0)
 
-    assert pieces.tokens(beside_rows=True) > usual / 2
+    assert pieces.tokens(allowed, beside_rows=True) > usual / 2
 
 
 def test_pieces_are_large_while_no_row_waits() -> None:
-    """And the first piece beside rows is small, even if nothing is known of such pieces."""
+    """And the first piece beside a stream is small, even if nothing is known of such pieces."""
     pieces = Pieces()
-    assert pieces.tokens(beside_rows=False) == USUAL
-    assert pieces.tokens(beside_rows=True) == LEAST
+    assert pieces.allowed(()) == SECONDS
+    assert pieces.tokens(SECONDS, beside_rows=False) == USUAL
+    assert pieces.tokens(pieces.allowed(STREAM), beside_rows=True) == LEAST
+    assert pieces.tokens(SECONDS, beside_rows=True) == LEAST
 
-    pieces.computed(USUAL, 0.02, beside_rows=False)
-    assert SIZES[-1] >= pieces.tokens(beside_rows=False) > USUAL
+    pieces.computed(USUAL, 0.02, SECONDS)
+    assert SIZES[-1] >= pieces.tokens(SECONDS, beside_rows=False) > USUAL
+    assert pieces.tokens(SECONDS, beside_rows=True) == pieces.tokens(SECONDS, beside_rows=False)
     pieces.stepped(0.01)
-    assert pieces.tokens(beside_rows=True) <= 0.01 * 2 / (0.02 / USUAL) / 2 + 1
-    pieces.computed(SIZES[-1], 20.0, beside_rows=False)
+    assert pieces.tokens(pieces.allowed(STREAM), beside_rows=True) <= 0.01 * 2 / (0.02 / USUAL) / 2 + 1
+    pieces.computed(SIZES[-1], 20.0, SECONDS)
 
-    assert pieces.tokens(beside_rows=False) == USUAL
+    assert pieces.tokens(SECONDS, beside_rows=False) == USUAL
+    assert pieces.tokens(SECONDS, beside_rows=True) < USUAL
+
+
+@pytest.mark.parametrize("step", [0.005, 0.03, 0.1, 0.3])
+def test_requests_that_do_not_stream_wait_for_large_pieces_but_in_all_for_three_times_their_steps_at_most(
+    step: float,
+) -> None:
+    """While pieces come without end; a stream among the requests makes all pieces small."""
+    dice = random.Random(1)
+    pieces = Pieces()
+    pieces.stepped(step)
+    lengths = [dice.randrange(1, 200) for _ in range(dice.randrange(1, 5))]
+    waited = 0.0
+    for made in range(max(lengths)):
+        running = [waiting(tokens=length, waited=waited) for length in lengths if length > made]
+        allowed = pieces.allowed(running)
+        assert 2 * step <= allowed <= max(SECONDS, 2 * step)
+        assert pieces.allowed([*running, *STREAM]) == 2 * step
+        if made == 0 and min(lengths) * 2 * step >= SECONDS:
+            assert allowed == max(SECONDS, 2 * step)
+        waited += allowed
+        for length in lengths:
+            if length == made + 1:  # its last token: each step and each wait so far
+                assert waited <= 2 * (2 * step * length) + SECONDS
+
+
+def test_no_large_piece_lies_over_a_deadline() -> None:
+    pieces = Pieces()
+    pieces.stepped(0.01)
+
+    assert pieces.allowed([waiting(left=0.1), waiting()]) == 0.1
+    assert pieces.allowed([waiting(left=-1.0)]) == 0.02
+
+
+@pytest.mark.parametrize(("streams", "own"), [(True, False), (False, False), (False, True)])
+def test_a_prompt_is_computed_in_large_pieces_unless_a_running_request_streams(
+    streams: bool, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a step takes 10 ms and a column 2 ms; `own`: the row that waits is of the request that is prefilled."""
+    handler = handler_of(save_toy(tmp_path), max_batch=4)
+    decoder, clock, sizes = handler.engine.decoder, [0.0], []
+    step, advance = decoder.step, decoder.advance
+
+    def slow_step(tokens: list[int]) -> Any:
+        clock[0] += 0.01
+        return step(tokens)
+
+    def slow_advance(prefill: Any, most: int) -> Any:
+        before = prefill.remaining
+        logits = advance(prefill, most)
+        clock[0] += 0.002 * (before - prefill.remaining)
+        sizes.append(before - prefill.remaining)
+        return logits
+
+    monkeypatch.setattr(decoder, "step", slow_step)
+    monkeypatch.setattr(decoder, "advance", slow_advance)
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    later = "abcdefgh" * 15
+    first = "xyz" * 43 + "x"  # too long to be computed together with the other
+    texts = [first, later] if own else first
+    limits = {"parameters": {"max_new_tokens": 30, "min_new_tokens": 30}}
+    job = Asked(handler, {"inputs": texts, "stream": streams} | limits)
+    job.request = msgspec.structs.replace(job.request, deadline=1000.0, stream_deadline=1000.0)
+    handler.join(job)
+    handler.step()
+    assert sizes.pop() == len(first)
+    other = Asked(handler, {"inputs": later} | limits)
+    other.request = msgspec.structs.replace(other.request, deadline=1000.0)
+    if not own:
+        handler.join(other)
+    handler.step()
+    handler.step()
+
+    assert sizes == ([LEAST, LEAST] if streams else [96, 24])
+    finish(handler, job, *[] if own else [other])

@@ -245,11 +245,20 @@ class Engine:
 
     def _advanced(self) -> torch.Tensor | None:
         """Compute the next piece of the prefill; returns the logits [rows, vocabulary] behind the last one."""
-        rows, beside, before = len(self._prefilled), bool(self.rows), self._prefill.remaining
+        rows, before = len(self._prefilled), self._prefill.remaining
         began = time.monotonic()
-        logits = self.decoder.advance(self._prefill, max(1, self._pieces.tokens(beside) // rows))
+        waiting = dict.fromkeys(row.owner for row in self.rows)
+        for each in self._prefilled:  # the end of a request that has rows in both comes after this prefill anyway
+            waiting.pop(each.owner, None)
+        allowed = self._pieces.allowed([request.waiting(began + self._step_s) for request in waiting])
+        logits = self.decoder.advance(
+            self._prefill, max(1, self._pieces.tokens(allowed, beside_rows=bool(self.rows)) // rows)
+        )
+        seconds = time.monotonic() - began
+        for request in waiting:
+            request.waited += seconds
         if done := before - self._prefill.remaining:
-            self._pieces.computed(rows * done, time.monotonic() - began, beside)
+            self._pieces.computed(rows * done, seconds, allowed)
         return logits
 
     def _score(self, start: int, logits: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from serve.handlers.base import Job
 from serve.handlers.generation.library import LibraryScores
 from serve.handlers.generation.lookup import PromptLookup
 from serve.handlers.generation.parameters import Prompt
+from serve.handlers.generation.pieces import Waiting
 from serve.handlers.generation.request import GenerationItem
 from serve.handlers.generation.sampling import RowSampling, TokenLogprobs
 from serve.handlers.generation.text_decoder import TokenTexts, without
@@ -239,6 +240,7 @@ class ActiveRequest:
         self._taken: list[Unit] = []
         self._ended = 0  # sequences
         self.begun = False  # whether the model has begun with one of the prompts
+        self.waited = 0.0  # seconds in which its rows waited for pieces of other prompts
         self._opened = False
 
     @property
@@ -255,6 +257,11 @@ class ActiveRequest:
         """The rows of the units that have been taken from `pending` and have not ended."""
         self._taken = [unit for unit in self._taken if unit[0].finish_reason is None]
         return sum(map(rows_of, self._taken))
+
+    def waiting(self, now: float) -> Waiting:
+        """The request as one that waits for the next piece of a prompt."""
+        tokens = max(prompt.settings.max_new_tokens for prompt in self.item.prompts)
+        return Waiting(self.item.form.streams, tokens, self.waited, self.deadline - now)
 
     def take(self, unit: Unit) -> Unit:
         """Remove a unit from `pending`."""
