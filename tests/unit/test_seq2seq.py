@@ -339,7 +339,7 @@ def test_unsupported_media_types_and_charsets_are_refused(
     handler: Seq2Seq, settings: dict[str, Any], error: type[ServeError]
 ) -> None:
     """415, 406 or 400."""
-    body = settings.pop("body", b"w1")
+    body = settings.pop("body", b'"w1"')
     with pytest.raises(error):
         handler.decode(request(body, **settings))
 
@@ -570,3 +570,96 @@ def test_prompt_lookup_saves_steps_and_changes_no_text(
 def test_prompt_lookup_beside_beams_is_refused(handler: Seq2Seq) -> None:
     with pytest.raises(BadRequest, match="prompt_lookup_num_tokens cannot be combined with num_beams, which is 3"):
         Asked(handler, {"inputs": "w1", "parameters": {"num_beams": 3, "prompt_lookup_num_tokens": 4}})
+
+
+def streamed(handler: Seq2Seq, inputs: str, accept: str = "", **parameters: Any) -> list[Any]:
+    """The objects of a stream."""
+    job = Asked(handler, {"inputs": inputs, "parameters": parameters, "stream": True}, accept=accept)
+    handler.join(job)
+    finish(handler, job)
+    assert job.started == (accept or "application/jsonlines")
+    return job.events
+
+
+# Ends that are no special tokens, and a first token with a text, show in the answer.
+STREAMS: list[dict[str, Any]] = [
+    {},
+    {"min_length": 9, "no_repeat_ngram_size": 2},
+    {"do_sample": True, "seed": 3, "max_length": 30},
+    {"eos_token_id": list(range(20, 60)), "max_length": 40},
+    {"decoder_start_token_id": 7},
+    {"prompt_lookup_num_tokens": 3, "max_length": 40},
+    {"max_new_tokens": 1},
+    {"sequence_bias": [[[9], 5.0]]},
+]
+
+
+@pytest.mark.parametrize("parameters", STREAMS, ids=str)
+def test_the_pieces_of_a_stream_joined_are_the_whole_answer(handler: Seq2Seq, parameters: dict[str, Any]) -> None:
+    for text in TEXTS:
+        (whole,) = ask(handler, text, **parameters)
+        *tokens, last = streamed(handler, text, **parameters)
+
+        assert "".join(event["token"]["text"] for event in tokens) == whole["summary_text"]
+        assert last["generated_text"] == whole["summary_text"]
+        assert last["generated_tokens"] == len(tokens)
+        assert last["prompt_tokens"] == len(text.split()) + 2
+        assert last["finish_reason"] in ("stop", "length")
+        assert last["token"] is None
+
+
+def test_a_stream_has_the_events_of_text_generation(handler: Seq2Seq) -> None:
+    events = streamed(handler, "w1 w2", accept="text/event-stream", max_new_tokens=3, min_new_tokens=3)
+
+    assert [list(event) for event in events[:-1]] == [["token", "generated_text"]] * 3
+    fields = ["token", "generated_text", "finish_reason", "prompt_tokens", "cached_tokens", "generated_tokens"]
+    assert list(events[-1]) == fields
+
+
+def test_a_stream_with_beams_is_a_400_that_names_num_beams(handler: Seq2Seq, directory: Path, tmp_path: Path) -> None:
+    """Whether the request asks for beams or the model's own generation config."""
+    body = {"inputs": "w1", "stream": True}
+    with pytest.raises(BadRequest, match=r"parameters\.num_beams is 3") as refused:
+        handler.decode(request(body | {"parameters": {"num_beams": 3}}))
+    assert '"num_beams": 1' in refused.value.hint
+
+    own = Path(shutil.copytree(directory, tmp_path / "own"))
+    config = json.loads((own / "generation_config.json").read_text())
+    (own / "generation_config.json").write_text(json.dumps(config | {"num_beams": 4}))
+    searching = Seq2Seq(config_of(Seq2Seq, name="bart", directory=own))
+    with pytest.raises(BadRequest, match="num_beams of the model's generation config is 4"):
+        searching.decode(request(body))
+    assert streamed(searching, "w1", num_beams=1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters"),
+    [(["w1", "w2"], {}), (["w1"], {}), ("w1", {"num_return_sequences": 2, "do_sample": True})],
+)
+def test_a_stream_of_several_texts_is_a_400(handler: Seq2Seq, inputs: Any, parameters: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="a stream has one sequence"):
+        handler.decode(request({"inputs": inputs, "parameters": parameters, "stream": True}))
+
+
+def test_a_stream_has_no_other_type(handler: Seq2Seq) -> None:
+    with pytest.raises(NotAcceptable):
+        handler.decode(request({"inputs": "w1", "stream": True}, accept="text/csv"))
+    with pytest.raises(BadRequest, match="stream"):
+        handler.decode(request({"inputs": "w1", "stream": "yes"}))
+    assert not handler.decode(request({"inputs": "w1", "stream": False})).form.streams
+
+
+def test_a_stream_whose_deadline_passes_ends_with_the_text_so_far(handler: Seq2Seq) -> None:
+    job = Asked(
+        handler, {"inputs": "w1 w2", "parameters": {"max_new_tokens": 40, "min_new_tokens": 40}, "stream": True}
+    )
+    handler.join(job)
+    while not job.chunks:
+        handler.step()
+    job.request = msgspec.structs.replace(job.request, stream_deadline=time.monotonic())
+    finish(handler, job)
+
+    *tokens, last = job.events
+    assert last["finish_reason"] == "deadline"
+    assert last["generated_tokens"] < 40
+    assert "".join(event["token"]["text"] for event in tokens) == last["generated_text"]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, EncoderDecoderModel, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from serve.errors import ModelUnusable
@@ -229,3 +230,49 @@ def batched(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> bool:
             return not differences(served(model, patch), by_generate(model))
         except Exception:
             return False
+
+
+# The passes of BART and T5, one by transformers' modules, and two that answer one text at a time.
+STREAMED = ("bart", "marian", "t5", "led", "bigbird_pegasus", "encoder-decoder")
+WORDS = {"<s>": 0, "</s>": 1, **{word: number for number, word in enumerate((*"abcdefgh.,!?", "do", "n't", "##s"), 2)}}
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """Words with pieces and punctuation, whose spaces depend on what comes behind them."""
+    tokens = [*WORDS, *(f"{'##' * (number % 3 == 0)}x{number}" for number in range(len(WORDS), VOCABULARY))]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordPiece(numbers, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<s>")
+
+
+@pytest.mark.parametrize("model_type", STREAMED)
+@pytest.mark.parametrize("cleans_up", [None, True, False])
+@pytest.mark.parametrize("words", [False, True], ids=["bytes", "words"])
+def test_the_pieces_of_a_stream_joined_are_the_whole_answer(
+    model_type: str, cleans_up: bool | None, words: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy and sampled, of several callers at once; with a byte-level tokenizer, characters span tokens."""
+    tokenizer = wordpiece() if words else TOKENIZER
+    monkeypatch.setattr(pretrained, "load", as_loaded(tiny(model_type), tokenizer))
+    handler = Seq2Seq(config_of(Seq2Seq, name="tiny", directory=Path(), max_batch=8))
+    jobs = []
+    for seed, prompt in enumerate(("a b c", "d, e!", "f do n't g")):
+        named = {"max_new_tokens": 24, "do_sample": seed > 0, "seed": seed, "temperature": 3.0}
+        body = {"inputs": prompt, "parameters": named | {"clean_up_tokenization_spaces": cleans_up}}
+        jobs += [Asked(handler, body | {"stream": streams}) for streams in (True, False)]
+    waiting = list(jobs)
+    while waiting:
+        if handler.room():
+            handler.join(waiting.pop(0))
+        handler.step()
+    finish(handler, *jobs)
+
+    pieces = 0
+    for stream, whole in zip(jobs[::2], jobs[1::2], strict=True):
+        *tokens, last = stream.events
+        text = whole.answer[0]["summary_text"]
+        assert "".join(event["token"]["text"] for event in tokens) == text == last["generated_text"]
+        pieces = max(pieces, sum(bool(event["token"]["text"]) for event in tokens))
+    assert pieces > 1, "the texts come at once"

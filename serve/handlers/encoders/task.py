@@ -73,7 +73,7 @@ class Task(abc.ABC):
 
     def decode(self, request: Request) -> EncoderItem:
         content_type = bodies.accepted(request, self._model, self.offers)
-        inputs, parameters = bodies.parse(
+        inputs, parameters, _ = bodies.parse(
             request, self._model.model_field, self.parameters, bare=self.bare, table=self.table
         )
         rows, context = self.read(inputs, parameters, request.deadline)

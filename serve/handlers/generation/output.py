@@ -68,23 +68,14 @@ class InvocationForm(msgspec.Struct, frozen=True):
         return b""
 
     def token(self, sequence: Generated, piece: str) -> bytes:
-        return self._event({"token": {"id": sequence.tokens[-1], "text": piece}, "generated_text": None})
+        return token_event(self.content_type, sequence, piece)
 
     def rest(self, sequence: Generated, piece: str) -> bytes:
-        return self.token(sequence, piece)
+        return token_event(self.content_type, sequence, piece)
 
     def closing(self, sequences: Sequence[Generated]) -> bytes:
         (sequence,) = sequences
-        return self._event(
-            {
-                "token": None,
-                "generated_text": _text(sequence),
-                "finish_reason": sequence.finish_reason or "",
-                "prompt_tokens": len(sequence.prompt.tokens),
-                "cached_tokens": sequence.reused,
-                "generated_tokens": len(sequence.tokens),
-            }
-        )
+        return last_event(self.content_type, sequence, _text(sequence))
 
     def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
         headers = {"X-Cached-Tokens": str(reused([sequence for group in groups for sequence in group]))}
@@ -102,21 +93,46 @@ class InvocationForm(msgspec.Struct, frozen=True):
             body=body + b"\n" if self.content_type == media.JSON_LINES else body, content_type=self.content_type
         )
 
-    def _event(self, fields: dict[str, Any]) -> bytes:
-        body = msgspec.json.encode(fields)
-        return b"data: " + body + b"\n\n" if self.content_type == media.EVENTS else body + b"\n"
+
+def token_event(content_type: str, sequence: Generated, piece: str) -> bytes:
+    """The chunk of a stream for the newest token of a sequence."""
+    token = (sequence.tokens or sequence.prompt.tokens)[-1]
+    return _event(content_type, {"token": {"id": token, "text": piece}, "generated_text": None})
+
+
+def last_event(content_type: str, sequence: Generated, text: Any) -> bytes:
+    """The last chunk of a stream, with the whole text."""
+    fields = {
+        "token": None,
+        "generated_text": text,
+        "finish_reason": sequence.finish_reason or "",
+        "prompt_tokens": len(sequence.prompt.read),
+        "cached_tokens": sequence.reused,
+        "generated_tokens": len(sequence.tokens),
+    }
+    return _event(content_type, fields)
+
+
+def _event(content_type: str, fields: dict[str, Any]) -> bytes:
+    body = msgspec.json.encode(fields)
+    return b"data: " + body + b"\n\n" if content_type == media.EVENTS else body + b"\n"
+
+
+def stream_type(accept: str, default: str) -> str:
+    """The media type of a stream for an Accept header. Raises NotAcceptable."""
+    # Many clients always send Accept: application/json, and each line of the stream is JSON.
+    chosen = media.choose(
+        accept,
+        (media.JSON_LINES, media.EVENTS, media.JSON),
+        media.EVENTS if default == media.EVENTS else media.JSON_LINES,
+    )
+    return media.JSON_LINES if chosen == media.JSON else chosen
 
 
 def invocation_form(accept: str, default: str, asked_to_stream: bool, single: bool) -> InvocationForm:
     """The form for an Accept header and the `stream` flag. Raises NotAcceptable."""
     if asked_to_stream:
-        # Many clients always send Accept: application/json, and each line of the stream is JSON.
-        chosen = media.choose(
-            accept,
-            (media.JSON_LINES, media.EVENTS, media.JSON),
-            media.EVENTS if default == media.EVENTS else media.JSON_LINES,
-        )
-        return InvocationForm(media.JSON_LINES if chosen == media.JSON else chosen, True, single)
+        return InvocationForm(stream_type(accept, default), True, single)
     offers = (media.JSON, media.TEXT, media.EVENTS, media.JSON_LINES, media.CSV)
     chosen = media.choose(accept, offers, default if default in offers else media.JSON)
     return InvocationForm(chosen, chosen == media.EVENTS, single)

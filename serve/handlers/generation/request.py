@@ -16,6 +16,7 @@ from serve.handlers.generation.parameters import (
     MAX_SEQUENCES,
     MAX_TOKENS,
     GenerationParameters,
+    GenerationSettings,
     Prompt,
     check_tokens,
     json_decoder,
@@ -46,6 +47,21 @@ def generation_item(prompts: list[Prompt], form: Form) -> GenerationItem:
             hint="send several requests; the server batches them",
         )
     return GenerationItem(prompts, form, rows, prompts[0].settings.needs_generate)
+
+
+def refuse_generate(settings: GenerationSettings) -> None:
+    """Raise BadRequest for a stream whose text `generate` makes: it is known at its end only."""
+    if not settings.needs_generate:
+        return
+    if settings.config_only:
+        name, *_ = settings.config_only
+        place = f"{name} of the model's generation_config.json"
+        hint = f"do not stream, or remove {name} from generation_config.json"
+    else:
+        name, _ = settings.library[0]
+        place = f"parameters.{name}"
+        hint = f"leave {name} out, or do not stream"
+    raise BadRequest(f"{place} is not supported in a stream", hint=hint)
 
 
 class PromptReader:
@@ -109,16 +125,8 @@ class InvocationReader:
                 "a stream has one sequence, and the request asks for more",
                 hint="send one prompt as a string, without num_beams or num_return_sequences; or do not stream",
             )
-        if form.streams and item.needs_generate:
-            if settings.config_only:
-                name, *_ = settings.config_only
-                place = f"{name} of the model's generation_config.json"
-                hint = f"do not stream, or remove {name} from generation_config.json"
-            else:
-                name, _ = settings.library[0]
-                place = f"parameters.{name}"
-                hint = f"leave {name} out, or do not stream"
-            raise BadRequest(f"{place} is not supported in a stream", hint=hint)
+        if form.streams:
+            refuse_generate(settings)
         if form.content_type == media.TEXT and (len(texts) > 1 or settings.num_sequences > 1):
             raise NotAcceptable(
                 "text/plain holds one sequence, and the request asks for more", hint="set Accept: application/json"

@@ -225,12 +225,13 @@ class TokenText(NamedTuple):
 class TokenTexts:
     """The texts of one tokenizer's tokens. Special tokens have none."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, cleans_up: bool | None = None) -> None:
+        """`cleans_up`: clean_up_tokenization_spaces; None for the tokenizer's own setting."""
         self.tokenizer = tokenizer
         self._pieces: dict[int, str | None] = {}
         self._shown: dict[int, TokenText] = {}
-        self._cleans_up = _cleans_up(tokenizer)
-        self._steps = _steps(tokenizer)
+        self._cleans_up = _cleans_up(tokenizer, cleans_up)
+        self._steps = _steps(tokenizer, self._cleans_up)
         if self._steps is not None:
             backend = tokenizer.backend_tokenizer
             special = {each.content for each in backend.get_added_tokens_decoder().values() if each.special}
@@ -378,7 +379,7 @@ class TextStream:
         return same
 
 
-def _steps(tokenizer: PreTrainedTokenizerBase) -> list[Step] | None:
+def _steps(tokenizer: PreTrainedTokenizerBase, cleans_up: bool) -> list[Step] | None:
     """The steps of a tokenizer's decoder; None if one of them is not known."""
     kind = type(tokenizer)
     if not (
@@ -397,14 +398,14 @@ def _steps(tokenizer: PreTrainedTokenizerBase) -> list[Step] | None:
         except Exception:  # a decoder of the model's own Python code: tokenizers raises a bare Exception
             return None
         steps = _chain(state["decoders"] if state["type"] == "Sequence" else [state])
-    if steps is not None and _cleans_up(tokenizer):
+    if steps is not None and cleans_up:
         steps.append(CleanUp(tokenizer.clean_up_tokenization))
     return steps
 
 
-def _cleans_up(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _cleans_up(tokenizer: PreTrainedTokenizerBase, asked: bool | None) -> bool:
     """As transformers' `_decode` decides by default: not for BPE, unless that is asked for by its own name."""
-    asked = bool(tokenizer.clean_up_tokenization_spaces)
+    asked = bool(tokenizer.clean_up_tokenization_spaces if asked is None else asked)
     if not asked or not isinstance(tokenizer, PreTrainedTokenizerFast):
         return asked
     forced = bool(tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output)

@@ -40,22 +40,24 @@ def parse(
     bare: tuple[str, ...] = (),
     table: bool = True,
     known: Sequence[str] = (),
-) -> tuple[Any, P]:
-    """The value of `inputs`, unchecked, and the parameters as `kind`.
+    streams: bool = False,
+) -> tuple[Any, P, bool]:
+    """The value of `inputs`, unchecked, the parameters as `kind`, and whether a stream is asked for.
 
     Args:
         model_field: the key that chose the model; it is ignored.
         bare: keys of an input object that may be sent without "inputs" around it.
         table: whether CSV is supported.
         known: the parameters that the error for an unknown one lists; all of `kind` by default.
+        streams: whether the key `stream` is known.
     """
     content_type = request.content_type or (
         media.JSON if request.body.lstrip()[:1] in (b"{", b"[", b'"') else media.TEXT
     )
     if content_type == media.TEXT:
-        return body.decode_text(request.body, request.charset), kind()
+        return body.decode_text(request.body, request.charset), kind(), False
     if content_type == media.CSV and table:
-        return csv_inputs(body.decode_text(request.body, request.charset)), kind()
+        return csv_inputs(body.decode_text(request.body, request.charset)), kind(), False
     if content_type != media.JSON:
         supported = ", ".join([media.JSON, *[media.CSV] * table, media.TEXT])
         raise UnsupportedMediaType(
@@ -63,19 +65,24 @@ def parse(
         )
     fields = body.decode_json(request.body, request.charset)
     if not isinstance(fields, dict):
-        return fields, kind()
+        return fields, kind(), False
     fields.pop(model_field, None)
     fields.pop("options", None)  # of Hugging Face's inference API: use_cache, wait_for_model
     parameters = fields.pop("parameters", None)
     inputs = fields.pop("inputs", None)
+    stream = streams and bool(convert("stream", bool | None, fields.pop("stream", None)))
     if inputs is None and fields.keys() & set(bare):
         inputs = {key: fields.pop(key) for key in bare if key in fields}
     if fields:
         unknown = min(fields)
-        raise BadRequest(f"unknown key {unknown[:100]!r}", hint=suggestion(unknown, ["inputs", "parameters", *bare]))
+        raise BadRequest(
+            f"unknown key {unknown[:100]!r}",
+            hint=suggestion(unknown, ["inputs", "parameters", *["stream"] * streams, *bare]),
+        )
     if inputs is None:
         raise BadRequest("inputs is missing", hint='send {"inputs": ..., "parameters": {...}}')
-    return inputs, kind() if parameters is None else convert("parameters", kind, parameters, known)
+    checked = kind() if parameters is None else convert("parameters", kind, parameters, known)
+    return inputs, checked, stream
 
 
 def refused_by_generate(error: Exception) -> BadRequest:

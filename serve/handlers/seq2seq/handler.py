@@ -6,7 +6,6 @@ transformers 5 has no pipeline for them; requests and answers have the shapes of
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
-from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
@@ -18,12 +17,19 @@ from serve.handlers.generation.encoder_decoder import EncoderDecoderPrompt
 from serve.handlers.generation.engine import Engine
 from serve.handlers.generation.lone_decoder import LoneDecoder
 from serve.handlers.generation.options import TextGenerationOptions
-from serve.handlers.generation.output import Generated
+from serve.handlers.generation.output import Generated, last_event, stream_type, token_event
 from serve.handlers.generation.parameters import GenerationSettings, Prompt
 from serve.handlers.generation.request import GenerationItem
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import bodies, independence, pretrained
-from serve.handlers.seq2seq.request import Seq2SeqParameters, generate_arguments, language_token, parse, resolve
+from serve.handlers.seq2seq.request import (
+    Seq2SeqParameters,
+    check_stream,
+    generate_arguments,
+    language_token,
+    parse,
+    resolve,
+)
 from serve.http import media
 
 _KEYS = {"summarization": "summary_text", "translation": "translation_text"}  # by task; else generated_text
@@ -31,14 +37,21 @@ _DEFAULT_TASK = "summarization"
 
 
 class Seq2SeqForm:
-    """The form of an answer: the key of the task, and the shapes of the pipelines."""
+    """The form of an answer: the key of the task, and the shapes of the pipelines; streams as those of text generation.
 
-    def __init__(self, key: str, tokenizer: Any, single: bool, content_type: str, cleans_up: bool | None) -> None:
+    Here the text of a sequence is that of all its tokens, the decoder's first and the last included: transformers'
+    pipelines decode them all, so that a first or last token that is not special shows in the text.
+    """
+
+    def __init__(self, key: str, texts: TokenTexts, single: bool, content_type: str, streams: bool) -> None:
         self._content_type = content_type
+        self._streams = streams
         self._key = key
-        self._tokenizer = tokenizer
+        self._texts = texts
         self._single = single
-        self._cleanup = {} if cleans_up is None else {"clean_up_tokenization_spaces": cleans_up}
+        self._stream = texts.stream()
+        self._waits = ""  # text of the stream that no chunk has had
+        self._ended = False  # whether the chunks have all text
 
     @property
     def content_type(self) -> str:
@@ -46,19 +59,31 @@ class Seq2SeqForm:
 
     @property
     def streams(self) -> bool:
-        return False
+        return self._streams
 
     def opening(self, sequences: Sequence[Generated]) -> bytes:
-        raise NotImplementedError("the answer is no stream")
+        (sequence,) = sequences
+        self._waits = self._stream.feed(sequence.prompt.tokens)
+        return b""
 
     def token(self, sequence: Generated, piece: str) -> bytes:
-        raise NotImplementedError("the answer is no stream")
+        self._waits += self._stream.feed(sequence.tokens[-1:])
+        return self._chunk(sequence, last=sequence.finish_reason is not None)
 
     def rest(self, sequence: Generated, piece: str) -> bytes:
-        raise NotImplementedError("the answer is no stream")
+        return self._chunk(sequence, last=True)
 
     def closing(self, sequences: Sequence[Generated]) -> bytes:
-        raise NotImplementedError("the answer is no stream")
+        (sequence,) = sequences
+        self._waits += "" if self._ended else self._stream.rest(ends=True)
+        rest = self._chunk(sequence) if self._waits else b""
+        return rest + last_event(self.content_type, sequence, self._text(sequence))
+
+    def _chunk(self, sequence: Generated, last: bool = False) -> bytes:
+        """The text that is final; at the `last` token, all text."""
+        text = self._waits + (self._stream.rest(ends=True) if last else "")
+        self._waits, self._ended = "", last
+        return token_event(self.content_type, sequence, text)
 
     def whole(self, groups: Sequence[Sequence[Generated]]) -> Reply:
         if not all(sequence.tokens for group in groups for sequence in group if sequence.finish_reason == "deadline"):
@@ -71,9 +96,11 @@ class Seq2SeqForm:
         answer = answers[0] if self._single else [each[0] for each in answers] if one_each else answers
         return bodies.reply(answer, self.content_type)
 
+    def _text(self, sequence: Generated) -> str:
+        return self._texts.decode([*sequence.prompt.tokens, *sequence.tokens])
+
     def _entry(self, sequence: Generated) -> dict[str, str]:
-        tokens = [*sequence.prompt.tokens, *sequence.tokens]
-        entry = {self._key: self._tokenizer.decode(tokens, skip_special_tokens=True, **self._cleanup)}
+        entry = {self._key: self._text(sequence)}
         if sequence.finish_reason == "deadline" and self.content_type != media.CSV:
             entry["finish_reason"] = "deadline"
         return entry
@@ -104,7 +131,8 @@ class Seq2Seq:
         self._vocabulary: int = config.get_text_config(decoder=True).vocab_size
         self._language = getattr(self._tokenizer, "src_lang", None)
         self._settings = lru_cache(maxsize=256)(self._make_settings)
-        texts = TokenTexts(self._tokenizer)
+        self._texts = lru_cache(maxsize=3)(lambda cleans_up: TokenTexts(self._tokenizer, cleans_up))
+        texts = self._texts(None)
         if reason := encoder_decoder.obstacle(network):
             independence.report(model.name, network, reason)
             lone = LoneDecoder(network)
@@ -114,14 +142,22 @@ class Seq2Seq:
             self.engine = Engine(network, texts, encoder_decoder.steps_of(network), max(1, model.max_batch))
 
     def decode(self, request: Request) -> GenerationItem:
-        content_type = bodies.accepted(request, self._model, (media.JSON, media.CSV))
-        texts, single, parameters = parse(request, self._model.model_field, self._vocabulary)
+        asked = parse(request, self._model.model_field, self._vocabulary)
+        parameters = asked.parameters
+        if asked.stream:
+            content_type = stream_type(request.accept, self._model.default_accept)
+        else:
+            content_type = bodies.accepted(request, self._model, (media.JSON, media.CSV, media.EVENTS))
+        streams = asked.stream or content_type == media.EVENTS
         settings, start = self._settings(parameters)
+        if streams:
+            check_stream(asked, settings)
         prompts = []
-        for text in texts:
+        for text in asked.texts:
             bodies.check_deadline(request.deadline)
             prompts.append(Prompt(text, [start], settings, source=self._tokens(text, parameters)))
-        form = Seq2SeqForm(self._key, self._tokenizer, single, content_type, parameters.clean_up_tokenization_spaces)
+        decoder = self._texts(parameters.clean_up_tokenization_spaces)
+        form = Seq2SeqForm(self._key, decoder, asked.single, content_type, streams)
         return GenerationItem(prompts, form, len(prompts) * settings.rows, settings.needs_generate)
 
     def room(self) -> int:

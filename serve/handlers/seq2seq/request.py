@@ -1,6 +1,6 @@
 """The request to an encoder-decoder model. An invalid one is a 400 that names the field."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,7 @@ from serve.handlers.generation.parameters import (
     refuse_unsupported,
     shared_settings,
 )
+from serve.handlers.generation.request import refuse_generate
 from serve.handlers.huggingface import bodies
 
 Length = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -68,9 +69,20 @@ _NOT_PASSED = {
 }
 
 
-def parse(request: Request, model_field: str, vocabulary: int) -> tuple[list[str], bool, Seq2SeqParameters]:
-    """The texts, whether `inputs` was a single text, and the parameters. `vocabulary`: the model's number of tokens."""
-    inputs, parameters = bodies.parse(request, model_field, Seq2SeqParameters, known=known_names(Seq2SeqParameters))
+class Asked(NamedTuple):
+    """The body of a request."""
+
+    texts: list[str]
+    single: bool  # `inputs` was a text, and no list
+    parameters: Seq2SeqParameters
+    stream: bool
+
+
+def parse(request: Request, model_field: str, vocabulary: int) -> Asked:
+    """Raises BadRequest. `vocabulary`: the model's number of tokens."""
+    inputs, parameters, stream = bodies.parse(
+        request, model_field, Seq2SeqParameters, known=known_names(Seq2SeqParameters), streams=True
+    )
     refuse_unsupported(parameters)
     # Ignored values may be of any type, also unhashable, and must not keep requests from sharing a batch.
     parameters = msgspec.structs.replace(parameters, **dict.fromkeys(IgnoredParameters.__struct_fields__))
@@ -86,7 +98,23 @@ def parse(request: Request, model_field: str, vocabulary: int) -> tuple[list[str
             f"{len(texts)} texts times num_return_sequences are over the limit of {MAX_SEQUENCES} in one request",
             hint="send several requests; the server batches them",
         )
-    return texts, isinstance(inputs, str), parameters
+    return Asked(texts, isinstance(inputs, str), parameters, stream)
+
+
+def check_stream(asked: Asked, settings: GenerationSettings) -> None:
+    """Raise BadRequest for a stream of more than one sequence, or of one that is known at its end only."""
+    if not asked.single or (settings.num_sequences > 1 and settings.num_beams == 1):
+        raise BadRequest(
+            "a stream has one sequence, and the request asks for more",
+            hint="send one text as a string, without num_return_sequences; or do not stream",
+        )
+    if settings.num_beams > 1:
+        origin = "parameters.num_beams" if asked.parameters.num_beams else "num_beams of the model's generation config"
+        raise BadRequest(
+            f"{origin} is {settings.num_beams}: which beam is the best is known at the end, so a stream has one beam",
+            hint='set "num_beams": 1 in the parameters, or do not stream',
+        )
+    refuse_generate(settings)
 
 
 def generate_arguments(parameters: Seq2SeqParameters) -> dict[str, Any]:
