@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import GenerationConfig, MinPLogitsWarper, WatermarkingConfig,
 
 from serve.errors import BadRequest
 from serve.handlers.generation.handler import TextGeneration
-from serve.handlers.generation.parameters import MAX_SEQUENCES, UNSUPPORTED, GenerationParameters
+from serve.handlers.generation.parameters import INSTEAD, MAX_SEQUENCES, UNSUPPORTED, GenerationParameters
 from serve.handlers.generation.sampling import choose
 from tests.unit.test_generation_toys import END, Asked, ask, finish, handler_of, reference, sampling, save_toy
 
@@ -243,6 +244,16 @@ def test_an_unsupported_parameter_is_refused_with_the_reason(handler: TextGenera
         Asked(handler, body("a", **{name: other}))
     assert why in refused.value.message
     Asked(handler, body("a", **{name: nothing[0]}))
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_a_refusal_names_supported_parameters_for_the_same_purpose(handler: TextGeneration, name: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        Asked(handler, body("a", **{name: 2}))
+
+    others = re.findall(r"[a-z]+(?:_[a-z]+)+", refused.value.hint.partition(";")[2])
+    assert others
+    assert {*others} <= {*GenerationParameters.__struct_fields__} - UNSUPPORTED.keys()
 
 
 def test_parameters_that_clients_send_by_default_change_nothing(handler: TextGeneration) -> None:

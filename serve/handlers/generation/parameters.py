@@ -106,6 +106,14 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     )
     for name in names.split()
 }
+# What to set in place of some of them.
+INSTEAD = {
+    "num_beam_groups": 'for texts that differ, set "do_sample": true and num_return_sequences',
+    "diversity_penalty": 'for texts that differ, set "do_sample": true and num_return_sequences',
+    "penalty_alpha": "against repetition, set repetition_penalty or no_repeat_ngram_size",
+    "force_words_ids": "to favour tokens, set sequence_bias",
+    "constraints": "to favour tokens, set sequence_bias",
+}
 if TYPE_CHECKING:
 
     class UnsupportedParameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -204,7 +212,8 @@ def refuse_unsupported(parameters: UnsupportedParameters) -> None:
     for name, (accepted, reason) in UNSUPPORTED.items():
         value = getattr(parameters, name)
         if value is not None and not any(type(value) is type(each) and value == each for each in accepted):
-            raise BadRequest(f"parameters.{name} is not supported: {reason}", hint=f"leave {name} out")
+            hint = f"leave {name} out" + (f"; {INSTEAD[name]}" if name in INSTEAD else "")
+            raise BadRequest(f"parameters.{name} is not supported: {reason}", hint=hint)
 
 
 def known_names(kind: type[SharedParameters]) -> list[str]:
