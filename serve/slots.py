@@ -22,6 +22,7 @@ FIELDS = (
     "begun_arrival_epoch_ms",
     "exhausted",  # consecutive answers with status 507
     "spare_bytes",  # of caches that the runner frees when the host asks for memory
+    "pending_bytes",  # that the runner will still take: its handler's upkeep
     "requests",  # answered or refused
     "client_errors",
     "server_errors",

@@ -38,6 +38,10 @@ EMBEDDING = re.compile(r"emb|\bw[tp]e\b|\bshared\b")  # names of tensors that ar
 # Bits of a loaded weight by the option `dtype`. None: as stored.
 LOADED = {"float32": 32, "float16": 16, "bfloat16": 16, "float64": 64, "auto": None}
 
+# Bits of a matrix's element by the option `quantize`. 16 bits are stored in whole blocks of 512 inputs: 768 inputs take
+# 21 bits each, 576 take 28 (serve/handlers/huggingface/layouts.py).
+QUANTIZED = {"int8": 8, "float16": 24}
+
 
 class _Tensor(msgspec.Struct):
     dtype: str
@@ -45,10 +49,12 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-def memory_bytes(directory: Path, handler: str, dtype: str | None = None, *, quantized: bool = False) -> int:
+def memory_bytes(directory: Path, handler: str, dtype: str | None = None, *, quantize: str | None = None) -> int:
     """Private bytes of a runner of this model. Reads file sizes and safetensors headers, never weights.
 
-    `dtype`, `quantized`: the precision of the loaded weights, from the model's options; float32 by default.
+    Args:
+        dtype: the option; the precision of the loaded weights, float32 by default.
+        quantize: the option; the form of matrices, if it is another one.
     """
     if handler in FILES:
         floor, growth = IN_MEMORY[handler]
@@ -61,7 +67,7 @@ def memory_bytes(directory: Path, handler: str, dtype: str | None = None, *, qua
     if not tensors:
         return TORCH_FLOOR + sum(_size(each) for each in pickled(directory))
     bits = LOADED.get(dtype, 32) if dtype else 32
-    return TORCH_FLOOR + sum(_loaded(each, bits, quantized) for each in tensors)
+    return TORCH_FLOOR + sum(_loaded(each, bits, QUANTIZED.get(quantize or "")) for each in tensors)
 
 
 def device_bytes(directory: Path, handler: str, dtype: str | None = None) -> int:
@@ -75,24 +81,24 @@ def device_bytes(directory: Path, handler: str, dtype: str | None = None) -> int
     if not tensors:
         files = FILES[handler](directory) or pickled(directory) if handler in FILES else ()
         return CONTEXT + WORKING + (sum(map(_size, files)) if files else _tree(directory))
-    return CONTEXT + WORKING + sum(_loaded(each, LOADED.get(dtype or "auto"), quantized=False) for each in tensors)
+    return CONTEXT + WORKING + sum(_loaded(each, LOADED.get(dtype or "auto"), None) for each in tensors)
 
 
-def _loaded(path: Path, bits: int | None, quantized: bool) -> int:
+def _loaded(path: Path, bits: int | None, matrix_bits: int | None) -> int:
     """Bytes of a safetensors file's tensors in memory, floats at `bits` each. With an invalid header: the file's size.
 
-    `quantized`: matrices take 8 bits an element. Embeddings keep their precision, and the largest one may serve as the
-    head as well.
+    Embeddings are no matrices of `matrix_bits`; the largest one may serve as the head as well, which is one.
     """
     size = _size(path)
     header = _header(path, size)
     if header is None:
         return size
-    if not quantized:
+    if matrix_bits is None:
         return sum(_tensor_bytes(each, bits) for each in header.values())
     looked_up = {name for name, each in header.items() if EMBEDDING.search(name) or len(each.shape) != 2}
     head = max((math.prod(header[name].shape) for name in looked_up if len(header[name].shape) == 2), default=0)
-    return head + sum(_tensor_bytes(each, bits if name in looked_up else 8) for name, each in header.items())
+    beside = sum(_tensor_bytes(each, bits if name in looked_up else matrix_bits) for name, each in header.items())
+    return head * matrix_bits // 8 + beside
 
 
 def _tensor_bytes(tensor: _Tensor, bits: int | None) -> int:

@@ -90,7 +90,7 @@ def describe(name: str, directory: Path, settings: Settings = DEFAULTS) -> Model
             found.handler, said.options | ({"program": found.program} if found.program else {})
         )
         dtype, quantize = getattr(options, "dtype", None), getattr(options, "quantize", None)
-        needs = estimate.memory_bytes(inner, found.handler, dtype, quantized=quantize is not None)
+        needs = estimate.memory_bytes(inner, found.handler, dtype, quantize=quantize)
         on_device = estimate.device_bytes(inner, found.handler, dtype)
     except ModelUnusable as error:
         error.model = name

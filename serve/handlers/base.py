@@ -11,10 +11,11 @@ If a handler does not read JSON Lines (415), the runner passes each line as a se
 attribute `records`. One that answers further APIs lists all its paths in an attribute `paths`. One that reads and
 writes arrays names their media type in an attribute `arrays` (serve/runner/open_inference.py): npz for several by name,
 npy for one, which `output` names. Its method `signature` returns the tensors that it takes and returns. One that keeps
-memory which it can do without has it in an attribute `caches` (`Caches`): the host asks for it before an eviction.
+memory which it can do without has it in an attribute `caches` (`Caches`): the host asks for it before an eviction. One
+that can become faster behind its load has the work in an attribute `upkeep` (`Upkeep`).
 
-All calls come from the one thread of the runner's loop. A handler needs no locks, and starts no threads beyond those of
-its framework.
+All calls come from the one thread of the runner's loop, but those of the upkeep. A handler needs no locks, and starts
+no threads beyond those of its framework.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -84,6 +85,17 @@ class Caches(Protocol):
 
     def free(self) -> None:
         """Drop all of it. Called between two steps, also while requests are at work."""
+
+
+class Upkeep(Protocol):
+    """Work that makes later requests faster. The runner does it in a thread beside its loop."""
+
+    @property
+    def bytes(self) -> int:
+        """The most private memory that the rest of the work will add."""
+
+    def advance(self) -> bool:
+        """Do a piece of the work; returns whether more is left."""
 
 
 class Predictor(Protocol):

@@ -34,7 +34,7 @@ TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 CLOSED, OPEN = 0o600, 0o700
 MOMENTARY = (
     *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted", "spare_bytes"),
-    *("device_bytes", "cold_since", "cold_until"),
+    *("pending_bytes", "device_bytes", "cold_since", "cold_until"),
 )
 SUMMED = tuple(field for field in FIELDS if field not in MOMENTARY)
 

@@ -181,12 +181,13 @@ class Runners:
 def measure(model: ServedModel, runner: RunnerProcess) -> None:
     """Measure a runner's memory, and remember the peak without its caches for the model's next load.
 
-    Private memory is measured; the runner itself reports its part of a GPU.
+    Private memory is measured, and what the runner is about to take is added; it reports its part of a GPU itself.
     """
     runner.measured = time.monotonic()
     held = machine.private_bytes(runner.pid)
     if not held:
         return
+    held += runner.slot.get("pending_bytes")
     runner.bytes = held
     caches = runner.slot.get("spare_bytes")
     if runner.device is None:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from serve.catalog.model_config import ModelConfig, decoded
 from serve.catalog.scan import real
 from serve.errors import InternalError, ModelNotFound, ServeError
 from serve.failures import exhausted, not_installed
-from serve.handlers.base import Predictor, Stepwise
+from serve.handlers.base import Predictor, Stepwise, Upkeep
 from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE
 from serve.runner import own_packages
 from serve.runner.arrival import Addressee, ColdStart
@@ -28,7 +29,7 @@ from serve.runner.loop import Loop
 from serve.runner.open_inference import OpenInference
 from serve.runner.records import Engine, Records
 from serve.settings import Settings
-from serve.slots import Slots
+from serve.slots import Slot, Slots
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,26 @@ def run(
     cold, caches = ColdStart.ended_now(slot), getattr(handler, "caches", None)
     loop = Loop(engine, addressee, listener, control, slot, settings, cold, stepwise=stepwise, caches=caches)
     devices.report(slot)
+    if upkeep := getattr(handler, "upkeep", None):
+        slot.set("pending_bytes", upkeep.bytes)
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
-    if loop.run():
+    retired = threading.Event()
+    if upkeep:
+        threading.Thread(target=_keep_up, args=(upkeep, slot, retired)).start()
+    lost = loop.run()
+    retired.set()
+    if lost:
         os._exit(1)
+
+
+def _keep_up(upkeep: Upkeep, slot: Slot, retired: threading.Event) -> None:
+    """What fails here leaves the model as it was loaded."""
+    try:
+        while not retired.is_set() and upkeep.advance():
+            slot.set("pending_bytes", upkeep.bytes)
+    except Exception:
+        log.exception("the work behind the load failed")
+    slot.set("pending_bytes", 0)
 
 
 def _afresh(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.live import tiny
 from tests.live.conftest import Later, Start
 from tests.live.stack import Answer, Server, alive, at_once, toy, wait_until
 
@@ -168,3 +169,17 @@ def _reason(server: Server) -> str:
     except OSError:
         return ""
     return str(answer.json["message"]) if answer.status == 503 else ""
+
+
+def test_a_model_answers_before_and_after_its_weights_have_their_faster_layouts(start: Start, models: Path) -> None:
+    """They are made behind the load, and change no text."""
+    tiny.chat(models / "chat", hidden_size=256, intermediate_size=1024, num_hidden_layers=2)
+    server = start(models)
+    asked = {"inputs": "w1 w2 w3", "parameters": {"max_new_tokens": 40, "do_sample": False}}
+
+    first = server.invoke("chat", asked)
+    (laid_out,) = wait_until(lambda: server.events("weights laid out"))
+
+    assert first.status == 200
+    assert (laid_out["model"], sum(laid_out.get(name, 0) for name in ("packed", "half"))) == ("chat", 2 * 4 + 1)
+    assert server.invoke("chat", asked).json == first.json

@@ -51,10 +51,9 @@ def chat(directory: Path, **changes: int) -> None:
 
     torch.manual_seed(0)
     sizes = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
+    sizes |= {"hidden_size": 16, "intermediate_size": 32}
     config = LlamaConfig(
         vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
         max_position_embeddings=512,
         bos_token_id=0,
         eos_token_id=2,

@@ -49,9 +49,12 @@ def test_weights_count_at_the_precision_they_are_loaded_in(
     assert memory_bytes(tmp_path, "text_generation", dtype) == TORCH_FLOOR + expected
 
 
+@pytest.mark.parametrize(("quantize", "each"), [("int8", 1), ("float16", 3)])
 @pytest.mark.parametrize(("dtype", "rest"), [(None, 4), ("bfloat16", 2)])
-def test_quantised_weights_count_at_a_byte_each(tmp_path: Path, dtype: str | None, rest: int) -> None:
-    """All matrices but embeddings. The largest embedding may be the head as well, at a byte each."""
+def test_quantised_weights_count_at_their_bytes(
+    tmp_path: Path, dtype: str | None, rest: int, quantize: str, each: int
+) -> None:
+    """All matrices but embeddings. The largest embedding may be the head as well, as a matrix."""
     shapes = {
         "transformer.wte.weight": [100, 8],
         "model.embed_positions.weight": [10, 8],
@@ -66,9 +69,9 @@ def test_quantised_weights_count_at_a_byte_each(tmp_path: Path, dtype: str | Non
     head = json.dumps(parts).encode()
     (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(end))
 
-    needed = memory_bytes(tmp_path, "text_generation", dtype, quantized=True)
+    needed = memory_bytes(tmp_path, "text_generation", dtype, quantize=quantize)
 
-    assert needed == TORCH_FLOOR + 800 + 256 + rest * (800 + 80 + 8)
+    assert needed == TORCH_FLOOR + each * (800 + 256) + rest * (800 + 80 + 8)
 
 
 def test_all_shards_count_unless_there_is_one_whole_file(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,8 +22,8 @@ from serve.errors import ModelUnusable
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.huggingface import layout_times, layouts, linear, pretrained
-from serve.handlers.huggingface.layout_times import Memory, Times, packed_by_rows
-from serve.handlers.huggingface.layouts import Activation, Int8, Layout, Packed, Plain
+from serve.handlers.huggingface.layout_times import MANY, WORTH_HALF, Memory, Times, fastest_by_rows
+from serve.handlers.huggingface.layouts import Activation, Half, Int8, Layout, Packed, Plain, fits_half
 from serve.handlers.huggingface.linear import MIN_OUTPUTS, Linear
 from serve.handlers.seq2seq.handler import Seq2Seq
 from tests.live import tiny
@@ -34,7 +36,7 @@ from tests.unit.test_generation_toys import ask as generate
 class Toy(torch.nn.Module):  # type: ignore[misc]
     """Some layers, one after the other, with what `pack` asks of a model."""
 
-    dtype, device = torch.float32, torch.device("cpu")
+    dtype, device, config = torch.float32, torch.device("cpu"), SimpleNamespace(model_type="toy")
 
     def __init__(self, layers: list[torch.nn.Module]) -> None:
         super().__init__()
@@ -71,6 +73,8 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor, Tensor | None], Layout], torch.dtype,
     "packed": (Packed, torch.float32, 1e-5),
     "plain bfloat16": (_plain, torch.bfloat16, 0.02),
     "packed bfloat16": (Packed, torch.bfloat16, 0.02),
+    "half": (Half, torch.float32, 2e-3),
+    "half in bfloat16": (Half, torch.bfloat16, 0.02),
     "int8": (Int8, torch.float32, 0.02),
     "int8 in bfloat16": (Int8, torch.bfloat16, 0.03),
 }
@@ -136,11 +140,36 @@ def test_a_row_is_the_same_in_any_batch(count: int) -> None:
     assert not layer(torch.zeros(1, 64)).isnan().any()
 
 
-@pytest.mark.parametrize("lay_out", [linear.quantize, lambda model: linear.pack(model, always=True)])
-def test_at_most_one_layer_is_held_twice(lay_out: Callable[[Any], int], monkeypatch: pytest.MonkeyPatch) -> None:
+def finish(packing: linear.Packing) -> dict[str, int]:
+    """Do what is left behind a load; returns how many layers have each layout."""
+    while packing.advance():
+        pass
+    assert packing.bytes == 0
+    return dict(packing.layouts)
+
+
+@pytest.mark.parametrize(
+    "lay_out",
+    [
+        lambda model: linear.quantize(model, "int8"),
+        lambda model: linear.quantize(model, "float16"),
+        lambda model: finish(linear.pack(model, always=True)),
+        lambda model: finish(linear.pack(model)),
+    ],
+    ids=["int8", "float16", "packed at once", "packed behind the load"],
+)
+def test_at_most_one_layer_is_held_twice(lay_out: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """When a new form is made, the layers that are done are gone."""
+    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(layout_times, "measured", lambda *_, **__: times([2, 2, 2], [1, 1, 1]))
+    monkeypatch.setattr(linear, "slowness", lambda *_: 1.0)
     model = Toy([torch.nn.Linear(16, 16) for _ in range(3)])
-    originals = [weakref.ref(layer) for layer in model.layers]
+    originals = []
+    for layer in model.layers:
+        memory = np.ones((16, 16), np.float32)
+        layer.weight = torch.nn.Parameter(torch.from_numpy(memory))
+        originals.append(weakref.ref(memory))  # a tensor lives on in its views, whatever becomes of its object
+        del memory
     alive: list[int] = []
 
     def counting(make: Any) -> Any:
@@ -150,7 +179,8 @@ def test_at_most_one_layer_is_held_twice(lay_out: Callable[[Any], int], monkeypa
 
         return make_counted
 
-    for kind in (Packed, Int8):
+    layouts.half_is_supported()
+    for kind in (Packed, Half, Int8):
         monkeypatch.setattr(kind, "__init__", counting(kind.__init__))
     lay_out(model)
     assert alive == [3, 2, 1]
@@ -160,7 +190,7 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
     """Embeddings keep the precision of `dtype`."""
     directory = tiny_encoders.classifier(tmp_path)
     options = {"quantize": "int8", "dtype": "bfloat16"}
-    network, _ = pretrained.load(
+    network, *_ = pretrained.load(
         config_of("text_classification", directory, options),
         AutoModelForSequenceClassification,
         obstacle=lambda _: None,
@@ -171,7 +201,9 @@ def test_all_layers_but_a_classifiers_last_are_quantised(tmp_path: Path) -> None
     assert {each.dtype for each in network.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("options", [{"quantize": "int8"}, {"dtype": "bfloat16"}, {"dtype": "float16"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"quantize": "int8"}, {"quantize": "float16"}, {"dtype": "bfloat16"}, {"dtype": "float16"}], ids=str
+)
 def test_vectors_are_near_those_of_whole_weights(tmp_path: Path, options: dict[str, Any]) -> None:
     """The same direction, in one request or in several."""
     directory = tiny_encoders.sentences(tmp_path)
@@ -204,7 +236,7 @@ def test_text_is_generated_with_quantised_weights(tmp_path: Path) -> None:
 
 def test_another_way_of_quantising_is_refused(tmp_path: Path) -> None:
     """424, with the supported values."""
-    with pytest.raises(ModelUnusable, match=r"options\.quantize: unsupported value 'int4'; use one of: int8$"):
+    with pytest.raises(ModelUnusable, match=r"options\.quantize: unsupported value 'int4'; use one of: int8, float16$"):
         config_of("text_classification", tmp_path, {"quantize": "int4"})
 
 
@@ -216,38 +248,81 @@ def test_layers_side_by_side_are_one_product_of_the_same_outputs() -> None:
     rows = torch.randn(5, 16)
     with torch.inference_mode():
         wanted = model(rows)
-        assert linear.pack(model, always=True) == 1
+        assert finish(linear.pack(model, always=True)) == {"packed": 1}
         assert torch.allclose(model(rows), wanted, atol=1e-5)
     assert isinstance(model.layers[0], Linear)
 
 
-def times(plain: Sequence[float], packed: Sequence[float]) -> Times:
-    return Times(tuple(plain), tuple(packed))
+def times(plain: Sequence[float], packed: Sequence[float], half: Sequence[float] = ()) -> Times:
+    return Times(tuple(plain), tuple(packed), tuple(half))
 
 
 def test_the_faster_layout_multiplies_few_rows() -> None:
     """Figures of an Intel with AMX (plain for 1 row) and of an AMD (packed for all), GPT-2, ms."""
     intel, amd = times([10.9, 16, 21], [18, 12, 17]), times([27, 67, 72], [22, 19, 29])
-    assert packed_by_rows(intel, gain=0) == [False, False, True, True]
-    assert packed_by_rows(amd, gain=0) == [True]
+    assert fastest_by_rows(intel, mapped=True, gain=0) == ["plain", "plain", "packed", "packed"]
+    assert fastest_by_rows(amd, mapped=True, gain=0) == ["packed"]
+    assert fastest_by_rows(intel, mapped=False, gain=0) == ["packed"], "private memory holds one form"
 
 
 def test_a_copy_of_the_weights_must_save_time() -> None:
     """A few percent are no reason to double the memory of an encoder."""
     even, little, slow = [10, 20, 30], [9.5, 19, 29], [30, 40, 50]
-    assert packed_by_rows(times(even, little), gain=0.08) == [False]
-    assert packed_by_rows(times(even, little), gain=0) == [True]
-    assert packed_by_rows(times(even, slow), gain=0.08) == [False]
+    assert fastest_by_rows(times(even, little), mapped=True, gain=0.08) == ["plain"]
+    assert fastest_by_rows(times(even, little), mapped=True, gain=0) == ["packed"]
+    assert fastest_by_rows(times(even, slow), mapped=True, gain=0.08) == ["plain"]
 
 
-@given(st.lists(st.floats(1e-6, 1), min_size=6, max_size=6), st.sampled_from([0, 0.08]))
-def test_one_row_gets_a_layout_that_is_not_clearly_slower(found: list[float], gain: float) -> None:
-    measured = times(found[:3], found[3:])
-    by_rows = packed_by_rows(measured, gain=gain)
-    plain, packed = measured.plain[0], measured.packed[0]
-    if by_rows != [False]:
-        assert (packed if by_rows[0] else plain) <= min(plain, packed) * 1.06
-        assert by_rows[-1]
+def test_half_of_the_memory_may_cost_a_little_time() -> None:
+    """The mapped weight multiplies many rows; where there is none, Half does."""
+    near, far = times([10, 20, 30], [8, 10, 12], [5, 12, 18]), times([10, 20, 30], [8, 10, 12], [9, 16, 20])
+    assert fastest_by_rows(near, mapped=False, gain=0) == ["half"]
+    assert fastest_by_rows(near, mapped=True, gain=0) == [*["half"] * (MANY - 1), "plain"]
+    assert fastest_by_rows(far, mapped=False, gain=0) == ["packed"]
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=9, max_size=9), st.booleans(), st.booleans(), st.sampled_from([0, 0.08]))
+def test_one_row_gets_a_layout_that_is_not_clearly_slower(
+    found: list[float], fits: bool, mapped: bool, gain: float
+) -> None:
+    """Half may be slower where it saves memory."""
+    measured = times(found[:3], found[3:6], found[6:] if fits else ())
+    chosen = fastest_by_rows(measured, mapped=mapped, gain=gain)
+    if "half" in chosen:
+        ratios = [half / packed for half, packed in zip(measured.half, measured.packed, strict=True)]
+        assert fits
+        assert min(ratios) <= WORTH_HALF
+    elif mapped and chosen != ["plain"]:
+        times_of = {"plain": measured.plain[0], "packed": measured.packed[0]}
+        assert times_of[chosen[0]] <= min(times_of.values()) * 1.06
+        assert chosen[-1] == "packed"
+    else:
+        assert chosen == (["plain"] if mapped else ["packed"])
+
+
+@given(st.integers(0, 1 << 30), st.floats(-30, 30), st.sampled_from([torch.bfloat16, torch.float16]))
+@settings(max_examples=60, deadline=None)
+def test_weights_that_were_saved_in_16_bits_lose_nothing_in_half(seed: int, width: float, dtype: torch.dtype) -> None:
+    """The products are those of float32: as near to the exact ones as a product of torch, within the order of sums."""
+    made = torch.Generator().manual_seed(seed)
+    width = max(-8, min(8, width)) if dtype is torch.float16 else width
+    weight = (torch.randn(24, 96, generator=made) * 2.0**width).to(dtype).float()
+    rows = torch.randn(3, 96, generator=made)
+    assert fits_half(weight)
+    exact = functional.linear(rows.double(), weight.double())
+    bound = functional.linear(rows.abs().double(), weight.abs().double()) * 96 * 2.0**-24
+    assert bool(((Half(weight, None)(rows).double() - exact).abs() <= bound).all())
+
+
+def test_weights_of_32_bits_do_not_fit_half() -> None:
+    """Nor one row of them, nor a row so much smaller than the others that it would lose digits, nor NaN."""
+    torch.manual_seed(0)
+    fitting = torch.randn(16, 64).bfloat16().float()
+    assert fits_half(fitting)
+    for row in (torch.randn(64), fitting[0] * 2.0**-40, torch.full((64,), torch.nan)):
+        weight = fitting.clone()
+        weight[7] = row
+        assert not fits_half(weight)
 
 
 def test_times_are_measured_once_for_a_shape_and_kept_for_other_processes(
@@ -256,7 +331,7 @@ def test_times_are_measured_once_for_a_shape_and_kept_for_other_processes(
     """A damaged file is written again."""
     measured: list[tuple[int, ...]] = []
 
-    def measure(weights: Sequence[Tensor]) -> Times:
+    def measure(weights: Sequence[Tensor], *, half: bool) -> Times:
         measured.append(tuple(weights[0].shape))
         return times([1, 2, 3], [3, 2, 1])
 
@@ -276,7 +351,7 @@ def test_each_layout_of_a_layer_serves_its_rows(monkeypatch: pytest.MonkeyPatch)
     """Plain for one row, packed for more, equal outputs."""
     monkeypatch.setattr(linear, "SMALL", 0)
     monkeypatch.setattr(linear, "_mapped_weights", lambda: [range(1 << 62)])  # each weight counts as mapped
-    monkeypatch.setattr(layout_times, "measured", lambda _: times([1, 9, 9], [2, 1, 1]))
+    monkeypatch.setattr(layout_times, "measured", lambda *_, **__: times([1, 9, 9], [2, 1, 1]))
     served: list[tuple[str, int]] = []
 
     def noting(kind: Any, compute: Any) -> Any:
@@ -290,11 +365,54 @@ def test_each_layout_of_a_layer_serves_its_rows(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(kind, "__call__", noting(kind, kind.__call__))
     model = Toy([torch.nn.Linear(16, 16)])
     (layer,) = model.layers
-    assert linear.pack(model) == 1
+    packing = linear.pack(model)
+    assert packing.bytes == 16 * 16 * 4
+    for count in (1, 500):  # right behind the load
+        rows = torch.randn(count, 16)
+        assert torch.allclose(model(rows), layer(rows), atol=1e-5)
+    assert finish(packing) == {"plain": 1, "packed": 1}
     for count in (1, 2, 5, 64, 500):
         rows = torch.randn(count, 16)
         assert torch.allclose(model(rows), layer(rows), atol=1e-5)
-    assert served == [("Plain", 1), *(("Packed", count) for count in (2, 5, 64, 500))]
+    plain = [("Plain", count) for count in (1, 500, 1)]
+    assert served == [*plain, *(("Packed", count) for count in (2, 5, 64, 500))]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_a_decoder_saved_in_16_bits_holds_halves(stored: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder, which multiplies many rows, does not, and weights of 32 bits do not. Nor do layers so narrow that
+    whole blocks of inputs would take more memory than 32 bits.
+    """
+    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(layout_times, "measured", lambda *_, half, **__: times([3] * 3, [2] * 3, [1] * 3 * half))
+
+    def laid_out(gain: float, inputs: int = 256) -> dict[str, int]:
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(inputs, inputs).to(stored).float() for _ in range(2)]
+        return finish(linear.pack(Toy(layers), gain=gain))
+
+    halves = stored is torch.bfloat16 and layouts.half_is_supported()
+    assert laid_out(0) == ({"half": 2} if halves else {"packed": 2})
+    assert laid_out(0.08) == laid_out(0, inputs=255) == {"packed": 2}
+
+
+def test_without_memory_for_them_faster_layouts_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers that have none stay plain, and answer."""
+    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(linear, "_mapped_weights", lambda: [range(1 << 62)])
+    monkeypatch.setattr(layout_times, "measured", lambda *_, **__: times([2] * 3, [1] * 3))
+    model = Toy([torch.nn.Linear(16, 16) for _ in range(3)])
+    rows = torch.randn(5, 16)
+    wanted = model(rows)
+    packing = linear.pack(model)
+    assert packing.advance()
+
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Packed, "__init__", full)
+    assert finish(packing) == {"packed": 1}
+    assert torch.allclose(model(rows), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(("slowness", "refused"), [(129.0, True), (4.3, False)])
@@ -304,19 +422,46 @@ def test_only_a_product_of_8_bits_without_a_kernel_is_refused(
     """The fastest reference loop that was measured, and the slowest kernel; the largest layer is timed."""
     timed: list[int] = []
 
-    def slow(weight: Tensor, _rows: int) -> float:
+    def slow(_: Any, weight: Tensor, _rows: int) -> float:
         timed.append(len(weight))
         return slowness
 
     monkeypatch.setattr(linear, "SMALL", 0)
-    monkeypatch.setattr(linear, "int8_slowness", slow)
+    monkeypatch.setattr(linear, "slowness", slow)
     model = Toy([torch.nn.Linear(16, 16), torch.nn.Linear(16, 64), torch.nn.Linear(64, 16)])
     if refused:
-        with pytest.raises(ModelUnusable, match=r"options\.quantize: on this processor.* 129\.0 times"):
-            linear.quantize(model)
+        with pytest.raises(ModelUnusable, match=r"options\.quantize = \"int8\": on this processor.* 129\.0 times"):
+            linear.quantize(model, "int8")
     else:
-        assert linear.quantize(model) == 3
+        assert linear.quantize(model, "int8") == 3
     assert timed == [64]
+
+
+@pytest.mark.parametrize(("dtype", "refused"), [(torch.bfloat16, True), (torch.float16, True), (torch.float32, False)])
+def test_a_16_bit_precision_that_is_slower_than_float32_is_refused(
+    dtype: torch.dtype, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors without its instructions. The remedy is named."""
+    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(linear, "slowness", lambda *_: 19.6)
+    model = Toy([torch.nn.Linear(16, 16).to(dtype)])
+    model.dtype = dtype
+    if refused:
+        name = str(dtype).removeprefix("torch.")
+        with pytest.raises(ModelUnusable, match=rf'options\.dtype = "{name}".* 19\.6 times') as error:
+            linear.check_speed(model)
+        assert 'quantize = "float16"' in error.value.hint
+        monkeypatch.setattr(linear, "slowness", lambda *_: 0.5)
+    linear.check_speed(model)
+
+
+@pytest.mark.parametrize("model_type", sorted(linear.READ_WEIGHTS))
+def test_a_model_that_computes_with_its_weights_keeps_them(model_type: str) -> None:
+    model = Toy([torch.nn.Linear(16, 16)])
+    model.config = SimpleNamespace(model_type=model_type)
+    assert not linear.packable(model)
+    with pytest.raises(ModelUnusable, match=rf"models of type {model_type} compute with their weights"):
+        linear.quantize(model, "int8")
 
 
 _PRODUCTS = """

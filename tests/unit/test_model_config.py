@@ -152,7 +152,11 @@ def test_every_option_has_a_default_and_a_description(handler: str) -> None:
             "fold = 1",
             "no option of fill_mask named 'fold'; known: dtype, quantize, pack, trust_remote_code",
         ),
-        ("text_generation", "quantize = 'int4'", "options.quantize: unsupported value 'int4'; use one of: int8"),
+        (
+            "text_generation",
+            "quantize = 'int4'",
+            "options.quantize: unsupported value 'int4'; use one of: int8, float16",
+        ),
         (
             "text_generation",
             "quantise = 'int8'",

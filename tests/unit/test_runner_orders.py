@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -10,10 +11,11 @@ import pytest
 
 from serve import settings
 from serve.handlers.base import Job
+from serve.runner import main
 from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.loop import Loop
 from serve.runner.records import Engine
-from serve.slots import Slots
+from serve.slots import Slot, Slots
 from tests.patience import PATIENCE
 
 
@@ -67,3 +69,46 @@ def test_a_runner_frees_its_caches_and_serves_on(tmp_path: Path, caches: Texts |
         assert (caches.bytes, slot.get("spare_bytes")) == (0, 0)
     host.close()
     control.close()
+
+
+class Pieces:
+    """Three pieces of work behind a load; the given one fails, or the model retires while it is done."""
+
+    def __init__(self, fails: int | None = None, ends: int | None = None) -> None:
+        self.done, self.said = 0, list[int]()
+        self.retired = threading.Event()
+        self._fails, self._ends = fails, ends
+
+    @property
+    def bytes(self) -> int:
+        return 1000 * (3 - self.done)
+
+    def advance(self) -> bool:
+        if self.done == self._fails:
+            raise RuntimeError("a defect")
+        self.done += 1
+        if self.done == self._ends:
+            self.retired.set()
+        return self.done < 3
+
+    def set(self, field: str, value: int) -> None:
+        """As the model's slot."""
+        assert field == "pending_bytes"
+        self.said.append(value)
+
+
+@pytest.mark.parametrize(
+    ("work", "done", "said"),
+    [
+        (Pieces(), 3, [2000, 1000, 0]),
+        (Pieces(fails=1), 1, [2000, 0]),
+        (Pieces(ends=2), 2, [2000, 1000, 0]),
+    ],
+    ids=["all", "one fails", "the model retires"],
+)
+def test_work_behind_a_load_goes_on_until_it_is_done_or_fails_or_the_model_retires(
+    work: Pieces, done: int, said: list[int]
+) -> None:
+    """The host is told what memory it will still take, and in the end that it takes no more."""
+    main._keep_up(work, cast(Slot, work), work.retired)
+    assert (work.done, work.said) == (done, said)

@@ -162,3 +162,15 @@ def test_models_that_grow_over_the_budget_lose_caches_first(host: Host) -> None:
 
     assert (host.told("a"), host.told("b")) == ([], [b"shrink"])
     assert host.store.models["b"].peak_bytes == 40 * MB
+
+
+def test_memory_that_a_model_will_still_take_counts_as_held(host: Host) -> None:
+    """It has said so: a load meanwhile does not count on that memory."""
+    host.load("a")
+    host.load("b")
+    runner, _ = host.forks.runners["b"]
+    runner.slot.set("pending_bytes", 30 * MB)
+    host.measure()
+
+    assert host.store.models["b"].peak_bytes == 70 * MB
+    assert (host.told("a"), host.told("b")) == ([b"retire"], [])

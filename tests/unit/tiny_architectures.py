@@ -230,12 +230,11 @@ def decisive(model: PreTrainedModel, deviation: float = 0.4) -> PreTrainedModel:
     return model.eval()
 
 
-def as_loaded(network: PreTrainedModel, tokenizer: Any) -> Callable[..., tuple[PreTrainedModel, Any]]:
+def as_loaded(network: PreTrainedModel, tokenizer: Any) -> Callable[..., pretrained.Loaded]:
     """In place of pretrained.load: a copy of a network, with its weights laid out as a load does it."""
 
-    def load(model: Any, *_: Any, **how: Any) -> tuple[PreTrainedModel, Any]:
+    def load(model: Any, *_: Any, **how: Any) -> pretrained.Loaded:
         made = copy.deepcopy(network)
-        pretrained.lay_out(made, model, **how)
-        return made, tokenizer
+        return pretrained.Loaded(made, tokenizer, pretrained.lay_out(made, model, **how))
 
     return load

@@ -54,7 +54,7 @@ class Encoder:
     def __init__(
         self, model: ModelConfig[HuggingFaceOptions], auto_class: Any, optional_weights: tuple[str, ...] = ()
     ) -> None:
-        self.network, self.tokenizer = pretrained.load(
+        self.network, self.tokenizer, self.packing = pretrained.load(
             model, auto_class, optional_weights, obstacle=_obstacle, gain=GAIN
         )
         self.config = self.network.config

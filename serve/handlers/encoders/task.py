@@ -70,6 +70,7 @@ class Task(abc.ABC):
         self._model = model
         self.encoder = Encoder(model, self.auto_class, self.optional_weights)
         self.tokenizer, self.config = self.encoder.tokenizer, self.encoder.config
+        self.upkeep = self.encoder.packing
 
     def decode(self, request: Request) -> EncoderItem:
         content_type = bodies.accepted(request, self._model, self.offers)

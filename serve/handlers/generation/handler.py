@@ -25,7 +25,7 @@ class TextGeneration:
     paths = (INVOCATIONS, CHAT, COMPLETIONS)
 
     def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
-        network, tokenizer = pretrained.load(
+        network, tokenizer, self.upkeep = pretrained.load(
             model, AutoModelForCausalLM, obstacle=decoder.obstacle, merge=merge_products
         )
         alone = decoder.obstacle(network)

@@ -14,14 +14,18 @@ class HuggingFaceOptions(Struct, frozen=True, kw_only=True):
         ),
     ] = None
     quantize: Annotated[
-        Literal["int8"] | None, Meta(description='`"int8"`: weights of linear layers in 8 bits, on CPUs')
+        Literal["int8", "float16"] | None,
+        Meta(
+            description='`"int8"`: weights of linear layers in 8 bits, on CPUs; `"float16"`: in 16 bits, multiplied in'
+            " float32, on x86 CPUs"
+        ),
     ] = None
     pack: Annotated[
         bool | None,
         Meta(
-            description="layout of float32 and bfloat16 weights on CPUs. `true`: packed for oneDNN, in private memory;"
-            " `false`: as in the file, mapped where its precision is that of `dtype`",
-            extra={"default": "packed; plain for up to three rows where a measure at the load finds it faster"},
+            description="layout of float32 and bfloat16 weights on CPUs. `true`: packed for oneDNN by the load, in"
+            " private memory; `false`: as in the file, mapped where its precision is that of `dtype`",
+            extra={"default": "those that are measured to be the fastest, made behind the load"},
         ),
     ] = None
     trust_remote_code: Annotated[

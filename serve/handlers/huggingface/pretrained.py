@@ -8,7 +8,7 @@ weights that it fills with random numbers, and about a tokenizer without a vocab
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -32,6 +32,14 @@ _QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_confi
 _SCALES = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax", ".quant_map")
 
 
+class Loaded(NamedTuple):
+    """`packing`: faster layouts of the weights, to be made behind the load."""
+
+    network: Any
+    tokenizer: Any
+    packing: linear.Packing
+
+
 def load(
     model: ModelConfig[HuggingFaceOptions],
     auto_class: Any,
@@ -40,11 +48,11 @@ def load(
     obstacle: Callable[[Any], str | None],
     merge: Callable[[Any], None] = lambda _: None,
     gain: float = 0,
-) -> tuple[Any, Any]:
+) -> Loaded:
     """The network, in eval mode and on the GPU if there is one, and its tokenizer.
 
     Sets the number of torch threads of this process. The option `dtype` is the precision of the weights, by default
-    float32 on a CPU and as stored on a GPU; `quantize = "int8"` holds the weights of linear layers in 8 bits.
+    float32 on a CPU and as stored on a GPU; `quantize` holds the weights of linear layers in 8 or 16 bits.
 
     Args:
         auto_class: AutoModelForCausalLM or another class with `from_pretrained`.
@@ -83,7 +91,7 @@ def load(
                 f"config.json: a model of {network.config.num_hidden_layers} layers", hint="copy config.json again"
             )
         network.eval().requires_grad_(False)
-        lay_out(network, model, obstacle=obstacle, merge=merge, gain=gain)
+        packing = lay_out(network, model, obstacle=obstacle, merge=merge, gain=gain)
         if torch.cuda.is_available():
             network.to("cuda")
     except (ModelUnusable, MemoryError):
@@ -100,7 +108,7 @@ def load(
             f"{auto_class.__name__} cannot load config.json and the safetensors files: {first_line(error)}",
             hint="check that the files belong together and fit the task of the model",
         ) from error
-    return network, tokenizer
+    return Loaded(network, tokenizer, packing)
 
 
 def lay_out(
@@ -110,21 +118,27 @@ def lay_out(
     obstacle: Callable[[Any], str | None],
     merge: Callable[[Any], None] = lambda _: None,
     gain: float = 0,
-) -> None:
-    """Give the linear layers of a network the layouts that its options ask for, or the fastest; see `load`."""
+) -> linear.Packing:
+    """Give the linear layers of a network the layouts that its options ask for, or the fastest; see `load`.
+
+    Returns what is left to do behind the load.
+    """
     proven, device = obstacle(network) is None, "cuda" if torch.cuda.is_available() else "cpu"
-    quantized = model.options.quantize is not None
-    packed = not quantized and proven and model.options.pack is not False and linear.packable(network)
+    form = model.options.quantize
+    packed = form is None and proven and model.options.pack is not False and linear.packable(network)
     if proven:
         linear.fuse_activations(network)
-        if (quantized or packed) and device == "cpu":
+        if (form or packed) and device == "cpu":
             merge(network)
-    if quantized:
-        linear.quantize(network)
+    if form is not None:
+        linear.quantize(network, form)
         if (dtype := _dtype(model)) != "auto":
             network.to(dtype)
-    elif packed and device == "cpu":
-        linear.pack(network, always=model.options.pack is True, gain=gain, memory=model.run_dir)
+    elif device == "cpu":
+        linear.check_speed(network)
+        if packed:
+            return linear.pack(network, always=model.options.pack is True, gain=gain, memory=model.run_dir)
+    return linear.Packing()
 
 
 def read_json(directory: Path, name: str, kind: type, remedy: str) -> Any:

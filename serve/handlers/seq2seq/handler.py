@@ -110,7 +110,7 @@ class Seq2Seq:
     """Requests for a text from a text; the engine makes the texts."""
 
     def __init__(self, model: ModelConfig[TextGenerationOptions]) -> None:
-        network, self._tokenizer = pretrained.load(
+        network, self._tokenizer, self.upkeep = pretrained.load(
             model,
             AutoModelForSeq2SeqLM,
             obstacle=encoder_decoder.obstacle,
