@@ -31,6 +31,12 @@ class Pair:
     limit: Callable[[], object]
 
 
+def finish(upkeep: Any) -> None:
+    """Do the work behind a load (serve/handlers/base.py), as the runner does it in a thread."""
+    while upkeep.advance():
+        pass
+
+
 class Job:
     """A job of a Stepwise handler (serve/handlers/base.py) that keeps nothing but its end."""
 
@@ -108,7 +114,7 @@ def texts_of(count: int, words: int, source: random.Random) -> list[str]:
 
 
 def handler_of(directory: Path) -> Any:
-    """The handler that the server would make for this directory, on one thread."""
+    """The handler that the server would make for this directory, on one thread, with the work behind its load done."""
     from importlib import import_module
 
     from serve.catalog.kinds import HANDLERS
@@ -117,7 +123,10 @@ def handler_of(directory: Path) -> Any:
 
     config = describe(directory.name, directory, Settings(threads=1))
     module, _, name = HANDLERS[config.handler].partition(":")
-    return getattr(import_module(module), name)(config)
+    handler = getattr(import_module(module), name)(config)
+    if hasattr(handler, "upkeep"):
+        finish(handler.upkeep)
+    return handler
 
 
 def causal(work: Path) -> Iterator[Pair]:

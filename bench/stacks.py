@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,24 @@ class Stack(Server):
         for pid in {self.process.pid} | descendants(self.process.pid):
             with suppress(psutil.NoSuchProcess):
                 total += psutil.Process(pid).memory_full_info().pss
+        return total
+
+    def wait_quiet(self) -> Self:
+        """Waits until its processes compute nothing: a load goes on behind the first answer."""
+        wait_until(lambda: self._computes(0.3) < 0.02)
+        return self
+
+    def _computes(self, seconds: float) -> float:
+        """The processor time that its processes take in this time of day."""
+        before = self._processor_seconds()
+        time.sleep(seconds)
+        return self._processor_seconds() - before
+
+    def _processor_seconds(self) -> float:
+        total = 0.0
+        for pid in {self.process.pid} | descendants(self.process.pid):
+            with suppress(psutil.NoSuchProcess):
+                total += sum(psutil.Process(pid).cpu_times()[:2])
         return total
 
 

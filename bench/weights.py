@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.child import Child
+from bench.ratios import finish
 from bench.table import markdown
 
 T = TypeVar("T")
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {},
+    "float32, packed by the load": {"pack": True},
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
+    "float16 weights": {"quantize": "float16"},
     "int8": {"quantize": "int8"},
     "int8, rest bfloat16": {"quantize": "int8", "dtype": "bfloat16"},
 }
@@ -73,6 +76,7 @@ class Weights:
         kinds: dict[str, Any] = {"text_generation": TextGeneration, "feature_extraction": FeatureExtraction}
         before = private_bytes(os.getpid())
         self._handler: Any = kinds[config.handler](config)
+        finish(self._handler.upkeep)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         self._mb = (private_bytes(os.getpid()) - before) / (1 << 20)
