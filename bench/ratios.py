@@ -130,7 +130,8 @@ def handler_of(directory: Path) -> Any:
 
 
 def causal(work: Path) -> Iterator[Pair]:
-    """GPT-2 and Llama: few layers of a middle width."""
+    """GPT-2, and Llama saved in 16 bits: few layers of a middle width."""
+    import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     ends = {"bos_token_id": VOCABULARY - 1, "eos_token_id": VOCABULARY - 1, "pad_token_id": VOCABULARY - 1}
@@ -139,7 +140,7 @@ def causal(work: Path) -> Iterator[Pair]:
         num_key_value_heads=3, tie_word_embeddings=True, **ends,
     )  # fmt: skip
     yield from _written(work / "gpt2", GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=512, n_head=8)), {1: 1, 8: 1})
-    yield from _written(work / "llama", LlamaForCausalLM(llama), {1: 1, 8: 1})
+    yield from _written(work / "llama", LlamaForCausalLM(llama).to(torch.bfloat16), {1: 1, 8: 1})
 
 
 def encoder_decoder(work: Path) -> Iterator[Pair]:
