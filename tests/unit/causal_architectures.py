@@ -93,7 +93,7 @@ def by_generate(model: PreTrainedModel) -> dict[str, Text]:
 def handler_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> TextGeneration:
     monkeypatch.setattr(pretrained, "load", as_loaded(model, TOKENIZER))
     monkeypatch.setattr(scheduler, "PREFILL_TOKENS", PIECE)
-    monkeypatch.setattr(Pieces, "tokens", lambda _pieces, _beside: PIECE)
+    monkeypatch.setattr(Pieces, "tokens", lambda *_, **__: PIECE)
     return TextGeneration(config_of(TextGeneration, name="tiny", directory=Path(), max_batch=8, **settings))
 
 
