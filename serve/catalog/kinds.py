@@ -92,7 +92,10 @@ API_HANDLERS = {
 # Modules that the forkserver imports beside a handler's own, where they are installed. A handler imports them on first
 # use. The import in the forkserver saves the runners its time and memory, and there the environment
 # (serve/host/forkserver.py) keeps the modules from starting threads.
-ALSO_IMPORTED = {"sklearn": ("skops.io",)}  # 1.7 s
+ALSO_IMPORTED = {
+    "sklearn": ("skops.io",),  # 1.7 s
+    **dict.fromkeys(TASKS.values(), ("serve.handlers.huggingface.first_load",)),
+}
 # The same, just before the first load: pyarrow takes 20 ms, and a server that has not loaded a model is 27 MB smaller.
 IMPORTED_AT_FIRST_LOAD = {"xgboost": ("pyarrow.csv",)}
 

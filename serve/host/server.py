@@ -24,10 +24,10 @@ LINGER = 1.0  # seconds to answer the requests that the end of the forkserver ha
 HURRY = 0.02  # seconds between ticks while a load waits for memory, or a web worker for the cause of a failure
 
 
-def _modules(handlers: Iterable[str]) -> list[str]:
+def modules_of(handlers: Iterable[str]) -> list[str]:
     """The modules that the forkserver imports for these handlers."""
     names = list(handlers)
-    also = [module for name in names for module in ALSO_IMPORTED.get(name, ())]
+    also = dict.fromkeys(module for name in names for module in ALSO_IMPORTED.get(name, ()))
     return [*map(module_of, names), *installed(also)]
 
 
@@ -38,8 +38,8 @@ class Host:
         used = {entry.config.handler for entry in found.entries.values() if entry.config}
         # The handlers of archives, and of models that the platform will load, are unknown: any other may be needed.
         unknown = settings.multi_model or any(entry.archive for entry in found.entries.values())
-        needed = _modules(name for name in HANDLERS if name in used)
-        possible = _modules(name for name in HANDLERS if unknown and name not in used)
+        needed = modules_of(name for name in HANDLERS if name in used)
+        possible = modules_of(name for name in HANDLERS if unknown and name not in used)
         configs = [entry.config for entry in found.entries.values()]
         alone = len(configs) == 1 and configs[0] is not None and configs[0].copies == 1
         self._forks = Forkserver(settings, needed, possible, alone=alone and settings.sources["threads"] != "cgroup")

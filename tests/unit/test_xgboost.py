@@ -369,7 +369,7 @@ def test_importing_the_handlers_starts_no_thread() -> None:
     """A process that forks imports them; a thread there, or a tensor, would be lost in its children."""
     script = (
         "from serve.host.forkserver import import_framework;"
-        "names = 'xgboost.handler', 'seq2seq.handler', 'custom.handler', 'arrays.sklearn';"
+        "names = 'xgboost.handler', 'seq2seq.handler', 'huggingface.first_load', 'custom.handler', 'arrays.sklearn';"
         "modules = ['serve.handlers.' + name for name in names] + ['sklearn.pipeline'];"
         "[import_framework(module, modules) for module in modules];"
         "import sys, torch, pathlib;"
