@@ -112,10 +112,10 @@ def _seconds(bench: Bench, stack: Stack, messages: list[bytes]) -> float:
 
 
 def _answer(ours: Ours, text: str, beams: int) -> str:
-    """This server's answer that Limits.check compares."""
+    """This server's answer that Limits.check compares: the new text, which text generation writes behind the prompt."""
     answer = ours.invoke("text", {"inputs": text, "parameters": exactly(CHECKED + 1, beams)})
     assert answer.status == 200, answer.body
-    return str(next(iter(answer.json[0].values())))
+    return str(next(iter(answer.json[0].values()))).removeprefix(text)
 
 
 def gpt2(bench: Bench) -> Iterator[Row]:
