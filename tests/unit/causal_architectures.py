@@ -1,7 +1,7 @@
 """The causal architectures of transformers, the callers of a handler, and the same texts by plain `generate`."""
 
-import copy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from serve.handlers.generation.sequence import GeneratedSequence
 from serve.handlers.huggingface import pretrained
 from tests.unit.configs import config_of
 from tests.unit.test_generation_toys import Asked, byte_tokenizer, finish
-from tests.unit.tiny_architectures import POSITIONS, as_loaded, decisive, tiny_config
+from tests.unit.tiny_architectures import POSITIONS, as_loaded, copies_of, decisive, tiny_config
 
 # Model types whose class reads images or sound beside the text, or drafts tokens for another model.
 NOT_TEXT = frozenset(
@@ -38,9 +38,10 @@ TYPES = {
 }
 
 NEW = 3  # tokens of each text
-# Eight callers with one text each, one of them as long as the positions allow, and a ninth with a list.
-LENGTHS = (30, 3, 12, POSITIONS - NEW, 7, 20, 5, 16)
-LIST = (9, 26, 4)
+# Five callers with one text each, one of them as long as the positions allow, and a sixth with a list.
+LENGTHS = (30, 3, POSITIONS - NEW, 7, 20)
+LIST = (9, 26)
+ROWS = 4  # of a batch: fewer than the texts
 PIECE = 24  # tokens of a prompt that are computed in one step
 CLOSE = 3e-4  # of the standard deviation of the logits; the worst architecture has 3e-5
 TOKENIZER = byte_tokenizer()
@@ -73,9 +74,10 @@ AGAIN = [BEGUN, BEGUN, PROMPTS[2]]
 def by_generate(model: PreTrainedModel) -> dict[str, Text]:
     """Each prompt alone, by a model that has seen no other text."""
     texts = {}
+    untouched = copies_of(model)
     for prompt in (*PROMPTS, BEGUN):
         ids = TOKENIZER(prompt, return_tensors="pt")["input_ids"]
-        output = copy.deepcopy(model).generate(
+        output = untouched().generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=NEW,
@@ -94,11 +96,11 @@ def handler_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settin
     monkeypatch.setattr(pretrained, "load", as_loaded(model, TOKENIZER))
     monkeypatch.setattr(scheduler, "PREFILL_TOKENS", PIECE)
     monkeypatch.setattr(Pieces, "tokens", lambda *_, **__: PIECE)
-    return TextGeneration(config_of(TextGeneration, name="tiny", directory=Path(), max_batch=8, **settings))
+    return TextGeneration(config_of(TextGeneration, name="tiny", directory=Path(), max_batch=ROWS, **settings))
 
 
 def served(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Text]:
-    """One caller alone, then nine callers, one more at each step; every third has a stream, the last a list.
+    """One caller alone, then six callers, one more at each step; every third has a stream, the last a list.
 
     At the end two more: the first one's next tokens are guessed wrong, the second one's right.
     """
@@ -167,11 +169,18 @@ def differences(texts: list[Text], expected: dict[str, Text]) -> list[str]:
     return found
 
 
-def batched(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether nine callers in one batch get what `generate` gives, whatever the table says."""
+@cache
+def alone(model_type: str) -> tuple[PreTrainedModel, dict[str, Text]]:
+    """A model, of which tests make copies, and what `generate` makes of each prompt."""
+    model = tiny(model_type)
+    return model, by_generate(model)
+
+
+def batched(model: PreTrainedModel, expected: dict[str, Text], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether six callers in one batch get what `generate` gives, whatever the table says."""
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "obstacle", lambda _: None)
         try:
-            return not differences(served(model, patch), by_generate(model))
+            return not differences(served(model, patch), expected)
         except Exception:
             return False

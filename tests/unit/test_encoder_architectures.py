@@ -5,7 +5,6 @@ other callers, past its windows, up to its last position, and again after other 
 the classes that keep their answers when several texts share a padded pass.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from serve.handlers.encoders.token_classification import TokenClassification
 from serve.handlers.huggingface import independence, pretrained
 from tests.unit.configs import config_of
 from tests.unit.test_encoders import predicted, request
-from tests.unit.tiny_architectures import VOCABULARY, as_loaded, tiny_config
+from tests.unit.tiny_architectures import VOCABULARY, as_loaded, copies_of, tiny_config
 
 POSITIONS = 64
 LENGTHS = (POSITIONS, 4, 17)  # tokens of the texts, special ones included
@@ -253,7 +252,6 @@ def inputs_of(task: str, length: int) -> Any:
 
 def alone(task: str, network: Any, tokenizer: Any, inputs: Any) -> list[np.ndarray[Any, Any]]:
     """What plain transformers computes for one text, with the inputs that its pipelines give a model."""
-    network = copy.deepcopy(network)  # untouched by earlier texts
     texts = [inputs] if isinstance(inputs, str) else [inputs["question"], inputs["context"]]
     accepted = inspect.signature(network.forward).parameters
     encoded = {name: value for name, value in tokenizer(*texts, return_tensors="pt").items() if name in accepted}
@@ -284,10 +282,8 @@ def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
     return max(float(np.abs(a - b).max() / (np.abs(b).max() + 1e-6)) for a, b in zip(ours, theirs, strict=True))
 
 
-def furthest(task: str, handler: Task, network: Any) -> float:
+def furthest(handler: Task, texts: list[Any], wanted: list[list[np.ndarray[Any, Any]]]) -> float:
     """The largest relative difference between the handler's outputs and those of plain transformers."""
-    texts = [inputs_of(task, length) for length in LENGTHS]
-    wanted = [alone(task, network, handler.tokenizer, each) for each in texts]
     (listed,) = answers(handler, texts)
     callers = [each for (each,) in answers(handler, *texts[::-1])][::-1]
     last = [each for text in texts[:2] for (each,) in answers(handler, text)]  # after other texts
@@ -341,17 +337,20 @@ def test_an_architecture_shares_a_pass_only_where_it_answers_as_alone(
     served = made()
     assert (served.encoder.max_rows > 1) == listed
     assert served.encoder.limit in (POSITIONS, forward.UNLIMITED)
-    assert furthest(task, served, network) < SAME
+    texts = [inputs_of(task, length) for length in LENGTHS]
+    untouched = copies_of(network)  # by earlier texts
+    wanted = [alone(task, untouched(), tokenizer, each) for each in texts]
+    assert furthest(served, texts, wanted) < SAME
     if not listed and kind.__name__ not in KERNELS:
         monkeypatch.setattr(independence, "obstacle", lambda *_: None)
-        assert not independent(task, made, network), f"{kind.__name__} is independent: add it to PADDED_PASS"
+        assert not independent(made, texts, wanted), f"{kind.__name__} is independent: add it to PADDED_PASS"
 
 
-def independent(task: str, made: Callable[[], Task], network: Any) -> bool:
+def independent(made: Callable[[], Task], texts: list[Any], wanted: list[list[np.ndarray[Any, Any]]]) -> bool:
     """Whether the answers stay those of the text alone if several texts share a pass."""
     try:
         handler = made()
-        return handler.encoder.max_rows > 1 and furthest(task, handler, network) < SAME
+        return handler.encoder.max_rows > 1 and furthest(handler, texts, wanted) < SAME
     except Exception:  # of any class: a forward that cannot take several rows
         return False
 

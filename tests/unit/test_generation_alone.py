@@ -19,6 +19,7 @@ from tests.patience import PATIENCE
 from tests.unit.causal_architectures import (
     TOKENIZER,
     TYPES,
+    alone,
     batched,
     by_generate,
     differences,
@@ -82,10 +83,10 @@ FEATURES: list[tuple[str, dict[str, Any], bool]] = [
 def test_an_architecture_that_is_not_batched_answers_each_caller_as_generate_alone(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny(model_type)
+    model, expected = alone(model_type)
     assert decoder.obstacle(model)
 
-    assert differences(served(model, monkeypatch), by_generate(model)) == []
+    assert differences(served(model, monkeypatch), expected) == []
 
 
 @pytest.mark.parametrize("model_type", ALONE)
@@ -93,7 +94,7 @@ def test_an_architecture_that_is_not_batched_would_answer_otherwise_in_a_batch(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If this fails, the class belongs into the table: it can share a batch."""
-    assert not batched(tiny(model_type), monkeypatch)
+    assert not batched(*alone(model_type), monkeypatch)
 
 
 @pytest.mark.peer("transformers")
@@ -105,8 +106,9 @@ def test_a_feature_of_a_config_that_makes_answers_depend_on_a_batch_is_known(
     assert type(model).__name__ in CONTINUOUS
 
     assert (decoder.obstacle(model) is None) == shares
-    assert differences(served(model, monkeypatch), by_generate(model)) == []
-    assert shares or not batched(model, monkeypatch)
+    expected = by_generate(model)
+    assert differences(served(model, monkeypatch), expected) == []
+    assert shares or not batched(model, expected, monkeypatch)
 
 
 @pytest.mark.peer("transformers")
@@ -156,7 +158,7 @@ def mamba() -> PreTrainedModel:
 
 
 @pytest.fixture
-def alone(mamba: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> TextGeneration:
+def handler(mamba: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> TextGeneration:
     return handler_of(mamba, monkeypatch)
 
 
@@ -164,9 +166,9 @@ def text_of(answer: Any) -> str:
     return str(answer[0]["generated_text"])
 
 
-def test_a_model_that_is_not_batched_samples_by_seed(alone: TextGeneration) -> None:
+def test_a_model_that_is_not_batched_samples_by_seed(handler: TextGeneration) -> None:
     def sampled(**parameters: Any) -> Any:
-        return ask(alone, {"inputs": "abc", "parameters": {"do_sample": True, "max_new_tokens": 12, **parameters}})
+        return ask(handler, {"inputs": "abc", "parameters": {"do_sample": True, "max_new_tokens": 12, **parameters}})
 
     assert sampled(seed=1, num_return_sequences=3) == sampled(seed=1, num_return_sequences=3)
     assert sampled(seed=1) != sampled(seed=2)
@@ -175,13 +177,13 @@ def test_a_model_that_is_not_batched_samples_by_seed(alone: TextGeneration) -> N
 
 @pytest.mark.peer("transformers")
 def test_a_model_that_is_not_batched_searches_with_beams_as_generate(
-    alone: TextGeneration, mamba: PreTrainedModel
+    handler: TextGeneration, mamba: PreTrainedModel
 ) -> None:
     """Two prompts of different lengths in one request: neither is padded."""
     prompts = [letters(20, 1), letters(6, 2)]
     body = {"inputs": prompts, "parameters": {"num_beams": 3, "max_new_tokens": 6, "return_full_text": False}}
 
-    answers = ask(alone, body)
+    answers = ask(handler, body)
 
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = TOKENIZER(prompt, return_tensors="pt")["input_ids"]
@@ -192,43 +194,43 @@ def test_a_model_that_is_not_batched_searches_with_beams_as_generate(
 
 
 def test_a_model_that_is_not_batched_streams_token_by_token_and_ends_before_a_stop_string(
-    alone: TextGeneration,
+    handler: TextGeneration,
 ) -> None:
     body: dict[str, Any] = {"inputs": "abc", "parameters": {"max_new_tokens": 20, "return_full_text": False}}
-    whole = text_of(ask(alone, body))
-    job = Asked(alone, body | {"stream": True})
-    alone.join(job)
+    whole = text_of(ask(handler, body))
+    job = Asked(handler, body | {"stream": True})
+    handler.join(job)
 
-    alone.step()
+    handler.step()
     assert len(job.chunks) == 1
-    finish(alone, job)
+    finish(handler, job)
 
     assert "".join(event["token"]["text"] for event in job.events if event["token"]) == whole
     stop = whole[8:10]
     body["parameters"]["stop"] = stop
-    assert text_of(ask(alone, body)) == whole[: whole.index(stop)]
+    assert text_of(ask(handler, body)) == whole[: whole.index(stop)]
 
 
-def test_a_model_that_is_not_batched_answers_in_the_order_of_the_requests(alone: TextGeneration) -> None:
-    jobs = [Asked(alone, {"inputs": letters(5, i), "parameters": {"max_new_tokens": 6}}) for i in range(2)]
-    alone.join(jobs[0])
-    assert alone.room() == 0
-    alone.step()
+def test_a_model_that_is_not_batched_answers_in_the_order_of_the_requests(handler: TextGeneration) -> None:
+    jobs = [Asked(handler, {"inputs": letters(5, i), "parameters": {"max_new_tokens": 6}}) for i in range(2)]
+    handler.join(jobs[0])
+    assert handler.room() == 0
+    handler.step()
 
-    alone.leave(jobs[0])
+    handler.leave(jobs[0])
 
-    assert alone.room() == 1
-    alone.join(jobs[1])
-    finish(alone, jobs[1])
+    assert handler.room() == 1
+    handler.join(jobs[1])
+    finish(handler, jobs[1])
 
 
-def test_a_model_that_is_not_batched_answers_at_its_deadline_with_the_text_so_far(alone: TextGeneration) -> None:
+def test_a_model_that_is_not_batched_answers_at_its_deadline_with_the_text_so_far(handler: TextGeneration) -> None:
     body = {"inputs": "abc", "stream": True, "parameters": {"max_new_tokens": 200}}
-    job = Asked(alone, body, stream_deadline=time.monotonic() + PATIENCE)
-    alone.join(job)
-    alone.step()
+    job = Asked(handler, body, stream_deadline=time.monotonic() + PATIENCE)
+    handler.join(job)
+    handler.step()
     job.request = msgspec.structs.replace(job.request, stream_deadline=time.monotonic())
-    alone.step()
+    handler.step()
 
     assert job.done
     assert job.events[-1]["finish_reason"] == "deadline"
@@ -236,12 +238,12 @@ def test_a_model_that_is_not_batched_answers_at_its_deadline_with_the_text_so_fa
 
 @pytest.mark.peer("transformers")
 def test_a_model_that_is_not_batched_scores_the_tokens_of_a_prompt_as_one_plain_pass(
-    alone: TextGeneration, mamba: PreTrainedModel
+    handler: TextGeneration, mamba: PreTrainedModel
 ) -> None:
     prompt = letters(12, 3)
     body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}
 
-    scored = ask(alone, body, path=COMPLETIONS)["choices"][0]["logprobs"]["token_logprobs"]
+    scored = ask(handler, body, path=COMPLETIONS)["choices"][0]["logprobs"]["token_logprobs"]
 
     tokens = TOKENIZER(prompt)["input_ids"]
     with torch.inference_mode():

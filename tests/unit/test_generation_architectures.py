@@ -1,4 +1,4 @@
-"""Every causal text architecture that is batched gives each of nine callers what `generate` gives it alone."""
+"""Every causal text architecture that is batched gives each of six callers what `generate` gives it alone."""
 
 import pytest
 import torch

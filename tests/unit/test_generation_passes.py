@@ -85,7 +85,7 @@ def family(model_type: str) -> type:
 def test_a_family_answers_each_caller_as_generate_alone(
     form: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tokens and logits of nine callers of mixed lengths, in groups of rows; no module of transformers runs a pass."""
+    """Tokens and logits of six callers of mixed lengths, in groups of rows; no module of transformers runs a pass."""
     model_type, changes = FORMS[form]
     model = uneven(model_type, **changes)
     monkeypatch.setattr(attention, "CALL_BYTES", 512)  # 4 columns: tiny rows are cut into groups as large ones are
