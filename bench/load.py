@@ -114,7 +114,7 @@ def is_complete(data: bytes) -> bool:
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return False
-    at = data.find(b"Content-Length: ", 0, end) + 16
+    at = data[:end].lower().find(b"content-length: ") + 16  # mosec writes its names in small letters
     return at >= 16 and len(data) >= end + 4 + int(data[at : data.find(b"\r", at)])
 
 

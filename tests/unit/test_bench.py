@@ -17,7 +17,7 @@ from bench import check, page
 from bench.chart import svg
 from bench.core import Bench, Row, compared, row
 from bench.limits import same_at_first
-from bench.load import LoadGenerator, request
+from bench.load import LoadGenerator, is_complete, request
 from bench.machine import instruction_sets
 from bench.memory import bytes_of_a_step, limit
 from bench.peers import engine
@@ -65,6 +65,12 @@ def test_connections_take_their_messages_from_one_list_and_again_from_its_beginn
         messages = [request("/", body, "text/csv") for body in ("a", "b")]
         made = LoadGenerator().run(server.getsockname()[1], messages, 1, each=3)
         assert (made.errors, made.requests, asked.result()) == (0, 3, [b"a", b"b", b"a"])
+
+
+def test_a_response_is_complete_with_its_last_byte_however_its_server_writes_the_names_of_fields() -> None:
+    for name in (b"Content-Length", b"content-length"):
+        whole = b"HTTP/1.1 200 OK\r\n" + name + b": 2\r\nx: y\r\n\r\nab"
+        assert [is_complete(whole[:length]) for length in (20, len(whole) - 1, len(whole))] == [False, False, True]
 
 
 def test_an_aim_is_reached_from_its_number_on() -> None:
