@@ -116,21 +116,27 @@ clean: ## remove the environments, the models, the caches
 	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs .venv-peers site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# pip would compile all files, one after the other, in 100 s of the 200 s of `make setup`. Here every core compiles, and
+# not the tests of packages, nor the 2,500 files of transformers' architectures: Python compiles those it imports.
+$(VENV)/runtime $(VENV)/platform $(VENV)/dev: export PIP_NO_COMPILE = 1
+COMPILE = { $(PY) -m compileall -q -j 0 -x '/tests?/|/torch/testing/|/transformers/models/' $(VENV)/lib || true; }
+
 # Each target is a stamp: its packages are installed again only when its requirements change.
 $(VENV)/runtime: container/requirements.txt container/install_torch.sh
 	@python=$$(container/find_python.sh); $(call step,.venv with $$python,$$python -m venv $(VENV))
 	@$(call step,Python packages (some 150 MB),$(PY) -m pip install --quiet --no-deps -r container/requirements.txt)
 	@$(call step,PyTorch $(TORCH) (some 200 MB),container/install_torch.sh $(PY) $(TORCH))
+	@$(call step,their bytecode,$(COMPILE))
 	@$(PY) -m pip check >/dev/null || { $(PY) -m pip check >&2; exit 1; }
 	@touch $@
 
 $(VENV)/platform: local_test/requirements.txt $(VENV)/runtime
-	@$(call step,packages for the platform emulator,$(PY) -m pip install --quiet --no-deps -r local_test/requirements.txt)
+	@$(call step,packages for the platform emulator,$(PY) -m pip install --quiet --no-deps -r local_test/requirements.txt && $(COMPILE))
 	@$(PY) -m pip check >/dev/null || { $(PY) -m pip check >&2; exit 1; }
 	@touch $@
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/platform
-	@$(call step,packages for tests and checks,$(PY) -m pip install --quiet --no-deps -r requirements-dev.txt)
+	@$(call step,packages for tests and checks,$(PY) -m pip install --quiet --no-deps -r requirements-dev.txt && $(COMPILE))
 	@touch $@
 
 nginx:
