@@ -66,7 +66,9 @@ class Ours(Stack):
     name = "ours"
 
     def __init__(self, models: Path, work: Path, **environ: Any) -> None:
-        super().__init__(models, work, {name: str(value) for name, value in environ.items()})
+        super().__init__(
+            models, work, {"SERVE_IMPORT_AHEAD": "true"} | {name: str(value) for name, value in environ.items()}
+        )
 
     def wait_ready(self) -> "Ours":
         """Waits until /ping is 200 and the forkserver has imported its frameworks."""

@@ -271,6 +271,12 @@ class Settings:
     threads: int = env(
         0, "threads of each model's framework", ("SERVE_THREADS", whole(1, 256)), shown="processors of the container"
     )
+    import_ahead: bool = env(
+        True,
+        "frameworks for models whose kind is unknown until they are loaded are imported while the server is idle;"
+        " `false`: with the first model that needs them",
+        ("SERVE_IMPORT_AHEAD", true),
+    )
     max_batch: int = env(
         32, "requests in one batch; for text generation, sequences", ("SERVE_MAX_BATCH", whole(1, 4096))
     )

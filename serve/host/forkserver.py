@@ -56,8 +56,8 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
     """Fork a runner for each order until the host closes the channel. Between orders, import modules, one at a time.
 
     The `needed` modules are those of known models. The `possible` ones, for models whose kind is unknown, are imported
-    while no orders come. The module of an order's handler is imported first, so that a small model does not wait for
-    the imports of others.
+    while no orders come, if the settings say so. The module of an order's handler is imported first, so that a small
+    model does not wait for the imports of others.
     """
     from serve.runner import main  # here: the host, which imports this module, does not need it
 
@@ -78,12 +78,14 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
     # Those that import scipy come last: it can be hidden only until then.
     missing = [*sorted(needed, key=_USE_SCIPY.__contains__), *possible]
     at_first_load = {handler: installed(modules) for handler, modules in IMPORTED_AT_FIRST_LOAD.items()}
+    wanted_ahead = [*needed, *(possible if settings.import_ahead else ())]
     logged = False
     while True:
-        if not missing and not logged:
+        ahead = [each for each in missing if each in wanted_ahead]
+        if not ahead and not logged:
             logged = True
-            log.info("imported", extra={"modules": [*needed, *possible], "seconds": round(time.monotonic() - began, 2)})
-        pause = pause_before_import(missing, needed, last_order=last_order, now=time.monotonic())
+            log.info("imported", extra={"modules": wanted_ahead, "seconds": round(time.monotonic() - began, 2)})
+        pause = pause_before_import(ahead, needed, last_order=last_order, now=time.monotonic())
         ready = [fd for fd, _ in poll.poll(None if pause is None else pause * 1e3)]
         if awake.fileno() in ready:
             awake.recv(4096)
@@ -103,7 +105,8 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
             _fork(channel, order, fds, settings, (awake, wake), main.run)
             last_order = time.monotonic()
         elif not ready:
-            import_framework(missing.pop(0), known)
+            missing.remove(ahead[0])
+            import_framework(ahead[0], known)
 
 
 def pause_before_import(

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from local_test.platform.emulator import Emulator
 from local_test.platform.events import Events
 from local_test.platform.options import Options
-from tests.live.stack import wait_until
+from tests.live.stack import NOT_AHEAD, wait_until
 from tests.patience import PATIENCE
 
 ROLE = "arn:aws:iam::123456789012:role/endpoint"
@@ -127,7 +127,12 @@ def variant(model: str, name: str = "AllTraffic", **options: Any) -> dict[str, A
 
 def multi_model(prefix: str, **options: Any) -> dict[str, Any]:
     """A multi-model container for this prefix."""
-    return {"Mode": "MultiModel", "ModelDataUrl": f"s3://{BUCKET}/{prefix}/", **options}
+    return {
+        "Mode": "MultiModel",
+        "ModelDataUrl": f"s3://{BUCKET}/{prefix}/",
+        **options,
+        "Environment": NOT_AHEAD | options.get("Environment", {}),
+    }
 
 
 def refusal(call: Callable[[], object]) -> tuple[str, str]:

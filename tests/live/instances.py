@@ -18,7 +18,7 @@ from local_test.platform.fleet.instance import Instance
 from local_test.platform.fleet.resident_models import opaque_id
 from local_test.platform.options import Options
 from tests.live.bucket import Bucket
-from tests.live.stack import alive, descendants, wait_until
+from tests.live.stack import NOT_AHEAD, alive, descendants, wait_until
 from tests.patience import PATIENCE
 
 PREFIX = ModelData("s3://bucket/models/", prefix=True)
@@ -112,7 +112,8 @@ def _end(instances: list[ObservedInstance]) -> None:
 
 
 def mme(**more: Any) -> ContainerSpec:
-    return ContainerSpec(image="any", multi_model=True, model=PREFIX, **more)
+    environment = NOT_AHEAD | more.pop("environment", {})
+    return ContainerSpec(image="any", multi_model=True, model=PREFIX, environment=environment, **more)
 
 
 def single(bucket: Bucket, kind: str, files: dict[str, str] | None = None, **more: Any) -> ContainerSpec:

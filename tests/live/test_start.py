@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.live.conftest import Start
+from tests.live.platform_side import load
 from tests.live.stack import ROOT, Server, alive, descendants, toy, wait_until
 from tests.patience import PATIENCE
 
@@ -185,7 +186,7 @@ def test_the_forkserver_has_one_thread(start: Start, models: Path) -> None:
     """After importing every framework: what it started would be lost, and locked for ever, in its children."""
     # Of an archive nobody knows what it will need.
     (models / "packed.tar.gz").write_bytes(b"")
-    server = start(models)
+    server = start(models, SERVE_IMPORT_AHEAD="true")
     (imported,) = wait_until(lambda: server.events("imported"))
 
     assert {"serve.handlers.generation.handler", "serve.handlers.xgboost.handler"} <= set(imported["modules"])
@@ -209,10 +210,21 @@ def test_a_model_does_not_wait_for_what_another_needs(start: Start, models: Path
     toy(models, "echo")
     (models / "packed.tar.gz").write_bytes(b"")  # might need any of them
 
-    server = start(models, SERVE_PRELOAD="echo")
+    server = start(models, SERVE_PRELOAD="echo", SERVE_IMPORT_AHEAD="true")
 
     assert server.model("echo")["state"] == "ready"
     assert not server.events("imported")
+
+
+def test_an_operator_may_leave_out_the_imports_for_models_that_may_come(start: Start, models: Path) -> None:
+    """What they need is then imported with the first of them: a server of small models stays small."""
+    toy(models, "echo")
+    server = start(models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=models, SERVE_IMPORT_AHEAD="false")
+
+    (imported,) = wait_until(lambda: server.events("imported"))
+
+    assert imported["modules"] == []
+    assert load(server, "echo", models / "echo").status == 200
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
