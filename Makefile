@@ -21,7 +21,7 @@ CODE = $(wildcard serve deploy local_test tests bench docs/reference.py containe
 
 # $(call step,title,command): one line with the seconds it took; the output of the command is shown only if it fails.
 step = printf '%-58s' "$(1)"; begun=$$SECONDS; \
-	output=$$($(2) 2>&1) || { echo 'failed'; printf '%s\n' "$$output" >&2; exit 1; }; echo "$$((SECONDS - begun)) s"
+	output=$$({ $(2); } 2>&1) || { echo 'failed'; printf '%s\n' "$$output" >&2; exit 1; }; echo "$$((SECONDS - begun)) s"
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */make \1\t/' | expand -t 14
