@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from bench.table import times
 
-LEFT, PLOT, RIGHT = 310, 300, 170  # of names, of the axis, of the last labels; pixels
+LEFT, PLOT, RIGHT = 330, 300, 170  # of names, of the axis, of the last labels; pixels
 BAR, GAP, HEAD, FOOT = 15, 9, 30, 8
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }

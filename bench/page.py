@@ -77,11 +77,16 @@ def _machines(runs: Sequence[Run]) -> str:
     return "".join([*lines, *(f"- not run: {each}\n" for each in missing)])
 
 
+def _natural(name: str) -> list[str | int]:
+    """A key that sorts 4 callers before 16."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
 def _figures(runs: Sequence[Run], name: str, workloads: Sequence[str], files: dict[Path, str]) -> str:
     """A chart of all rows with ratios, the table, and the workloads without rows."""
     rows = [row for run in runs for row in run["rows"] if row["workload"].split()[0] in workloads]
     order = {workload: number for number, workload in enumerate(workloads)}
-    rows.sort(key=lambda row: order[row["workload"].split()[0]])
+    rows.sort(key=lambda row: (order[row["workload"].split()[0]], _natural(row["workload"])))
     cases = [(row["workload"].partition(" ")[2], row["ratios"]) for row in rows if row["ratios"]]
     most = {(row["workload"].partition(" ")[2], "generate"): row["memory"]["most"] for row in rows if row.get("memory")}
     shown = ""
