@@ -84,19 +84,16 @@ def run(
     if upkeep := getattr(handler, "upkeep", None):
         slot.set("pending_bytes", upkeep.bytes)
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
-    retired = threading.Event()
     if upkeep:
-        threading.Thread(target=_keep_up, args=(upkeep, slot, retired)).start()
-    lost = loop.run()
-    retired.set()
-    if lost:
+        threading.Thread(target=_keep_up, args=(upkeep, slot), daemon=True).start()
+    if loop.run():
         os._exit(1)
 
 
-def _keep_up(upkeep: Upkeep, slot: Slot, retired: threading.Event) -> None:
-    """What fails here leaves the model as it was loaded."""
+def _keep_up(upkeep: Upkeep, slot: Slot) -> None:
+    """What fails here leaves the model as it was loaded. The end of the process ends it."""
     try:
-        while not retired.is_set() and upkeep.advance():
+        while upkeep.advance():
             slot.set("pending_bytes", upkeep.bytes)
     except Exception:
         log.exception("the work behind the load failed")

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -72,12 +71,11 @@ def test_a_runner_frees_its_caches_and_serves_on(tmp_path: Path, caches: Texts |
 
 
 class Pieces:
-    """Three pieces of work behind a load; the given one fails, or the model retires while it is done."""
+    """Three pieces of work behind a load, of which the given one fails."""
 
-    def __init__(self, fails: int | None = None, ends: int | None = None) -> None:
+    def __init__(self, fails: int | None = None) -> None:
         self.done, self.said = 0, list[int]()
-        self.retired = threading.Event()
-        self._fails, self._ends = fails, ends
+        self._fails = fails
 
     @property
     def bytes(self) -> int:
@@ -87,8 +85,6 @@ class Pieces:
         if self.done == self._fails:
             raise RuntimeError("a defect")
         self.done += 1
-        if self.done == self._ends:
-            self.retired.set()
         return self.done < 3
 
     def set(self, field: str, value: int) -> None:
@@ -102,13 +98,10 @@ class Pieces:
     [
         (Pieces(), 3, [2000, 1000, 0]),
         (Pieces(fails=1), 1, [2000, 0]),
-        (Pieces(ends=2), 2, [2000, 1000, 0]),
     ],
-    ids=["all", "one fails", "the model retires"],
+    ids=["all", "one fails"],
 )
-def test_work_behind_a_load_goes_on_until_it_is_done_or_fails_or_the_model_retires(
-    work: Pieces, done: int, said: list[int]
-) -> None:
+def test_work_behind_a_load_goes_on_until_it_is_done_or_fails(work: Pieces, done: int, said: list[int]) -> None:
     """The host is told what memory it will still take, and in the end that it takes no more."""
-    main._keep_up(work, cast(Slot, work), work.retired)
+    main._keep_up(work, cast(Slot, work))
     assert (work.done, work.said) == (done, said)
