@@ -356,6 +356,7 @@ class ServedModel:
             "modelName": self.name,
             "modelUrl": str(self.entry.path),
             "state": state,
+            "loadStep": self.load_step() or None,
             "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
             "cacheBytes": sum(each.slot.get("spare_bytes") for each in self.runners),

@@ -13,14 +13,14 @@ import pytest
 from tests.live.conftest import Later, Start
 from tests.live.stack import Answer, Server, toy, wait_until
 
-LIMIT = 6  # seconds
+LIMIT = 8  # seconds
 # Where a cold request can be when its time is over -> what its answer says.
 STEPS = {
     "packed": "its archive is being unpacked",
     "loading": "its process is loading it",
     "imported": "its framework is being imported",
     "large": "it waits for memory that other models hold",
-    "queued": "earlier requests are at work; the load of the model took 2.",
+    "queued": "earlier requests are at work; the load of the model took ",
 }
 
 
@@ -68,12 +68,14 @@ def test_a_cold_request_is_answered_before_its_limit_with_the_cause(
         calls["queued"] = later(_timed, server, "queued")
         for name in ("packed", "loading"):
             calls[name] = later(_timed, server, name)
-        wait_until(lambda: len(server.runners()) == 2)
+        # Known to the host: a runner whose process id the stopped forkserver has not told is not loading yet.
+        wait_until(lambda: server.model("loading")["loadStep"] == STEPS["loading"])
+        assert server.model("queued")["loadStep"] == STEPS["loading"]
         with _stopped(server.part("forkserver")):
             calls["imported"] = later(_timed, server, "imported")
             _states(server, imported="loading")
             calls["large"] = later(_timed, server, "large")
-            _states(server, large="loading", packed="loading", loading="loading")
+            _states(server, large="loading", packed="loading")
             wait_until(lambda: time.monotonic() > began + 2)
             (tmp_path / "loaded").touch()
 
@@ -85,7 +87,7 @@ def test_a_cold_request_is_answered_before_its_limit_with_the_cause(
     for name, (answer, took) in answers.items():
         assert answer.status == 503, (name, answer.body)
         assert STEPS[name] in answer.json["message"], (name, answer.body)
-        assert "6 s (SAGEMAKER_MODEL_SERVER_TIMEOUT)" in answer.json["message"], (name, answer.body)
+        assert f"{LIMIT} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)" in answer.json["message"], (name, answer.body)
         assert answer.json["retryable"]
         assert took < LIMIT, (name, took)
 
