@@ -52,8 +52,13 @@ class Emulator:
         self._endpoints: dict[Key, Endpoint] = {}
         self._queues: dict[Key, tuple[str, Queue]] = {}
         self._records: list[tuple[MutableMapping[str, Any], str]] = []
-        self._server = Server(options.port, lambda service: moto_app.backend_app(service, self), self._invoke)
-        self.url = self._server.url
+        self._server = Server(
+            options.port,
+            lambda service: moto_app.backend_app(service, self),
+            self._invoke,
+            lambda subject, detail: events.emit("error", subject, detail),
+        )
+        self.url, self.application = self._server.url, self._server.application
         # One connection for each possible download. Model data is read through the S3 API, as any client reads it.
         self._s3 = self.client("s3", config=ClientConfig(max_pool_connections=64))
 

@@ -1,4 +1,7 @@
-"""HTTP server behind the one URL that boto3 uses: InvokeEndpoint goes to the emulator, every other request to moto."""
+"""HTTP server behind the one URL that boto3 uses: InvokeEndpoint goes to the emulator, every other request to moto.
+
+Every request gets an answer in the form of its service's protocol, also where moto lacks the operation or fails.
+"""
 
 import base64
 import binascii
@@ -9,14 +12,17 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.core.utils import service_name_from_moto_package_name
 from moto.iam.models import get_account_id_from
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
+from local_test.platform import aws_errors
 from local_test.platform.runtime import invoke_endpoint
 
 Invoke = Callable[[Request, str, str, "Caller"], Response]  # request, endpoint, end of the path, caller
+Report = Callable[[str, str], None]  # service and operation, what happened
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +36,11 @@ class Caller:
 class Server:
     """Listens on loopback from construction until `close`."""
 
-    def __init__(self, port: int, create_app: Callable[[Any], Any], invoke: Invoke) -> None:
-        self._moto = DomainDispatcherApplication(create_app)
+    def __init__(self, port: int, create_app: Callable[[Any], Any], invoke: Invoke, report: Report) -> None:
+        self._moto = _Services(create_app)
+        self._report = report
         self._invoke = invoke
-        self._server = make_server("127.0.0.1", port, self._application, threaded=True, request_handler=_Handler)
+        self._server = make_server("127.0.0.1", port, self.application, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._server.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="platform server", daemon=True)
         self._thread.start()
@@ -43,14 +50,44 @@ class Server:
         self._thread.join()
         self._server.server_close()
 
-    def _application(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        matched = invoke_endpoint.PATH.match(environ["PATH_INFO"])
+    def application(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """One request, by WSGI."""
+        form = aws_errors.buffer_form(environ)
         service, caller = signed_by(environ)
-        if matched and environ["REQUEST_METHOD"] == "POST" and service in ("sagemaker", ""):
-            response = self._invoke(Request(environ), matched[1], matched[2], caller)
-            return response(environ, start_response)
-        from_moto: Iterable[bytes] = self._moto(environ, start_response)
-        return from_moto
+        try:
+            matched = invoke_endpoint.PATH.match(environ["PATH_INFO"])
+            if matched and environ["REQUEST_METHOD"] == "POST" and service in ("sagemaker", ""):
+                response = self._invoke(Request(environ), matched[1], matched[2], caller)
+                return response(environ, start_response)
+            app = self._moto.get_application(environ)
+            service = service_name_from_moto_package_name(app.service)  # type: ignore[attr-defined]  # set by moto
+            from_moto: Iterable[bytes] = app(environ, start_response)
+            return from_moto
+        except Exception as error:
+            return self._failed(service, Request(environ), form, error)(environ, start_response)
+
+    def _failed(self, service: str, request: Request, form: bytes, error: Exception) -> Response:
+        subject = f"{service or 'unknown'}:{aws_errors.operation(request, form)}"
+        # ModuleNotFoundError: a service of moto whose packages are not installed.
+        if isinstance(error, NotImplementedError | ModuleNotFoundError):
+            self._report(subject, "not supported by this emulator")
+            return aws_errors.unplayed(service, request, form)
+        self._report(subject, aws_errors.where(error))
+        return aws_errors.unanswerable(service, request, form, error)
+
+
+class _Services(DomainDispatcherApplication):
+    """moto's choice of a service's application. For a service that moto lacks it prints a line and goes on."""
+
+    def get_backend_for_host(self, host: str | None) -> Any:
+        url = f"http://{host}"
+        if (
+            host
+            and host.endswith(".amazonaws.com")
+            and not any(each.match(url) for _, each in self.backend_url_patterns)
+        ):
+            raise NotImplementedError(host)
+        return super().get_backend_for_host(host)
 
 
 class _Handler(MotoRequestHandler):

@@ -6,7 +6,7 @@ internal names of moto listed in INTERNALS, so another version of moto is refuse
 
 import importlib.metadata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from flask import Flask
 from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
@@ -14,6 +14,7 @@ from moto.core.utils import convert_to_flask_response
 from moto.moto_server.werkzeug_app import create_backend_app
 from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
+from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from local_test.platform.control.sagemaker_api import ControlledEmulator, SageMaker
 
@@ -45,6 +46,8 @@ def check() -> None:
 def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
     """moto's Flask application for a service. Requests to SageMaker are answered by the emulator's class."""
     app = create_backend_app(service)
+    for missing in (NotFound, MethodNotAllowed):
+        app.register_error_handler(missing, _no_route)
     if service == "sagemaker":
         if DISPATCH not in app.view_functions:
             raise RuntimeError(f"moto's SageMaker has no view {DISPATCH}; its views: {', '.join(app.view_functions)}")
@@ -52,6 +55,11 @@ def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
         assert issubclass(bound, SageMaker)
         app.view_functions[DISPATCH] = convert_to_flask_response(bound.dispatch)
     return app
+
+
+def _no_route(error: Exception) -> NoReturn:
+    """Raises for a path that no view of an application has, in place of Flask's page in HTML."""
+    raise NotImplementedError("no such operation") from error
 
 
 def alarmed(account: str, region: str, names: Sequence[str]) -> list[str]:
