@@ -14,11 +14,13 @@ from botocore.client import Config as ClientConfig
 from werkzeug.wrappers import Request, Response
 
 from deploy.aws import session
+from local_test.jobs.job import Job, Platform
 from local_test.platform.calls import Call, Reply
 from local_test.platform.containers import runtimes
 from local_test.platform.containers.docker import DockerRuntime
 from local_test.platform.containers.model_data import parts
 from local_test.platform.control import moto_app
+from local_test.platform.control.cloudwatch import CloudWatch
 from local_test.platform.control.sagemaker_api import Key
 from local_test.platform.events import Events
 from local_test.platform.fleet.endpoint import Endpoint, EndpointContext, not_found
@@ -48,9 +50,10 @@ class Emulator:
         self._runtime = runtimes.runtime(options, events)
         self._random = random.Random(seed)
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()  # guards the three fields below
+        self._lock = threading.Lock()  # guards the four fields below
         self._endpoints: dict[Key, Endpoint] = {}
         self._queues: dict[Key, tuple[str, Queue]] = {}
+        self._jobs: list[Job] = []
         self._records: list[tuple[MutableMapping[str, Any], str]] = []
         self._server = Server(
             options.port,
@@ -88,15 +91,16 @@ class Emulator:
         return session(**CREDENTIALS, region_name=REGION).client(service, endpoint_url=self.url, **options)
 
     def close(self) -> None:
-        """Stops all endpoints at once, without waiting for their calls, then the server."""
+        """Stops all endpoints and jobs at once, without waiting for their calls, then the server."""
         with self._lock:
-            endpoints, queues, records = list(self._endpoints.values()), list(self._queues.values()), self._records
-            self._endpoints, self._queues, self._records = {}, {}, []
+            queues, records = list(self._queues.values()), self._records
+            ends = [*(each.close for each in self._endpoints.values()), *(each.close for each in self._jobs)]
+            self._endpoints, self._queues, self._jobs, self._records = {}, {}, [], []
         for _, queue in queues:
             queue.close()
-        if endpoints:
-            with ThreadPoolExecutor(len(endpoints)) as threads:
-                list(threads.map(Endpoint.close, endpoints))
+        if ends:
+            with ThreadPoolExecutor(min(len(ends), 64)) as threads:
+                list(threads.map(lambda end: end(), ends))
         for collection, name in records:
             collection.pop(name, None)
         self._server.close()
@@ -140,6 +144,27 @@ class Emulator:
             return False
         keys = [each["Key"] for each in found.get("Contents", ())]
         return bool(keys) and (prefix.endswith("/") or not prefix or keys[0].startswith(prefix))
+
+    def job_platform(self, account: str, region: str) -> Platform:
+        return Platform(
+            account=account,
+            region=region,
+            s3=self._s3,
+            options=self._options,
+            events=self._events,
+            watch=CloudWatch(account, region),
+            environment=self._role(region),
+        )
+
+    def start_job(self, job: Job) -> None:
+        with self._lock:
+            self._jobs = [each for each in self._jobs if not each.done]
+            self._jobs.append(job)
+        job.start()
+
+    def _role(self, region: str) -> dict[str, str]:
+        """What a container finds in its environment to act as its role: the platform's address and credentials."""
+        return {**self.environment, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
 
     # Invocations
 

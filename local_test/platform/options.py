@@ -22,3 +22,5 @@ class Options:
     load_limit: float = 360.0  # a load may continue this long, also after the call that caused it has timed out
     stop_limit: float = 30.0  # from SIGTERM to SIGKILL
     payload_bytes: int = 25 << 20
+    job_stop_limit: float = 120.0  # from SIGTERM to SIGKILL of a training or processing job
+    images: tuple[str, ...] = ("sagemaker-serve",)  # names of this repository's image, without registry and tag

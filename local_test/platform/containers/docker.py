@@ -100,6 +100,14 @@ class DockerRunning:
         return json.loads(done.stdout) if done.returncode == 0 else {}
 
 
+def has_image(name: str) -> bool:
+    """Whether an engine of this machine answers and has the image."""
+    try:
+        return _docker("image", "inspect", name).returncode == 0
+    except OSError:  # there is no docker command
+        return False
+
+
 def _image_config(name: str) -> dict[str, Any]:
     """The image's configuration. Raises ValidationError if the image is not on this machine."""
     done = _docker("image", "inspect", "--format", "{{json .Config}}", name)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from flask import Flask
 from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.core.utils import convert_to_flask_response
+from moto.logs.models import LogsBackend
 from moto.moto_server.werkzeug_app import create_backend_app
 from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
@@ -26,8 +27,12 @@ INTERNALS = {
         *("list_endpoints", "delete_endpoint", "update_endpoint_weights_and_capacities", "sagemaker_backend"),
         *("call_action", "setup_class", "serialized", "_get_action"),
     ),
-    SageMakerModelBackend: ("_models", "endpoint_configs", "endpoints", "describe_model_package"),
-    CloudWatchBackend: ("alarms",),
+    SageMakerModelBackend: (
+        *("_models", "endpoint_configs", "endpoints", "describe_model_package", "training_jobs", "processing_jobs"),
+        *("transform_jobs", "hyper_parameter_tuning_jobs"),
+    ),
+    LogsBackend: ("ensure_log_group", "ensure_log_stream", "put_log_events"),
+    CloudWatchBackend: ("alarms", "put_metric_data"),
 }
 
 

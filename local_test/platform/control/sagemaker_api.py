@@ -5,17 +5,17 @@ the state of a running endpoint is copied into moto's record of it.
 """
 
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.utils import camelcase_to_underscores, method_names_from_class
 from moto.sagemaker.exceptions import AWSValidationException
 from moto.sagemaker.models import FakeEndpointConfig
-from moto.sagemaker.responses import SageMakerResponse
 
 from local_test.platform.calls import ValidationError
 from local_test.platform.control import validation
+from local_test.platform.control.jobs_api import JobsApi, JobsEmulator
 from local_test.platform.fleet import plans
 from local_test.platform.fleet.endpoint import Endpoint, Size, retained
 from local_test.platform.fleet.plans import Config
@@ -41,7 +41,7 @@ DESCRIBED = (
 )
 
 
-class ControlledEmulator(Protocol):
+class ControlledEmulator(JobsEmulator, Protocol):
     """The part of the emulator that the control plane uses."""
 
     changing: threading.Lock
@@ -49,17 +49,13 @@ class ControlledEmulator(Protocol):
     def create_endpoint(self, key: Key, config: Config, deployment: Mapping[str, Any] | None) -> None: ...
     def endpoint(self, key: Key) -> Endpoint | None: ...
     def forget_endpoint(self, key: Key) -> None: ...
-    def register(self, collection: MutableMapping[str, Any], name: str) -> None:
-        """Registers one of moto's records, to be removed when the emulator closes."""
-        ...
-
     def has_data(self, uri: str) -> bool:
         """Whether an S3 object exists at this URI, or below it if it ends with '/'."""
         ...
 
 
-class SageMaker(SageMakerResponse):
-    """One request of the control plane."""
+class SageMaker(JobsApi):
+    """One request of the control plane; each base class has the operations of one area."""
 
     emulator: ClassVar[ControlledEmulator]
 
