@@ -7,7 +7,7 @@ every step first checks for existing objects.
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -68,6 +68,12 @@ def up(
     def prepared() -> Desired:
         return _prepared(spec, aws, progress, undo, scheduled=keep is not None)
 
+    def secured() -> None:
+        # A concurrent run that ends may have deleted or narrowed, as unused, what this one has just prepared.
+        _ensure_role(spec, aws, progress, undo)
+        scaling.ensure_alarms(aws, spec, progress)
+        ensure_configuration(aws, wanted, progress, undo)
+
     def begun() -> None:
         # At the beginning: from then on the endpoint costs, even if this process is killed.
         if keep is not None:
@@ -105,10 +111,12 @@ def up(
             wanted = prepared()
             continue
         begun()
+        secured()  # from here on other runs see the change in progress, and delete nothing more
         if not wait:
             return Outcome(endpoint=spec.name, config=config, changed=True, waiting=True, changes=progress.changes)
         after = settled_after(aws, spec.name, progress, before)
         _check_arrival(aws, spec.name, config, before, after)
+        secured()
         return _finished(spec, aws, before, wanted, progress, smoke)
     raise AssertionError
 
@@ -205,13 +213,19 @@ def _prepared(spec: Spec, aws: Aws, progress: Progress, undo: list[Step], *, sch
         _still_ours(aws, there, undo)
     wanted = plan.plan(spec, aws)
     refuse_foreign(spec, aws, wanted, scheduled=scheduled)
-    if not roles.is_arn(spec.role):
-        role = roles.of_endpoint(spec, aws.account, aws.region)
-        if roles.existing(aws, role.name) is None:
-            undo.append(partial(_remove_role, aws, role.name, spec.name, progress))
-        roles.ensured(aws, role, spec.name, progress, widened=True)
+    _ensure_role(spec, aws, progress, undo)
     ensure_configuration(aws, wanted, progress, undo)
     return wanted
+
+
+def _ensure_role(spec: Spec, aws: Aws, progress: Progress, undo: list[Step]) -> None:
+    """The endpoint's own role exists, with the rights of the spec and its former ones."""
+    if roles.is_arn(spec.role):
+        return
+    role = roles.of_endpoint(spec, aws.account, aws.region)
+    if roles.existing(aws, role.name) is None:
+        undo.append(partial(_remove_role, aws, role.name, spec.name, progress))
+    roles.ensured(aws, role, spec.name, progress, widened=True)
 
 
 def _still_ours(aws: Aws, endpoint: Endpoint, undo: list[Step]) -> None:
@@ -289,14 +303,28 @@ def _finished(
         except Failed as failure:
             raise Failed(f"{failure}\n{_rolled_back(aws, spec.name, before, config, progress)}") from failure
     scaling.ensure(aws, spec, progress)
-    now = described(aws, spec.name)
-    if now is not None and is_at(now, config):  # otherwise another `up` is active, and sweeps itself
-        if not roles.is_arn(spec.role):
-            roles.ensured(aws, roles.of_endpoint(spec, aws.account, aws.region), spec.name, progress)
+
+    def current() -> bool:
+        """Whether the endpoint is still at this configuration: otherwise another `up` is active, and sweeps itself."""
+        now = described(aws, spec.name)
+        return now is not None and is_at(now, config)
+
+    if current() and not roles.is_arn(spec.role):
+        _narrow_role(spec, aws, progress, current)
+    if current():
         scaling.sweep_alarms(aws, spec.name, [each["AlarmName"] for each in plan.all_alarm_requests(spec)], progress)
-        sweep(aws, spec.name, {config, *wanted.models}, progress)
+        sweep(aws, spec.name, {config, *wanted.models}, progress, current)
     changes = progress.changes
     return Outcome(endpoint=spec.name, config=config, changed=bool(changes), changes=changes)
+
+
+def _narrow_role(spec: Spec, aws: Aws, progress: Progress, current: Callable[[], bool]) -> None:
+    """The endpoint's own role has the rights of the spec only; its former ones too if another `up` has begun."""
+    role = roles.of_endpoint(spec, aws.account, aws.region)
+    former = roles.rights(aws, role.name, spec.name)
+    roles.ensured(aws, role, spec.name, progress)
+    if former and former != role.policy and not current():
+        roles.ensured(aws, replace(role, policy=former), spec.name, progress, widened=True)
 
 
 def _rolled_back(aws: Aws, name: str, before: Endpoint | None, config: str, progress: Progress) -> str:
@@ -362,7 +390,17 @@ def _ours(aws: Aws, endpoint: str, name: str, arn: str) -> bool:
 
 
 def ensure_configuration(aws: Aws, wanted: Desired, progress: Progress, undo: list[Step]) -> None:
-    """Create missing models and the configuration. Names are hashes of the content: an existing one is equal."""
+    """Create missing models and the configuration. Names are hashes of the content: an existing one is equal.
+
+    Until the configuration exists, a concurrent run may delete its models as unused: they are created again.
+    """
+    retried(
+        partial(_create_configuration, aws, wanted, progress, undo),
+        lambda error: is_missing(error) and "model data" not in str(error),
+    )
+
+
+def _create_configuration(aws: Aws, wanted: Desired, progress: Progress, undo: list[Step]) -> None:
     sagemaker = aws.client("sagemaker")
     for name, request in wanted.models.items():
         if _created(partial(sagemaker.create_model, **request)):
@@ -377,7 +415,7 @@ def ensure_configuration(aws: Aws, wanted: Desired, progress: Progress, undo: li
 
 def _created(create: Callable[[], object]) -> bool:
     try:
-        retried(create, lambda error: role_unseen(error) or (is_missing(error) and "model data" not in str(error)))
+        retried(create, role_unseen)
     except ClientError as error:
         if already_exists(error):
             return False
@@ -408,14 +446,16 @@ def models_used(aws: Aws, config: str) -> set[str]:
     return {variant["ModelName"] for variant in _config(aws, config)["ProductionVariants"]}
 
 
-def sweep(aws: Aws, endpoint: str, keep: set[str], progress: Progress) -> None:
-    """Delete all configurations and models of the endpoint except those named in `keep`."""
+def sweep(
+    aws: Aws, endpoint: str, keep: set[str], progress: Progress, current: Callable[[], bool] = lambda: True
+) -> None:
+    """Delete all configurations and models of the endpoint except those named in `keep`, while `current`."""
     sagemaker = aws.client("sagemaker")
     for config in [each for each in configs(aws, endpoint) if each not in keep]:
-        if _deleted(partial(sagemaker.delete_endpoint_config, EndpointConfigName=config)):
+        if current() and _deleted(partial(sagemaker.delete_endpoint_config, EndpointConfigName=config)):
             progress.changed(f"configuration {config} deleted")
     for model in [each for each in models(aws, endpoint) if each not in keep]:
-        if _deleted(partial(sagemaker.delete_model, ModelName=model)):
+        if current() and _deleted(partial(sagemaker.delete_model, ModelName=model)):
             progress.changed(f"model {model} deleted")
 
 

@@ -20,9 +20,15 @@ def tags_of(aws: Aws, arn: str) -> dict[str, str]:
 
 
 def must_be_ours(aws: Aws, endpoint: Mapping[str, Any]) -> None:
-    """Raise Failed for an endpoint without the owner's tag."""
+    """Raise Failed for an endpoint without the owner's tag, unless it was deleted meanwhile."""
     name = endpoint["EndpointName"]
-    if tags_of(aws, endpoint["EndpointArn"]).get(OWNER) != name:
+    try:
+        owner = tags_of(aws, endpoint["EndpointArn"]).get(OWNER)
+    except ClientError as error:
+        if is_missing(error):
+            return
+        raise
+    if owner != name:
         raise Failed(
             f"endpoint {name} was not created by `python -m deploy`: choose another name, or add the owner's tag: "
             f"aws sagemaker add-tags --resource-arn {endpoint['EndpointArn']} --tags Key={OWNER},Value={name}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from deploy.aws import Aws, Request, already_exists, denied, is_missing
+from deploy.aws import Aws, Request, already_exists, denied, is_missing, retried
 from deploy.errors import Failed
 from deploy.progress import Progress
 from deploy.spec import ECR, S3, Spec, image_parts
@@ -181,24 +181,28 @@ def ensured(aws: Aws, role: Role, endpoint: str, progress: Progress, *, widened:
     """The ARN of the role, created or updated. The policy is named after the endpoint: endpoints may share a role.
 
     `widened`: the policy keeps its former rights, because a fleet in service still needs them during an update.
-    Raises Failed if IAM denies a call.
+    A role that another run deletes meanwhile is created again. Raises Failed if IAM denies a call.
     """
-    iam, policy = aws.client("iam"), policy_name(endpoint)
     try:
-        found = _get(iam, role.name)
-        if found is None:
-            found = _create(iam, role)
-            progress.changed(f"role {role.name} created")
-        now = _policy(iam, role.name, policy)
-        wanted = widest(role.policy, now) if widened and now else role.policy
-        if now != wanted:
-            iam.put_role_policy(RoleName=role.name, PolicyName=policy, PolicyDocument=json.dumps(wanted))
-            progress.changed(f"role {role.name} has the rights that {endpoint} needs")
-        return str(found["Arn"])
+        return str(retried(lambda: _ensured(aws, role, endpoint, progress, widened), is_missing))
     except ClientError as error:
         if denied(error):
             raise _unreadable(role.name, error) from error
         raise
+
+
+def _ensured(aws: Aws, role: Role, endpoint: str, progress: Progress, widened: bool) -> str:
+    iam, policy = aws.client("iam"), policy_name(endpoint)
+    found = _get(iam, role.name)
+    if found is None:
+        found = _create(iam, role)
+        progress.changed(f"role {role.name} created")
+    now = _policy(iam, role.name, policy)
+    wanted = widest(role.policy, now) if widened and now else role.policy
+    if now != wanted:
+        iam.put_role_policy(RoleName=role.name, PolicyName=policy, PolicyDocument=json.dumps(wanted))
+        progress.changed(f"role {role.name} has the rights that {endpoint} needs")
+    return str(found["Arn"])
 
 
 def remove(aws: Aws, name: str, endpoint: str) -> str | None:
@@ -226,10 +230,15 @@ def remove(aws: Aws, name: str, endpoint: str) -> str | None:
     return f"{endpoint}'s policy of role {name}"
 
 
+def rights(aws: Aws, name: str, endpoint: str) -> Mapping[str, Any] | None:
+    """The endpoint's policy of the role; None if the role or the policy does not exist."""
+    return _policy(aws.client("iam"), name, policy_name(endpoint))
+
+
 def is_for(aws: Aws, name: str, endpoint: str) -> bool:
     """Whether the role exists with the endpoint's policy; False if IAM denies the question."""
     try:
-        return _policy(aws.client("iam"), name, policy_name(endpoint)) is not None
+        return rights(aws, name, endpoint) is not None
     except ClientError as error:
         if denied(error):
             return False

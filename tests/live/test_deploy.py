@@ -178,8 +178,9 @@ def test_throttling_and_late_visibility_are_retried(aws: Account, deploy: Deploy
     assert "Rate" not in said
     assert "another process is changing endpoint blind: waiting for it" in said
     assert {name: made[0].calls[name] for name in ("CreateModel", "CreateEndpointConfig")} == {
-        "CreateModel": 4,  # the second for late visibility, the others before each retry of CreateEndpoint
-        "CreateEndpointConfig": 4,
+        # Once more each for late visibility, before each retry of CreateEndpoint, when it began, and when it arrived.
+        "CreateModel": 7,
+        "CreateEndpointConfig": 6,
     }
     assert deploy("down", "blind")[0] == 0
 

@@ -1,11 +1,13 @@
 """Events during a run of `python -m deploy`: a concurrent run, a Ctrl-C, credentials that expire."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ import pytest
 
 from deploy import endpoint
 from deploy.aws import Aws
+from deploy.progress import Progress
+from deploy.spec import load
 from tests.live import deploys
 from tests.live.account import Account
+from tests.live.conftest import Later
 from tests.live.deploys import SCALES, Deploy, spec
-from tests.live.stack import IGNORING_SIGINT, ROOT
+from tests.live.stack import IGNORING_SIGINT, ROOT, wait_until
 from tests.patience import PATIENCE
 
 
@@ -76,30 +81,30 @@ def test_of_two_runs_with_different_specs_one_wins_and_the_other_reports_it(
 
 
 class Overtaken(Aws):
-    """Sees an endpoint in progress; before the next poll another `up` has finished and deleted unused objects."""
+    """At the first call of each operation, once `when`, another process does something."""
 
-    def __init__(self, other: Any, seen: list[set[str]], look: Any) -> None:
+    def __init__(
+        self, events: Sequence[str], other: Callable[[], object], when: Callable[[], bool] = lambda: True
+    ) -> None:
         super().__init__()
-        self._other, self._seen, self._look = other, seen, look
+        self._left, self._other, self._when = list(events), other, when
 
     def client(self, name: str) -> Any:
         fresh = name not in self._clients
         client = super().client(name)
-        if fresh and name == "sagemaker":
-            client.meta.events.register("after-call.sagemaker.DescribeEndpoint", self._finish)
-            client.meta.events.register("before-call.sagemaker.UpdateEndpoint", self._note)
+        for event in [each for each in self._left if each.split(".")[1] == name] if fresh else ():
+            client.meta.events.register(event, partial(self._act, event))
         return client
 
-    def _finish(self, **_: Any) -> None:
-        other, self._other = self._other, None
-        if other:
-            other()
-
-    def _note(self, **_: Any) -> None:
-        self._seen.append(self._look())
+    def _act(self, event: str, **_: Any) -> None:
+        if event in self._left and self._when():
+            self._left.remove(event)
+            self._other()
 
 
-def test_objects_deleted_by_a_concurrent_run_are_created_again(aws: Account, deploy: Deploy, tmp_path: Path) -> None:
+def test_objects_deleted_by_a_run_that_was_waited_for_are_created_again(
+    aws: Account, deploy: Deploy, tmp_path: Path
+) -> None:
     """The first run narrows the role and deletes configurations at its end; the second run has waited for it.
 
     If the first is in service before the second polls, the second's update is refused once, and then succeeds.
@@ -110,17 +115,79 @@ def test_objects_deleted_by_a_concurrent_run_are_created_again(aws: Account, dep
     done: list[tuple[int, str]] = []
     allowed: list[set[str]] = []
 
-    code, said = deploy(
-        "up",
-        second,
-        make=lambda _: Overtaken(lambda: done.append(deploy("up", first)), allowed, lambda: readable(aws, "over")),
-    )
+    def make(_: str | None) -> Aws:
+        made = Overtaken(["after-call.sagemaker.DescribeEndpoint"], lambda: done.append(deploy("up", first)))
+        look = "before-call.sagemaker.UpdateEndpoint"
+        made.client("sagemaker").meta.events.register(look, lambda **_: allowed.append(readable(aws, "over")))
+        return made
+
+    code, said = deploy("up", second, make=make)
 
     assert done[0][0] == 0, done
     assert code == 0, said
     assert allowed[-1] == {"arn:aws:s3:::models/echo.tar.gz", "arn:aws:s3:::models/many/*"}
     assert deploy("up", second) == (0, "unchanged\n")
     assert deploy("down", "over")[0] == 0
+
+
+def test_objects_deleted_by_a_run_that_ends_during_any_step_are_created_again(
+    aws: Account, deploy: Deploy, tmp_path: Path
+) -> None:
+    """A run that finds the endpoint at its own spec deletes as unused what the other has just created."""
+    (tmp_path / "b").mkdir()
+    alarms = "[rollout]\nbake_seconds = 0\nalarms = {{ errors = {0} }}\n"
+    first = spec(tmp_path, "overtaken", more=alarms.format(1))
+    second = spec(tmp_path / "b", "overtaken", models="many/", more=alarms.format(2))
+    assert deploy("up", first)[0] == 0
+    done: list[int] = []
+    steps = [
+        "after-call.iam.PutRolePolicy",
+        "after-call.sagemaker.CreateModel",
+        "after-call.sagemaker.CreateEndpointConfig",
+        "after-call.cloudwatch.PutMetricAlarm",
+        "before-call.sagemaker.UpdateEndpoint",
+    ]
+
+    code, said = deploy("up", second, make=lambda _: Overtaken(steps, lambda: done.append(deploy("up", first)[0])))
+    (alarm,) = aws.cloudwatch.describe_alarms(AlarmNamePrefix="overtaken-")["MetricAlarms"]
+
+    assert done == [0] * len(steps)
+    assert code == 0, said
+    assert readable(aws, "overtaken") == {"arn:aws:s3:::models/many/*"}
+    assert alarm["Threshold"] == 2
+    assert deploy("up", second) == (0, "unchanged\n")
+    assert deploy("down", "overtaken")[0] == 0
+
+
+def test_a_run_that_begins_while_another_deletes_unused_objects_keeps_its_own(
+    aws: Account, deploy: Deploy, tmp_path: Path, later: Later
+) -> None:
+    """The other has seen its own spec in service, and is about to narrow the role or to delete what is unused."""
+    (tmp_path / "b").mkdir()
+    first, second = spec(tmp_path, "ends"), spec(tmp_path / "b", "ends", models="many/")
+    assert deploy("up", second)[0] == 0
+    at_second = aws.describe("ends")["EndpointConfigName"]
+    for step in ("before-call.iam.PutRolePolicy", "before-call.sagemaker.DeleteEndpointConfig"):
+        began: list[Any] = []
+
+        def begin(began: list[Any] = began) -> None:
+            began.append(later(lambda: endpoint.up(load(second), Aws(), Progress(io.StringIO()))))
+            wait_until(lambda: aws.is_at("ends", "Updating") or began[0].done())
+
+        def arrived() -> bool:
+            now = aws.describe("ends")
+            return bool(now["EndpointStatus"] == "InService" and now["EndpointConfigName"] != at_second)
+
+        code, said = deploy("up", first, make=lambda _, at=step, begin=begin: Overtaken([at], begin, arrived))
+
+        assert code == 0, (step, said)
+        assert began[0].result().config == at_second, step
+        described = aws.sagemaker.describe_endpoint_config(EndpointConfigName=at_second)
+        for each in described["ProductionVariants"]:
+            aws.sagemaker.describe_model(ModelName=each["ModelName"])
+        assert readable(aws, "ends") == {"arn:aws:s3:::models/many/*"}, step
+        assert aws.describe("ends")["EndpointConfigName"] == at_second, step
+    assert deploy("down", "ends")[0] == 0
 
 
 def test_a_failed_smoke_call_restores_the_endpoint(aws: Account, deploy: Deploy, tmp_path: Path) -> None:

@@ -238,6 +238,20 @@ class SageMaker(JobsApi):
             for member in DESCRIBED:
                 setattr(records[name], camelcase_to_underscores(member), described.get(member))
 
+    # Tags
+
+    def list_tags(self) -> ActionResult:
+        kind, _, name = self.params["ResourceArn"].rpartition(":")[2].partition("/")
+        backend = self.sagemaker_backend
+        records: dict[str, Mapping[str, Any]] = {
+            "model": backend._models,
+            "endpoint-config": backend.endpoint_configs,
+            "endpoint": backend.endpoints,
+        }
+        if kind in records and name not in records[kind]:
+            raise self._missing(kind, name)
+        return super().list_tags()
+
     # Names
 
     def _require(self, kind: str, records: Mapping[str, Any], member: str) -> None:
