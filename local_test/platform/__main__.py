@@ -15,6 +15,7 @@ from local_test.platform.options import Options
 
 DESCRIPTION = """\
 SageMaker on this machine, for unmodified boto3: S3, Model, EndpointConfig, Endpoint and InvokeEndpoint.
+A browser shows what runs there.
 A Docker engine runs the containers. Without one, this repository's server runs in place of every image."""
 COMMAND = "sagemaker-here"  # the console script
 PORT = 4566
@@ -53,6 +54,7 @@ def banner(emulator: Emulator) -> str:
         f"SageMaker emulator at {emulator.url}. In another shell:\n\n{exports}\n\n"
         f"{sys.executable} -m local_test.multi_model_example   # or any boto3 script, unmodified\n"
         "aws sagemaker list-endpoints\n\n"
+        f"A page shows what runs here: {emulator.url}/\n"
         f"Images are run by {emulator.runs_by}. Events (Ctrl-C stops the emulator):"
     )
 

@@ -27,6 +27,7 @@ from local_test.platform.fleet.endpoint import Endpoint, EndpointContext, not_fo
 from local_test.platform.fleet.instance import Instance
 from local_test.platform.fleet.plans import Config, Plan
 from local_test.platform.options import Options
+from local_test.platform.page.app import Page
 from local_test.platform.runtime import invoke_endpoint
 from local_test.platform.runtime.async_inference import Queue
 from local_test.platform.server import Caller, Server
@@ -59,6 +60,7 @@ class Emulator:
             options.port,
             lambda service: moto_app.backend_app(service, self),
             self._invoke,
+            Page(self.client, self._fleets, lambda: events.newest, lambda: (self._server.answered, events.count)),
             lambda subject, detail: events.emit("error", subject, detail),
         )
         self.url, self.application = self._server.url, self._server.application
@@ -182,6 +184,12 @@ class Emulator:
                 if (account, each) == (caller.account, name) and caller.region in ("", region):
                     return (account, region, each), endpoint
         return None
+
+    def _fleets(self, name: str) -> list[dict[str, Any]]:
+        """The fleets of an endpoint in the region of `client`."""
+        with self._lock:
+            found = [each for (_, *own), each in self._endpoints.items() if own == [REGION, name]]
+        return found[0].snapshot() if found else []
 
     def _queue(self, key: Key, endpoint: Endpoint) -> Queue:
         """The queue of an asynchronous endpoint; a new endpoint config gets a new queue."""

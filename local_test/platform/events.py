@@ -4,12 +4,13 @@ import json
 import threading
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
 ACTION, SUBJECT = 9, 32  # widths of columns
+NEWEST = 200  # events that are kept for the page
 RED, GREEN, YELLOW, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 COLOURS = {
     **dict.fromkeys(("load", "ready", "hit"), GREEN),
@@ -61,21 +62,33 @@ class Events:
         self._actions: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._cold, self._warm, self._hits = array("d"), array("d"), 0
+        self._newest: deque[dict[str, Any]] = deque(maxlen=NEWEST)
 
     def emit(self, action: str, subject: str, detail: str = "", *, seconds: float | None = None, **more: Any) -> None:
         """Writes one event: the action, its subject, the result and the duration. `more` appears in JSON only."""
-        if self._as_json:
-            event = {"time": round(time.time(), 3), "event": action, "subject": subject, "detail": detail}
-            took = {} if seconds is None else {"ms": round(seconds * 1000, 1)}
-            text = json.dumps({**{key: value for key, value in event.items() if value != ""}, **took, **more})
-        else:
-            text = line(action, subject, detail, seconds, coloured=self._coloured)
+        event = {"time": round(time.time(), 3), "event": action, "subject": subject, "detail": detail}
+        took = {} if seconds is None else {"ms": round(seconds * 1000, 1)}
+        event = {**{key: value for key, value in event.items() if value != ""}, **took, **more}
+        text = json.dumps(event) if self._as_json else line(action, subject, detail, seconds, coloured=self._coloured)
         with self._lock:
             self._actions[action] += 1
+            self._newest.append(event)
             try:
                 print(text, file=self._out, flush=True)
             except (OSError, ValueError):
                 pass  # the output is closed; the platform keeps running
+
+    @property
+    def newest(self) -> list[dict[str, Any]]:
+        """The last events, the newest first."""
+        with self._lock:
+            return list(reversed(self._newest))
+
+    @property
+    def count(self) -> int:
+        """The number of events and of calls so far."""
+        with self._lock:
+            return self._actions.total() + len(self._cold) + len(self._warm) + self._errors.total()
 
     def call_answered(self, seconds: float, *, cold: bool | None = None) -> None:
         """Counts an answered call. `cold`: whether its model had to be loaded; None for a container with one model."""

@@ -1,6 +1,7 @@
-"""HTTP server behind the one URL that boto3 uses: InvokeEndpoint goes to the emulator, every other request to moto.
+"""HTTP server behind the one URL of the platform.
 
-Every request gets an answer in the form of its service's protocol, also where moto lacks the operation or fails.
+InvokeEndpoint goes to the emulator, a browser's request to the page, every other request to moto. Every request gets an
+answer in the form of its service's protocol, also where moto lacks the operation or fails.
 """
 
 import base64
@@ -19,6 +20,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from local_test.platform import aws_errors
+from local_test.platform.page.app import Page
 from local_test.platform.runtime import invoke_endpoint
 
 Invoke = Callable[[Request, str, str, "Caller"], Response]  # request, endpoint, end of the path, caller
@@ -36,10 +38,12 @@ class Caller:
 class Server:
     """Listens on loopback from construction until `close`."""
 
-    def __init__(self, port: int, create_app: Callable[[Any], Any], invoke: Invoke, report: Report) -> None:
+    def __init__(self, port: int, create_app: Callable[[Any], Any], invoke: Invoke, page: Page, report: Report) -> None:
         self._moto = _Services(create_app)
         self._report = report
         self._invoke = invoke
+        self._page = page
+        self.answered = 0  # requests, without those of the page
         self._server = make_server("127.0.0.1", port, self.application, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._server.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="platform server", daemon=True)
@@ -56,12 +60,16 @@ class Server:
         service, caller = signed_by(environ)
         try:
             matched = invoke_endpoint.PATH.match(environ["PATH_INFO"])
+            if self._page.takes(environ, signed=bool(service)):
+                return self._page(environ, start_response)
             if matched and environ["REQUEST_METHOD"] == "POST" and service in ("sagemaker", ""):
                 response = self._invoke(Request(environ), matched[1], matched[2], caller)
                 return response(environ, start_response)
             app = self._moto.get_application(environ)
             service = service_name_from_moto_package_name(app.service)  # type: ignore[attr-defined]  # set by moto
             from_moto: Iterable[bytes] = app(environ, start_response)
+            if not self._page.sent(environ):
+                self.answered += 1
             return from_moto
         except Exception as error:
             return self._failed(service, Request(environ), form, error)(environ, start_response)

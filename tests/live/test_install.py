@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from local_test.platform.page.app import STATIC
 from serve import __version__
 from tests.live import tiny
 from tests.live.stack import ROOT, Server
@@ -76,6 +77,20 @@ def test_the_installed_server_answers(server: Server) -> None:
     """From a directory without the sources, with nginx.conf and gunicorn.conf.py out of the wheel."""
     assert server.invoke("trees", "0.1,0.2,0.3,0.4", "text/csv").status == 200
     assert server.get("/ping").headers["server"] == f"sagemaker-serve/{__version__}"
+
+
+def test_the_installed_emulator_has_the_files_of_its_page(bin_directory: Path, tmp_path: Path) -> None:
+    """All that the checkout has, with the licences of the libraries."""
+    script = "from local_test.platform.page.app import STATIC; print(STATIC)"
+    installed = Path(_run([str(bin_directory / "python"), "-c", script], tmp_path).stdout.strip())
+    assert installed.is_relative_to(bin_directory.parent)
+
+    def files(directory: Path) -> set[str]:
+        return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+    here = files(STATIC)
+    assert {"index.html", "vendor/dagre/LICENSE", "vendor/lit-html/LICENSE", "vendor/uplot/LICENSE"} <= here
+    assert files(installed) == here
 
 
 def test_the_installed_package_has_the_version(bin_directory: Path, tmp_path: Path) -> None:

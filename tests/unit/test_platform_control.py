@@ -43,6 +43,9 @@ class Machine:
     stopped: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
+    def snapshot(self) -> dict[str, Any]:
+        return {}
+
     def start(self) -> None:
         if self.bad:
             raise Unhealthy(f"machine {self.number}")

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavailable
 from local_test.platform.containers import model_data
@@ -156,6 +157,14 @@ class Container:
         """The models that are loaded or loading."""
         current = self._current
         return current.loader.targets if current and current.loader else frozenset()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the container; "models" only if it is a multi-model container."""
+        current = self._current
+        shown: dict[str, Any] = {"name": self._label, "image": self._spec.image, "running": current is not None}
+        if self._spec.multi_model:
+            shown["models"] = current.loader.snapshot() if current and current.loader else []
+        return shown
 
     def fetch(self) -> None:
         """Downloads the model data. Raises PlatformError."""

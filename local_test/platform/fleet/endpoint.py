@@ -112,6 +112,12 @@ class Endpoint:
         }
         return {key: value for key, value in described.items() if value is not None}
 
+    def snapshot(self) -> list[dict[str, Any]]:
+        """What DescribeEndpoint does not show: each fleet with its share of the calls, its instances and models."""
+        with self._lock:
+            fleets = [(self._fleet, 1 - self._new_share)] + ([(self._new, self._new_share)] if self._new else [])
+        return [{"share": share, **fleet.snapshot()} for fleet, share in fleets]
+
     # Operations
 
     def invoke(self, call: Call, variant: str | None, session: str | None) -> tuple[Reply, str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from local_test.platform.calls import Call, ModelError, PlatformError, Reply, ValidationError
 from local_test.platform.containers.model_data import S3
@@ -73,6 +74,14 @@ class Instance:
     def targets(self) -> frozenset[str]:
         """The models that are loaded or loading in any of its containers."""
         return frozenset().union(*(each.targets for each in self._containers))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the instance and its containers."""
+        return {
+            "name": self.name,
+            "in_flight": self._in_flight,
+            "containers": [each.snapshot() for each in self._containers],
+        }
 
     def start(self) -> None:
         """Blocks until all containers are healthy. On a failure all are stopped.

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from local_test.platform.calls import (
@@ -65,6 +66,11 @@ class ModelLoader:
     def targets(self) -> frozenset[str]:
         """The models that are loaded or loading."""
         return frozenset(each.target for each in self._models.snapshot() if each.stage is not Stage.UNLOADING)
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """All current models, the last used one first."""
+        models = sorted(self._models.snapshot(), key=lambda each: -each.used)
+        return [{"name": each.target, "stage": each.stage.name.lower(), "users": each.users} for each in models]
 
     def invoke(self, call: Call, until: float) -> tuple[Reply, bool]:
         """The reply of the model that the call names, and whether the model had to be loaded. Raises PlatformError."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavailable, ValidationError
 from local_test.platform.fleet.container import Unhealthy
@@ -19,6 +19,7 @@ SHADOW_CALLS = 4  # concurrent copies to shadow variants; further copies are que
 class FleetInstance(Protocol):
     """The part of an instance that a variant uses."""
 
+    def snapshot(self) -> dict[str, Any]: ...
     def start(self) -> None: ...
     def invoke(self, call: Call) -> Reply: ...
     def stop(self) -> None: ...
@@ -59,6 +60,13 @@ class Variant:
         """Instances in service or starting."""
         with self._changed:
             return len(self._members) + len(self._starting)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the variant and its instances."""
+        with self._changed:
+            groups = (("InService", list(self._members)), ("Creating", list(self._starting)))
+        instances = [{**each.instance.snapshot(), "status": status} for status, group in groups for each in group]
+        return {"name": self.plan.name, "weight": self.weight, "instances": instances}
 
     def resize(self, count: int) -> None:
         """Blocks until `count` instances are healthy. If one new instance fails, all new ones are stopped.
@@ -220,6 +228,14 @@ class Fleet:
         self.shadows = {plan.name: Variant(plan, create_instance, drain_limit) for plan in config.shadows}
         self._random = random
         self._copies = ThreadPoolExecutor(SHADOW_CALLS) if self.shadows else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of all variants."""
+        return {
+            "config": self.config.name,
+            "variants": [each.snapshot() for each in self.variants.values()],
+            "shadows": [each.snapshot() for each in self.shadows.values()],
+        }
 
     def start(self, counts: Mapping[str, int] | None = None) -> None:
         """Blocks until all variants are healthy. `counts` overrides the config's instance counts.

@@ -1,0 +1,1 @@
+"""A page that shows the platform in a browser: endpoints, jobs and pipelines while they run."""
