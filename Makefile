@@ -35,10 +35,12 @@ install: nginx $(VENV)/runtime ## .venv with the server and the commands sagemak
 
 setup: nginx $(VENV)/dev .lambda/made ## all that the tests and checks need
 
-test: setup ## run the tests: pure, with real processes, and of the image where a Docker engine answers
-	@image=; if [[ -n "$${IMAGE_BUILD-}" ]] || docker info >/dev/null 2>&1; then image='tests/image/test_rehearse.py tests/image'; \
+test: setup ## run the tests: pure, with real processes, in Chromium where it is installed, of the image where Docker answers
+	@browser=; if command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then browser=tests/browser; \
+	else echo 'no Chromium is installed: tests/browser is left out (Debian, Ubuntu: sudo apt-get install chromium)'; fi; \
+	image=; if [[ -n "$${IMAGE_BUILD-}" ]] || docker info >/dev/null 2>&1; then image='tests/image/test_rehearse.py tests/image'; \
 	else echo 'no Docker engine answers: tests/image is left out'; fi; \
-	exec $(PY) -m pytest $(PARALLEL) tests/live $$image tests/unit
+	exec $(PY) -m pytest $(PARALLEL) tests/live $$browser $$image tests/unit
 
 conformance: setup ## run the cases that compare with AWS's containers, transformers, XGBoost..., and write docs/conformance.md
 	@exec $(PY) -m pytest $(PARALLEL) -m peer --conformance=docs/conformance.md tests/live tests/unit
