@@ -32,7 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: os.write(stop, b"."))
     events = Events(sys.stdout, as_json=arguments.json)
     with tempfile.TemporaryDirectory(prefix="platform-") as work:
-        options = Options(work=Path(work), port=arguments.port, runtime=arguments.runtime, memory_mb=arguments.memory)
+        options = Options(
+            work=Path(work),
+            port=arguments.port,
+            runtime=arguments.runtime,
+            memory_mb=arguments.memory,
+            clock_speed=arguments.clock_speed,
+        )
         try:
             emulator = Emulator(options, events, seed=arguments.seed)
         except (OSError, SystemExit) as error:  # werkzeug calls sys.exit when the port is in use
@@ -74,6 +80,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what runs an image; auto: docker if an engine answers, else process (%(default)s)",
     )
     parser.add_argument("--memory", type=megabytes, default="2g", help="memory limit of each container (%(default)s)")
+    parser.add_argument(
+        "--clock-speed",
+        type=speed,
+        default=1.0,
+        help="60: a minute of alarms, scaling policies and updates' waits lasts a second (%(default)g)",
+    )
     parser.add_argument("--seed", type=int, help="seed of the random choice between variants, for repeatable runs")
     parser.add_argument("--json", action="store_true", help="print events as JSON Lines")
     return parser.parse_args(argv)
@@ -85,6 +97,17 @@ def megabytes(text: str) -> int:
     if unit not in MEGABYTES or not number.replace(".", "", 1).isdigit():
         raise argparse.ArgumentTypeError(f"invalid size {text!r}: use a form such as 2g or 512m")
     return int(float(number) * MEGABYTES[unit])
+
+
+def speed(text: str) -> float:
+    """How much faster the platform's clock runs, 1 or more."""
+    try:
+        given = float(text)
+    except ValueError:
+        given = 0.0
+    if not 1 <= given <= 3600:
+        raise argparse.ArgumentTypeError(f"invalid speed {text!r}: use a number from 1 (real time) to 3600")
+    return given
 
 
 if __name__ == "__main__":

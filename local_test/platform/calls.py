@@ -9,6 +9,15 @@ from dataclasses import dataclass, field
 MESSAGE = 2048  # characters of a container's error that the caller receives
 
 
+@dataclass(slots=True)
+class Timings:
+    """What a call took, in seconds; its containers and their models add to it."""
+
+    model: float = 0.0  # between sending the request to a container and its complete answer, for all its containers
+    loading: float = 0.0  # waiting for the model to be loaded
+    cold: bool | None = None  # whether the model had to be loaded; None without a multi-model container
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """A request for a container."""
@@ -20,6 +29,7 @@ class Call:
     stream: bool = False
     path: str = "/invocations"  # in a container with a single model
     limit: float  # seconds for the container to answer
+    timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

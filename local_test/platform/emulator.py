@@ -16,6 +16,7 @@ from werkzeug.wrappers import Request, Response
 from deploy.aws import session
 from local_test.jobs.job import Job, Platform
 from local_test.platform.calls import Call, Reply
+from local_test.platform.clock import Clock
 from local_test.platform.containers import runtimes
 from local_test.platform.containers.docker import DockerRuntime
 from local_test.platform.containers.model_data import parts
@@ -26,6 +27,7 @@ from local_test.platform.events import Events
 from local_test.platform.fleet.endpoint import Endpoint, EndpointContext, not_found
 from local_test.platform.fleet.instance import Instance
 from local_test.platform.fleet.plans import Config, Plan
+from local_test.platform.monitoring.monitor import Monitor
 from local_test.platform.options import Options
 from local_test.platform.page.app import Page
 from local_test.platform.runtime import invoke_endpoint
@@ -50,6 +52,7 @@ class Emulator:
         self._events = events
         self._runtime = runtimes.runtime(options, events)
         self._random = random.Random(seed)
+        self.monitor = Monitor(Clock(options.clock_speed))
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # guards the four fields below
         self._endpoints: dict[Key, Endpoint] = {}
@@ -66,6 +69,7 @@ class Emulator:
         self.url, self.application = self._server.url, self._server.application
         # One connection for each possible download. Model data is read through the S3 API, as any client reads it.
         self._s3 = self.client("s3", config=ClientConfig(max_pool_connections=64))
+        self.monitor.start()
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +98,7 @@ class Emulator:
 
     def close(self) -> None:
         """Stops all endpoints and jobs at once, without waiting for their calls, then the server."""
+        self.monitor.close()
         with self._lock:
             queues, records = list(self._queues.values()), self._records
             ends = [*(each.close for each in self._endpoints.values()), *(each.close for each in self._jobs)]
@@ -118,6 +123,8 @@ class Emulator:
             events=self._events,
             drain_limit=self._options.invoke_limit,
             random=self._random,
+            clock=self.monitor.clock,
+            meter=partial(self.monitor.meter, account, region, name),
         )
         endpoint = Endpoint(name, config, context, deployment)
         with self._lock:
@@ -154,7 +161,7 @@ class Emulator:
             s3=self._s3,
             options=self._options,
             events=self._events,
-            watch=CloudWatch(account, region),
+            watch=CloudWatch(account, region, self.monitor.metrics(account, region)),
             environment=self._role(region),
         )
 
@@ -222,6 +229,7 @@ class Emulator:
             variant=plan.name,
             direct=plan.direct,
             log_stream=f"arn:aws:logs:{region}:{account}:log-group:/aws/sagemaker/Endpoints/{endpoint}",
+            meter=self.monitor.meter(account, region, endpoint, None, plan.name),
         )
 
 

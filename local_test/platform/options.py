@@ -24,3 +24,4 @@ class Options:
     payload_bytes: int = 25 << 20
     job_stop_limit: float = 120.0  # from SIGTERM to SIGKILL of a training or processing job
     images: tuple[str, ...] = ("sagemaker-serve",)  # names of this repository's image, without registry and tag
+    clock_speed: float = 1.0  # seconds of alarms, scaling and updates' waits that pass in one real second

@@ -63,6 +63,13 @@ class Client:
 
     def invoke(self, path: str, call: Call, until: float) -> Reply:
         """POSTs a call. Raises ModelError unless a complete 2xx response arrives in time."""
+        began = time.monotonic()
+        try:
+            return self._invoke(path, call, until)
+        finally:
+            call.timings.model += time.monotonic() - began
+
+    def _invoke(self, path: str, call: Call, until: float) -> Reply:
         try:
             response = self._connections.send("POST", path, call.body, forwarded(call), until)
             success, headers_fit = 200 <= response.status < 300, response.headers_bytes <= RESPONSE_HEADERS

@@ -1,21 +1,25 @@
-"""CloudWatch of one account and region, in moto: log lines and metric values that the platform itself writes."""
+"""CloudWatch of one account and region: log lines, in moto, and metric values that the platform itself writes."""
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from moto.cloudwatch.models import cloudwatch_backends
 from moto.logs.models import logs_backends
 
-_writing = threading.Lock()  # moto's streams and metrics are not thread-safe
+from local_test.platform.monitoring.metrics import Distribution, Metrics, SeriesName
+from local_test.platform.monitoring.metrics import dimensions as named
+
+_writing = threading.Lock()  # moto's streams are not thread-safe
 
 
 class CloudWatch:
-    """Writes to moto's backends; thread-safe."""
+    """Thread-safe."""
 
-    def __init__(self, account: str, region: str) -> None:
+    def __init__(self, account: str, region: str, metrics: Metrics) -> None:
         self._account = account
         self._region = region
+        self._metrics = metrics
 
     def log(self, group: str, stream: str, lines: Sequence[str]) -> None:
         """Appends lines to a log stream, which is created if it is missing."""
@@ -28,11 +32,6 @@ class CloudWatch:
 
     def metric(self, namespace: str, name: str, value: float, dimensions: Mapping[str, str]) -> None:
         """Adds one value of a metric, at the present time."""
-        data = {
-            "MetricName": name,
-            "Value": value,
-            "Timestamp": datetime.now(UTC).replace(tzinfo=None),  # as moto's own times are
-            "Dimensions": [{"Name": key, "Value": each} for key, each in dimensions.items()],
-        }
-        with _writing:
-            cloudwatch_backends[self._account][self._region].put_metric_data(namespace, [data])
+        values = Distribution()
+        values.add(value)
+        self._metrics.put(SeriesName(namespace, name, named(dimensions)), "None", time.time(), values)

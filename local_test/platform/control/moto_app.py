@@ -1,4 +1,4 @@
-"""moto's applications, with SageMaker's replaced by the emulator's.
+"""moto's applications, with those of SageMaker and CloudWatch replaced by the emulator's.
 
 moto itself is not modified: for one emulator, a subclass answers instead of moto's class. The subclass uses the
 internal names of moto listed in INTERNALS, so another version of moto is refused.
@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from flask import Flask
 from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
+from moto.cloudwatch.responses import CloudWatchResponse
+from moto.core.responses import BaseResponse
 from moto.core.utils import convert_to_flask_response
 from moto.logs.models import LogsBackend
 from moto.moto_server.werkzeug_app import create_backend_app
@@ -17,11 +19,11 @@ from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
+from local_test.platform.control.cloudwatch_api import CloudWatch
 from local_test.platform.control.sagemaker_api import ControlledEmulator, SageMaker
 
 VERSION = "5.2.5"
-DISPATCH = "SageMakerResponse.dispatch"  # moto's name for the only view of its SageMaker application
-INTERNALS = {
+INTERNALS: dict[Any, tuple[str, ...]] = {
     SageMakerResponse: (
         *("create_model", "delete_model", "create_endpoint_config", "create_endpoint", "describe_endpoint"),
         *("list_endpoints", "delete_endpoint", "update_endpoint_weights_and_capacities", "sagemaker_backend"),
@@ -32,7 +34,8 @@ INTERNALS = {
         *("transform_jobs", "hyper_parameter_tuning_jobs"),
     ),
     LogsBackend: ("ensure_log_group", "ensure_log_stream", "put_log_events"),
-    CloudWatchBackend: ("alarms", "put_metric_data"),
+    CloudWatchResponse: ("call_action", "serialized", "_get_action", "_get_params", "_get_param", "cloudwatch_backend"),
+    CloudWatchBackend: ("alarms", "_validate_parameters_put_metric_data"),
 }
 
 
@@ -42,29 +45,36 @@ def check() -> None:
     if found != VERSION:
         raise RuntimeError(f"moto {found} is installed, the emulator needs {VERSION}: run `make platform`")
     for kind, names in INTERNALS.items():
-        known = {*dir(kind), *vars(kind("us-east-1", "0" * 12) if kind is not SageMakerResponse else kind())}
+        made = kind() if issubclass(kind, BaseResponse) else kind("us-east-1", "0" * 12)
+        known = {*dir(kind), *vars(made)}
         missing = [name for name in names if name not in known]
         if missing:
             raise RuntimeError(f"moto {found}: {kind.__name__} has no {', '.join(missing)}, which the emulator needs")
 
 
 def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
-    """moto's Flask application for a service. Requests to SageMaker are answered by the emulator's class."""
+    """moto's Flask application for a service. Requests to some services are answered by the emulator's classes."""
     app = create_backend_app(service)
     for missing in (NotFound, MethodNotAllowed):
         app.register_error_handler(missing, _no_route)
     if service == "sagemaker":
-        if DISPATCH not in app.view_functions:
-            raise RuntimeError(f"moto's SageMaker has no view {DISPATCH}; its views: {', '.join(app.view_functions)}")
-        bound = type("SageMaker", (SageMaker,), {"emulator": emulator})
-        assert issubclass(bound, SageMaker)
-        app.view_functions[DISPATCH] = convert_to_flask_response(bound.dispatch)
+        _replace_view(app, type("SageMaker", (SageMaker,), {"emulator": emulator}))
+    if service == "cloudwatch":
+        _replace_view(app, type("CloudWatch", (CloudWatch,), {"monitor": emulator.monitor}))
     return app
 
 
 def _no_route(error: Exception) -> NoReturn:
     """Raises for a path that no view of an application has, in place of Flask's page in HTML."""
     raise NotImplementedError("no such operation") from error
+
+
+def _replace_view(app: Flask, bound: Any) -> None:
+    """Lets a subclass of moto's class for a service answer in its place. Each of these applications has one view."""
+    view = f"{bound.__mro__[2].__name__}.dispatch"
+    if view not in app.view_functions:
+        raise RuntimeError(f"moto's application has no view {view}; its views: {', '.join(app.view_functions)}")
+    app.view_functions[view] = convert_to_flask_response(bound.dispatch)
 
 
 def alarmed(account: str, region: str, names: Sequence[str]) -> list[str]:

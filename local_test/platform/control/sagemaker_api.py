@@ -19,6 +19,7 @@ from local_test.platform.control.jobs_api import JobsApi, JobsEmulator
 from local_test.platform.fleet import plans
 from local_test.platform.fleet.endpoint import Endpoint, Size, retained
 from local_test.platform.fleet.plans import Config
+from local_test.platform.monitoring.monitor import Monitor
 
 Key = tuple[str, str, str]  # account, region, name
 NOUNS = {"model": "model", "endpoint-config": "endpoint configuration", "endpoint": "endpoint"}  # AWS's, by ARN type
@@ -45,6 +46,7 @@ class ControlledEmulator(JobsEmulator, Protocol):
     """The part of the emulator that the control plane uses."""
 
     changing: threading.Lock
+    monitor: Monitor
 
     def create_endpoint(self, key: Key, config: Config, deployment: Mapping[str, Any] | None) -> None: ...
     def endpoint(self, key: Key) -> Endpoint | None: ...

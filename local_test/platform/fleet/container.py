@@ -13,6 +13,7 @@ from local_test.platform.containers.model_data import S3
 from local_test.platform.containers.spec import ContainerSpec, Running, Runtime
 from local_test.platform.events import Events
 from local_test.platform.fleet.model_loader import ModelLoader
+from local_test.platform.monitoring.meters import Meter
 from local_test.platform.options import Options
 
 STARTUP_PING = 0.1  # seconds between pings while a container starts
@@ -120,6 +121,7 @@ class Container:
         s3: S3,
         options: Options,
         events: Events,
+        meter: Meter,
         *,
         label: str,
         description: str,
@@ -134,6 +136,7 @@ class Container:
         self._s3 = s3
         self._options = options
         self._events = events
+        self._meter = meter
         self._several = several
         self._log_stream = log_stream
         self._files = options.work.absolute() / name
@@ -224,6 +227,7 @@ class Container:
             current.pings.add(result)
             if current.loader:
                 current.loader.synchronise()
+                self._meter.record({"LoadedModelCount": len(current.loader.targets)})
             return
         self._events.emit("bad-ping", self._name, f"GET /ping: {result}")
         alive = current.running.alive()
@@ -260,6 +264,7 @@ class Container:
             self._s3,
             self._options,
             self._events,
+            self._meter,
             caching=self._spec.caching,
         )
 

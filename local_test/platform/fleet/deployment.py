@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from local_test.platform.clock import Clock
+
 ALARM_POLL = 0.2  # seconds between two reads of the alarms
 
 
@@ -26,6 +28,11 @@ class Deployment:
     steps: tuple[Step, ...] = (Step(1.0, 0.0),)
     termination_wait: float = 0.0
     alarms: tuple[str, ...] = ()
+
+    def real(self, clock: Clock) -> "Deployment":
+        """The same with times in real seconds."""
+        steps = tuple(Step(step.share, clock.real(step.wait)) for step in self.steps)
+        return Deployment(steps, clock.real(self.termination_wait), self.alarms)
 
 
 def deployment(config: Mapping[str, Any] | None, instances: int) -> Deployment:

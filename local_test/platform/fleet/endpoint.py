@@ -4,16 +4,19 @@ import random
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from local_test.platform.calls import Call, PlatformError, Reply, ValidationError
+from local_test.platform.clock import Clock
 from local_test.platform.events import Events
 from local_test.platform.fleet.container import Unhealthy
 from local_test.platform.fleet.deployment import Alarmed, Deployment, Step, deployment, shift
 from local_test.platform.fleet.plans import Config, Plan
 from local_test.platform.fleet.variants import Fleet, FleetInstance, Variant
+from local_test.platform.monitoring.meters import Meter, unmetered
 
 IN_PROGRESS = ("Creating", "Updating", "RollingBack", "Deleting")
 
@@ -36,6 +39,8 @@ class EndpointContext:
     events: Events
     drain_limit: float  # seconds that calls in flight have before their instance is stopped
     random: random.Random
+    clock: Clock = field(default_factory=Clock)
+    meter: Callable[[str, str], Meter] = unmetered  # by the names of config and variant
 
 
 class Endpoint:
@@ -135,7 +140,7 @@ class Endpoint:
         with self._lock:
             self._set_status("Updating")
             self._deployment = deployment_config
-            plan = deployment(deployment_config, sum(each.count for each in config.variants))
+            plan = deployment(deployment_config, sum(each.count for each in config.variants)).real(self._context.clock)
             self._thread = self._run(lambda: self._update(config, plan, counts))
 
     def resize(self, sizes: Mapping[str, Size]) -> None:
@@ -252,7 +257,8 @@ class Endpoint:
 
     def _new_fleet(self, config: Config) -> Fleet:
         context = self._context
-        return Fleet(config, context.create_instance, context.drain_limit, context.random)
+        meter = partial(context.meter, config.name)
+        return Fleet(config, context.create_instance, context.drain_limit, context.random, meter)
 
 
 def not_found(name: str, account: str) -> ValidationError:

@@ -14,6 +14,7 @@ from local_test.platform.containers.spec import ContainerSpec, Runtime
 from local_test.platform.events import Events
 from local_test.platform.fleet.container import Container, Unhealthy
 from local_test.platform.fleet.plans import MAX_CONTAINERS
+from local_test.platform.monitoring.meters import Meter, unmetered
 from local_test.platform.options import Options
 
 
@@ -32,6 +33,7 @@ class Instance:
         variant: str = "AllTraffic",
         direct: bool = False,  # InferenceExecutionConfig: each call names its container
         log_stream: str = "",
+        meter: Meter | None = None,
     ) -> None:
         if not 1 <= len(specs) <= MAX_CONTAINERS:
             raise ValidationError(f"A model has 1 to {MAX_CONTAINERS} containers, not {len(specs)}")
@@ -50,6 +52,7 @@ class Instance:
                 s3,
                 options,
                 events,
+                meter or unmetered(),
                 label=label(spec, number, single),
                 description=(
                     f"{'primary' if single else label(spec, number, single)} container for production variant {variant}"

@@ -27,6 +27,7 @@ from local_test.platform.containers.model_data import S3, ModelData
 from local_test.platform.containers.spec import Running
 from local_test.platform.events import Events
 from local_test.platform.fleet.resident_models import Closed, NextStep, ResidentModel, ResidentModels, Stage, vanished
+from local_test.platform.monitoring.meters import Meter
 from local_test.platform.options import Options
 
 LIST_LIMIT = 2.0  # seconds for one page of GET /models, as for a ping
@@ -46,6 +47,7 @@ class ModelLoader:
         s3: S3,
         options: Options,
         events: Events,
+        meter: Meter,
         *,
         caching: bool,
     ) -> None:
@@ -57,6 +59,7 @@ class ModelLoader:
         self._s3 = s3
         self._options = options
         self._events = events
+        self._meter = meter
         self._models = ResidentModels(caching=caching)
         # Each load takes the memory of a model that could answer. Without a limit, concurrent calls for many models
         # would leave no model loaded.
@@ -87,8 +90,11 @@ class ModelLoader:
             if new:
                 threading.Thread(target=self._load, args=(model,), daemon=True).start()
             try:
+                began = time.monotonic()
                 cold = cold or not model.loaded.done()
+                call.timings.cold = cold
                 wait_for(model, until)
+                call.timings.loading += time.monotonic() - began
                 reply = self._invoke(model, call, until, retried=retried)
             finally:
                 if self._models.release(model):
@@ -135,6 +141,7 @@ class ModelLoader:
                 model_data.fetch(self._s3, self._source.below(model.target), files)
             fetched = time.monotonic() - began
             with self._loads:
+                started = time.monotonic()
                 response = self._load_in_container(model, files, began + self._options.load_limit)
         except Exception as error:
             model_data.remove(files.parent)
@@ -146,6 +153,8 @@ class ModelLoader:
             return
         detail = "(was loaded already)" if response.status == CONFLICT else f"({fetched * 1000:.0f} ms of it from S3)"
         self._events.emit("load", model.target, detail, seconds=time.monotonic() - began, id=model.id)
+        now = time.monotonic()
+        self._meter.record({"ModelDownloadingTime": fetched, "ModelLoadingTime": now - started})
         self._models.loaded(model)
 
     def _load_in_container(self, model: ResidentModel, files: Path, until: float) -> ContainerResponse:
@@ -190,6 +199,7 @@ class ModelLoader:
             return
         model_data.remove(self._files(model).parent)
         self._models.unloaded(model)
+        self._meter.record({"ModelUnloadingTime": time.monotonic() - began})
         self._events.emit(action, model.target, reason, seconds=time.monotonic() - began)
 
     def _forget(self, model: ResidentModel, evidence: str) -> None:

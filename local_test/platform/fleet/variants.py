@@ -3,14 +3,16 @@
 import hashlib
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavailable, ValidationError
+from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavailable, Timings, ValidationError
 from local_test.platform.fleet.container import Unhealthy
 from local_test.platform.fleet.plans import Config, Plan
+from local_test.platform.monitoring.meters import Meter, invocation, unmetered
 
 BUSY = 4  # calls in flight on an instance; a model with more calls is also sent to its next instance
 SHADOW_CALLS = 4  # concurrent copies to shadow variants; further copies are queued
@@ -35,10 +37,17 @@ class _Member:
 class Variant:
     """Instances of one model. `resize` adds and removes them; a removed instance first completes its calls."""
 
-    def __init__(self, plan: Plan, create_instance: Callable[[Plan], FleetInstance], drain_limit: float) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        create_instance: Callable[[Plan], FleetInstance],
+        drain_limit: float,
+        meter: Meter | None = None,
+    ) -> None:
         self.plan = plan
         self.weight = plan.weight
         self._create_instance = create_instance
+        self._meter = meter or unmetered()
         self._drain_limit = drain_limit  # seconds that an instance to be stopped waits for its calls in flight
         self._changed = threading.Condition()  # guards the fields below
         self._members: list[_Member] = []
@@ -122,20 +131,37 @@ class Variant:
 
     def invoke(self, call: Call, session: str | None) -> Reply:
         """The reply of the chosen instance. A stream counts as in flight until it is read or closed."""
-        with self._changed:
-            member = self._choose(call, session)
-            member.in_flight += 1
+        began = time.monotonic()
+        try:
+            with self._changed:
+                member = self._choose(call, session)
+                member.in_flight += 1
+                instances, concurrent = len(self._members), member.in_flight
+        except ServiceUnavailable as error:
+            self._meter.record(invocation(0.0, call.timings, 0, 0, error))
+            raise
         try:
             reply = member.instance.invoke(call)
-        except BaseException:
+        except BaseException as error:
             self._release(member)
+            if isinstance(error, PlatformError) and not isinstance(error, ValidationError):
+                took = time.monotonic() - began
+                self._meter.record(invocation(took, call.timings, instances, concurrent, error))
             raise
         self._update_sessions(reply, member)
+        head = time.monotonic()
         if isinstance(reply.body, bytes):
             self._release(member)
+            self._meter.record(invocation(head - began, call.timings, instances, concurrent, None))
             return reply
-        chunks = _Chunks(reply.body, lambda: self._release(member))
-        return Reply(status=reply.status, headers=reply.headers, body=chunks)
+
+        def release() -> None:
+            self._release(member)
+            end = time.monotonic()
+            call.timings.model += end - head
+            self._meter.record(invocation(end - began, call.timings, instances, concurrent, None))
+
+        return Reply(status=reply.status, headers=reply.headers, body=_Chunks(reply.body, release))
 
     def _choose(self, call: Call, session: str | None) -> _Member:
         if not self._members:
@@ -222,10 +248,16 @@ class Fleet:
         create_instance: Callable[[Plan], FleetInstance],
         drain_limit: float,
         random: random.Random,
+        meter: Callable[[str], Meter] = unmetered,
     ) -> None:
+        """`meter` returns the meter of a variant, by its name."""
+
+        def variant(plan: Plan) -> Variant:
+            return Variant(plan, create_instance, drain_limit, meter(plan.name))
+
         self.config = config
-        self.variants = {plan.name: Variant(plan, create_instance, drain_limit) for plan in config.variants}
-        self.shadows = {plan.name: Variant(plan, create_instance, drain_limit) for plan in config.shadows}
+        self.variants = {plan.name: variant(plan) for plan in config.variants}
+        self.shadows = {plan.name: variant(plan) for plan in config.shadows}
         self._random = random
         self._copies = ThreadPoolExecutor(SHADOW_CALLS) if self.shadows else None
 
@@ -278,7 +310,7 @@ class Fleet:
         """Copies the call to the shadows. A shadow's share is its weight over the production variant's, at most 1."""
         for shadow in self.shadows.values():
             if self._copies and self._random.random() * max(chosen.weight, 1e-9) < shadow.weight:
-                self._copies.submit(_invoke_shadow, shadow, replace(call, stream=False))
+                self._copies.submit(_invoke_shadow, shadow, replace(call, stream=False, timings=Timings()))
 
 
 def check_call(endpoint: str, plan: Plan, call: Call) -> None:

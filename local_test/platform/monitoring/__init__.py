@@ -1,0 +1,1 @@
+"""What CloudWatch and Application Auto Scaling do: metrics, alarms, scaling policies and containers' logs."""
