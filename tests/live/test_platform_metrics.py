@@ -24,7 +24,7 @@ def of(endpoint: str, **more: str) -> list[dict[str, str]]:
 
 
 def statistic(aws: Account, name: str, statistic: str, dimensions: list[dict[str, str]], **more: Any) -> float:
-    """A statistic of the last hour; the clock may pass a minute meanwhile, so there may be several datapoints."""
+    """A statistic of the last hour. The clock may pass a minute meanwhile, so there may be several datapoints."""
     found = datapoints(aws, name, [statistic], dimensions, **more)
     values = [each[statistic] for each in found]
     return sum(values) if statistic in ("Sum", "SampleCount") else sum(values) / len(values) if values else 0.0
@@ -36,7 +36,11 @@ def datapoints(
     now = datetime.now(UTC)
     asked = {"Namespace": "AWS/SageMaker", "Period": 60, **({"Statistics": statistics} if statistics else {}), **more}
     return aws.cloudwatch.get_metric_statistics(  # type: ignore[no-any-return]
-        MetricName=name, StartTime=now - timedelta(hours=1), EndTime=now, Dimensions=dimensions, **asked
+        MetricName=name,
+        StartTime=now - timedelta(hours=1),
+        EndTime=now + timedelta(minutes=1),
+        Dimensions=dimensions,
+        **asked,
     )["Datapoints"]
 
 

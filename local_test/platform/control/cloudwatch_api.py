@@ -99,7 +99,7 @@ class CloudWatch(CloudWatchResponse):
                 "the time range."
             )
         name = SeriesName(params["Namespace"], params["MetricName"], _dimensions(params.get("Dimensions") or ()))
-        found = self._metrics.datapoints(name, aligned(start, period), end, period, params.get("Unit"))
+        found = self._metrics.datapoints(name, *aligned(start, end, period), period, params.get("Unit"))
         return ActionResult({"Label": name.name, "Datapoints": [_datapoint(each, names) for each in found]})
 
     def get_metric_data(self) -> ActionResult:
@@ -132,7 +132,7 @@ class CloudWatch(CloudWatchResponse):
         name = SeriesName(metric["Namespace"], metric["MetricName"], _dimensions(metric.get("Dimensions") or ()))
         if statistic not in SIMPLE:
             percentile(statistic)
-        found = self._metrics.datapoints(name, aligned(start, period), end, period, wanted.get("Unit"))
+        found = self._metrics.datapoints(name, *aligned(start, end, period), period, wanted.get("Unit"))
         known = [(each.start, value) for each in found if (value := each.values.statistic(statistic)) is not None]
         if descending:
             known.reverse()
@@ -145,10 +145,11 @@ class CloudWatch(CloudWatchResponse):
         }
 
 
-def aligned(start: float, period: float) -> float:
-    """The start of the first period of a query: CloudWatch rounds down to a minute, or to a shorter period."""
+def aligned(start: float, end: float, period: float) -> tuple[float, float]:
+    """The range of a query in whole periods, of one minute at most: a datapoint belongs to it if its period starts in
+    it, as on CloudWatch, where the current minute is found while it lasts."""
     unit = min(period, MINUTE)
-    return start // unit * unit
+    return start // unit * unit, math.ceil(end / unit) * unit
 
 
 def _period(given: Any) -> int:
