@@ -58,9 +58,9 @@ def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
     for missing in (NotFound, MethodNotAllowed):
         app.register_error_handler(missing, _no_route)
     if service == "sagemaker":
-        _replace_view(app, type("SageMaker", (SageMaker,), {"emulator": emulator}))
+        _replace_view(app, SageMakerResponse, type("SageMaker", (SageMaker,), {"emulator": emulator}))
     if service == "cloudwatch":
-        _replace_view(app, type("CloudWatch", (CloudWatch,), {"monitor": emulator.monitor}))
+        _replace_view(app, CloudWatchResponse, type("CloudWatch", (CloudWatch,), {"monitor": emulator.monitor}))
     return app
 
 
@@ -69,9 +69,9 @@ def _no_route(error: Exception) -> NoReturn:
     raise NotImplementedError("no such operation") from error
 
 
-def _replace_view(app: Flask, bound: Any) -> None:
+def _replace_view(app: Flask, of_moto: type[BaseResponse], bound: Any) -> None:
     """Lets a subclass of moto's class for a service answer in its place. Each of these applications has one view."""
-    view = f"{bound.__mro__[2].__name__}.dispatch"
+    view = f"{of_moto.__name__}.dispatch"
     if view not in app.view_functions:
         raise RuntimeError(f"moto's application has no view {view}; its views: {', '.join(app.view_functions)}")
     app.view_functions[view] = convert_to_flask_response(bound.dispatch)
