@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from moto.logs.models import logs_backends
 
-from local_test.platform.monitoring.metrics import Distribution, Metrics, SeriesName
-from local_test.platform.monitoring.metrics import dimensions as named
+from local_test.platform.monitoring.metric_store import Distribution, Metrics, SeriesName
+from local_test.platform.monitoring.metric_store import dimensions as named
 
 _writing = threading.Lock()  # moto's streams are not thread-safe
 

@@ -15,7 +15,7 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.core.utils import camelcase_to_underscores, method_names_from_class
 
 from local_test.platform.calls import ValidationError
-from local_test.platform.monitoring.metrics import (
+from local_test.platform.monitoring.metric_store import (
     MINUTE,
     SIMPLE,
     Datapoint,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from local_test.platform.calls import ModelError, ModelNotReadyException, PlatformError, Timings
 from local_test.platform.clock import Clock
-from local_test.platform.monitoring.metrics import Dimensions, Distribution, Metrics, SeriesName, dimensions
+from local_test.platform.monitoring.metric_store import Dimensions, Distribution, Metrics, SeriesName, dimensions
 
 INVOCATIONS, INSTANCES = "AWS/SageMaker", "/aws/sagemaker/Endpoints"
 RESOLUTION = 10.0  # seconds of the platform, as SageMaker's high-resolution metrics

@@ -5,7 +5,7 @@ import traceback
 
 from local_test.platform.clock import Clock
 from local_test.platform.monitoring.meters import Recorder, VariantMeter
-from local_test.platform.monitoring.metrics import Metrics
+from local_test.platform.monitoring.metric_store import Metrics
 
 TICK = 1.0  # seconds between two rounds; at most a tenth of a minute of the platform's clock
 PRUNE = 60.0  # seconds between two searches for old datapoints
