@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from botocore.client import Config as ClientConfig
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from werkzeug.wrappers import Request, Response
 
 from deploy.aws import session
 from local_test.jobs.job import Job, Platform
+from local_test.platform import sdk_config
 from local_test.platform.calls import Call, Reply
 from local_test.platform.clock import Clock
 from local_test.platform.containers import runtimes
@@ -59,6 +61,7 @@ class Emulator:
         self._queues: dict[Key, tuple[str, Queue]] = {}
         self._jobs: list[Job] = []
         self._records: list[tuple[MutableMapping[str, Any], str]] = []
+        self._sdk_config = sdk_config.write(options.work, DEFAULT_ACCOUNT_ID, REGION)
         self._server = Server(
             options.port,
             lambda service: moto_app.backend_app(service, self),
@@ -79,11 +82,12 @@ class Emulator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables that make an AWS client use this emulator."""
+        """The environment variables that make an AWS client, and the SageMaker Python SDK, use this emulator."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             **{name.upper(): value for name, value in CREDENTIALS.items()},
             "AWS_DEFAULT_REGION": REGION,
+            sdk_config.VARIABLE: str(self._sdk_config),
         }
 
     @property

@@ -67,7 +67,8 @@ def test_the_example_runs_against_the_command(
 ) -> None:
     """Its environment has the printed variables only. Two models answer, and SIGINT prints the summary."""
     exported = command.exported()
-    assert set(exported) == {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"}
+    aws = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"}
+    assert set(exported) == {*aws, "SAGEMAKER_USER_CONFIG_OVERRIDE"}
     for name, value in exported.items():
         monkeypatch.setenv(name, value)
     for name in ("abalone-1", "abalone-2"):

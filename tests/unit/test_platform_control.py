@@ -318,7 +318,7 @@ S3_PREFIX = {"S3DataSource": {"S3Uri": "s3://b/tree", "S3DataType": "S3Prefix", 
     ("model", "message"),
     [
         ({}, "either PrimaryContainer or Containers"),
-        (container(ModelDataUrl="b/m.tar.gz"), "must be an S3 URI"),
+        (container(ModelDataUrl="b/m.tar.gz"), "must be s3://bucket/key"),
         (container(ModelDataUrl="s3://b/m/"), "for a prefix use ModelDataSource"),
         (container(ModelDataSource=S3_PREFIX), "must end with '/'"),
         (container(Mode="MultiModel"), "needs a ModelDataUrl"),

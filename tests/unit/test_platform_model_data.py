@@ -103,3 +103,27 @@ def test_uris_are_split() -> None:
     assert inside("p/a", "p/a") == "a"
     with pytest.raises(ValidationError):
         inside("p/../../etc/x", "p/")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "s3://b.c",
+        "https://b.c.s3.amazonaws.com",
+        "https://b.c.s3.eu-west-1.amazonaws.com",
+        "https://b.c.s3-eu-west-1.amazonaws.com",
+        "https://b.c.s3.dualstack.eu-west-1.amazonaws.com",
+        "https://s3.amazonaws.com/b.c",
+        "https://s3-us-west-2.amazonaws.com/b.c",
+        "https://s3.cn-north-1.amazonaws.com.cn/b.c",
+    ],
+)
+def test_https_urls_of_s3_are_uris(host: str) -> None:
+    """In the virtual-hosted and the path style, with and without a region; SageMaker takes both forms."""
+    assert parts(f"{host}/a/m.tar.gz") == ("b.c", "a/m.tar.gz")
+
+
+@pytest.mark.parametrize("uri", ["https://example.com/b/m.tar.gz", "http://b.s3.amazonaws.com/m", "m.tar.gz", "s3://"])
+def test_other_urls_are_refused(uri: str) -> None:
+    with pytest.raises(ValidationError, match="it must be s3://bucket/key, https://"):
+        parts(uri)

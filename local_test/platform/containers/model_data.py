@@ -1,11 +1,13 @@
 """Model data: downloaded from S3 and unpacked into the directory that a container reads."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from botocore.exceptions import ClientError
 
@@ -13,6 +15,7 @@ from local_test.platform.calls import InternalFailure, ValidationError
 from serve.catalog import archive
 from serve.errors import DoesNotFit, ModelUnusable
 
+S3_HOST = re.compile(r"((?P<bucket>.+)\.)?s3([.-](dualstack\.)?[a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 KEEP_FREE = 256 << 20  # bytes of disk that stay free
 
 
@@ -87,11 +90,21 @@ def remove(directory: Path) -> None:
 
 
 def parts(uri: str) -> tuple[str, str]:
-    """Bucket and key of an S3 URI. Raises ValidationError if it is not one."""
+    """Bucket and key of s3://BUCKET/KEY, or of an HTTPS URL of S3 in its virtual-hosted or path style.
+
+    Raises ValidationError if it is none of these. docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
+    """
     scheme, _, rest = uri.partition("://")
+    host, _, path = rest.partition("/")
+    if scheme == "https" and (matched := S3_HOST.fullmatch(host)):
+        rest = unquote(f"{matched['bucket']}/{path}" if matched["bucket"] else path)
+        scheme = "s3"
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not bucket:
-        raise ValidationError(f'Invalid S3 URI "{uri}": it must be s3://bucket/key')
+        raise ValidationError(
+            f'Invalid S3 URI "{uri}": it must be s3://bucket/key, https://bucket.s3.region.amazonaws.com/key '
+            "or https://s3.region.amazonaws.com/bucket/key"
+        )
     return bucket, key
 
 

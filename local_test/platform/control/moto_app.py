@@ -13,13 +13,17 @@ from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.cloudwatch.responses import CloudWatchResponse
 from moto.core.responses import BaseResponse
 from moto.core.utils import convert_to_flask_response
+from moto.iam.models import IAMBackend
+from moto.iam.responses import IamResponse
 from moto.logs.models import LogsBackend
 from moto.moto_server.werkzeug_app import create_backend_app
 from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
+from moto.sts.responses import TokenResponse
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from local_test.platform.control.cloudwatch_api import CloudWatch
+from local_test.platform.control.iam_api import Iam, Sts
 from local_test.platform.control.sagemaker_api import ControlledEmulator, SageMaker
 
 VERSION = "5.2.5"
@@ -36,6 +40,9 @@ INTERNALS: dict[Any, tuple[str, ...]] = {
     LogsBackend: ("ensure_log_group", "ensure_log_stream", "put_log_events"),
     CloudWatchResponse: ("call_action", "serialized", "_get_action", "_get_params", "_get_param", "cloudwatch_backend"),
     CloudWatchBackend: ("alarms", "_validate_parameters_put_metric_data"),
+    IamResponse: ("call_action", "backend"),
+    TokenResponse: ("get_caller_identity", "backend", "get_access_key"),
+    IAMBackend: ("get_roles", "get_role", "get_user", "get_group", "create_role", "attach_role_policy"),
 }
 
 
@@ -61,6 +68,10 @@ def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
         _replace_view(app, SageMakerResponse, type("SageMaker", (SageMaker,), {"emulator": emulator}))
     if service == "cloudwatch":
         _replace_view(app, CloudWatchResponse, type("CloudWatch", (CloudWatch,), {"monitor": emulator.monitor}))
+    if service == "iam":
+        _replace_view(app, IamResponse, Iam)
+    if service == "sts":
+        _replace_view(app, TokenResponse, Sts)
     return app
 
 

@@ -14,7 +14,7 @@ from moto.sagemaker.exceptions import AWSValidationException
 from moto.sagemaker.models import FakeEndpointConfig
 
 from local_test.platform.calls import ValidationError
-from local_test.platform.control import validation
+from local_test.platform.control import answers, validation
 from local_test.platform.control.jobs_api import JobsApi, JobsEmulator
 from local_test.platform.fleet import plans
 from local_test.platform.fleet.endpoint import Endpoint, Size, retained
@@ -67,7 +67,8 @@ class SageMaker(JobsApi):
             unsupported = AWSValidationException(f"{action} is not supported by this emulator.")
             return self.serialized(ActionResult(unsupported))
         with self.emulator.changing:
-            return super().call_action()
+            status, headers, body = super().call_action()
+        return status, headers, answers.described(action, body) if status == 200 else body
 
     # Models
 

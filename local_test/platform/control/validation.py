@@ -9,6 +9,7 @@ from functools import cache
 import botocore.session
 
 from local_test.platform.calls import ValidationError
+from local_test.platform.containers.model_data import parts
 from local_test.platform.fleet.plans import KINDS, MAX_CONTAINERS, Shape, containers, direct, multi_model
 
 
@@ -38,8 +39,8 @@ def _check_container(container: Shape) -> None:
         raise ValidationError("A container needs an Image or a ModelPackageName.")
     if url and source:
         raise ValidationError("Give either ModelDataUrl or ModelDataSource, one of the two.")
-    if url and not url.startswith("s3://"):
-        raise ValidationError(f"Invalid ModelDataUrl {url}: it must be an S3 URI, s3://bucket/key.")
+    if url:
+        _check_uri("ModelDataUrl", url)
     if multi_model(container):
         if source:
             raise ValidationError(
@@ -57,8 +58,17 @@ def _check_container(container: Shape) -> None:
         )
     if source:
         s3 = source.get("S3DataSource") or {}
+        if s3.get("S3Uri"):
+            _check_uri("S3Uri", s3["S3Uri"])
         if s3.get("S3DataType") == "S3Prefix" and not s3["S3Uri"].endswith("/") and s3["CompressionType"] == "None":
             raise ValidationError(f"Invalid S3Uri {s3['S3Uri']}: with S3DataType S3Prefix it must end with '/'.")
+
+
+def _check_uri(member: str, uri: str) -> None:
+    try:
+        parts(uri)
+    except ValidationError as error:
+        raise ValidationError(f"Invalid {member}: {error.message}.") from None
 
 
 def check_config(config: Shape, models: Mapping[str, Shape]) -> None:

@@ -15,6 +15,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Response
 
 from local_test.platform.calls import Call, Reply, ValidationError
+from local_test.platform.containers.model_data import parts
 
 PREFIX = "X-Amzn-SageMaker-"
 CONCURRENCY = 4  # invocations per instance, without MaxConcurrentInvocationsPerInstance
@@ -63,8 +64,8 @@ class Queue:
         source = given["InputLocation"] or ""
         if bool(source) == bool(body):
             raise ValidationError("Give the input as InputLocation or as Body, one of the two.")
-        if source and not source.startswith("s3://"):
-            raise ValidationError(f"InputLocation {source} is not an S3 URI.")
+        if source:
+            parts(source)
         if len(body) > INLINE:
             raise ValidationError(f"Body has {len(body)} bytes, more than {INLINE}: use InputLocation.")
         call_id = str(uuid.uuid4())
@@ -99,7 +100,7 @@ class Queue:
             raise TimeoutError("The request was queued for longer than its RequestTTLSeconds.")
         body = queued.body
         if queued.source:
-            bucket, key = _split(queued.source)
+            bucket, key = parts(queued.source)
             body = self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         reply = self._invoke(Call(body=body, headers=queued.headers, limit=queued.limit))
         if "content-length" not in reply.headers:
@@ -107,7 +108,7 @@ class Queue:
         return reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
 
     def _put(self, location: str, body: bytes) -> None:
-        bucket, key = _split(location)
+        bucket, key = parts(location)
         self._s3.put_object(Bucket=bucket, Key=key, Body=body)
 
 
@@ -132,10 +133,5 @@ def _container_headers(headers: Headers) -> dict[str, str]:
     return forwarded
 
 
-def _split(location: str) -> tuple[str, str]:
-    bucket, _, key = location.removeprefix("s3://").partition("/")
-    return bucket, key
-
-
-def _join(*parts: str) -> str:
-    return "/".join(part.rstrip("/") for part in parts if part)
+def _join(*names: str) -> str:
+    return "/".join(name.rstrip("/") for name in names if name)
