@@ -104,8 +104,10 @@ def steps(aws: Aws, execution: str) -> dict[str, Mapping[str, Any]]:
 
 
 def states(made: Definition, listed: Mapping[str, Mapping[str, Any]]) -> dict[str, StepState]:
-    """The state of every step of a definition."""
-    return {step["Name"]: _state(step["Type"], listed.get(step["Name"], {})) for step in made["Steps"]}
+    """The state of every step of a definition, with the steps in the branches of its conditions."""
+    return {
+        name: _state(placed.step["Type"], listed.get(name, {})) for name, placed in validation.steps_of(made).items()
+    }
 
 
 def defined_for(aws: Aws, execution: str) -> Definition:

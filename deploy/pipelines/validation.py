@@ -4,7 +4,7 @@ The form: docs.aws.amazon.com/sagemaker/latest/dg/define-pipeline.html; `Argumen
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,19 +14,33 @@ from botocore.model import Shape
 from deploy import aws
 from deploy.aws import Later
 from deploy.errors import SpecError, unknown
+from deploy.pipelines.expressions import contains, found, parts_of, paths, resolved, step_of
 
 Tree = Mapping[str, Any]
-TOP = ["Version", "Metadata", "Parameters", "PipelineExperimentConfig", "Steps"]
+TOP = ["Version", "Metadata", "Parameters", "PipelineExperimentConfig", "MlflowConfig", "Steps"]
 PARAMETER = ["Name", "Type", "DefaultValue", "EnumValues"]
-STEP = ["Name", "Type", "Arguments", "DependsOn", "DisplayName", "Description", "RetryPolicies", "CacheConfig"]
-LAMBDA = [*STEP, "FunctionArn", "OutputParameters"]
+STEP = ["Name", "Type", "Arguments", "DependsOn", "DisplayName", "Description"]
+JOB = [*STEP, "RetryPolicies", "CacheConfig"]
+FUNCTION = [*STEP, "CacheConfig", "OutputParameters"]
+RETRY = ["ExceptionType", "IntervalSeconds", "BackoffRate", "MaxAttempts", "ExpireAfterMin"]
+EXCEPTIONS = [
+    *("Step.SERVICE_FAULT", "Step.THROTTLING"),
+    *("SageMaker.JOB_INTERNAL_ERROR", "SageMaker.CAPACITY_ERROR", "SageMaker.RESOURCE_LIMIT"),
+]
 NAME = re.compile(r"[A-Za-z0-9\-_]{1,64}")
+PARAMETER_NAME = re.compile(r"[A-Za-z0-9\-_]{1,256}")
 PARAMETER_TYPES: dict[str, type] = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 EXECUTION = [
     *("PipelineExecutionId", "PipelineExecutionArn", "PipelineName", "PipelineArn"),
-    *("StartDateTime", "CurrentDateTime"),
+    *("StartDateTime", "CurrentDateTime", "TrainingJobName", "ProcessingJobName"),
 ]
-PART = re.compile(r"\.(\w+)|\[(\d+)\]|\['([^']+)'\]")
+COMPARISONS = ["Equals", "GreaterThan", "GreaterThanOrEqualTo", "LessThan", "LessThanOrEqualTo"]
+CONDITIONS = {  # type -> its keys beside Type
+    **dict.fromkeys(COMPARISONS, ("LeftValue", "RightValue")),
+    "In": ("QueryValue", "Values"),
+    "Not": ("Condition",),
+    "Or": ("Conditions",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +59,32 @@ KINDS = {
     "Transform": Kind("CreateTransformJob", "DescribeTransformJob", "TransformJobName"),
     "Model": Kind("CreateModel", "DescribeModel", "ModelName"),
     "RegisterModel": Kind("CreateModelPackage", "DescribeModelPackage", None),
+    "EndpointConfig": Kind("CreateEndpointConfig", "DescribeEndpointConfig", "EndpointConfigName"),
+    "Endpoint": Kind("CreateEndpoint", "DescribeEndpoint", "EndpointName"),
 }
-STEP_TYPES = [*KINDS, "Lambda"]
+KEYS = {  # type of step -> the keys that it may have
+    **dict.fromkeys(KINDS, JOB),
+    "Processing": [*JOB, "PropertyFiles"],
+    "Lambda": [*FUNCTION, "FunctionArn"],
+    "Callback": [*FUNCTION, "SqsQueueUrl"],
+    "Condition": STEP,
+    "Fail": STEP,
+}
+# Steps of other services of AWS. A definition may contain them; the emulator refuses to run them.
+SERVICES = [
+    *("ClarifyCheck", "QualityCheck", "EMR", "EMRServerless", "AutoML", "InferenceComponent", "Lineage"),
+    *("BedrockCustomModel", "BedrockCustomModelDeployment", "BedrockModelImport", "BedrockProvisionedModelThroughput"),
+]
+STEP_TYPES = [*KEYS, *SERVICES]
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A step, and the branch of a Condition step that contains it, if one does."""
+
+    step: Tree
+    condition: str = ""  # the name of the Condition step
+    outcome: bool = True  # whether the step is in its IfSteps or in its ElseSteps
 
 
 def check(definition: Tree, parameters: Tree | None = None) -> None:
@@ -58,13 +96,26 @@ def check(definition: Tree, parameters: Tree | None = None) -> None:
     if definition["Version"] != "2020-12-01":
         raise SpecError(f"definition.Version must be '2020-12-01', not {definition['Version']!r}")
     values = values_of(definition, parameters or {}, offline=True)
-    steps = _declared_steps(definition)
+    steps = {name: placed.step for name, placed in _declared_steps(definition).items()}
     known = partial(_placeholder, values, steps)
-    resolved(definition.get("PipelineExperimentConfig", {}), known, "PipelineExperimentConfig")
+    resolved(definition.get("PipelineExperimentConfig") or {}, known, "PipelineExperimentConfig", _unread)
     for name, step in steps.items():
-        path = f"Steps.{name}.Arguments"
-        check_arguments(step, resolved(step.get("Arguments", {}), known, path))
+        arguments = resolved(own_arguments(step), known, f"Steps.{name}.Arguments", _unread)
+        # A value from a JSON file has an unknown type until the file exists.
+        if not contains(step.get("Arguments", {}), "Std:JsonGet"):
+            check_arguments(step, arguments)
     order(definition)
+
+
+def steps_of(definition: Tree) -> dict[str, Placed]:
+    """All steps by name, with those in the branches of conditions, each after the Condition step that contains it."""
+    return {each.step["Name"]: each for each in _flattened(definition["Steps"], "", True)}
+
+
+def own_arguments(step: Tree) -> Tree:
+    """The arguments without the steps in the branches of a condition."""
+    given: Tree = step.get("Arguments") or {}
+    return {"Conditions": given.get("Conditions", [])} if step["Type"] == "Condition" else given
 
 
 def check_arguments(step: Tree, arguments: Tree) -> None:
@@ -80,11 +131,10 @@ def check_arguments(step: Tree, arguments: Tree) -> None:
 
 def order(definition: Tree) -> dict[str, set[str]]:
     """The steps that each step waits for, in an order in which they can run. Raises SpecError for a cycle."""
-    waits = {
-        step["Name"]: {path.split(".")[1] for path in _paths(step.get("Arguments", {})) if path.startswith("Steps.")}
-        | set(step.get("DependsOn", ()))
-        for step in definition["Steps"]
-    }
+    waits = {}
+    for name, placed in steps_of(definition).items():
+        used = {step_of(path) for path in paths(_with_queue(placed.step))} - {""}
+        waits[name] = used | set(placed.step.get("DependsOn") or ()) | ({placed.condition} - {""})
     done: dict[str, set[str]] = {}
     while len(done) < len(waits):
         ready = [name for name, needs in waits.items() if name not in done and needs <= set(done)]
@@ -93,6 +143,24 @@ def order(definition: Tree) -> dict[str, set[str]]:
             raise SpecError(f"Steps: cycle: {rest} wait for one another")
         done |= {name: waits[name] for name in ready}
     return done
+
+
+def _with_queue(step: Tree) -> list[Any]:
+    """The values of a step that may contain expressions."""
+    return [own_arguments(step), step.get("SqsQueueUrl"), step.get("FunctionArn")]
+
+
+def _flattened(steps: list[Any], condition: str, outcome: bool) -> Iterator[Placed]:
+    for step in steps:
+        yield Placed(step, condition, outcome)
+        if step["Type"] == "Condition":
+            branches = step.get("Arguments") or {}
+            yield from _flattened(branches.get("IfSteps") or [], step["Name"], True)
+            yield from _flattened(branches.get("ElseSteps") or [], step["Name"], False)
+
+
+def _unread(uri: str) -> Any:
+    return Later(uri)
 
 
 # Keys and steps
@@ -104,39 +172,128 @@ def _check_keys(given: Tree, known: list[str], where: str) -> None:
             raise SpecError(f"{where}: {unknown(key, known, 'key')}")
 
 
-def _name_of(given: Any, where: str) -> str:
+def _name_of(given: Any, where: str, pattern: re.Pattern[str]) -> str:
     """The name of an item of a list. Raises SpecError if the item is no table or has no valid name."""
     if not isinstance(given, Mapping):
         raise SpecError(f"{where} must be a table, not {given!r}")
     name = given.get("Name")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise SpecError(f"{where}.Name: {name!r} must be 1 to 64 letters, digits, - and _")
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        most = 64 if pattern is NAME else 256
+        raise SpecError(f"{where}.Name: {name!r} must be 1 to {most} letters, digits, - and _")
     return name
 
 
-def _declared_steps(definition: Tree) -> dict[str, Tree]:
+def _declared_steps(definition: Tree) -> dict[str, Placed]:
     """The steps by name. Raises SpecError for an invalid form."""
     if not isinstance(definition["Steps"], list) or not definition["Steps"]:
         raise SpecError("definition.Steps must be a list of at least one step")
-    steps: dict[str, Tree] = {}
-    for number, step in enumerate(definition["Steps"]):
-        where = f"Steps[{number}]"
-        name = _name_of(step, where)
-        if step.get("Type") not in STEP_TYPES:
-            raise SpecError(f"Steps.{name}.Type: {unknown(str(step.get('Type')), STEP_TYPES, 'type of step')}")
-        if name in steps:
-            raise SpecError(f"{where}.Name: two steps have the name {name!r}")
-        _check_keys(step, LAMBDA if step["Type"] == "Lambda" else STEP, f"Steps.{name}")
-        if step["Type"] == "Lambda" and not isinstance(step.get("FunctionArn"), str):
-            raise SpecError(f"Steps.{name}.FunctionArn is missing")
-        if not isinstance(step.get("Arguments", {}), Mapping):
-            raise SpecError(f"Steps.{name}.Arguments must be a table, not {step['Arguments']!r}")
-        steps[name] = step
-    for name, step in steps.items():
-        for before in step.get("DependsOn", ()):
+    seen: set[str] = set()
+    _check_steps(definition["Steps"], "Steps", seen)
+    steps = steps_of(definition)
+    for name, placed in steps.items():
+        for before in placed.step.get("DependsOn") or ():
             if before not in steps:
                 raise SpecError(f"Steps.{name}.DependsOn: {unknown(str(before), list(steps), 'step')}")
+            if steps[before].step["Type"] == "Fail":
+                raise SpecError(f"Steps.{name}.DependsOn: no step can run after the Fail step {before}")
     return steps
+
+
+def _check_steps(given: Any, path: str, seen: set[str]) -> None:
+    """Raise SpecError for a step of an invalid form, or with a name in `seen`; the names are added to it."""
+    if not isinstance(given, list):
+        raise SpecError(f"{path} must be a list, not {given!r}")
+    for number, step in enumerate(given):
+        where = f"{path}[{number}]"
+        name = _name_of(step, where, NAME)
+        kind = step.get("Type")
+        if kind not in STEP_TYPES:
+            raise SpecError(f"Steps.{name}.Type: {unknown(str(kind), STEP_TYPES, 'type of step')}")
+        if name in seen:
+            raise SpecError(f"{where}.Name: two steps have the name {name!r}")
+        seen.add(name)
+        if kind in KEYS:
+            _check_keys(step, KEYS[kind], f"Steps.{name}")
+        if not isinstance(step.get("Arguments", {}), Mapping):
+            raise SpecError(f"Steps.{name}.Arguments must be a table, not {step['Arguments']!r}")
+        if not isinstance(step.get("DependsOn") or [], list):
+            raise SpecError(f"Steps.{name}.DependsOn must be a list, not {step['DependsOn']!r}")
+        _check_form(step, name)
+        if kind == "Condition":
+            _check_branches(step, name, seen)
+
+
+def _check_form(step: Tree, name: str) -> None:
+    """Raise SpecError for an invalid value of a key that only some types of step have."""
+    for kind, key in (("Lambda", "FunctionArn"), ("Callback", "SqsQueueUrl")):
+        if step["Type"] == kind and not isinstance(step.get(key), str | Mapping):
+            raise SpecError(f"Steps.{name}.{key} is missing")
+    if step["Type"] == "Fail" and "ErrorMessage" not in step.get("Arguments", {}):
+        raise SpecError(f"Steps.{name}.Arguments.ErrorMessage is missing")
+    for key, wanted in (
+        ("OutputParameters", {"OutputName", "OutputType"}),
+        ("PropertyFiles", {"PropertyFileName", "OutputName", "FilePath"}),
+    ):
+        for number, each in enumerate(step.get(key) or ()):
+            if not isinstance(each, Mapping) or set(each) != wanted:
+                raise SpecError(f"Steps.{name}.{key}[{number}] must have the keys {', '.join(sorted(wanted))}")
+    for number, each in enumerate(step.get("OutputParameters") or ()):
+        if each["OutputType"] not in PARAMETER_TYPES:
+            problem = unknown(str(each["OutputType"]), list(PARAMETER_TYPES), "type")
+            raise SpecError(f"Steps.{name}.OutputParameters[{number}].OutputType: {problem}")
+    cache = step.get("CacheConfig") or {}
+    if cache.get("Enabled") and not duration_parts(str(cache.get("ExpireAfter", "P1D"))):
+        raise SpecError(
+            f"Steps.{name}.CacheConfig.ExpireAfter: {cache['ExpireAfter']!r} must be a duration, such as PT1H or P30D"
+        )
+    for number, policy in enumerate(step.get("RetryPolicies") or ()):
+        where = f"Steps.{name}.RetryPolicies[{number}]"
+        _check_keys(policy, RETRY, where)
+        for exception in policy.get("ExceptionType") or ():
+            if exception not in EXCEPTIONS:
+                raise SpecError(f"{where}.ExceptionType: {unknown(str(exception), EXCEPTIONS, 'exception')}")
+
+
+# "PT1H" and "P30D"; AWS's pages write "30dT5h" as well, without the P.
+DURATION = re.compile(
+    r"P?(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?", re.IGNORECASE
+)
+
+
+def duration_parts(text: str) -> tuple[int, ...]:
+    """Years, months, weeks, days, hours, minutes and seconds of a duration; () if the text is none."""
+    match = DURATION.fullmatch(text)
+    return tuple(int(each or 0) for each in match.groups()) if match and any(match.groups()) else ()
+
+
+def _check_branches(step: Tree, name: str, seen: set[str]) -> None:
+    arguments = step.get("Arguments") or {}
+    _check_keys(arguments, ["Conditions", "IfSteps", "ElseSteps"], f"Steps.{name}.Arguments")
+    _check_conditions(arguments.get("Conditions"), f"Steps.{name}.Arguments.Conditions")
+    for branch in ("IfSteps", "ElseSteps"):
+        _check_steps(arguments.get(branch) or [], f"Steps.{name}.Arguments.{branch}", seen)
+
+
+def _check_conditions(given: Any, where: str) -> None:
+    if not isinstance(given, list) or not given:
+        raise SpecError(f"{where} must be a list of at least one condition")
+    for number, each in enumerate(given):
+        _check_condition(each, f"{where}[{number}]")
+
+
+def _check_condition(given: Any, where: str) -> None:
+    if not isinstance(given, Mapping) or given.get("Type") not in CONDITIONS:
+        kind = given.get("Type") if isinstance(given, Mapping) else given
+        raise SpecError(f"{where}.Type: {unknown(str(kind), list(CONDITIONS), 'type of condition')}")
+    keys = CONDITIONS[given["Type"]]
+    _check_keys(given, ["Type", *keys], where)
+    missing = [key for key in keys if key not in given]
+    if missing:
+        raise SpecError(f"{where}.{missing[0]} is missing")
+    if given["Type"] == "Not":
+        _check_condition(given["Condition"], f"{where}.Condition")
+    if given["Type"] == "Or":
+        _check_conditions(given["Conditions"], f"{where}.Conditions")
 
 
 # Parameters
@@ -167,9 +324,9 @@ def values_of(definition: Tree, given: Tree, *, offline: bool = False) -> dict[s
 
 def _declared_parameters(definition: Tree) -> dict[str, Tree]:
     declared: dict[str, Tree] = {}
-    for number, each in enumerate(definition.get("Parameters", ())):
+    for number, each in enumerate(definition.get("Parameters") or ()):
         where = f"Parameters[{number}]"
-        name = _name_of(each, where)
+        name = _name_of(each, where, PARAMETER_NAME)
         _check_keys(each, PARAMETER, where)
         kind = each.get("Type")
         if kind not in PARAMETER_TYPES:
@@ -208,76 +365,6 @@ def _typed(value: Any, kind: str, where: str) -> Any:
 # Expressions
 
 
-def resolved(value: Any, known: Callable[[str], Any], where: str) -> Any:
-    """A value with its expressions replaced; `known` returns the value of a path. Raises SpecError with the key."""
-    if isinstance(value, list):
-        return [resolved(each, known, f"{where}[{number}]") for number, each in enumerate(value)]
-    if not isinstance(value, Mapping):
-        return value
-    operator = next((key for key in value if key == "Get" or key.startswith("Std:")), None)
-    if operator is None:
-        return {key: resolved(each, known, f"{where}.{key}") for key, each in value.items()}
-    if len(value) > 1:
-        raise SpecError(f"{where}: {operator} must be the only key, found also {', '.join(set(value) - {operator})}")
-    if operator == "Get":
-        try:
-            return known(value["Get"])
-        except SpecError as error:
-            raise SpecError(f"{where}: Get {value['Get']!r}: {error}") from error
-    if operator == "Std:Join":
-        return _joined(value[operator], known, where)
-    raise SpecError(f"{where}: unsupported operator {operator}; supported: Get, Std:Join")
-
-
-def found(value: Any, path: str) -> Any:
-    """The value at .Name, [0] or ['name']; in a list, ['name'] is the item of that name. Raises SpecError."""
-    for part in _parts_of(path):
-        try:
-            if isinstance(value, list) and isinstance(part, str):
-                value = next(each for each in value if part in _names(each))
-            else:
-                value = value[part]
-        except (KeyError, IndexError, TypeError, StopIteration) as error:
-            raise SpecError(f"{part!r} not found") from error
-    return value
-
-
-def _paths(value: Any) -> Iterator[str]:
-    """The paths of all Get expressions in a value."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("Get"), str):
-            yield value["Get"]
-        for each in value.values():
-            yield from _paths(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _paths(each)
-
-
-def _parts_of(path: str) -> list[str | int]:
-    parts: list[str | int] = []
-    at = 0
-    while at < len(path):
-        match = PART.match(path, at)
-        if match is None:
-            raise SpecError(f"invalid path at {path[at:]!r}; supported: .Name, [0] and ['name']")
-        parts.append(int(match[2]) if match[2] else match[1] or match[3])
-        at = match.end()
-    return parts
-
-
-def _names(each: Any) -> list[Any]:
-    return [value for key, value in each.items() if key.endswith("Name")] if isinstance(each, Mapping) else []
-
-
-def _joined(join: Any, known: Callable[[str], Any], where: str) -> str:
-    if not isinstance(join, Mapping) or set(join) != {"On", "Values"} or not isinstance(join["Values"], list):
-        raise SpecError(f'{where}: Std:Join must be {{"On": "/", "Values": [...]}}, not {join!r}')
-    parts = [resolved(each, known, f"{where}.Values[{number}]") for number, each in enumerate(join["Values"])]
-    text = str(join["On"]).join(map(str, parts))
-    return Later(text) if any(isinstance(each, Later) for each in parts) else text
-
-
 def _placeholder(values: Tree, steps: Mapping[str, Tree], path: str) -> Any:
     """A parameter's value; for other paths a value of the type they will have. Raises SpecError for an unknown path."""
     if not isinstance(path, str):
@@ -300,12 +387,33 @@ def _placeholder(values: Tree, steps: Mapping[str, Tree], path: str) -> Any:
 
 
 def _property(step: Tree, path: str) -> Any:
-    parts = _parts_of(path)
-    if step["Type"] == "Lambda":
-        outputs = [each["OutputName"] for each in step.get("OutputParameters", ())]
+    parts, kind = parts_of(path), step["Type"]
+    if kind in ("Lambda", "Callback"):
+        outputs = {each["OutputName"]: each["OutputType"] for each in step.get("OutputParameters") or ()}
         if len(parts) != 2 or parts[0] != "OutputParameters" or parts[1] not in outputs:
-            raise SpecError(unknown(str(parts[-1] if parts else ""), outputs, "output", " of the function"))
+            of = " of the function" if kind == "Lambda" else " of the callback"
+            raise SpecError(unknown(str(parts[-1] if parts else ""), list(outputs), "output", of))
+        return Later(path) if outputs[str(parts[1])] == "String" else PARAMETER_TYPES[outputs[str(parts[1])]](1)
+    if kind == "Condition":
+        if parts != ["Outcome"]:
+            raise SpecError(unknown(".".join(map(str, parts)), ["Outcome"], "property", " of a condition"))
         return Later(path)
+    if kind == "Fail":
+        raise SpecError("a Fail step has no properties")
+    if kind in SERVICES:
+        return Later(path)
+    if parts and parts[0] == "PropertyFiles":
+        files = [each["PropertyFileName"] for each in step.get("PropertyFiles") or ()]
+        if len(parts) != 2 or parts[1] not in files:
+            raise SpecError(unknown(str(parts[-1]), files, "property file", f" of {step['Name']}"))
+        return Later(path)
+    return _described(step, parts, path)
+
+
+def _described(step: Tree, parts: list[str | int], path: str) -> Any:
+    """The type of a member of the answer that describes the step's job or model."""
+    if step["Type"] == "Tuning" and parts and parts[0] == "TrainingJobSummaries":
+        return Later(path)  # of ListTrainingJobsForHyperParameterTuningJob, the best job first
     shape: Shape = aws.service_model().operation_model(KINDS[step["Type"]].describe).output_shape
     declared: Any = step.get("Arguments", {})
     for part in parts:

@@ -13,7 +13,8 @@ from typing import Any
 from deploy.errors import SpecError, unknown
 from deploy.pipelines import validation
 from deploy.pipelines.executions import StepState
-from deploy.pipelines.validation import found, resolved, values_of
+from deploy.pipelines.expressions import found, resolved
+from deploy.pipelines.validation import values_of
 
 Properties = Mapping[str, Any]  # the response of the step's describing operation
 Work = Callable[["Step"], Properties]
@@ -117,7 +118,9 @@ class Execution:
         name, kind, began = step["Name"], step["Type"], time.monotonic()
         self._change(name, StepState(kind=kind, status="Executing"))
         try:
-            arguments = resolved(step["Arguments"], lambda path: self._value(path, known), f"Steps.{name}.Arguments")
+            arguments = resolved(
+                step["Arguments"], lambda path: self._value(path, known), f"Steps.{name}.Arguments", _unread
+            )
             validation.check_arguments(step, arguments)
             job = f"pipelines-{self.id}-{name[:31]}-{uuid.uuid4().hex[:8]}"  # 63 characters at most
             started = Step(name=name, job=job, arguments=arguments, definition=step)
@@ -170,3 +173,7 @@ class Execution:
     def _change(self, name: str, state: StepState) -> None:
         self.steps[name] = state
         self.on_change(name, state)
+
+
+def _unread(uri: str) -> Any:
+    raise SpecError(f"{uri}: property files are not supported by this command")

@@ -13,7 +13,8 @@ from deploy.errors import Failed, SpecError
 from deploy.pipelines import definitions, executions, split, validation
 from deploy.pipelines.definitions import Given
 from deploy.pipelines.executions import StepState
-from deploy.pipelines.validation import found, resolved, values_of
+from deploy.pipelines.expressions import found, resolved
+from deploy.pipelines.validation import values_of
 
 GIVEN = Given(
     role="arn:aws:iam::123456789012:role/pipelines",
@@ -158,6 +159,7 @@ def test_expressions_are_replaced_by_values() -> None:
         {"a": [{"Get": "Parameters.Name"}], "b": {"Std:Join": {"On": "", "Values": [{"Get": "Parameters.Rounds"}]}}},
         known,
         "Here",
+        {}.__getitem__,
     )
     assert got == {"a": ["x"], "b": "40"}
 
