@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -25,21 +26,49 @@ from local_test.ports import free_port
 
 TARGET = ROOT / ".lambda"  # `make lambda`
 EMULATOR = TARGET / "samcli/local/rapid" / f"aws-lambda-rie-{'arm64' if platform.machine() == 'aarch64' else 'x86_64'}"
-STEP_LIMIT = 600  # seconds after which SageMaker stops a Lambda step, whatever the function's own limit
 UP = 20.0  # seconds until the emulator listens
+LOG_TAIL = 4096  # characters of the log that Invoke returns
 # Without the emulator: the same code from the same zip, in a process of its own.
 ALONE = """
-import importlib, json, pathlib, sys
+import importlib, json, os, pathlib, sys, time, traceback
 module, _, name = sys.argv[1].rpartition(".")
 event = json.loads(pathlib.Path(sys.argv[2]).read_text())
-value = getattr(importlib.import_module(module), name)(event, None)
-pathlib.Path(sys.argv[3]).write_text(json.dumps(value))
+until = time.time() + float(sys.argv[4])
+
+class Context:
+    function_name = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
+    function_version = "$LATEST"
+    invoked_function_arn = os.environ.get("AWS_LAMBDA_FUNCTION_ARN", "")
+    aws_request_id = sys.argv[5]
+    memory_limit_in_mb = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
+
+    def get_remaining_time_in_millis(self):
+        return max(0, int((until - time.time()) * 1000))
+
+try:
+    value, code = getattr(importlib.import_module(module.replace("/", ".")), name)(event, Context()), 0
+    text = json.dumps(value)
+except Exception as error:
+    traceback.print_exc()
+    code, lines = 1, traceback.format_exception(error)
+    text = json.dumps({"errorMessage": str(error), "errorType": type(error).__name__, "stackTrace": lines})
+pathlib.Path(sys.argv[3]).write_text(text)
+sys.exit(code)
 """
 
 
 def is_emulated() -> bool:
     """Whether AWS's emulator is installed."""
     return EMULATOR.exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer of one invocation."""
+
+    payload: str  # JSON: the value that the function returned, or its error
+    failed: bool
+    log: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +81,27 @@ class Function:
     seconds: int  # the function's time limit
     work: Path
     running: Running
+    name: str = "function"
 
     def call(self, event: Mapping[str, Any]) -> Any:
         """The value that the function returns. Raises StepFailed with its exception, or with the timeout."""
+        result = self.invoke(json.dumps(event))
+        value = json.loads(result.payload)
+        if result.failed:
+            raise StepFailed(f"Lambda: {value.get('errorType', 'Error')}: {value['errorMessage']}")
+        return value
+
+    def invoke(self, event: str) -> Result:
+        """Runs the function once; `event` is JSON. Raises StepFailed if Lambda's emulator does not start."""
         work = self.work / f"function-{uuid.uuid4().hex[:8]}"
         with zipfile.ZipFile(BytesIO(self.code)) as archive:
             archive.extractall(work / "code")
-        return self._emulated(work, event) if is_emulated() else self._alone(work, event)
+        try:
+            return self._emulated(work, event) if is_emulated() else self._alone(work, event)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
-    @property
-    def _limit(self) -> int:
-        return min(self.seconds, STEP_LIMIT)
-
-    def _emulated(self, work: Path, event: Mapping[str, Any]) -> Any:
+    def _emulated(self, work: Path, event: str) -> Result:
         port = free_port()
         command = [
             str(EMULATOR),
@@ -74,20 +111,18 @@ class Function:
         ]
         environment = {
             "LAMBDA_TASK_ROOT": str(work / "code"),
-            "AWS_LAMBDA_FUNCTION_TIMEOUT": str(self._limit),
-            "AWS_LAMBDA_FUNCTION_NAME": "function",
+            "AWS_LAMBDA_FUNCTION_TIMEOUT": str(self.seconds),
         }
         with self._process(work, command, environment) as process:
             text = self._invoked(process, port, event, work / "log")
+        log = self._log(work)
         try:
             value = json.loads(text)
         except ValueError:  # the emulator reports a timeout as plain text
-            raise StepFailed(f"Lambda: {text}") from None
-        if isinstance(value, dict) and "errorMessage" in value:
-            raise StepFailed(f"Lambda: {value.get('errorType', 'Error')}: {value['errorMessage']}")
-        return value
+            return Result(json.dumps({"errorType": "Sandbox.Timedout", "errorMessage": text}), True, log)
+        return Result(text, isinstance(value, dict) and {"errorMessage", "errorType"} <= set(value), log)
 
-    def _invoked(self, process: "subprocess.Popen[bytes]", port: int, event: Mapping[str, Any], log: Path) -> str:
+    def _invoked(self, process: "subprocess.Popen[bytes]", port: int, event: str, log: Path) -> str:
         """The emulator's response. The emulator starts the function on the first call."""
         client = boto3.client(
             "lambda",
@@ -95,12 +130,12 @@ class Function:
             region_name="us-east-1",
             aws_access_key_id="local",
             aws_secret_access_key="local",
-            config=Config(read_timeout=self._limit + 30, retries={"total_max_attempts": 1}),
+            config=Config(read_timeout=self.seconds + 30, retries={"total_max_attempts": 1}),
         )
         until = time.monotonic() + UP
         while True:
             try:
-                text: bytes = client.invoke(FunctionName="function", Payload=json.dumps(event))["Payload"].read()
+                text: bytes = client.invoke(FunctionName="function", Payload=event)["Payload"].read()
                 return text.decode()
             except BotoCoreError as error:
                 there = process.poll() is None
@@ -109,19 +144,26 @@ class Function:
                     raise StepFailed(f"Lambda's emulator {state}: {error} {log.read_text()[-500:]}") from error
                 time.sleep(0.05)
 
-    def _alone(self, work: Path, event: Mapping[str, Any]) -> Any:
+    def _alone(self, work: Path, event: str) -> Result:
         event_file, result_file = work / "event.json", work / "result.json"
-        event_file.write_text(json.dumps(event))
+        event_file.write_text(event)
         command = [sys.executable, "-c", ALONE, self.handler, str(event_file), str(result_file)]
-        with self._process(work, command, {}) as process:
+        with self._process(work, [*command, str(self.seconds), str(uuid.uuid4())], {}) as process:
             try:
-                code = process.wait(self._limit)
+                code = process.wait(self.seconds)
             except subprocess.TimeoutExpired:
-                raise StepFailed(f"Lambda: Task timed out after {self._limit}.00 seconds") from None
-        if code:
-            lines = (work / "log").read_text().strip().splitlines()
-            raise StepFailed(f"Lambda: {lines[-1] if lines else f'exit code {code}'}")
-        return json.loads(result_file.read_text())
+                said = f"Task timed out after {self.seconds}.00 seconds"
+                return Result(
+                    json.dumps({"errorType": "Sandbox.Timedout", "errorMessage": said}), True, self._log(work)
+                )
+        if result_file.exists():
+            return Result(result_file.read_text(), code != 0, self._log(work))
+        lines = self._log(work).strip().splitlines()
+        said = lines[-1] if lines else f"the process has exited with code {code}"
+        return Result(json.dumps({"errorType": "Runtime.ExitError", "errorMessage": said}), True, self._log(work))
+
+    def _log(self, work: Path) -> str:
+        return (work / "log").read_text(errors="replace")
 
     @contextmanager
     def _process(
@@ -133,7 +175,13 @@ class Function:
             process = subprocess.Popen(
                 command,
                 cwd=work / "code",
-                env={**os.environ, **self.environment, "PYTHONPATH": ":".join(path), **more},
+                env={
+                    **os.environ,
+                    "AWS_LAMBDA_FUNCTION_NAME": self.name,
+                    **self.environment,
+                    "PYTHONPATH": ":".join(path),
+                    **more,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -149,3 +197,41 @@ class Function:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+class Host:
+    """Runs the functions of a platform, each call in a process of its own. `close` ends all of them."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self._running = Running()
+
+    def run(self, function: Any, event: str, environment: Mapping[str, str]) -> Result:
+        """Runs the code of moto's function. Raises StepFailed if Lambda's emulator does not start.
+
+        `environment` makes the function's AWS clients use the platform; the function's own variables come first.
+        """
+        own = {
+            "AWS_LAMBDA_FUNCTION_NAME": function.function_name,
+            "AWS_LAMBDA_FUNCTION_ARN": function.function_arn,
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_size),
+            "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+            "AWS_EXECUTION_ENV": f"AWS_Lambda_{function.run_time}",
+            "AWS_REGION": environment["AWS_DEFAULT_REGION"],
+        }
+        result = Function(
+            code=function.code_bytes,
+            handler=function.handler,
+            environment={**environment, **own, **function.environment_vars},
+            seconds=int(function.timeout),
+            work=self._work,
+            running=self._running,
+            name=function.function_name,
+        ).invoke(event)
+        if result.log:
+            function.logs_backend.ensure_log_group(function.logs_group_name)
+            function.save_logs(result.log)
+        return result
+
+    def close(self) -> None:
+        self._running.stop()

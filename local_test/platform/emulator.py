@@ -14,8 +14,11 @@ from botocore.client import Config as ClientConfig
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from werkzeug.wrappers import Request, Response
 
-from deploy.aws import session
+from deploy.aws import CALLS, session
 from local_test.jobs.job import Job, Platform
+from local_test.pipelines.executor import Engine
+from local_test.pipelines.function import Host, Result
+from local_test.pipelines.records import Records
 from local_test.platform import sdk_config
 from local_test.platform.calls import Call, Reply
 from local_test.platform.clock import Clock
@@ -37,6 +40,7 @@ from local_test.platform.runtime.async_inference import Queue
 from local_test.platform.server import Caller, Server
 
 REGION = "us-east-1"
+OWN_CALLS = CALLS.merge(ClientConfig(read_timeout=930, retries={"total_max_attempts": 1}))  # a function: 900 s at most
 CREDENTIALS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}  # any will do: no signature is verified
 
 
@@ -62,6 +66,9 @@ class Emulator:
         self._jobs: list[Job] = []
         self._records: list[tuple[MutableMapping[str, Any], str]] = []
         self._sdk_config = sdk_config.write(options.work, DEFAULT_ACCOUNT_ID, REGION)
+        self._functions = Host(options.work / "functions")
+        self.pipelines = Records(options.state)
+        self.engine = Engine(self.pipelines, self._own_client, events)
         self._server = Server(
             options.port,
             lambda service: moto_app.backend_app(service, self),
@@ -107,6 +114,9 @@ class Emulator:
             queues, records = list(self._queues.values()), self._records
             ends = [*(each.close for each in self._endpoints.values()), *(each.close for each in self._jobs)]
             self._endpoints, self._queues, self._jobs, self._records = {}, {}, [], []
+        self.engine.halt()
+        self._functions.close()
+        self.engine.close()
         for _, queue in queues:
             queue.close()
         if ends:
@@ -115,6 +125,7 @@ class Emulator:
         for collection, name in records:
             collection.pop(name, None)
         self._server.close()
+        self._sdk_config.unlink(missing_ok=True)
 
     # The protocol ControlledEmulator, for the control plane
 
@@ -178,6 +189,22 @@ class Emulator:
     def _role(self, region: str) -> dict[str, str]:
         """What a container finds in its environment to act as its role: the platform's address and credentials."""
         return {**self.environment, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+
+    # Pipelines and functions
+
+    def read(self, bucket: str, key: str, version: str | None) -> str:
+        more = {"VersionId": version} if version else {}
+        text: bytes = self._s3.get_object(Bucket=bucket, Key=key, **more)["Body"].read()
+        return text.decode()
+
+    def run_function(self, function: Any, event: str, access_key: str, region: str) -> Result:
+        here = {"AWS_ACCESS_KEY_ID": access_key, "AWS_DEFAULT_REGION": region}
+        return self._functions.run(function, event, {**self.environment, **here})
+
+    def _own_client(self, access_key: str, region: str, service: str) -> Any:
+        """A boto3 client with which the platform itself acts for a caller. A call is never repeated."""
+        own = session(aws_access_key_id=access_key, aws_secret_access_key="local", region_name=region)
+        return own.client(service, endpoint_url=self.url, config=OWN_CALLS)
 
     # Invocations
 

@@ -9,6 +9,7 @@ class Options:
     """Times are in seconds. Defaults are SageMaker's published values where there are any; tests use shorter ones."""
 
     work: Path  # one directory for each instance; an instance removes its own when it stops
+    state: Path | None = None  # records of pipelines, which survive a restart; None: in memory
     port: int = 0  # of the URL that boto3 uses; 0: a free port
     runtime: str = "auto"  # docker, process, or auto: docker if an engine answers
     memory_mb: int = 2048  # memory limit of each container

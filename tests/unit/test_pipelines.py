@@ -159,7 +159,7 @@ def test_expressions_are_replaced_by_values() -> None:
         {"a": [{"Get": "Parameters.Name"}], "b": {"Std:Join": {"On": "", "Values": [{"Get": "Parameters.Rounds"}]}}},
         known,
         "Here",
-        {}.__getitem__,
+        str,
     )
     assert got == {"a": ["x"], "b": "40"}
 

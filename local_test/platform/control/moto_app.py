@@ -1,4 +1,4 @@
-"""moto's applications, with those of SageMaker and CloudWatch replaced by the emulator's.
+"""moto's applications, with those of SageMaker, CloudWatch and Lambda replaced by the emulator's.
 
 moto itself is not modified: for one emulator, a subclass answers instead of moto's class. The subclass uses the
 internal names of moto listed in INTERNALS, so another version of moto is refused.
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from flask import Flask
+from moto.awslambda.responses import LambdaResponse
 from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.cloudwatch.responses import CloudWatchResponse
 from moto.core.responses import BaseResponse
@@ -23,6 +24,7 @@ from moto.sts.responses import TokenResponse
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from local_test.platform.control.cloudwatch_api import CloudWatch
+from local_test.platform.control.functions_api import FunctionsApi
 from local_test.platform.control.iam_api import Iam, Sts
 from local_test.platform.control.sagemaker_api import ControlledEmulator, SageMaker
 
@@ -72,6 +74,8 @@ def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
         _replace_view(app, IamResponse, Iam)
     if service == "sts":
         _replace_view(app, TokenResponse, Sts)
+    if service in ("lambda", "awslambda"):  # moto has both names
+        _replace_view(app, LambdaResponse, type("FunctionsApi", (FunctionsApi,), {"emulator": emulator}))
     return app
 
 
@@ -81,11 +85,12 @@ def _no_route(error: Exception) -> NoReturn:
 
 
 def _replace_view(app: Flask, of_moto: type[BaseResponse], bound: Any) -> None:
-    """Lets a subclass of moto's class for a service answer in its place. Each of these applications has one view."""
+    """Lets a subclass of moto's class for a service answer in its place, at all its paths."""
     view = f"{of_moto.__name__}.dispatch"
     if view not in app.view_functions:
         raise RuntimeError(f"moto's application has no view {view}; its views: {', '.join(app.view_functions)}")
-    app.view_functions[view] = convert_to_flask_response(bound.dispatch)
+    views = [name for name in app.view_functions if name.startswith(view)]  # of further paths: dispatch2, dispatch3...
+    app.view_functions.update(dict.fromkeys(views, convert_to_flask_response(bound.dispatch)))
 
 
 def alarmed(account: str, region: str, names: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from moto.sagemaker.models import FakeEndpointConfig
 from local_test.platform.calls import ValidationError
 from local_test.platform.control import answers, validation
 from local_test.platform.control.jobs_api import JobsApi, JobsEmulator
+from local_test.platform.control.pipelines_api import PipelinesApi
 from local_test.platform.fleet import plans
 from local_test.platform.fleet.endpoint import Endpoint, Size, retained
 from local_test.platform.fleet.plans import Config
@@ -56,7 +57,7 @@ class ControlledEmulator(JobsEmulator, Protocol):
         ...
 
 
-class SageMaker(JobsApi):
+class SageMaker(PipelinesApi, JobsApi):
     """One request of the control plane; each base class has the operations of one area."""
 
     emulator: ClassVar[ControlledEmulator]
