@@ -39,6 +39,7 @@ def test_an_endpoint_is_watched_and_invoked(aws: Account, tab: Browser, tmp_path
     assert tab.see("document.querySelector('[data-answer]')?.textContent") == "200"
     assert "[1, 2]" in tab.run("document.querySelector('.answer pre').textContent").replace("\n", " ")
     assert tab.see("document.querySelector('.chips li')?.textContent") == "first.tar.gz"
+    assert "calls 1" in tab.see("document.querySelector('[data-metric^=Calls] line-chart canvas') && document.querySelector('[data-metric^=Calls] line-chart').ariaLabel || document.querySelector('[data-metric^=Calls] line-chart')?.getAttribute('aria-label')")
     tab.run("document.querySelector('[name=model]').value = 'none.tar.gz'")
     tab.run("document.querySelector('invoke-form button').click()")
     assert tab.see("document.querySelector('[data-answer].bad')?.textContent") == "400"

@@ -134,16 +134,18 @@ def test_the_graph_has_an_edge_for_each_dependency() -> None:
 
 
 def test_metrics_come_from_the_log_by_their_definitions() -> None:
-    """Each match is a value. What is no number, or no regular expression, is left out."""
+    """Each line that matches has a value. What is no number, or no regular expression, is left out."""
     definitions = [
         {"Name": "train:rmse", "Regex": r"train-rmse:([0-9.]+)"},
         {"Name": "loss", "Regex": r"loss=(\S+)"},
         {"Name": "bad", "Regex": r"("},
         {"Name": "none", "Regex": r"none=(\d)"},
     ]
-    lines = ["[0] train-rmse:2.5 loss=nan", "[1] train-rmse:1.25 loss=inf", "loss=0.5 loss=0.25", "the end"]
+    lines = ["[0] train-rmse:2.5 loss=nan", "[1] train-rmse:1.25 loss=inf", "loss=0.5", "loss=0.25", "the end"]
 
-    assert state.curves(definitions, lines) == {"train:rmse": [2.5, 1.25], "loss": [0.5, 0.25]}
+    curves = state.curves(definitions, [{"message": line} for line in lines])
+
+    assert curves == {"train:rmse": [2.5, 1.25], "loss": [0.5, 0.25]}
 
 
 def test_a_state_changes_while_something_is_in_progress() -> None:

@@ -29,13 +29,18 @@ ENDS = ("TrainingEndTime", "ProcessingEndTime", "HyperParameterTuningEndTime", "
 LISTED = 100  # of each kind
 LOG_LINES = 10_000  # CloudWatch's limit of one answer
 SHOWN_LINES = 500
-WINDOW = timedelta(hours=1)  # of the charts
-PERIOD = 60  # seconds: SageMaker's metrics have one value a minute
-STATISTICS = {
-    **dict.fromkeys(("Invocations", "Invocation4XXErrors", "Invocation5XXErrors", "InvocationModelErrors"), "Sum"),
-    **dict.fromkeys(("ModelLatency", "OverheadLatency", "ModelLoadingTime", "ModelDownloadingTime"), "Average"),
-    **dict.fromkeys(("ModelCacheHit", "InvocationsPerInstance"), "Average"),
-    "LoadedModelCount": "Maximum",
+WINDOW = timedelta(minutes=30)  # of the charts
+PERIOD = 10  # seconds: the platform keeps SageMaker's metrics in high resolution
+# The metrics of an endpoint's charts, by namespace, each with its statistic.
+CHARTS = {
+    "AWS/SageMaker": {
+        **dict.fromkeys(("Invocations", "Invocation4XXErrors", "Invocation5XXErrors"), "Sum"),
+        **dict.fromkeys(("ModelLatency", "OverheadLatency", "ModelLoadingWaitTime"), "Average"),
+    },
+    "/aws/sagemaker/Endpoints": {
+        "LoadedModelCount": "Maximum",
+        **dict.fromkeys(("CPUUtilization", "MemoryUtilization"), "Average"),
+    },
 }
 
 
@@ -45,7 +50,7 @@ class Queries:
     def __init__(self, client: Callable[..., Any]) -> None:
         # A failed answer is left out, and the next look comes a second later: no retries.
         config = Config(user_agent_extra=AGENT, retries={"total_max_attempts": 1}, max_pool_connections=4)
-        self._sagemaker, self._cloudwatch, self._logs, self._scaling = (
+        self._sagemaker, self._cloudwatch, self._logs, self._autoscaling = (
             client(name, config=config) for name in ("sagemaker", "cloudwatch", "logs", "application-autoscaling")
         )
 
@@ -110,44 +115,74 @@ class Queries:
             "description": described,
             "config": config,
             "models": {model: self._call("describe_model", ModelName=model) for model in sorted(models)},
-            "metrics": self._metrics("AWS/SageMaker", "EndpointName", name),
+            "metrics": self._metrics(name),
+            "alarms": self._alarms(name),
+            "scaling": self._scaling(name),
             "log": self._log(f"/aws/sagemaker/Endpoints/{name}", "")[-SHOWN_LINES:],
         }
 
-    def _metrics(self, namespace: str, dimension: str, name: str) -> list[dict[str, Any]]:
-        """The values of the last hour of each metric with this dimension."""
+    def _metrics(self, endpoint: str) -> list[dict[str, Any]]:
+        """The values of the last minutes of each metric of a variant."""
+        now = datetime.now(UTC)
         try:
-            listed = self._cloudwatch.list_metrics(
-                Namespace=namespace, Dimensions=[{"Name": dimension, "Value": name}]
-            )["Metrics"]
-            known = [each for each in listed if each["MetricName"] in STATISTICS]
-            if not known:
-                return []
-            now = datetime.now(UTC)
-            found = self._cloudwatch.get_metric_data(
-                MetricDataQueries=[
-                    {
-                        "Id": f"m{number}",
-                        "MetricStat": {"Metric": each, "Period": PERIOD, "Stat": STATISTICS[each["MetricName"]]},
-                    }
-                    for number, each in enumerate(known)
-                ],
-                StartTime=(now - WINDOW).replace(second=0, microsecond=0),
-                EndTime=now + timedelta(seconds=1),
-                ScanBy="TimestampAscending",
-            )["MetricDataResults"]
+            known = [
+                each
+                for namespace, names in CHARTS.items()
+                for each in self._cloudwatch.list_metrics(
+                    Namespace=namespace, Dimensions=[{"Name": "EndpointName", "Value": endpoint}]
+                )["Metrics"]
+                if each["MetricName"] in names
+                and {one["Name"] for one in each["Dimensions"]} == {"EndpointName", "VariantName"}
+            ]
+            queries = [
+                {
+                    "Id": f"m{number}",
+                    "MetricStat": {
+                        "Metric": each,
+                        "Period": PERIOD,
+                        "Stat": CHARTS[each["Namespace"]][each["MetricName"]],
+                    },
+                }
+                for number, each in enumerate(known)
+            ]
+            results = (
+                self._cloudwatch.get_metric_data(
+                    MetricDataQueries=queries, StartTime=now - WINDOW, EndTime=now, ScanBy="TimestampAscending"
+                )["MetricDataResults"]
+                if queries
+                else []
+            )
         except (ClientError, BotoCoreError):
             return []
+        values = {each["Id"]: each for each in results}
         return [
             {
                 "name": metric["MetricName"],
-                "dimensions": {each["Name"]: each["Value"] for each in metric["Dimensions"]},
-                "statistic": STATISTICS[metric["MetricName"]],
-                "times": result["Timestamps"],
-                "values": result["Values"],
+                "variant": next(each["Value"] for each in metric["Dimensions"] if each["Name"] == "VariantName"),
+                "times": values[query["Id"]]["Timestamps"],
+                "values": values[query["Id"]]["Values"],
             }
-            for metric, result in zip(known, found)
+            for metric, query in zip(known, queries, strict=True)
+            if query["Id"] in values
         ]
+
+    def _alarms(self, endpoint: str) -> list[dict[str, Any]]:
+        """The alarms on the endpoint's metrics."""
+        try:
+            alarms = self._cloudwatch.describe_alarms()["MetricAlarms"]
+        except (ClientError, BotoCoreError):
+            return []
+        return [
+            each for each in alarms if {"Name": "EndpointName", "Value": endpoint} in (each.get("Dimensions") or ())
+        ]
+
+    def _scaling(self, endpoint: str) -> list[dict[str, Any]]:
+        """The range of instances of each variant that is scaled."""
+        try:
+            targets = self._autoscaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+        except (ClientError, BotoCoreError):
+            return []
+        return [each for each in targets if each["ResourceId"].startswith(f"endpoint/{endpoint}/variant/")]
 
     # Jobs
 
@@ -159,12 +194,14 @@ class Queries:
             return None
         log = self._log(f"/aws/sagemaker/{stem}s", f"{name}/") if kind != "tuning" else []
         definitions = (described.get("AlgorithmSpecification") or {}).get("MetricDefinitions") or ()
+        found = {each["MetricName"] for each in described.get("FinalMetricDataList") or ()}
         shown = {
             "kind": kind,
             "name": name,
             "status": described.get(f"{stem}Status", ""),
             "description": described,
-            "curves": state.curves(definitions, [each["message"] for each in log]),
+            # Of XGBoost's 36 definitions a log has two or three.
+            "curves": state.curves([each for each in definitions if each["Name"] in found], log),
             "log": log[-SHOWN_LINES:],
         }
         if kind == "tuning":

@@ -96,7 +96,7 @@ def _gets(value: Any) -> Iterator[str]:
             yield from _gets(each)
 
 
-def curves(definitions: Sequence[Shape], lines: Sequence[str]) -> dict[str, list[float]]:
+def curves(definitions: Sequence[Shape], log: Sequence[Shape]) -> dict[str, list[float]]:
     """The values of each metric in a job's log, by the regular expressions of its metric definitions."""
     found: dict[str, list[float]] = {}
     for each in definitions:
@@ -104,7 +104,8 @@ def curves(definitions: Sequence[Shape], lines: Sequence[str]) -> dict[str, list
             expression = re.compile(each["Regex"])
         except re.error:
             continue
-        values = [_number(match[1]) for line in lines for match in expression.finditer(line) if expression.groups]
+        matches = (expression.search(line["message"]) for line in log)
+        values = (_number(match[1]) for match in matches if match and expression.groups)
         if numbers := [value for value in values if value is not None]:
             found[each["Name"]] = numbers
     return found

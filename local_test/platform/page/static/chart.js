@@ -1,5 +1,6 @@
 // <line-chart>: a small chart by uPlot, in the colours of the page. Properties: x, series [{label, values, look}], times.
 const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
+const WHOLE = [1, 2, 5].flatMap((each) => [0, 1, 2, 3, 4, 5, 6].map((power) => each * 10 ** power)).sort((a, b) => a - b);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 class LineChart extends HTMLElement {
@@ -31,7 +32,7 @@ class LineChart extends HTMLElement {
   }
 
   #draw(anew) {
-    const { x, series, times = false, unit = "" } = this.#data;
+    const { x, series, times = false, unit = "", whole = false } = this.#data;
     const shape = JSON.stringify([series.map((each) => each.label), times]);
     const last = series.map((each) => `${each.label} ${shown(each.values.findLast((value) => value != null))}${unit}`);
     this.setAttribute("role", "img");
@@ -54,23 +55,24 @@ class LineChart extends HTMLElement {
     const options = {
       width: Math.max(120, this.clientWidth),
       height: 150,
-      padding: [10, 8, 0, 0],
+      padding: [10, times ? 24 : 8, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       legend: { live: true },
       scales: { x: { time: times }, y: { range: (plot, low, high) => range(low, high, times) } },
       axes: [
-        { ...axis, size: 26, space: 60, ...(times ? {} : { values: (plot, ticks) => ticks.map((each) => (Number.isInteger(each) ? each : "")) }) },
-        { ...axis, size: 46, space: 26, values: (plot, ticks) => ticks.map(shown) },
+        { ...axis, size: 26, space: 60, ...(times ? { values: (plot, ticks) => ticks.map(clock) } : { incrs: WHOLE }) },
+        { ...axis, size: 46, space: 26, values: (plot, ticks) => ticks.map(shown), ...(whole ? { incrs: WHOLE } : {}) },
       ],
       series: [
-        times ? { label: "Time", value: "{HH}:{mm}" } : { label: "Value", value: (plot, raw) => (raw == null ? "--" : raw) },
+        { label: "x" }, // not shown
         ...series.map((each, at) => ({
           label: each.label,
           stroke: colour(each.colour ?? COLOURS[at % COLOURS.length]),
           width: 2,
           points: { show: x.length < 40, size: 4 },
           spanGaps: true,
-          value: (plot, raw) => (raw == null ? "--" : `${shown(raw)}${unit}`),
+          // Away from the chart the legend has the last value.
+          value: (plot, raw, number, at) => named(at == null ? plot.data[number].findLast((value) => value != null) : raw, unit),
         })),
       ],
     };
@@ -84,6 +86,9 @@ class LineChart extends HTMLElement {
   }
 }
 
+const hour = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const clock = (seconds) => hour.format(seconds * 1000).replace(/\s?[AP]M$/i, "");
+const named = (value, unit) => (value == null ? "–" : `${shown(value)}${unit}`);
 const shown = (value) => {
   if (value == null) return "";
   const size = Math.abs(value);

@@ -5,6 +5,7 @@ import { dot, look, took } from "./parts.js";
 
 const WIDTH = 208;
 const HEIGHT = 58;
+const SMALLEST = 0.68;
 let placed = { key: "", graph: null };
 
 function place(given) {
@@ -59,7 +60,7 @@ export function pipelineGraph({ graph: given, runs, link, chosen, ended, now }) 
         <small><span>${type}</span><span>${note}</span></small>
       </a>`;
   };
-  return html`<div class="graph" tabindex="0" role="group" aria-label="Graph of the pipeline">
+  return html`<fit-width class="graph" tabindex="0" role="group" aria-label="Graph of the pipeline">
     <div class="canvas" .style=${`width:${width}px;height:${height}px`}>
       <svg width=${width} height=${height} aria-hidden="true">
         <defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
@@ -68,5 +69,31 @@ export function pipelineGraph({ graph: given, runs, link, chosen, ended, now }) 
       </svg>
       ${given.nodes.map(node)}
     </div>
-  </div>`;
+  </fit-width>`;
 }
+
+// Makes a wide graph smaller, as far as its text stays readable. What is still wider is scrolled, from its middle.
+class FitWidth extends HTMLElement {
+  #size = new ResizeObserver(() => this.#fit());
+
+  #key = "";
+
+  connectedCallback() {
+    this.#size.observe(this);
+    this.#size.observe(this.querySelector(".canvas"));
+  }
+
+  disconnectedCallback() {
+    this.#size.disconnect();
+  }
+
+  #fit() {
+    const canvas = this.querySelector(".canvas");
+    const key = `${canvas.style.width} ${canvas.style.height} ${this.clientWidth}`;
+    if (key === this.#key) return;
+    this.#key = key;
+    canvas.style.zoom = Math.max(SMALLEST, Math.min(1, this.clientWidth / parseFloat(canvas.style.width)));
+    this.scrollLeft = (this.scrollWidth - this.clientWidth) / 2;
+  }
+}
+customElements.define("fit-width", FitWidth);

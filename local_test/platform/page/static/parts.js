@@ -3,9 +3,9 @@ import { html, nothing } from "./vendor/lit-html/lit-html.js";
 
 // Any status of AWS's as one of six looks.
 const LOOKS = {
-  good: ["InService", "Completed", "Succeeded", "Active", "Approved"],
+  good: ["InService", "Completed", "Succeeded", "Active", "Approved", "OK"],
   busy: ["Creating", "Updating", "SystemUpdating", "InProgress", "Executing", "Starting", "Pending", "Deleting"],
-  bad: ["Failed", "RollingBack", "UpdateRollbackFailed", "Rejected"],
+  bad: ["Failed", "RollingBack", "UpdateRollbackFailed", "Rejected", "Alarm"],
   halted: ["Stopped", "Stopping", "OutOfService"],
 };
 const WORDS = { InService: "In service", InProgress: "In progress", RollingBack: "Rolling back" };

@@ -7,6 +7,7 @@ import { ago, badge, dot, empty, facts, failure, folded, json, log, moment, numb
 
 const KINDS = { training: "Training", processing: "Processing", tuning: "Tuning", transform: "Transform" };
 const BESIDE = 8; // newest of each kind in the list at the side
+const PERIOD = 10; // seconds of a value in the charts
 const MODELS = 60; // shown of an instance
 const to = (...names) => `#${names.map(encodeURIComponent).join("/")}`;
 const ending = (status) => !["Executing", "Stopping", "InProgress", "Starting", "", undefined].includes(status);
@@ -39,9 +40,10 @@ function group({ route, now }, list, title, items = [], of) {
     <a class="head ${under ? "under" : ""}" href="#${list}" aria-current=${route === list ? "page" : "false"}>${title}<span class="count">${items.length || ""}</span></a>
     <ul>${items.slice(0, BESIDE).map((each) => {
       const [href, name, status, when] = of(each);
+      const short = name.replace(/^pipelines-[a-z0-9]{12}-/, ""); // of a pipeline's job the step's name
       const here = `#${route}`;
       return html`<li><a href=${href} title=${name} aria-current=${here === href || here.startsWith(`${href}/`) ? "page" : "false"}>
-        ${dot(status)}<span>${name}</span><time>${ago(when, now)}</time></a></li>`;
+        ${dot(status)}<span>${short}</span><time>${ago(when, now)}</time></a></li>`;
     })}</ul>
   </div>`;
 }
@@ -110,7 +112,7 @@ const events = (items) =>
     ? html`<ol class="events">${items.map((each) => html`<li>
         <time>${time(each.time)}</time>
         <b class=${GOOD.includes(each.event) ? "good" : BAD.includes(each.event) ? "bad" : "none"}>${each.event}</b>
-        <span>${each.subject}</span><span class="muted">${each.ms == null ? "" : `${number(each.ms)} ms `}${each.detail ?? ""}</span>
+        <span>${each.subject}</span><span class="muted">${each.ms == null ? "" : `${each.ms < 10 ? each.ms : Math.round(each.ms)} ms `}${each.detail ?? ""}</span>
       </li>`)}</ol>`
     : empty("No event yet.");
 
@@ -149,7 +151,8 @@ function endpoint({ now }, shown) {
       ["Changed", ago(description.LastModifiedTime, now)],
     ])}
     ${charts(shown.metrics)}
-    ${section("Fleets", fleets.length ? html`${fleets.map((fleet) => fleetView(fleet, fleets.length > 1))}` : empty("No fleet runs."))}
+    ${alarms(shown.alarms, now)}
+    ${section("Fleets", fleets.length ? html`${fleets.map((fleet) => fleetView(fleet, fleets.length > 1, shown.scaling))}` : empty("No fleet runs."))}
     ${description.EndpointStatus === "Creating" || description.EndpointStatus === "Failed"
       ? nothing
       : section("Invoke", html`<invoke-form .given=${{
@@ -164,9 +167,13 @@ function endpoint({ now }, shown) {
     ${Object.entries(models).map(([name, model]) => folded(`Model ${name}`, model))}`;
 }
 
-function fleetView(fleet, several) {
+function fleetView(fleet, several, scaling) {
+  const range = (name) => {
+    const found = scaling.find((each) => each.ResourceId.endsWith(`/variant/${name}`));
+    return found ? ` · scaled from ${found.MinCapacity} to ${found.MaxCapacity}` : "";
+  };
   const variant = (each, shadow) => html`<div class="variant" data-variant=${each.name}>
-    <h3>${each.name} <small>${shadow ? "shadow" : `weight ${number(each.weight)}`} · ${each.instances.length} ${each.instances.length === 1 ? "instance" : "instances"}</small></h3>
+    <h3>${each.name} <small>${shadow ? "shadow" : `weight ${number(each.weight)}`} · ${each.instances.length} ${each.instances.length === 1 ? "instance" : "instances"}${range(each.name)}</small></h3>
     <div class="instances">${each.instances.map(instance)}</div>
   </div>`;
   return html`${several ? html`<p class="muted">${fleet.config}: ${Math.round(fleet.share * 100)} % of the calls</p>` : nothing}
@@ -184,35 +191,54 @@ const instance = (each) => html`<div class="instance">
 </div>`;
 
 function charts(metrics) {
-  const of = (...names) => metrics.filter((each) => names.includes(each.name) && each.dimensions.VariantName && !each.dimensions.InferenceComponentName);
-  const chart = (title, found, label, scale = 1, unit = "", gaps = null) => {
+  const variants = new Set(metrics.map((each) => each.variant)).size;
+  // Counts have no value where there was no call: that is 0. Other metrics have a gap there.
+  const chart = (title, labels, { scale = 1, unit = "", none = null, whole = false } = {}) => {
+    const found = metrics.filter((each) => each.name in labels && each.times.length);
     if (!found.length) return nothing;
-    const x = minutes(found);
+    const x = steps(found);
     const series = found.map((each) => {
       const at = new Map(each.times.map((when, index) => [when, each.values[index] * scale]));
-      return { label: label(each), values: x.map((when) => at.get(when) ?? gaps) };
+      const label = labels[each.name];
+      return { label: variants > 1 ? `${each.variant} ${label}`.trim() : label, values: x.map((when) => at.get(when) ?? none) };
     });
-    return html`<figure><figcaption>${title}</figcaption><line-chart .data=${{ x, series, times: true, unit }}></line-chart></figure>`;
+    return html`<figure data-metric=${title}><figcaption>${title}</figcaption><line-chart .data=${{ x, series, times: true, unit, whole }}></line-chart></figure>`;
   };
-  const variants = new Set(metrics.map((each) => each.dimensions.VariantName)).size;
-  const name = (text) => (each) => (variants > 1 ? `${each.dimensions.VariantName} ${text(each)}`.trim() : text(each) || each.dimensions.VariantName);
   const drawn = [
-    chart("Calls a minute", of("Invocations"), name(() => (variants > 1 ? "" : "calls")), 1, "", 0),
-    chart("Errors a minute", of("Invocation4XXErrors", "Invocation5XXErrors"), name((each) => each.name.slice(10, 13)), 1, "", 0),
-    chart("Latency", of("ModelLatency", "OverheadLatency"), name((each) => (each.name === "ModelLatency" ? "model" : "overhead")), 1e-3, " ms"),
-    chart("Loading a model", of("ModelLoadingTime"), name(() => "loading"), 1e-3, " ms"),
-    chart("Models in memory", of("LoadedModelCount"), name(() => "models")),
+    chart("Calls in 10 s", { Invocations: variants > 1 ? "" : "calls" }, { none: 0, whole: true }),
+    chart("Errors in 10 s", { Invocation4XXErrors: "4XX", Invocation5XXErrors: "5XX" }, { none: 0, whole: true }),
+    chart("Latency", { ModelLatency: "model", OverheadLatency: "overhead" }, { scale: 1e-3, unit: " ms" }),
+    chart("Wait for a model's load", { ModelLoadingWaitTime: "wait" }, { scale: 1e-3, unit: " ms" }),
+    chart("Models in memory", { LoadedModelCount: "models" }, { whole: true }),
+    chart("Processor and memory", { CPUUtilization: "processor", MemoryUtilization: "memory" }, { unit: " %" }),
   ].filter((each) => each !== nothing);
-  return drawn.length ? html`<section class="charts" aria-label="Metrics of the last hour">${drawn}</section>` : nothing;
+  return drawn.length ? html`<section class="charts" aria-label="Metrics of the last 30 minutes">${drawn}</section>` : nothing;
 }
 
-// Every minute from the first value to the last: SageMaker has no value for a minute without calls.
-function minutes(metrics) {
+// Every period from the one before the first value to the last.
+function steps(metrics) {
   const times = metrics.flatMap((each) => each.times);
-  const first = Math.min(...times);
-  const last = Math.max(...times);
-  return Array.from({ length: Math.round((last - first) / 60) + 1 }, (_, at) => first + at * 60);
+  const first = Math.min(...times) - PERIOD;
+  return Array.from({ length: Math.round((Math.max(...times) - first) / PERIOD) + 1 }, (_, at) => first + at * PERIOD);
 }
+
+function alarms(items, now) {
+  if (!items.length) return nothing;
+  return section("Alarms", table(
+    ["Name", "State", "Metric", "Since"],
+    items.map((each) => [
+      each.AlarmName,
+      badge(each.StateValue === "ALARM" ? "Alarm" : each.StateValue === "OK" ? "OK" : "No data"),
+      `${each.MetricName} ${COMPARISONS[each.ComparisonOperator] ?? ""} ${each.Threshold}`,
+      ago(each.StateUpdatedTimestamp, now),
+    ]),
+    "",
+  ));
+}
+
+const COMPARISONS = {
+  GreaterThanOrEqualToThreshold: "≥", GreaterThanThreshold: ">", LessThanThreshold: "<", LessThanOrEqualToThreshold: "≤",
+};
 
 // Jobs
 
