@@ -101,7 +101,7 @@ class Browser:
         self.command("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
-        """The value of an expression; a promise is awaited."""
+        """The value of an expression, as JSON has it; a promise is awaited."""
         answer = self.command("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, f"{script}: {answer['exceptionDetails']}"
         return answer["result"].get("value")
