@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "serve": "start the server (the default)",
-    "train": "train an XGBoost model, as a SageMaker training job",
+    "train": "train an XGBoost model, or run a script that trains",
     "conf": "print the nginx.conf that the server would use",
     "settings": "print every setting with its value and its source",
     "convert": "convert a pickled or old model file into one that holds data only",
@@ -26,7 +26,8 @@ VERBS = {
 DETAILS = {
     "serve": "Start the server. It runs until SIGTERM or Ctrl-C. Every setting is an environment variable, such as"
     " SERVE_MODEL_DIR for the directory of the models and SAGEMAKER_BIND_TO_PORT for the port.",
-    "train": "Train an XGBoost model on the data and the hyperparameters under SERVE_ML_ROOT (/opt/ml).",
+    "train": "Train an XGBoost model on the data and the hyperparameters under SERVE_ML_ROOT (/opt/ml), or run the"
+    " script that the hyperparameter sagemaker_program names.",
     "convert": "Convert SOURCE in a sandbox. A TARGET that ends in .ubj or .json is for XGBoost: SOURCE is a pickle, or"
     " a file from before XGBoost 3.1. A TARGET that ends in .skops is for scikit-learn: SOURCE is a file that pickle or"
     " joblib wrote.",
@@ -144,9 +145,9 @@ def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
 
         runner.begin(list(map(int, rest[:6])), chosen, rest[6:])
         return 0
-    from serve.train import booster
+    from serve.train import booster, script
 
-    return booster.run(chosen)
+    return script.run(chosen) if script.is_asked(chosen) else booster.run(chosen)
 
 
 if __name__ == "__main__":

@@ -92,14 +92,21 @@ LISTED = 20
 
 
 def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
-    """The directories to put first in sys.path; missing packages are installed. Raises ModelUnusable, InternalError."""
+    """The directories of a model's packages, as `installed`; none if it has no code of its own."""
     if config.handler != "custom":
         return []
-    code = config.code
+    return installed(config.code, config.name, settings.packages, settings)
+
+
+def installed(code: Path, name: str, home: Path, settings: Settings) -> list[Path]:
+    """The directories to put first in sys.path; missing packages are installed below `home`, for the code of this name.
+
+    Raises ModelUnusable, InternalError.
+    """
     vendored = [code / "lib"] if (code / "lib").is_dir() else []
     if not (code / FILE).is_file():
         return vendored
-    into = settings.packages / f"{socket_name(config.name)}-{_digest(code)}"
+    into = home / f"{socket_name(name)}-{_digest(code)}"
     present = [*vendored, *([into] if into.is_dir() else [])]
     unmet = missing(code / FILE, [*map(str, present), *sys.path])
     if not unmet:
@@ -112,15 +119,15 @@ def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
             + "put the packages into the archive (pip install --target code/lib -r requirements.txt), or into an image "
             "built on this one, or set SERVE_ALLOW_PIP=true to install them at each load",
         )
-    log.info("installing packages", extra={"model": config.name, "missing": unmet})
+    log.info("installing packages", extra={"model": name, "missing": unmet})
     began = time.monotonic()
     # A tenth of SERVE_LOAD_LIMIT is left for the load itself: the host kills this process at the limit.
     try:
-        installed = _install(code, into, began + 0.9 * settings.load_limit, vendored)
+        packages = _install(code, into, began + 0.9 * settings.load_limit, vendored)
     except OSError as error:  # out of disk space, for example
         raise InternalError(f"code/{FILE} cannot be installed: {error}", hint="see the log") from error
     seconds = round(time.monotonic() - began, 2)
-    log.info("installed packages", extra={"model": config.name, "packages": installed, "seconds": seconds})
+    log.info("installed packages", extra={"model": name, "packages": packages, "seconds": seconds})
     return [*vendored, into]
 
 

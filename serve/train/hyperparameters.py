@@ -33,7 +33,6 @@ _COUNTS = ("count:", "reg:gamma", "reg:tweedie", "rank:ndcg")
 _ELSEWHERE = {
     "_kfold": "cross-validation is not supported",
     "_num_cv_round": "cross-validation is not supported",
-    "sagemaker_program": "script mode is not supported",
 }
 _NOT_USED = re.compile(r"Parameters: \{ (.*) \} are not used")
 _WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")  # time and source line before the message of XGBoost

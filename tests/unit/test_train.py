@@ -94,7 +94,6 @@ def test_every_name_of_awss_container_is_taken() -> None:
         ({"csv_weights": "yes"}, "csv_weights: 'yes' is not one of 0, 1"),
         ({"save_model_on_termination": "1"}, "'1' is not one of true, false"),
         ({"_kfold": "5"}, "_kfold: cross-validation is not supported; remove it"),
-        ({"sagemaker_program": "train.py"}, "sagemaker_program: script mode is not supported; remove it"),
         ({"maxdepth": "3"}, "maxdepth: unknown to XGBoost .*; did you mean max_depth?"),
         ({"early_stoping_rounds": "3"}, "did you mean early_stopping_rounds?"),
         ({"max_depth": "deep"}, "max_depth expect int but value='deep'"),
