@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from local_test.jobs import images
 from local_test.jobs.hosts import Docker, Machine, Process, Started, Task
 from local_test.platform.calls import PlatformError, ValidationError
-from local_test.platform.containers import docker
+from local_test.platform.containers import docker, images
+from local_test.platform.containers.spec import Runtime
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 
@@ -51,6 +51,9 @@ class Platform:
     events: Events
     watch: Watch
     environment: Mapping[str, str]  # of all hosts: region, address and credentials
+    start: Callable[["Job"], None]  # makes a job known and starts it
+    model: Callable[[str], Mapping[str, Any] | None]  # a model's description
+    runtime: Runtime  # of the instances of a transform job
 
 
 class Job:
@@ -59,6 +62,7 @@ class Job:
     KIND: ClassVar[str]  # AWS's members are named by it: TrainingJob -> TrainingJobName, TrainingJobArn, ...
     ARN: ClassVar[str]  # the type in its ARN
     SHORT: ClassVar[str]  # of its own times: TrainingStartTime
+    WORD: ClassVar[str]  # in errors
 
     def __init__(self, request: Mapping[str, Any], platform: Platform) -> None:
         self.name: str = request[f"{self.KIND}Name"]
@@ -87,17 +91,21 @@ class Job:
         """Asks the job to stop: its hosts get SIGTERM, and SIGKILL later. Raises ValidationError if it has ended."""
         with self.changed:
             if self.status != "InProgress":
-                kind = {"TrainingJob": "training", "ProcessingJob": "processing", "TransformJob": "transform"}
-                what = kind.get(self.KIND, "tuning")
-                raise ValidationError(f"The request was rejected because the {what} job is in status {self.status}.")
+                raise ValidationError(
+                    f"The request was rejected because the {self.WORD} job is in status {self.status}."
+                )
             self._stopping = True
             self.change(status="Stopping")
 
-    def close(self) -> None:
-        """Ends the job at once, with all its hosts."""
+    def halt(self) -> None:
+        """Asks the job to end at once."""
         with self.changed:
             self._stopping = self._closing = True
             self.changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the job at once, with all its hosts; returns when they have ended."""
+        self.halt()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -113,10 +121,10 @@ class Job:
     def done(self) -> bool:
         return self.status in DONE
 
-    def wait(self) -> None:
-        """Returns when the job has ended."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the job has ended, within so many seconds."""
         with self.changed:
-            self.changed.wait_for(lambda: self.done)
+            return self.changed.wait_for(lambda: self.done, seconds)
 
     def check(self) -> None:
         """Raises JobStopped if the job has been asked to stop."""

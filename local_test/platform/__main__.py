@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runtime=arguments.runtime,
             memory_mb=arguments.memory,
             clock_speed=arguments.clock_speed,
+            images=("sagemaker-serve", *arguments.image),
         )
         try:
             emulator = Emulator(options, events, seed=arguments.seed)
@@ -85,6 +86,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=speed,
         default=1.0,
         help="60: a minute of alarms, scaling policies and updates' waits lasts a second (%(default)g)",
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name of this repository's image, without registry and tag, beside sagemaker-serve; may be repeated",
     )
     parser.add_argument("--seed", type=int, help="seed of the random choice between variants, for repeatable runs")
     parser.add_argument("--json", action="store_true", help="print events as JSON Lines")

@@ -3,7 +3,7 @@
 import itertools
 import random
 import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,10 +23,11 @@ from local_test.platform import sdk_config
 from local_test.platform.calls import Call, Reply
 from local_test.platform.clock import Clock
 from local_test.platform.containers import runtimes
-from local_test.platform.containers.docker import DockerRuntime
 from local_test.platform.containers.model_data import parts
+from local_test.platform.containers.process import ProcessRuntime
 from local_test.platform.control import moto_app
 from local_test.platform.control.cloudwatch import CloudWatch
+from local_test.platform.control.jobs_api import collection
 from local_test.platform.control.sagemaker_api import Key
 from local_test.platform.events import Events
 from local_test.platform.fleet.endpoint import Endpoint, EndpointContext, not_found
@@ -100,8 +101,9 @@ class Emulator:
     @property
     def runs_by(self) -> str:
         """The runtime of images, in words for the banner."""
-        docker = isinstance(self._runtime, DockerRuntime)
-        return "Docker" if docker else "`python -m serve`, whatever their names"
+        if isinstance(self._runtime, ProcessRuntime):
+            return "`python -m serve`, whatever their names"
+        return "Docker"
 
     def client(self, service: str, **options: Any) -> Any:
         """A boto3 client of this emulator."""
@@ -122,8 +124,8 @@ class Emulator:
         if ends:
             with ThreadPoolExecutor(min(len(ends), 64)) as threads:
                 list(threads.map(lambda end: end(), ends))
-        for collection, name in records:
-            collection.pop(name, None)
+        for kept, name in records:
+            kept.pop(name, None)
         self._server.close()
         self._sdk_config.unlink(missing_ok=True)
 
@@ -169,7 +171,7 @@ class Emulator:
         keys = [each["Key"] for each in found.get("Contents", ())]
         return bool(keys) and (prefix.endswith("/") or not prefix or keys[0].startswith(prefix))
 
-    def job_platform(self, account: str, region: str) -> Platform:
+    def job_platform(self, account: str, region: str, model: Callable[[str], Mapping[str, Any] | None]) -> Platform:
         return Platform(
             account=account,
             region=region,
@@ -178,10 +180,16 @@ class Emulator:
             events=self._events,
             watch=CloudWatch(account, region, self.monitor.metrics(account, region)),
             environment=self._role(region),
+            start=self.start_job,
+            model=model,
+            runtime=self._runtime,
         )
 
     def start_job(self, job: Job) -> None:
+        jobs = collection(job.platform.account, job.platform.region, job.KIND)
+        jobs[job.name] = job
         with self._lock:
+            self._records.append((jobs, job.name))
             self._jobs = [each for each in self._jobs if not each.done]
             self._jobs.append(job)
         job.start()

@@ -14,7 +14,7 @@ import pytest
 
 from local_test.jobs.hosts import has_namespaces
 from tests.live.account import BUCKET, ROLE, Account, account, refusal
-from tests.live.stack import alive, wait_until
+from tests.live.stack import alive, toy, wait_until
 
 ARN = "arn:aws:sagemaker:us-east-1:123456789012"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/sagemaker-serve:latest"
@@ -30,6 +30,18 @@ class Jobs(Account):
         """Uploads a script; the URI of its prefix."""
         self.s3.put_object(Bucket=BUCKET, Key=f"code/{name}/run.py", Body=dedent(source).encode())
         return f"s3://{BUCKET}/code/{name}/"
+
+    def submitted(self, name: str, source: str, **files: str) -> dict[str, str]:
+        """The hyperparameters with which the SDK submits a script."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            for path, text in {"run.py": source, **files}.items():
+                entry = tarfile.TarInfo(path)
+                entry.size = len(dedent(text).encode())
+                archive.addfile(entry, io.BytesIO(dedent(text).encode()))
+        self.s3.put_object(Bucket=BUCKET, Key=f"source/{name}.tar.gz", Body=packed.getvalue())
+        uri = f"s3://{BUCKET}/source/{name}.tar.gz"
+        return {"sagemaker_program": '"run.py"', "sagemaker_submit_directory": json.dumps(uri)}
 
     def put_rows(self, **rows: str) -> str:
         for name, text in rows.items():
@@ -492,3 +504,276 @@ def test_a_process_has_the_paths_and_names_of_its_container(aws: Jobs) -> None:
     assert len(aws.log("/aws/sagemaker/TrainingJobs", "pair")) == 0
     with pytest.raises(OSError, match="Name or service not known"):
         socket.gethostbyname("algo-2")
+
+
+RANGES = {
+    "ContinuousParameterRanges": [{"Name": "x", "MinValue": "0", "MaxValue": "1"}],
+    "CategoricalParameterRanges": [{"Name": "sign", "Values": ["1", "-1"]}],
+}
+SCORED = """
+import json, os
+given = json.loads(os.environ["SM_HPS"])
+if given.get("fails"):
+    raise RuntimeError("as asked")
+print("score", given["x"] * given["sign"])
+"""
+
+
+def tuning(aws: Jobs, name: str, jobs: int = 4, **config: Any) -> dict[str, Any]:
+    """A request for a tuning job that draws `x` and `sign`; the objective is their product."""
+    metrics = {"MetricDefinitions": [{"Name": "score", "Regex": "score (.*)"}], "ContainerEntrypoint": None}
+    definition = training(name, aws.script("none", ""), AlgorithmSpecification=metrics)
+    del definition["TrainingJobName"]
+    static = {**aws.submitted("scored", SCORED), **config.pop("StaticHyperParameters", {})}
+    return {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": {
+            "Strategy": "Random",
+            "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "score"},
+            "ResourceLimits": {"MaxNumberOfTrainingJobs": jobs, "MaxParallelTrainingJobs": 2},
+            "ParameterRanges": RANGES,
+            **config,
+        },
+        "TrainingJobDefinition": {**definition, "StaticHyperParameters": static},
+    }
+
+
+def tuned(aws: Jobs, name: str) -> dict[str, Any]:
+    def done() -> dict[str, Any] | None:
+        described = aws.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+        return ended(described, "HyperParameterTuningJobStatus")
+
+    return wait_until(done)  # type: ignore[no-any-return]
+
+
+def test_a_tuning_job_finds_the_best_of_its_trainings(aws: Jobs) -> None:
+    created = aws.sagemaker.create_hyper_parameter_tuning_job(**tuning(aws, "search"))
+    described = tuned(aws, "search")
+
+    def listed(**asked: str) -> list[dict[str, Any]]:
+        pages = aws.sagemaker.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
+            HyperParameterTuningJobName="search", PaginationConfig={"PageSize": 3}, **asked
+        )
+        return [each for page in pages for each in page["TrainingJobSummaries"]]
+
+    trainings = listed(SortBy="FinalObjectiveMetricValue", SortOrder="Descending")
+    values = [each["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] for each in trainings]
+    best = described["BestTrainingJob"]
+    one = aws.training(best["TrainingJobName"])
+    assert created["HyperParameterTuningJobArn"] == f"{ARN}:hyper-parameter-tuning-job/search"
+    assert described["HyperParameterTuningJobStatus"] == "Completed", described
+    assert described["TrainingJobStatusCounters"]["Completed"] == len(trainings) == 4
+    assert described["ObjectiveStatusCounters"] == {"Succeeded": 4, "Pending": 0, "Failed": 0}
+    assert values == sorted(values, reverse=True)
+    assert best["FinalHyperParameterTuningJobObjectiveMetric"] == {
+        "Type": "Maximize",
+        "MetricName": "score",
+        "Value": values[0],
+    }
+    assert one["TuningJobArn"] == created["HyperParameterTuningJobArn"]
+    assert one["HyperParameters"]["_tuning_objective_metric"] == "score"
+    assert {key: one["HyperParameters"][key] for key in ("x", "sign")} == best["TunedHyperParameters"]
+    assert [each["TrainingJobName"][:11] for each in listed()] == [f"search-{number:03}-" for number in (1, 2, 3, 4)]
+    summaries = aws.sagemaker.list_hyper_parameter_tuning_jobs(NameContains="search")
+    assert summaries["HyperParameterTuningJobSummaries"][0]["Strategy"] == "Random"
+
+
+def test_a_grid_has_every_combination(aws: Jobs) -> None:
+    ranges = {
+        "CategoricalParameterRanges": [{"Name": "x", "Values": ["1", "2"]}, {"Name": "sign", "Values": ["1", "-1"]}]
+    }
+    request = tuning(aws, "grid", Strategy="Grid", ParameterRanges=ranges)
+    objective = {"Type": "Minimize", "MetricName": "score"}
+    request["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"] = objective
+    aws.sagemaker.create_hyper_parameter_tuning_job(**request)
+
+    assert tuned(aws, "grid")["BestTrainingJob"]["TunedHyperParameters"] == {"x": "2", "sign": "-1"}
+
+
+def test_a_tuning_job_without_a_result_fails(aws: Jobs) -> None:
+    aws.sagemaker.create_hyper_parameter_tuning_job(
+        **tuning(aws, "lost", jobs=2, StaticHyperParameters={"fails": "1"}, Strategy="Bayesian")
+    )
+    described = tuned(aws, "lost")
+
+    assert described["HyperParameterTuningJobStatus"] == "Failed"
+    assert described["FailureReason"].startswith("All training jobs failed.")
+    assert 'ErrorMessage "RuntimeError: as asked"' in described["FailureReason"]
+    assert described["TrainingJobStatusCounters"]["NonRetryableError"] == 2
+    assert "Strategy Bayesian is played by random draws" in [each["detail"] for each in aws.events("job")]
+
+
+def test_a_stopped_tuning_job_stops_its_trainings(aws: Jobs) -> None:
+    request = tuning(aws, "halted", jobs=3)
+    sleeper = aws.submitted("sleeper", "import time; time.sleep(600)")
+    request["TrainingJobDefinition"]["StaticHyperParameters"] = sleeper
+    aws.sagemaker.create_hyper_parameter_tuning_job(**request)
+    wait_until(lambda: len(aws.sagemaker.list_training_jobs(NameContains="halted")["TrainingJobSummaries"]) == 2)
+    aws.sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName="halted")
+    described = tuned(aws, "halted")
+
+    assert described["HyperParameterTuningJobStatus"] == "Stopped"
+    assert described["TrainingJobStatusCounters"]["Stopped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"Strategy": "Hyperband"},
+            "Strategy Hyperband is not supported by this emulator, only Bayesian, Random, Grid.",
+        ),
+        ({"Strategy": "Grid"}, "Strategy Grid takes CategoricalParameterRanges only."),
+        (
+            {"HyperParameterTuningJobObjective": {"Type": "Minimize", "MetricName": "loss"}},
+            "A metric is required for this hyperparameter tuning job objective.",
+        ),
+        (
+            {"ParameterRanges": {"ContinuousParameterRanges": [{"Name": "x", "MinValue": "2", "MaxValue": "1"}]}},
+            "x: MinValue 2 is above MaxValue 1.",
+        ),
+    ],
+)
+def test_a_tuning_job_that_cannot_run_here_is_refused(aws: Jobs, config: dict[str, Any], said: str) -> None:
+    request = tuning(aws, "refused", **config)
+    code, message = refusal(lambda: aws.sagemaker.create_hyper_parameter_tuning_job(**request))
+    parents = [{"HyperParameterTuningJobName": "parent"}]
+    warm = {"WarmStartType": "TransferLearning", "ParentHyperParameterTuningJobs": parents}
+    cold = refusal(
+        lambda: aws.sagemaker.create_hyper_parameter_tuning_job(**tuning(aws, "refused"), WarmStartConfig=warm)
+    )
+
+    assert (code, message[: len(said)]) == ("ValidationException", said)
+    assert cold[1] == "WarmStartConfig is not supported by this emulator: leave it out."
+
+
+SCRIPT = """
+import argparse, json, os, pathlib
+import helper
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int)
+parser.add_argument("--model-dir", default=os.environ["SM_MODEL_DIR"])
+parser.add_argument("--train", default=os.environ["SM_CHANNEL_TRAIN"])
+given = parser.parse_args()
+rows = pathlib.Path(given.train, "one.csv").read_text()
+said = {"epochs": given.epochs, "rows": rows, "helped": helper.VALUE, "host": os.environ["SM_CURRENT_HOST"]}
+pathlib.Path(given.model_dir, "said.json").write_text(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("image", ["sagemaker-scikit-learn:1.2-1-cpu-py3", "pytorch-training:2.3-cpu-py311"])
+def test_a_submitted_script_trains_as_in_aws_images(aws: Jobs, image: str) -> None:
+    """The SDK's estimators of scikit-learn and PyTorch send a script by hyperparameters."""
+    name = image.partition(":")[0]
+    request = training(
+        name,
+        aws.script("none", ""),
+        HyperParameters={**aws.submitted(name, SCRIPT, **{"helper.py": "VALUE = 5\n"}), "epochs": "3"},
+        InputDataConfig=[channel("train", aws.put_rows(one="1,2\n"))],
+        AlgorithmSpecification={
+            "TrainingImage": f"683313688378.dkr.ecr.us-east-1.amazonaws.com/{image}",
+            "ContainerEntrypoint": None,
+        },
+    )
+    aws.sagemaker.create_training_job(**request)
+    described = aws.trained(name)
+
+    assert described["TrainingJobStatus"] == "Completed", described["FailureReason"]
+    (said,) = aws.packed(described["ModelArtifacts"]["S3ModelArtifacts"]).values()
+    assert json.loads(said) == {"epochs": 3, "rows": "1,2\n", "helped": 5, "host": "algo-1"}
+
+
+def test_a_script_that_lacks_a_package_says_which(aws: Jobs) -> None:
+    """At its import, and by its requirements.txt."""
+    entrypoint = {"ContainerEntrypoint": None}
+    for name, source, files in (
+        ("imports", "import autogluon", {}),
+        ("requires", "print(1)", {"requirements.txt": "autogluon==1.0\n"}),
+    ):
+        given = aws.submitted(name, source, **files)
+        request = training(name, aws.script("none", ""), HyperParameters=given, AlgorithmSpecification=entrypoint)
+        aws.sagemaker.create_training_job(**request)
+    imports, requires = (aws.trained(name)["FailureReason"] for name in ("imports", "requires"))
+
+    assert imports.startswith(
+        'AlgorithmError: ExecuteUserScriptError:\nExitCode 1\nErrorMessage "ModuleNotFoundError: No module named '
+        "'autogluon'; this image has no autogluon: list it in requirements.txt beside the script and set "
+        "SERVE_ALLOW_PIP=true"
+    )
+    assert "missing packages of code/requirements.txt: autogluon==1.0 (not installed)" in requires
+    assert "SERVE_ALLOW_PIP=true" in requires
+
+
+def transforming(name: str, uri: str, **members: Any) -> dict[str, Any]:
+    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": uri}}
+    return {
+        "TransformJobName": name,
+        "ModelName": "echo",
+        "TransformOutput": {"S3OutputPath": f"s3://{BUCKET}/{name}", "AssembleWith": "Line", "Accept": "text/plain"},
+        "TransformResources": {"InstanceType": "ml.m5.large", "InstanceCount": 1},
+        **members,
+        "TransformInput": {
+            "DataSource": source,
+            "ContentType": "text/plain",
+            "SplitType": "Line",
+            **members.get("TransformInput", {}),
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def echo(aws: Jobs, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a model that answers with its process id and the body."""
+    return aws.model("echo", {"ModelDataUrl": aws.put("echo.tar.gz", toy(tmp_path_factory.mktemp("m"), "echo"))})
+
+
+def transformed(aws: Jobs, name: str) -> dict[str, Any]:
+    def done() -> dict[str, Any] | None:
+        return ended(aws.sagemaker.describe_transform_job(TransformJobName=name), "TransformJobStatus")
+
+    return wait_until(done)  # type: ignore[no-any-return]
+
+
+def test_a_transform_sends_every_object_through_its_instances(aws: Jobs, echo: str) -> None:
+    aws.s3.put_object(Bucket=BUCKET, Key="asked/a.csv", Body=b"1,2\n3,4\n")
+    aws.s3.put_object(Bucket=BUCKET, Key="asked/deep/b.csv", Body=b"5,6\n")
+    resources = {"InstanceType": "ml.m5.large", "InstanceCount": 2}
+    request = transforming("both", f"s3://{BUCKET}/asked/", BatchStrategy="SingleRecord", TransformResources=resources)
+    created = aws.sagemaker.create_transform_job(**request)
+    started = aws.sagemaker.describe_transform_job(TransformJobName="both")
+    described = transformed(aws, "both")
+    pids, rows = zip(
+        *(
+            line.split(":")
+            for key in ("a.csv", "deep/b.csv")
+            for line in aws.text(f"both/{key}.out").splitlines()
+            if line
+        ),
+        strict=True,
+    )
+
+    assert created["TransformJobArn"] == f"{ARN}:transform-job/both"
+    assert started["TransformJobStatus"] == "InProgress"
+    assert described["TransformJobStatus"] == "Completed", described
+    assert aws.keys("both/") == ["a.csv.out", "deep/b.csv.out"]
+    assert rows == ("1,2", "3,4", "5,6")
+    assert len(set(pids)) == 2
+    assert len(aws.log("/aws/sagemaker/TransformJobs", "both")) == 2
+    assert refusal(lambda: aws.sagemaker.create_transform_job(**request))[0] == "ResourceInUse"
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"ModelName": "none"}, 'Could not find model "none".'),
+        (
+            {"TransformInput": {"SplitType": "RecordIO"}},
+            "SplitType RecordIO is not supported by this emulator, only None",
+        ),
+    ],
+)
+def test_a_transform_that_cannot_run_here_is_refused(aws: Jobs, echo: str, members: dict[str, Any], said: str) -> None:
+    request = transforming("refused", f"s3://{BUCKET}/asked/", **members)
+    code, message = refusal(lambda: aws.sagemaker.create_transform_job(**request))
+
+    assert (code, message[: len(said)]) == ("ValidationException", said)

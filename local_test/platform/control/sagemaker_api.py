@@ -94,6 +94,10 @@ class SageMaker(PipelinesApi, JobsApi):
         self._require("model", self.sagemaker_backend._models, "ModelName")
         return super().delete_model()
 
+    def _model(self, name: str) -> dict[str, Any] | None:
+        model = self.sagemaker_backend._models.get(name)
+        return None if model is None else self._description(model)
+
     def _models(self) -> dict[str, dict[str, Any]]:
         return {name: self._description(model) for name, model in self.sagemaker_backend._models.items()}
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from local_test.jobs import data, images, metrics
+from local_test.jobs import data, metrics
 from local_test.jobs.hosts import OPT_ML, Task
 from local_test.jobs.job import HostedJob, JobStopped, Platform, now
 from local_test.platform.calls import ValidationError
+from local_test.platform.containers import images
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
 MESSAGES = {
@@ -27,6 +28,7 @@ MESSAGES = {
 
 class TrainingJob(HostedJob):
     KIND, ARN, SHORT = "TrainingJob", "training-job", "Training"
+    WORD = "training"
     LOGS, FAILURE = "/aws/sagemaker/TrainingJobs", "output/failure"
 
     def __init__(self, request: Mapping[str, Any], platform: Platform, tuning: str = "") -> None:

@@ -13,6 +13,7 @@ from local_test.platform.calls import ValidationError
 
 class ProcessingJob(HostedJob):
     KIND, ARN, SHORT = "ProcessingJob", "processing-job", "Processing"
+    WORD = "processing"
     LOGS, FAILURE = "/aws/sagemaker/ProcessingJobs", "output/message"
     _message = ""
 

@@ -1,4 +1,4 @@
-"""Which images this repository's server can stand in for, where no engine has them."""
+"""The images that this repository's server can stand in for, where no engine has them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ SCRIPTS = (
     *("sagemaker-scikit-learn", "pytorch-training", "huggingface-pytorch-training", "tensorflow-training"),
     *("huggingface-tensorflow-training", "autogluon-training", "sagemaker-base-python", "sagemaker-distribution-prod"),
 )
+# AWS's images whose models and inference.py this repository's server serves as they are.
+SERVED = (*XGBOOST, "sagemaker-scikit-learn", "pytorch-inference", "huggingface-pytorch-inference")
 PROGRAM = "sagemaker_program"
 
 
@@ -29,6 +31,12 @@ def repository(image: str) -> str:
 def is_xgboost(image: str) -> bool:
     """Whether the image is AWS's XGBoost, as a built-in algorithm or a framework."""
     return repository(image) in XGBOOST and ".dkr.ecr." in image
+
+
+def is_served(image: str, ours: Sequence[str]) -> bool:
+    """Whether this repository's server answers as the image would."""
+    name = repository(image)
+    return name in ours or (name in SERVED and ".dkr.ecr." in image)
 
 
 def in_place(
