@@ -56,9 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def banner(emulator: Emulator) -> str:
     """The first lines of the output: the variables to export, and commands to try."""
-    exports = "\n".join(f"export {name}={value}" for name, value in emulator.environment.items())
+    exports, proxy = (
+        "\n".join(f"export {name}={value}" for name, value in variables.items())
+        for variables in (emulator.environment, emulator.proxy)
+    )
     return (
         f"SageMaker emulator at {emulator.url}. In another shell:\n\n{exports}\n\n"
+        f"# For code that calls AWS at a literal address, as get_execution_role() does:\n{proxy}\n\n"
         f"{sys.executable} -m local_test.multi_model_example   # or any boto3 script, unmodified\n"
         "aws sagemaker list-endpoints\n\n"
         f"A page shows what runs here: {emulator.url}/\n"

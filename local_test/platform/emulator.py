@@ -20,6 +20,7 @@ from local_test.pipelines.executor import Engine
 from local_test.pipelines.function import Host, Result
 from local_test.pipelines.records import Records
 from local_test.platform import sdk_config
+from local_test.platform.aws_addresses import Authority
 from local_test.platform.calls import Call, Reply
 from local_test.platform.clock import Clock
 from local_test.platform.containers import runtimes
@@ -70,12 +71,14 @@ class Emulator:
         self._functions = Host(options.work / "functions")
         self.pipelines = Records(options.state)
         self.engine = Engine(self.pipelines, self._own_client, events)
+        self._authority = Authority(options.work)
         self._server = Server(
             options.port,
             lambda service: moto_app.backend_app(service, self),
             self._invoke,
             Page(self.client, self._fleets, lambda: events.newest, lambda: (self._server.answered, events.count)),
             lambda subject, detail: events.emit("error", subject, detail),
+            self._authority,
         )
         self.url, self.application = self._server.url, self._server.application
         # One connection for each possible download. Model data is read through the S3 API, as any client reads it.
@@ -97,6 +100,11 @@ class Emulator:
             "AWS_DEFAULT_REGION": REGION,
             sdk_config.VARIABLE: str(self._sdk_config),
         }
+
+    @property
+    def proxy(self) -> dict[str, str]:
+        """Further variables, for code that calls AWS at a literal address, such as `get_execution_role` of the SDK."""
+        return {"HTTPS_PROXY": self.url, "AWS_CA_BUNDLE": str(self._authority.bundle)}
 
     @property
     def runs_by(self) -> str:

@@ -9,7 +9,8 @@ import binascii
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from ssl import SSLSocket
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -20,6 +21,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from local_test.platform import aws_errors
+from local_test.platform.aws_addresses import Authority, of_aws, relay
 from local_test.platform.page.app import Page
 from local_test.platform.runtime import invoke_endpoint
 
@@ -38,13 +40,22 @@ class Caller:
 class Server:
     """Listens on loopback from construction until `close`."""
 
-    def __init__(self, port: int, create_app: Callable[[Any], Any], invoke: Invoke, page: Page, report: Report) -> None:
+    def __init__(
+        self,
+        port: int,
+        create_app: Callable[[Any], Any],
+        invoke: Invoke,
+        page: Page,
+        report: Report,
+        authority: Authority,
+    ) -> None:
         self._moto = _Services(create_app)
         self._report = report
         self._invoke = invoke
         self._page = page
         self.answered = 0  # requests, without those of the page
-        self._server = make_server("127.0.0.1", port, self.application, threaded=True, request_handler=_Handler)
+        handler = type("Handler", (_Handler,), {"authority": authority})
+        self._server = make_server("127.0.0.1", port, self.application, threaded=True, request_handler=handler)
         self.url = f"http://127.0.0.1:{self._server.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="platform server", daemon=True)
         self._thread.start()
@@ -101,7 +112,32 @@ class _Services(DomainDispatcherApplication):
 class _Handler(MotoRequestHandler):
     """HTTP/1.1, so that streams are chunked. Without an access log: the events show more."""
 
+    authority: ClassVar[Authority]
     protocol_version = "HTTP/1.1"
+
+    def do_CONNECT(self) -> None:  # noqa: N802 - the method of HTTP
+        """A tunnel, as of a proxy: to this server itself for a host of AWS, else to the host."""
+        host, _, port = self.path.rpartition(":")
+        if not of_aws(host):
+            try:
+                relay(self.connection, host, int(port))
+            except (OSError, ValueError) as error:
+                self.send_error(502, f"cannot connect to {host}: {error}")
+            self.close_connection = True
+            return
+        self.connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        try:
+            self.request = self.authority.context(host).wrap_socket(self.connection, server_side=True)
+        except OSError:  # the client does not trust the certificate: AWS_CA_BUNDLE is missing
+            self.close_connection = True
+            return
+        self.setup()
+        self.close_connection = False
+
+    def finish(self) -> None:
+        super().finish()
+        if isinstance(self.connection, SSLSocket):
+            self.connection.close()
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         if type == "error":

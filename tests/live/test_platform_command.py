@@ -68,7 +68,7 @@ def test_the_example_runs_against_the_command(
     """Its environment has the printed variables only. Two models answer, and SIGINT prints the summary."""
     exported = command.exported()
     aws = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"}
-    assert set(exported) == {*aws, "SAGEMAKER_USER_CONFIG_OVERRIDE"}
+    assert set(exported) == {*aws, "SAGEMAKER_USER_CONFIG_OVERRIDE", "HTTPS_PROXY", "AWS_CA_BUNDLE"}
     for name, value in exported.items():
         monkeypatch.setenv(name, value)
     for name in ("abalone-1", "abalone-2"):

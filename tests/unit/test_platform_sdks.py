@@ -2,10 +2,14 @@
 
 import io
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
+from botocore.exceptions import SSLError
 
 from local_test.platform import sdk_config
 from local_test.platform.control import answers
@@ -77,6 +81,45 @@ def test_the_sdk_gets_its_bucket_from_a_file(tmp_path: Path) -> None:
 
     assert f"DefaultS3Bucket: sagemaker-us-east-1-{ACCOUNT}\n" in text
     assert "TelemetryOptOut: true\n" in text
+
+
+def test_a_literal_address_of_aws_is_answered_through_the_proxy(tmp_path: Path) -> None:
+    """The SDK asks https://sts.REGION.amazonaws.com; a bucket's own host is another such address."""
+    with Emulator(Options(work=tmp_path, runtime="process"), Events(io.StringIO())) as emulator:
+        proxy = emulator.proxy
+        through = {"config": Config(proxies={"https": proxy["HTTPS_PROXY"]}), "verify": proxy["AWS_CA_BUNDLE"]}
+        once = Config(proxies={"https": proxy["HTTPS_PROXY"]}, retries={"total_max_attempts": 1})
+        session = boto3.Session("local", "local", region_name="eu-west-1")
+        sts = session.client("sts", endpoint_url="https://sts.eu-west-1.amazonaws.com", **through)
+        s3 = session.client("s3", endpoint_url="https://s3.eu-west-1.amazonaws.com", **through)
+        emulator.client("s3").create_bucket(Bucket="a-bucket")
+        s3.put_object(Bucket="a-bucket", Key="k", Body=b"through the proxy")
+        body = emulator.client("s3").get_object(Bucket="a-bucket", Key="k")["Body"].read()
+
+        assert sts.get_caller_identity()["Account"] == ACCOUNT
+        assert body == b"through the proxy"
+        with pytest.raises(SSLError):
+            session.client("sts", endpoint_url="https://sts.eu-west-1.amazonaws.com", config=once).get_caller_identity()
+
+
+def test_a_connection_to_another_host_is_passed_on(tmp_path: Path) -> None:
+    """Such as to a package registry: HTTPS_PROXY is read by every program of a shell."""
+    with Emulator(Options(work=tmp_path, runtime="process"), Events(io.StringIO())) as emulator:
+        host, port = emulator.url.removeprefix("http://").split(":")
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection((host, int(port))) as client:
+            client.sendall(f"CONNECT 127.0.0.1:{server.getsockname()[1]} HTTP/1.1\r\n\r\n".encode())
+            accepted, _ = server.accept()
+            with accepted:
+                assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+                client.sendall(b"question")
+                assert accepted.recv(100) == b"question"
+                accepted.sendall(b"answer")
+                assert client.recv(100) == b"answer"
+            assert client.recv(100) == b""
+        refused = socket.create_connection((host, int(port)))
+        with refused:
+            refused.sendall(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\n\r\n")
+            assert refused.recv(100).startswith(b"HTTP/1.1 502 ")
 
 
 def test_empty_structures_are_left_out() -> None:
