@@ -23,6 +23,7 @@ from deploy.progress import Progress
 
 if TYPE_CHECKING:
     from deploy.aws import Aws
+    from deploy.invoke import Check
     from deploy.spec import Spec
 
 DONE, FAILED, INVALID = 0, 1, 2
@@ -167,11 +168,18 @@ def parser() -> argparse.ArgumentParser:
     at.add_argument("to", metavar="S3URI", help="s3://bucket/prefix/")
     at.add_argument("--uncompressed", action="store_true", help="upload a directory file by file: for a bundle")
     at.add_argument("--region", help="of the bucket and the endpoint; default: boto3's")
-    at = verb("models", "list the models below a prefix in S3, or remove some")
-    at.add_argument("at", metavar="S3URI", help="s3://bucket/prefix/")
+    at = verb("models", "list the models below a prefix in S3 or in the model registry, or remove some")
+    at.add_argument("at", metavar="S3URI", nargs="?", help="s3://bucket/prefix/")
+    at.add_argument(
+        "--packages", metavar="GROUP", nargs="?", const="", help="list the model packages of a group, or all"
+    )
     at.add_argument("--remove", metavar="NAME", nargs="+", default=[], help="NAME.tar.gz, or NAME/ of a bundle")
     at.add_argument("--region", help="of the bucket; default: boto3's")
     at.add_argument("--json", action="store_true", help="a list of objects")
+    at = verb("approve", "approve a model package, so that a spec with its group deploys it", common)
+    at.add_argument("arn", metavar="ARN", help="of the model package: `models --packages` lists them")
+    at.add_argument("--reject", action="store_true", help="reject it instead")
+    at.add_argument("--note", metavar="TEXT", help="the reason, kept with the model package")
     _add_pipeline_arguments(verb("pipeline", "train, register and deploy by SageMaker Pipelines"))
     return whole
 
@@ -253,7 +261,7 @@ def _parameter(text: str) -> tuple[str, str]:
 
 
 def _up(given: argparse.Namespace, connect: Connect) -> int:
-    from deploy import endpoint, invoke, spec
+    from deploy import endpoint, invoke, packages, spec
 
     wanted = spec.load(given.spec)
     if given.plan:
@@ -261,7 +269,8 @@ def _up(given: argparse.Namespace, connect: Connect) -> int:
             return _plan(wanted, given, connect)
     progress = _progress(given)
     aws = connect(given.region or wanted.region)
-    checks = invoke.load_checks(given.smoke) if given.smoke else []
+    checks = _smoke_calls(wanted, given)
+    wanted = packages.resolved(wanted, aws)
     smoke = (lambda: invoke.run_checks(aws, wanted, checks, progress)) if checks else None
     with _naming(given.spec):
         outcome = endpoint.up(wanted, aws, progress, wait=not given.no_wait, keep=given.keep, smoke=smoke)
@@ -280,6 +289,14 @@ def _up(given: argparse.Namespace, connect: Connect) -> int:
     return DONE
 
 
+def _smoke_calls(wanted: "Spec", given: argparse.Namespace) -> "list[Check]":
+    """The calls of --smoke, else of the spec's own file, which is named relative to the spec."""
+    from deploy import invoke
+
+    path = given.smoke or (given.spec.parent / wanted.smoke if wanted.smoke else None)
+    return invoke.load_checks(path) if path else []
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """An error that AWS's service model finds names the spec file too."""
@@ -290,18 +307,20 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _plan(spec: "Spec", given: argparse.Namespace, connect: Connect) -> int:
-    from deploy import plan, preview
+    from deploy import packages, plan, preview
     from deploy.aws import NO_CREDENTIALS, NO_NETWORK
 
     region, known, why = given.region or spec.region, True, ""
     try:
         aws = connect(region)
         account, region = aws.account, aws.region
+        spec = packages.resolved(spec, aws)
         wanted = plan.plan(spec, aws)
     except (*NO_CREDENTIALS, *NO_NETWORK, Failed) as error:
         if isinstance(error, Failed) and "missing region" not in str(error):
             raise
         account, region = plan.UNKNOWN_ACCOUNT, region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        spec = packages.unresolved(spec, region)
         wanted, known, why = plan.offline(spec, region), plan.is_known_offline(spec), str(error).partition("\n")[0]
     requests = [{operation: each} for operation, each in preview.creations(spec, wanted, account, region, given.keep)]
     text = json.dumps(requests, indent=2)
@@ -362,10 +381,11 @@ def _logs(given: argparse.Namespace, connect: Connect) -> int:
 
 
 def _roles(given: argparse.Namespace, connect: Connect) -> int:
-    from deploy import plan, roles, spec
+    from deploy import packages, plan, roles, spec
 
     wanted = spec.load(given.spec)
     aws = connect(given.region or wanted.region)
+    wanted = packages.resolved(wanted, aws)
     with _naming(given.spec):
         plan.offline(wanted, aws.region)
     print(json.dumps([each.document for each in roles.of_all(wanted, aws.account, aws.region)], indent=2))
@@ -384,10 +404,31 @@ def _put(given: argparse.Namespace, _: Connect) -> int:
     return store.put(given)
 
 
-def _models(given: argparse.Namespace, _: Connect) -> int:
+def _models(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import packages
     from deploy.models import store
 
-    return store.models(given)
+    if (given.at is None) == (given.packages is None):
+        raise SpecError("models: give s3://bucket/prefix/, or --packages [GROUP]")
+    if given.packages is None:
+        return store.models(given)
+    if given.remove:
+        raise SpecError("--remove: only models in S3 can be removed")
+    found = packages.report(connect(given.region), given.packages or None)
+    print(json.dumps(found) if given.json else packages.text(found))
+    return DONE
+
+
+def _approve(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import packages
+
+    status = packages.REJECTED if given.reject else packages.APPROVED
+    changed = packages.decide(connect(given.region), given.arn, status, given.note, _progress(given))
+    if given.json:
+        print(json.dumps({"arn": given.arn, "status": status, "changed": changed}))
+    elif not changed:
+        print("unchanged")
+    return DONE
 
 
 def _pipeline(given: argparse.Namespace, connect: Connect) -> int:
@@ -411,5 +452,6 @@ VERBS: dict[str, Callable[[argparse.Namespace, Connect], int]] = {
     "pack": _pack,
     "put": _put,
     "models": _models,
+    "approve": _approve,
     "pipeline": _pipeline,
 }

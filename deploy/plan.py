@@ -29,7 +29,7 @@ START_SECONDS = 300  # AWS's cooldown after a start from zero: as long as an ins
 # Fields that keys of the spec set; the [aws] tables may set every other field.
 OURS = {
     "CreateModelInput": {"ModelName", "PrimaryContainer", "Containers", "ExecutionRoleArn", "Tags"},
-    "ContainerDefinition": {"Image", "Mode", "ModelDataUrl", "ModelDataSource", "Environment"},
+    "ContainerDefinition": {"Image", "Mode", "ModelDataUrl", "ModelDataSource", "Environment", "ModelPackageName"},
     "CreateEndpointConfigInput": {"EndpointConfigName", "ProductionVariants", "AsyncInferenceConfig", "Tags"},
     "ProductionVariant": {
         "VariantName",
@@ -60,7 +60,7 @@ class Desired:
 
 def plan(spec: Spec, aws: Aws) -> Desired:
     """All requests, with role and images resolved. Nothing is changed. Raises SpecError and Failed."""
-    uris = {image: resolved_image(aws, image) for image in {spec.image_of(each) for each in spec.variants}}
+    uris = {image: resolved_image(aws, image) for image in _images(spec)}
     _check(spec, desired(spec, _role_arn(spec, UNKNOWN_ACCOUNT, aws.region), uris))
     for uri in sorted({uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}):
         _check_region(aws, uri, _region_of(aws, uri, "models"))
@@ -74,7 +74,7 @@ def plan(spec: Spec, aws: Aws) -> Desired:
 
 def offline(spec: Spec, region: str) -> Desired:
     """All requests without a call: images by tag, role and registry of account 000000000000. Raises SpecError."""
-    uris = {image: unresolved_image(image, region) for image in {spec.image_of(each) for each in spec.variants}}
+    uris = {image: unresolved_image(image, region) for image in _images(spec)}
     wanted = desired(spec, _role_arn(spec, UNKNOWN_ACCOUNT, region), uris)
     _check(spec, wanted)
     return wanted
@@ -82,9 +82,9 @@ def offline(spec: Spec, region: str) -> Desired:
 
 def is_known_offline(spec: Spec) -> bool:
     """Whether `offline` makes the requests of `plan`: the role is an ARN, and no image is resolved by AWS."""
-    parts = (image_parts(spec.image_of(each)) for each in spec.variants)
+    parts = (image_parts(each) for each in _images(spec))
     resolved = any(not digest and (not host or ECR.fullmatch(host)) for host, _, _, digest in parts)
-    return roles.is_arn(spec.role) and not resolved
+    return roles.is_arn(spec.role) and not resolved and not spec.packages
 
 
 def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
@@ -93,7 +93,7 @@ def desired(spec: Spec, role_arn: str, images: Mapping[str, str]) -> Desired:
     models: dict[str, Request] = {}
     variants = []
     for variant in spec.variants:
-        model = _model(spec, variant, role_arn, images[spec.image_of(variant)])
+        model = _model(spec, variant, role_arn, images.get(spec.image_of(variant), ""))
         name = _named(spec.name, model)
         models[name] = {"ModelName": name, **model, "Tags": tags}
         variants.append(_variant(spec, variant, name))
@@ -134,7 +134,9 @@ def tags_wanted(spec: Spec) -> list[dict[str, str]]:
 def _model(spec: Spec, variant: Variant, role_arn: str, image: str) -> Request:
     models, uncompressed = spec.models_of(variant)
     container: Request = {"Image": image, "Environment": {**spec.env, **variant.env}}
-    if models and uncompressed:
+    if package := spec.package_of(variant):
+        container = {"ModelPackageName": package, "Environment": container["Environment"]}
+    elif models and uncompressed:
         container["ModelDataSource"] = {
             "S3DataSource": {"S3Uri": models, "S3DataType": "S3Prefix", "CompressionType": "None"}
         }
@@ -143,6 +145,11 @@ def _model(spec: Spec, variant: Variant, role_arn: str, image: str) -> Request:
         container["ModelDataUrl"] = models
     container |= _picked(spec.aws, "ContainerDefinition")
     return {"PrimaryContainer": container, "ExecutionRoleArn": role_arn, **_picked(spec.aws, "CreateModelInput")}
+
+
+def _images(spec: Spec) -> set[str]:
+    """The images that the spec names; a model package has its own."""
+    return {spec.image_of(each) for each in spec.variants if spec.package_of(each) is None}
 
 
 def _variant(spec: Spec, variant: Variant, model: str) -> Request:

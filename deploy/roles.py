@@ -9,6 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from deploy import packages
 from deploy.aws import Aws, Request, already_exists, denied, is_missing, retried
 from deploy.errors import Failed
 from deploy.progress import Progress
@@ -62,7 +63,7 @@ def _values(spec: Spec, account: str, region: str) -> Values:
     """The values of all names in the JSON of a spec's roles."""
     partition = partition_of(region)
     models = sorted({uri for variant in spec.variants if (uri := spec.models_of(variant)[0])})
-    images = sorted({spec.image_of(variant) for variant in spec.variants})
+    images = sorted({image for variant in spec.variants if (image := spec.image_of(variant))})
     calls = sorted({uri for key, uri in (*spec.written, *spec.read) if key.startswith("async.")})
     key = str(spec.aws.get("KmsKeyId", ""))
     own = [arn_of(f"{spec.name}-scheduler", account, region)]
@@ -83,8 +84,17 @@ def _values(spec: Spec, account: str, region: str) -> Values:
         "network": ["*"] if "VpcConfig" in spec.aws else [],
         "keys": [key] if key.startswith("arn:") else [],
         "made": own,
+        "groups": _groups(spec, account, region),
         "roles": [*own, str(spec.role)] if is_arn(spec.role) else own,
     }
+
+
+def _groups(spec: Spec, account: str, region: str) -> list[str]:
+    """The ARNs of the model package groups and of all their packages."""
+    names = sorted({packages.group_of(each) for each in spec.packages})
+    kinds = ("model-package-group/{}", "model-package/{}/*", "model-package/{}")
+    partition = partition_of(region)
+    return [f"arn:{partition}:sagemaker:{region}:{account}:{kind.format(each)}" for each in names for kind in kinds]
 
 
 def role_name(spec: Spec) -> str:

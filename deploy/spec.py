@@ -16,6 +16,7 @@ ECR = re.compile(r"(\d{12})\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:
 # SageMaker allows names of 63 characters; names of models and configurations add a hyphen and 8 characters of a hash.
 LONGEST_NAME = 54
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
+PACKAGE = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}|arn:aws[a-z-]*:sagemaker:[a-z0-9-]+:\d{12}:model-package/\S+")
 ROLE = re.compile(r"[\w+=,.@-]{1,64}")
 # docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html, "feature exclusions"
 NOT_SERVERLESS = (
@@ -39,6 +40,7 @@ class Variant:
     image: str | None = None
     models: str | None = None
     uncompressed: bool | None = None
+    model_package: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)  # merged over the endpoint's
     aws: Mapping[str, Any] = field(default_factory=dict)  # any other field of a ProductionVariant
 
@@ -94,9 +96,12 @@ class Asynchronous:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     name: str
-    image: str  # NAME:TAG in this account's registry, or a whole URI
+    image: str = ""  # NAME:TAG in this account's registry, or a whole URI
     models: str | None = None  # s3://bucket/prefix/ -> multi-model; s3://.../NAME.tar.gz -> one bundle of models
     uncompressed: bool = False  # the prefix is one uncompressed bundle, not a multi-model prefix
+    # In place of image and models: a model package group, whose newest approved package is deployed, or an ARN.
+    model_package: str | None = None
+    smoke: str | None = None  # a file of calls that must succeed after each update, beside the spec
     role: str | None = None  # a name (created and maintained here) or an ARN; None: NAME-endpoint
     region: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
@@ -117,6 +122,17 @@ class Spec:
         if variant.models is None:
             return self.models, self.uncompressed
         return variant.models, bool(variant.uncompressed)
+
+    def package_of(self, variant: Variant) -> str | None:
+        """The variant's model package or group, in place of an image and models of its own."""
+        if variant.model_package:
+            return variant.model_package
+        return None if variant.image or variant.models else self.model_package
+
+    @property
+    def packages(self) -> list[str]:
+        """All model packages and groups of the spec."""
+        return sorted({found for each in self.variants if (found := self.package_of(each))})
 
     @property
     def written(self) -> list[tuple[str, str]]:
@@ -290,7 +306,23 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_package(spec: Spec, variant: Variant) -> None:
+    """`image` and `models` beside `model_package`: which of them would be deployed?"""
+    of_endpoint, of_variant = (
+        (where, each.model_package, [key for key in ("image", "models", "uncompressed") if getattr(each, key)])
+        for where, each in (("", spec), (f"variant {variant.name!r}: ", variant))
+    )
+    for where, package, others in (of_endpoint, of_variant):
+        if package and others:
+            raise SpecError(f"{where}model_package: {others[0]} comes from the model package; remove {others[0]}")
+        if package and not PACKAGE.fullmatch(package):
+            raise SpecError(f"{where}model_package {package!r} must be the name of a group, or a model package's ARN")
+    if spec.package_of(variant) is None and not spec.image_of(variant):
+        raise SpecError("image is missing, or model_package: a group of the model registry, or a package's ARN")
+
+
 def _check_variant(spec: Spec, variant: Variant) -> None:
+    _check_package(spec, variant)
     models, uncompressed = spec.models_of(variant)
     if models is not None:
         if not S3.fullmatch(models):

@@ -26,7 +26,7 @@ from local_test.platform.clock import Clock
 from local_test.platform.containers import runtimes
 from local_test.platform.containers.model_data import parts
 from local_test.platform.containers.process import ProcessRuntime
-from local_test.platform.control import moto_app
+from local_test.platform.control import event_bridge, moto_app
 from local_test.platform.control.cloudwatch import CloudWatch
 from local_test.platform.control.jobs_api import collection
 from local_test.platform.control.sagemaker_api import Key
@@ -178,6 +178,20 @@ class Emulator:
             return False
         keys = [each["Key"] for each in found.get("Contents", ())]
         return bool(keys) and (prefix.endswith("/") or not prefix or keys[0].startswith(prefix))
+
+    def deliver(self, account: str, region: str, event: event_bridge.Event) -> None:
+        def invoke(function: str, sent: str) -> None:
+            self.client("lambda", region_name=region).invoke(
+                FunctionName=function, InvocationType="Event", Payload=sent
+            )
+
+        def send() -> None:
+            try:
+                event_bridge.deliver(account, region, event, invoke)
+            except Exception as error:  # of one target: the caller has its answer
+                self._events.emit("error", f"EventBridge: {event['detail-type']}", str(error))
+
+        threading.Thread(target=send, name="event", daemon=True).start()
 
     def job_platform(self, account: str, region: str, model: Callable[[str], Mapping[str, Any] | None]) -> Platform:
         return Platform(

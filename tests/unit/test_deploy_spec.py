@@ -161,6 +161,10 @@ def test_a_rollout_names_its_alarms(tmp_path: Path) -> None:
         (LIGHT + "[rollout]\nrolling_percent = 20", "rolling_percent is not supported"),
         (LIGHT + "[aws]\nEnableNetworkIsolation = true", "does not support EnableNetworkIsolation"),
         (LIGHT.replace("all.tar.gz", "all/"), "serverless: models is not supported"),
+        (PLAIN.replace("image", "#"), "image is missing, or model_package"),
+        ('model_package = "g"' + PLAIN, "model_package: image comes from the model package; remove image"),
+        (PLAIN + 'models = "s3://bucket/a/"\nmodel_package = "g"', "variant 'AllTraffic': model_package: models comes"),
+        (PLAIN + 'model_package = "arn:aws:sagemaker"', "must be the name of a group, or a model package's ARN"),
         ("name = [", "not valid TOML"),
     ],
 )

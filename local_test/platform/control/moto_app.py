@@ -14,6 +14,7 @@ from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.cloudwatch.responses import CloudWatchResponse
 from moto.core.responses import BaseResponse
 from moto.core.utils import convert_to_flask_response
+from moto.events.models import EventsBackend
 from moto.iam.models import IAMBackend
 from moto.iam.responses import IamResponse
 from moto.logs.models import LogsBackend
@@ -33,13 +34,16 @@ INTERNALS: dict[Any, tuple[str, ...]] = {
     SageMakerResponse: (
         *("create_model", "delete_model", "create_endpoint_config", "create_endpoint", "describe_endpoint"),
         *("list_endpoints", "delete_endpoint", "update_endpoint_weights_and_capacities", "sagemaker_backend"),
+        *("create_model_package", "update_model_package", "create_model_package_group"),
         *("call_action", "setup_class", "serialized", "_get_action"),
     ),
     SageMakerModelBackend: (
-        *("_models", "endpoint_configs", "endpoints", "describe_model_package", "training_jobs", "processing_jobs"),
+        *("_models", "endpoint_configs", "endpoints", "training_jobs", "processing_jobs"),
+        *("model_packages", "model_package_groups", "model_package_name_mapping"),
         *("transform_jobs", "hyper_parameter_tuning_jobs"),
     ),
     LogsBackend: ("ensure_log_group", "ensure_log_stream", "put_log_events"),
+    EventsBackend: ("describe_event_bus",),
     CloudWatchResponse: ("call_action", "serialized", "_get_action", "_get_params", "_get_param", "cloudwatch_backend"),
     CloudWatchBackend: ("alarms", "_validate_parameters_put_metric_data"),
     IamResponse: ("call_action", "backend"),

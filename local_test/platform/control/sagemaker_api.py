@@ -16,6 +16,7 @@ from moto.sagemaker.models import FakeEndpointConfig
 from local_test.platform.calls import ValidationError
 from local_test.platform.control import answers, validation
 from local_test.platform.control.jobs_api import JobsApi, JobsEmulator
+from local_test.platform.control.model_packages_api import EventsEmulator, ModelPackagesApi
 from local_test.platform.control.pipelines_api import PipelinesApi
 from local_test.platform.fleet import plans
 from local_test.platform.fleet.endpoint import Endpoint, Size, retained
@@ -43,7 +44,7 @@ DESCRIBED = (
 )
 
 
-class ControlledEmulator(JobsEmulator, Protocol):
+class ControlledEmulator(JobsEmulator, EventsEmulator, Protocol):
     """The part of the emulator that the control plane uses."""
 
     changing: threading.Lock
@@ -57,7 +58,7 @@ class ControlledEmulator(JobsEmulator, Protocol):
         ...
 
 
-class SageMaker(PipelinesApi, JobsApi):
+class SageMaker(PipelinesApi, JobsApi, ModelPackagesApi):
     """One request of the control plane; each base class has the operations of one area."""
 
     emulator: ClassVar[ControlledEmulator]
@@ -114,7 +115,7 @@ class SageMaker(PipelinesApi, JobsApi):
         package = container.get("ModelPackageName")
         if not package:
             return container
-        found = self.sagemaker_backend.describe_model_package(package)
+        found = self._package(package)
         return {**found.inference_specification["Containers"][0], **container}
 
     # Endpoint configs
@@ -258,6 +259,8 @@ class SageMaker(PipelinesApi, JobsApi):
         }
         if kind in records and name not in records[kind]:
             raise self._missing(kind, name)
+        if kind == "model-package":
+            return ActionResult({"Tags": self._package(self.params["ResourceArn"]).tags or []})
         return super().list_tags()
 
     # Names
