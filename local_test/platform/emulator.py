@@ -60,7 +60,7 @@ class Emulator:
         self._events = events
         self._runtime = runtimes.runtime(options, events)
         self._random = random.Random(seed)
-        self.monitor = Monitor(Clock(options.clock_speed))
+        self.monitor = Monitor(Clock(options.clock_speed), events, self)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # guards the four fields below
         self._endpoints: dict[Key, Endpoint] = {}

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,10 +43,10 @@ def spec(at: Path, name: str, *, models: str = "echo.tar.gz", more: str = "", se
 
 
 @contextmanager
-def prepared(work: Path, models: Path) -> Iterator[Account]:
+def prepared(work: Path, models: Path, **options: Any) -> Iterator[Account]:
     """An account with an image in its registry, and one bundle and one prefix of models that echo the request."""
     patch = pytest.MonkeyPatch()
-    with account.account(work) as made, patch.context() as environment:
+    with account.account(work, **options) as made, patch.context() as environment:
         for name, value in made.platform.environment.items():
             environment.setenv(name, value)
         ecr = made.platform.client("ecr")
@@ -77,6 +78,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Deploy:
 EXPIRING = """
 import datetime, json, sys
 from pathlib import Path
+from typing import Any
 count = Path(sys.argv[1])
 left = int(count.read_text()) - 1
 count.write_text(str(left))

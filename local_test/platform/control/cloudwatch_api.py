@@ -10,11 +10,15 @@ from typing import Any, ClassVar
 
 from moto.cloudwatch.exceptions import InvalidParameterCombination, InvalidParameterValue
 from moto.cloudwatch.exceptions import ValidationError as CloudWatchValidationError
+from moto.cloudwatch.models import Alarm
 from moto.cloudwatch.responses import CloudWatchResponse
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.utils import camelcase_to_underscores, method_names_from_class
 
 from local_test.platform.calls import ValidationError
+from local_test.platform.control.sagemaker_api import ControlledEmulator
+from local_test.platform.monitoring import alarms
+from local_test.platform.monitoring.alarm_keeper import check, measured
 from local_test.platform.monitoring.metric_store import (
     MINUTE,
     SIMPLE,
@@ -36,7 +40,11 @@ STANDARD = (1, 5, 10, 30)  # periods below one minute
 class CloudWatch(CloudWatchResponse):
     """One request to CloudWatch."""
 
-    monitor: ClassVar[Monitor]
+    emulator: ClassVar[ControlledEmulator]
+
+    @property
+    def monitor(self) -> Monitor:
+        return self.emulator.monitor
 
     def call_action(self) -> Any:
         action = self._get_action()
@@ -143,6 +151,167 @@ class CloudWatch(CloudWatchResponse):
             "Values": [value for _, value in known],
             "StatusCode": "Complete",
         }
+
+    # Alarms
+
+    def put_metric_alarm(self) -> ActionResult:
+        params = self._get_params()
+        check(params)
+        super().put_metric_alarm()
+        self._created(params["AlarmName"])
+        return EmptyResult()
+
+    def put_composite_alarm(self) -> ActionResult:
+        params = self._get_params()
+        backend, rule = self.cloudwatch_backend, params["AlarmRule"]
+        states = {each.name: "" for each in backend.alarms.values()}
+        states |= {each.alarm_arn: "" for each in backend.alarms.values()}
+        alarms.composite(rule, states)
+        backend.put_metric_alarm(
+            name=params["AlarmName"],
+            namespace="",
+            metric_name="",
+            comparison_operator="",
+            evaluation_periods=0,
+            period=0,
+            threshold=0.0,
+            statistic="",
+            description=params.get("AlarmDescription", ""),
+            dimensions=[],
+            alarm_actions=params.get("AlarmActions") or [],
+            ok_actions=params.get("OKActions"),
+            insufficient_data_actions=params.get("InsufficientDataActions"),
+            actions_enabled=params.get("ActionsEnabled", True),
+            rule=rule,
+            tags=params.get("Tags"),
+        )
+        self._created(params["AlarmName"])
+        return EmptyResult()
+
+    def describe_alarms(self) -> ActionResult:
+        params = self._get_params()
+        kinds = params.get("AlarmTypes") or ["MetricAlarm"]
+        found = [each for each in self._selected(params) if _kind(each) in kinds]
+        start, size = _token(params.get("NextToken")), int(params.get("MaxRecords") or 100)
+        page = found[start : start + size]
+        answer: dict[str, Any] = {
+            "MetricAlarms": [_metric_alarm(each) for each in page if each.rule is None],
+            "CompositeAlarms": [_composite_alarm(each) for each in page if each.rule is not None],
+        }
+        if len(found) > start + size:
+            answer["NextToken"] = str(start + size)
+        return ActionResult(answer)
+
+    def describe_alarms_for_metric(self) -> ActionResult:
+        params = self._get_params()
+        name = SeriesName(params["Namespace"], params["MetricName"], _dimensions(params.get("Dimensions") or ()))
+        all_alarms = [each for each in self.cloudwatch_backend.alarms.values() if each.rule is None]
+        return ActionResult({"MetricAlarms": [_metric_alarm(each) for each in all_alarms if measured(each)[0] == name]})
+
+    def describe_alarm_history(self) -> ActionResult:
+        params = self._get_params()
+        found = [
+            each
+            for each in self.monitor.alarms.history(self.current_account, self.region)
+            if params.get("AlarmName") in (None, each["AlarmName"])
+            and params.get("HistoryItemType") in (None, each["HistoryItemType"])
+            and each["AlarmType"] in (params.get("AlarmTypes") or ["MetricAlarm"])
+            and ("StartDate" not in params or each["Timestamp"].timestamp() >= _seconds(params["StartDate"]))
+            and ("EndDate" not in params or each["Timestamp"].timestamp() < _seconds(params["EndDate"]))
+        ]
+        if params.get("ScanBy") == "TimestampAscending":
+            found.reverse()
+        start, size = _token(params.get("NextToken")), int(params.get("MaxRecords") or 100)
+        answer: dict[str, Any] = {"AlarmHistoryItems": found[start : start + size]}
+        if len(found) > start + size:
+            answer["NextToken"] = str(start + size)
+        return ActionResult(answer)
+
+    def set_alarm_state(self) -> ActionResult:
+        params = self._get_params()
+        name, state = params["AlarmName"], params["StateValue"]
+        if name in self.cloudwatch_backend.alarms and state in (alarms.OK, alarms.ALARM, alarms.UNKNOWN):
+            verdict = alarms.Verdict(state, params["StateReason"], {})
+            self.monitor.alarms.set_state(self.current_account, self.region, name, verdict)
+        return super().set_alarm_state()
+
+    def delete_alarms(self) -> ActionResult:
+        self.monitor.alarms.deleted(self.current_account, self.region, self._get_param("AlarmNames", []))
+        return super().delete_alarms()
+
+    def _created(self, name: str) -> None:
+        records = self.cloudwatch_backend.alarms
+        self.emulator.register(records, name)
+        self.monitor.alarms.created(self.current_account, self.region, records, name)
+
+    def _selected(self, params: Mapping[str, Any]) -> list[Alarm]:
+        """The alarms that a DescribeAlarms asks for, by name."""
+        names, prefix = params.get("AlarmNames"), params.get("AlarmNamePrefix") or ""
+        return [
+            each
+            for name, each in sorted(self.cloudwatch_backend.alarms.items())
+            if (not names or name in names)
+            and name.startswith(prefix)
+            and params.get("StateValue") in (None, each.state_value)
+            and (
+                not params.get("ActionPrefix")
+                or any(arn.startswith(params["ActionPrefix"]) for arn in each.alarm_actions or ())
+            )
+        ]
+
+
+def _kind(alarm: Alarm) -> str:
+    return "MetricAlarm" if alarm.rule is None else "CompositeAlarm"
+
+
+def _described_alarm(alarm: Alarm) -> dict[str, Any]:
+    """The members that metric alarms and composite alarms share."""
+    return {
+        "AlarmName": alarm.name,
+        "AlarmArn": alarm.alarm_arn,
+        "AlarmDescription": alarm.description,
+        "AlarmConfigurationUpdatedTimestamp": alarm.configuration_updated_timestamp,
+        "ActionsEnabled": alarm.actions_enabled,
+        "OKActions": alarm.ok_actions or [],
+        "AlarmActions": alarm.alarm_actions or [],
+        "InsufficientDataActions": alarm.insufficient_data_actions or [],
+        "StateValue": alarm.state_value,
+        "StateReason": alarm.state_reason,
+        "StateReasonData": alarm.state_reason_data,
+        "StateUpdatedTimestamp": alarm.state_updated_timestamp,
+        "StateTransitionedTimestamp": alarm.state_updated_timestamp,
+    }
+
+
+def _composite_alarm(alarm: Alarm) -> dict[str, Any]:
+    return {**_described_alarm(alarm), "AlarmRule": alarm.rule}
+
+
+def _metric_alarm(alarm: Alarm) -> dict[str, Any]:
+    described = {
+        **_described_alarm(alarm),
+        "EvaluationPeriods": alarm.evaluation_periods,
+        "DatapointsToAlarm": alarm.datapoints_to_alarm,
+        "Threshold": alarm.threshold,
+        "ComparisonOperator": alarm.comparison_operator,
+        "TreatMissingData": alarm.treat_missing_data,
+        "EvaluateLowSampleCountPercentile": alarm.evaluate_low_sample_count_percentile,
+    }
+    series, period, statistic, unit = measured(alarm)
+    metric = {"Namespace": series.namespace, "MetricName": series.name}
+    named = [{"Name": name, "Value": value} for name, value in series.dimensions]
+    if alarm.metric_data_queries:
+        (query,) = alarm.metric_data_queries
+        wanted = {"Metric": {**metric, "Dimensions": named}, "Period": int(period), "Stat": statistic, "Unit": unit}
+        described["Metrics"] = [{"Id": query.id, "MetricStat": _given(wanted), "ReturnData": True}]
+    else:
+        described |= {**metric, "Dimensions": named, "Period": int(period), "Unit": unit}
+        described |= {"Statistic": alarm.statistic, "ExtendedStatistic": alarm.extended_statistic}
+    return _given(described)
+
+
+def _given(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def aligned(start: float, end: float, period: float) -> tuple[float, float]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from flask import Flask
+from moto.applicationautoscaling.models import ApplicationAutoscalingBackend
+from moto.applicationautoscaling.responses import ApplicationAutoScalingResponse
 from moto.awslambda.responses import LambdaResponse
 from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.cloudwatch.responses import CloudWatchResponse
@@ -24,6 +26,7 @@ from moto.sagemaker.responses import SageMakerResponse
 from moto.sts.responses import TokenResponse
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
+from local_test.platform.control.autoscaling_api import ApplicationAutoScaling
 from local_test.platform.control.cloudwatch_api import CloudWatch
 from local_test.platform.control.functions_api import FunctionsApi
 from local_test.platform.control.iam_api import Iam, Sts
@@ -49,6 +52,11 @@ INTERNALS: dict[Any, tuple[str, ...]] = {
     IamResponse: ("call_action", "backend"),
     TokenResponse: ("get_caller_identity", "backend", "get_access_key"),
     IAMBackend: ("get_roles", "get_role", "get_user", "get_group", "create_role", "attach_role_policy"),
+    ApplicationAutoScalingResponse: (
+        *("register_scalable_target", "put_scaling_policy", "_get_param", "_validate_params"),
+        *("describe_scaling_policies", "delete_scaling_policy", "applicationautoscaling_backend"),
+    ),
+    ApplicationAutoscalingBackend: ("targets", "policies", "scheduled_actions"),
 }
 
 
@@ -72,14 +80,17 @@ def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
         app.register_error_handler(missing, _no_route)
     if service == "sagemaker":
         _replace_view(app, SageMakerResponse, type("SageMaker", (SageMaker,), {"emulator": emulator}))
-    if service == "cloudwatch":
-        _replace_view(app, CloudWatchResponse, type("CloudWatch", (CloudWatch,), {"monitor": emulator.monitor}))
     if service == "iam":
         _replace_view(app, IamResponse, Iam)
     if service == "sts":
         _replace_view(app, TokenResponse, Sts)
     if service in ("lambda", "awslambda"):  # moto has both names
         _replace_view(app, LambdaResponse, type("FunctionsApi", (FunctionsApi,), {"emulator": emulator}))
+    if service == "cloudwatch":
+        _replace_view(app, CloudWatchResponse, type("CloudWatch", (CloudWatch,), {"emulator": emulator}))
+    if service == "applicationautoscaling":
+        bound = type("ApplicationAutoScaling", (ApplicationAutoScaling,), {"emulator": emulator})
+        _replace_view(app, ApplicationAutoScalingResponse, bound)
     return app
 
 
