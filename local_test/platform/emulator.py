@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ from local_test.platform.events import Events
 from local_test.platform.fleet.endpoint import Endpoint, EndpointContext, not_found
 from local_test.platform.fleet.instance import Instance
 from local_test.platform.fleet.plans import Config, Plan
+from local_test.platform.monitoring.logs import FollowedLog
 from local_test.platform.monitoring.monitor import Monitor
 from local_test.platform.options import Options
 from local_test.platform.page.app import Page
@@ -291,7 +293,13 @@ class Emulator:
             direct=plan.direct,
             log_stream=f"arn:aws:logs:{region}:{account}:log-group:/aws/sagemaker/Endpoints/{endpoint}",
             meter=self.monitor.meter(account, region, endpoint, None, plan.name),
+            follow=partial(self._follow_log, key),
         )
+
+    def _follow_log(self, key: Key, stream: str, path: Path) -> FollowedLog:
+        account, region, endpoint = key
+        writer = CloudWatch(account, region, self.monitor.metrics(account, region))
+        return self.monitor.logs.follow(path, partial(writer.log, f"/aws/sagemaker/Endpoints/{endpoint}", stream))
 
 
 def _reply(endpoint: Endpoint, call: Call) -> Reply:

@@ -70,6 +70,33 @@ def test_invocations_of_variants_are_counted(aws: Account, tmp_path: Path) -> No
     aws.delete("ab")
 
 
+def test_the_logs_of_containers_are_in_cloudwatch(aws: Account, tmp_path: Path) -> None:
+    """Each instance has a stream, with its container's lines from the start to the end."""
+    aws.endpoint("logged", {"ModelDataUrl": aws.put("logged.tar.gz", toy(tmp_path, "echo"))}, count=2)
+    logs = aws.platform.client("logs")
+    group = "/aws/sagemaker/Endpoints/logged"
+
+    def streams() -> list[str]:
+        found = logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"]
+        return [each["logStreamName"] for each in logs.describe_log_streams(logGroupName=group)["logStreams"]] * len(
+            found
+        )
+
+    def lines(stream: str) -> list[str]:
+        events = logs.get_log_events(logGroupName=group, logStreamName=stream, startFromHead=True)["events"]
+        return [each["message"] for each in events]
+
+    wait_until(lambda: len(streams()) == 2)
+    first, second = streams()
+    assert all(each.startswith("AllTraffic/logged-AllTraffic-") for each in (first, second))
+    wait_until(lambda: lines(first) and lines(second))
+    running = lines(first)
+    aws.delete("logged")
+
+    assert lines(first)[: len(running)] == running
+    assert len(lines(first)) > len(running)
+
+
 def test_errors_are_counted_as_shares(aws: Account, tmp_path: Path) -> None:
     """One call in four is a client error of the model: the average of the errors is their share."""
     aws.endpoint(

@@ -1,7 +1,9 @@
 """Runtime by the docker command: memory limit, mounts and environment as on SageMaker. No image is pulled."""
 
 import json
+import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from pathlib import Path, PurePosixPath
@@ -51,6 +53,11 @@ class DockerRunning:
         self._files = files
         self._final_log = ""
         self._final_code: int | None = None  # set once the container is removed
+        self._work = Path(tempfile.mkdtemp(prefix="log-"))
+        with self.log_path.open("ab") as log:
+            # Ends with the container. Its own session: Ctrl-C reaches the emulator only.
+            follow = ["docker", "logs", "--follow", container]
+            self._following = subprocess.Popen(follow, stdout=log, stderr=log, start_new_session=True)
         published = _docker("port", container, f"{port}/tcp").stdout.split("\n")[0]
         # A container that exited immediately has no published port; then the first ping reports the exit.
         self.port = int(published.rpartition(":")[2] or 1)
@@ -64,6 +71,10 @@ class DockerRunning:
             state = self._state()
             return int(state["ExitCode"]) if state and not state["Running"] else None
         return self._final_code
+
+    @property
+    def log_path(self) -> Path:
+        return self._work / "log"
 
     def log_tail(self, lines: int) -> str:
         if self._final_code is not None:
@@ -93,6 +104,8 @@ class DockerRunning:
         code, self._final_log = self.exit_code, self.log_tail(LOG_LINES)
         self._final_code = -1 if code is None else code
         _docker("rm", "--force", "--volumes", self.id)
+        self._following.wait()
+        shutil.rmtree(self._work, ignore_errors=True)
         return took, killed
 
     def _state(self) -> dict[str, Any]:

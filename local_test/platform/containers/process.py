@@ -77,6 +77,10 @@ class ProcessRunning:
     def exit_code(self) -> int | None:
         return self._process.poll()
 
+    @property
+    def log_path(self) -> Path:
+        return self._log
+
     def log_tail(self, lines: int) -> str:
         try:
             text = self._log.read_text(errors="replace")

@@ -39,6 +39,11 @@ class Running(Protocol):
     @property
     def exit_code(self) -> int | None: ...
 
+    @property
+    def log_path(self) -> Path:
+        """The file that the container's output is written to while it runs."""
+        ...
+
     def log_tail(self, lines: int) -> str: ...
 
     def inside(self, path: Path) -> str:

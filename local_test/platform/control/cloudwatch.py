@@ -11,6 +11,7 @@ from local_test.platform.monitoring.metric_store import Distribution, Metrics, S
 from local_test.platform.monitoring.metric_store import dimensions as named
 
 _writing = threading.Lock()  # moto's streams are not thread-safe
+KEPT = 50_000  # lines of one stream
 
 
 class CloudWatch:
@@ -29,6 +30,7 @@ class CloudWatch:
             backend.ensure_log_group(group)
             backend.ensure_log_stream(group, stream)
             backend.put_log_events(group, stream, [{"timestamp": at, "message": line} for line in lines])
+            del backend.groups[group].streams[stream].events[:-KEPT]
 
     def metric(self, namespace: str, name: str, value: float, dimensions: Mapping[str, str]) -> None:
         """Adds one value of a metric, at the present time."""

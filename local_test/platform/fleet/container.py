@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from local_test.platform.calls import Call, PlatformError, Reply, ServiceUnavailable
 from local_test.platform.containers import model_data
@@ -20,6 +21,29 @@ STARTUP_PING = 0.1  # seconds between pings while a container starts
 CONSECUTIVE = 2  # successful pings after which a container is healthy
 LAST_LINES = 10  # of the log, in errors
 DIRECTORIES = ("model", "models", "additional-model-data-sources")
+
+
+class Log(Protocol):
+    """A container's log that is followed."""
+
+    def close(self) -> None:
+        """The container has ended."""
+        ...
+
+
+class NoLog:
+    """A log that is not followed."""
+
+    def close(self) -> None:
+        pass
+
+
+Follow = Callable[[Path], Log]  # follows the log in a file
+
+
+def unfollowed(*_: str | Path) -> NoLog:
+    """Follows no log, whatever its names."""
+    return NoLog()
 
 
 class Unhealthy(Exception):
@@ -122,6 +146,7 @@ class Container:
         options: Options,
         events: Events,
         meter: Meter,
+        follow: Follow,
         *,
         label: str,
         description: str,
@@ -137,6 +162,7 @@ class Container:
         self._options = options
         self._events = events
         self._meter = meter
+        self._follow = follow
         self._several = several
         self._log_stream = log_stream
         self._files = options.work.absolute() / name
@@ -183,6 +209,7 @@ class Container:
         """Blocks until the container is healthy. Raises Unhealthy, and PlatformError for an invalid image."""
         began = time.monotonic()
         running = self._runtime.start(self._spec, self._files, self._name, several=self._several)
+        log = self._follow(running.log_path)
         client = Client(
             self._label,
             running.port,
@@ -206,9 +233,10 @@ class Container:
                 self._events.emit("failed", self._name, str(error).splitlines()[0])
             client.close()
             running.stop(self._options.stop_limit)
+            log.close()
             raise
         pings = PingHistory(self._options.failed_pings)
-        self._current = _Current(running, client, self._loader(running, client), pings)
+        self._current = _Current(running, client, self._loader(running, client), pings, log)
         self._events.emit("ready", self._name, self._spec.image, seconds=time.monotonic() - began)
 
     def watch(self) -> None:
@@ -276,6 +304,7 @@ class Container:
             current.loader.close()
         seconds, killed = current.running.stop(self._options.stop_limit)
         current.client.close()
+        current.log.close()
         if killed:
             self._events.emit(
                 "killed", self._name, f"still running {self._options.stop_limit:g} s after SIGTERM", seconds=seconds
@@ -296,8 +325,11 @@ class Container:
 class _Current:
     """The parts that exist only while a container runs."""
 
-    def __init__(self, running: Running, client: Client, loader: ModelLoader | None, pings: PingHistory) -> None:
+    def __init__(
+        self, running: Running, client: Client, loader: ModelLoader | None, pings: PingHistory, log: Log
+    ) -> None:
         self.running = running
         self.client = client
         self.loader = loader
         self.pings = pings
+        self.log = log

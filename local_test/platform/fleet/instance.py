@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from local_test.platform.calls import Call, ModelError, PlatformError, Reply, ValidationError
 from local_test.platform.containers.model_data import S3
 from local_test.platform.containers.spec import ContainerSpec, Runtime
 from local_test.platform.events import Events
-from local_test.platform.fleet.container import Container, Unhealthy
+from local_test.platform.fleet.container import Container, Log, Unhealthy, unfollowed
 from local_test.platform.fleet.plans import MAX_CONTAINERS
 from local_test.platform.monitoring.meters import Meter, unmetered
 from local_test.platform.options import Options
@@ -34,6 +36,7 @@ class Instance:
         direct: bool = False,  # InferenceExecutionConfig: each call names its container
         log_stream: str = "",
         meter: Meter | None = None,
+        follow: Callable[[str, Path], Log] = unfollowed,  # by stream and file
     ) -> None:
         if not 1 <= len(specs) <= MAX_CONTAINERS:
             raise ValidationError(f"A model has 1 to {MAX_CONTAINERS} containers, not {len(specs)}")
@@ -44,6 +47,7 @@ class Instance:
         self._in_flight = 0
         self._lock = threading.Lock()  # guards the count above
         single = len(specs) == 1
+        stream = f"{variant}/{name}"  # of the log, in the log group of the endpoint
         self._containers = [
             Container(
                 name if single else f"{name}/{number + 1}",
@@ -53,6 +57,7 @@ class Instance:
                 options,
                 events,
                 meter or unmetered(),
+                partial(follow, stream if single else f"{stream}/{label(spec, number, single)}"),
                 label=label(spec, number, single),
                 description=(
                     f"{'primary' if single else label(spec, number, single)} container for production variant {variant}"

@@ -1,4 +1,4 @@
-"""The monitor of one emulator: its thread aggregates metrics, evaluates alarms and scales variants."""
+"""The monitor of one emulator: its thread aggregates metrics, ships logs, evaluates alarms and scales variants."""
 
 import json
 import threading
@@ -10,6 +10,7 @@ from local_test.platform.calls import ValidationError
 from local_test.platform.clock import Clock
 from local_test.platform.events import Events
 from local_test.platform.monitoring.alarm_keeper import AlarmKeeper, Watched
+from local_test.platform.monitoring.logs import LogShipper
 from local_test.platform.monitoring.meters import Recorder, VariantMeter
 from local_test.platform.monitoring.metric_store import Metrics
 from local_test.platform.monitoring.scaling import Endpoints, Scaler
@@ -23,6 +24,7 @@ class Monitor:
 
     def __init__(self, clock: Clock, events: Events, endpoints: Endpoints) -> None:
         self.clock = clock
+        self.logs = LogShipper()
         self.scaler = Scaler(clock, events, endpoints)
         self.alarms = AlarmKeeper(clock, events, self.metrics, self._act)
         self._recorder = Recorder(clock)
@@ -66,6 +68,7 @@ class Monitor:
         while not self._closing.wait(min(TICK, self.clock.real(6.0))):
             try:
                 self._recorder.flush()
+                self.logs.ship()
                 self.scaler.settle()
                 self.alarms.evaluate()
                 if self.clock.now() - pruned >= PRUNE:
