@@ -138,6 +138,7 @@ class Emulator:
             kept.pop(name, None)
         self._server.close()
         self._sdk_config.unlink(missing_ok=True)
+        self._authority.bundle.unlink(missing_ok=True)
 
     # The protocol ControlledEmulator, for the control plane
 
