@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from local_test.platform.calls import ValidationError
 from local_test.platform.containers import images
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
+OURS = "model.ubj"  # the model file of `python -m serve train`
+PICKLE = "import pickle, sys, xgboost; pickle.dump(xgboost.Booster(model_file=sys.argv[1]), open(sys.argv[2], 'wb'))"
 MESSAGES = {
     "Starting": "Preparing the instances for training",
     "Downloading": "Downloading input data",
@@ -122,6 +126,9 @@ class TrainingJob(HostedJob):
         if self.closing:
             raise JobStopped
         self._phase("MaxRuntimeExceeded" if late else "Uploading")
+        for root in roots:
+            if images.is_xgboost(self.image) and (root / "model" / OURS).is_file():
+                name_as_aws(root / "model", pickled=images.pickles_model(self.image))
         self._upload(roots, files)
         return "Stopped" if late or self.stopping else "Completed"
 
@@ -218,6 +225,19 @@ class TrainingJob(HostedJob):
             **({"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds} if seconds is not None else {}),
             **({"TuningJobArn": self._tuning} if self._tuning else {}),
         }
+
+
+def name_as_aws(directory: Path, *, pickled: bool) -> None:
+    """Gives the model of this repository's training the name and the form of AWS's XGBoost.
+
+    Evaluation scripts open `xgboost-model`. Another process makes the pickle: importing XGBoost costs 100 MB.
+    """
+    made, wanted = directory / OURS, directory / "xgboost-model"
+    if not pickled:
+        made.rename(wanted)
+        return
+    subprocess.run([sys.executable, "-c", PICKLE, made, wanted], check=True, capture_output=True)
+    made.unlink()
 
 
 def channel(given: Mapping[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The images that this repository's server can stand in for, where no engine has them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,15 @@ def repository(image: str) -> str:
 def is_xgboost(image: str) -> bool:
     """Whether the image is AWS's XGBoost, as a built-in algorithm or a framework."""
     return repository(image) in XGBOOST and ".dkr.ecr." in image
+
+
+def pickles_model(image: str) -> bool:
+    """Whether AWS's XGBoost of this tag saves a pickle of the Booster; since 1.3 it is the file of `save_model`.
+
+    docs.aws.amazon.com/sagemaker/latest/dg/xgboost.html, "Use the models in open source XGBoost"
+    """
+    version = re.match(r"(\d+)\.(\d+)", image.partition("@")[0].rpartition(":")[2])
+    return version is None or (int(version[1]), int(version[2])) < (1, 3)
 
 
 def is_served(image: str, ours: Sequence[str]) -> bool:

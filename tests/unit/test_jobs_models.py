@@ -1,0 +1,36 @@
+"""The model that a training leaves in place of AWS's XGBoost."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xgboost
+
+from local_test.jobs.training_job import OURS, name_as_aws
+from local_test.platform.containers.images import pickles_model
+
+REGISTRY = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost"
+
+
+@pytest.mark.parametrize(
+    ("tag", "pickled"),
+    [("0.90-2-cpu-py3", True), ("1.0-1", True), ("1.2-2", True), ("1.3-1", False), ("1.7-1", False), ("latest", True)],
+)
+def test_awss_older_images_pickle_their_model(tag: str, pickled: bool) -> None:
+    assert pickles_model(f"{REGISTRY}:{tag}") == pickled
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_scripts_that_evaluate_a_model_find_it_by_awss_name(tmp_path: Path, pickled: bool) -> None:
+    """`pickle.load(open("xgboost-model", "rb"))` up to version 1.2, `load_model("xgboost-model")` since 1.3."""
+    booster = xgboost.train({}, xgboost.DMatrix(np.eye(4), label=np.arange(4)), 2)
+    booster.save_model(tmp_path / OURS)
+
+    name_as_aws(tmp_path, pickled=pickled)
+
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    found = pickle.loads(content) if pickled else xgboost.Booster(model_file=bytearray(content))
+    assert file.name == "xgboost-model"
+    assert found.num_boosted_rounds() == 2
