@@ -91,6 +91,9 @@ docs: .venv-docs/made docs-reference ## the documentation as a web site, in site
 docs-reference: $(VENV)/dev ## write the tables of settings, errors, metrics and options in docs/ from the code
 	@$(PY) -m docs.reference
 
+docs-pictures: $(VENV)/dev ## photograph the emulator's page for docs/ (needs Chromium; two minutes)
+	@$(PY) -m tests.browser.pictures
+
 .venv-docs/made: docs/requirements.txt
 	@python=$$(container/find_python.sh); $(call step,.venv-docs with $$python,$$python -m venv .venv-docs)
 	@$(call step,packages for the documentation,.venv-docs/bin/python -m pip install --quiet --no-deps -r $<)
@@ -147,4 +150,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run install test conformance test-sdk docs docs-reference check check-style check-types check-shell check-nginx platform bench bench-check image models clean nginx lambda
+.PHONY: help run install test conformance test-sdk docs docs-reference docs-pictures check check-style check-types check-shell check-nginx platform bench bench-check image models clean nginx lambda
