@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from deploy.invoke import Check
     from deploy.spec import Spec
 
-DONE, FAILED, INVALID = 0, 1, 2
-EXIT_CODES = "exit codes: 0 done or unchanged, 1 failed or rolled back, 2 invalid spec or command"
+DONE, FAILED, INVALID, DRIFT = 0, 1, 2, 3
+EXIT_CODES = "exit codes: 0 done or unchanged, 1 failed or rolled back, 2 invalid spec or command, 3 drift (diff)"
 Connect = Callable[[str | None], "Aws"]  # region -> clients
 
 PIPELINE_ACTIONS = {
@@ -147,6 +147,14 @@ def parser() -> argparse.ArgumentParser:
     at.add_argument("--for", dest="keep", type=_duration, metavar="4h", help="delete the endpoint after 90m, 4h, 2d")
     verb("down", "delete everything that was created for an endpoint", common).add_argument("name", help="the endpoint")
     verb("status", "print the state of an endpoint", common).add_argument("name", help="the endpoint")
+    verb(
+        "diff", "compare a spec with what is in AWS, and change nothing; exit code 3 if they differ", common
+    ).add_argument("spec", type=Path, help="endpoint.toml")
+    does = "update the endpoint of a spec to the image and models that another endpoint serves, tested by smoke calls"
+    at = verb("promote", does, common)
+    at.add_argument("staging", type=Path, help="endpoint.toml of the endpoint that serves and tests them")
+    at.add_argument("production", type=Path, help="endpoint.toml of the endpoint that gets them")
+    at.add_argument("--smoke", type=Path, metavar="FILE", help="calls for both; default: the smoke file of each spec")
     at = verb("traffic", "change the weights of the variants, without a new configuration", common)
     at.add_argument("name", help="the endpoint")
     at.add_argument("weights", nargs="+", type=_weight, metavar="VARIANT=WEIGHT")
@@ -269,7 +277,7 @@ def _up(given: argparse.Namespace, connect: Connect) -> int:
             return _plan(wanted, given, connect)
     progress = _progress(given)
     aws = connect(given.region or wanted.region)
-    checks = _smoke_calls(wanted, given)
+    checks = _smoke_calls(wanted, given.smoke, given.spec)
     wanted = packages.resolved(wanted, aws)
     smoke = (lambda: invoke.run_checks(aws, wanted, checks, progress)) if checks else None
     with _naming(given.spec):
@@ -289,11 +297,11 @@ def _up(given: argparse.Namespace, connect: Connect) -> int:
     return DONE
 
 
-def _smoke_calls(wanted: "Spec", given: argparse.Namespace) -> "list[Check]":
+def _smoke_calls(wanted: "Spec", given: Path | None, spec: Path) -> "list[Check]":
     """The calls of --smoke, else of the spec's own file, which is named relative to the spec."""
     from deploy import invoke
 
-    path = given.smoke or (given.spec.parent / wanted.smoke if wanted.smoke else None)
+    path = given or (spec.parent / wanted.smoke if wanted.smoke else None)
     return invoke.load_checks(path) if path else []
 
 
@@ -351,6 +359,51 @@ def _status(given: argparse.Namespace, connect: Connect) -> int:
 
     report = status.report(connect(given.region), given.name)
     print(json.dumps(report) if given.json else status.text(report))
+    return DONE
+
+
+def _diff(given: argparse.Namespace, connect: Connect) -> int:
+    from dataclasses import asdict
+
+    from deploy import drift, packages, spec
+
+    wanted = spec.load(given.spec)
+    aws = connect(given.region or wanted.region)
+    with _naming(given.spec):
+        found = drift.differences(packages.resolved(wanted, aws), aws)
+    if given.json:
+        print(json.dumps({"endpoint": wanted.name, "drift": [asdict(each) for each in found]}))
+    else:
+        print("\n".join(each.line for each in found) or "no drift")
+    return DRIFT if found else DONE
+
+
+def _promote(given: argparse.Namespace, connect: Connect) -> int:
+    from dataclasses import asdict
+
+    from deploy import packages, promote, spec
+
+    staging, production = spec.load(given.staging), spec.load(given.production)
+    before = _smoke_calls(staging, given.smoke, given.staging)
+    after = _smoke_calls(production, given.smoke, given.production) or before
+    if not before:
+        raise SpecError(
+            f"{given.staging}: smoke is missing: the file of calls that test {staging.name}, or --smoke FILE"
+        )
+    regions = [given.region or each.region for each in (staging, production)]
+    aws, progress = connect(regions[0]), _progress(given)
+    if (regions[1] or aws.region) != aws.region:
+        raise SpecError(f"{given.production}: region {regions[1]}: images and models are promoted within {aws.region}")
+    staging = packages.resolved(staging, aws)
+    with _naming(given.production):
+        done = promote.promote(staging, production, aws, progress, before=before, after=after)
+    if given.json:
+        outcome = {field: getattr(done.outcome, field) for field in ("endpoint", "config", "changed", "changes")}
+        artifacts = {name: asdict(each) for name, each in done.artifacts.items()}
+        print(json.dumps({**outcome, "artifacts": artifacts, "versions": done.versions}))
+        return DONE
+    print("promoted" if done.outcome.changed else "unchanged")
+    print(f"keep it in {given.production}:", *promote.pinned(done.artifacts), sep="\n  ")
     return DONE
 
 
@@ -445,6 +498,8 @@ VERBS: dict[str, Callable[[argparse.Namespace, Connect], int]] = {
     "up": _up,
     "down": _down,
     "status": _status,
+    "diff": _diff,
+    "promote": _promote,
     "traffic": _traffic,
     "invoke": _invoke,
     "logs": _logs,

@@ -60,7 +60,7 @@ class Desired:
 
 def plan(spec: Spec, aws: Aws) -> Desired:
     """All requests, with role and images resolved. Nothing is changed. Raises SpecError and Failed."""
-    uris = {image: resolved_image(aws, image) for image in _images(spec)}
+    uris = {image: resolved_image(aws, image) for image in images(spec)}
     _check(spec, desired(spec, _role_arn(spec, UNKNOWN_ACCOUNT, aws.region), uris))
     for uri in sorted({uri for variant in spec.variants if (uri := spec.models_of(variant)[0])}):
         _check_region(aws, uri, _region_of(aws, uri, "models"))
@@ -74,7 +74,7 @@ def plan(spec: Spec, aws: Aws) -> Desired:
 
 def offline(spec: Spec, region: str) -> Desired:
     """All requests without a call: images by tag, role and registry of account 000000000000. Raises SpecError."""
-    uris = {image: unresolved_image(image, region) for image in _images(spec)}
+    uris = {image: unresolved_image(image, region) for image in images(spec)}
     wanted = desired(spec, _role_arn(spec, UNKNOWN_ACCOUNT, region), uris)
     _check(spec, wanted)
     return wanted
@@ -82,7 +82,7 @@ def offline(spec: Spec, region: str) -> Desired:
 
 def is_known_offline(spec: Spec) -> bool:
     """Whether `offline` makes the requests of `plan`: the role is an ARN, and no image is resolved by AWS."""
-    parts = (image_parts(each) for each in _images(spec))
+    parts = (image_parts(each) for each in images(spec))
     resolved = any(not digest and (not host or ECR.fullmatch(host)) for host, _, _, digest in parts)
     return roles.is_arn(spec.role) and not resolved and not spec.packages
 
@@ -147,7 +147,7 @@ def _model(spec: Spec, variant: Variant, role_arn: str, image: str) -> Request:
     return {"PrimaryContainer": container, "ExecutionRoleArn": role_arn, **_picked(spec.aws, "CreateModelInput")}
 
 
-def _images(spec: Spec) -> set[str]:
+def images(spec: Spec) -> set[str]:
     """The images that the spec names; a model package has its own."""
     return {spec.image_of(each) for each in spec.variants if spec.package_of(each) is None}
 

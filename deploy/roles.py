@@ -245,6 +245,16 @@ def rights(aws: Aws, name: str, endpoint: str) -> Mapping[str, Any] | None:
     return _policy(aws.client("iam"), name, policy_name(endpoint))
 
 
+def added(aws: Aws, name: str, endpoint: str) -> list[str]:
+    """The policies of a role besides that of the endpoint, inline and attached."""
+    iam = aws.client("iam")
+    pages = iam.get_paginator("list_role_policies").paginate(RoleName=name)
+    inline = [each for page in pages for each in page["PolicyNames"]]
+    pages = iam.get_paginator("list_attached_role_policies").paginate(RoleName=name)
+    attached = [each["PolicyName"] for page in pages for each in page["AttachedPolicies"]]
+    return sorted({*inline, *attached} - {policy_name(endpoint)})
+
+
 def is_for(aws: Aws, name: str, endpoint: str) -> bool:
     """Whether the role exists with the endpoint's policy; False if IAM denies the question."""
     try:

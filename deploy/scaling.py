@@ -9,6 +9,12 @@ from deploy.plan import COUNT
 from deploy.progress import Progress
 from deploy.spec import Scaling, Spec
 
+# The fields of an alarm that decide when it is raised.
+COMPARED = (
+    *("Namespace", "MetricName", "Statistic", "Period", "EvaluationPeriods", "Threshold", "ComparisonOperator"),
+    "TreatMissingData",
+)
+
 
 def registered(aws: Aws, endpoint: str) -> dict[str, Mapping[str, Any]]:
     """The scalable targets of an endpoint, by variant."""
@@ -40,22 +46,30 @@ def _ensure_variant(
     if now is None or any(now[key] != target[key] for key in ("MinCapacity", "MaxCapacity")):
         client.register_scalable_target(**target)
         progress.changed(f"{variant} scales from {scaling.min} to {scaling.max} instances")
-    of_target = {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
-    pages = client.get_paginator("describe_scaling_policies").paginate(**of_target)
-    there = {each["PolicyName"]: each for page in pages for each in page["ScalingPolicies"]}
-    policies = [request for _, operation, request in others if operation == "PutScalingPolicy"]
+    there = policies(aws, target)
+    wanted = [request for _, operation, request in others if operation == "PutScalingPolicy"]
     arns = {name: each["PolicyARN"] for name, each in there.items()}
-    for policy in policies:
+    for policy in wanted:
         name = policy["PolicyName"]
         if name not in there or _differs(policy, there[name]):
             arns[name] = client.put_scaling_policy(**policy)["PolicyARN"]
             progress.changed(_said(variant, scaling, policy))
     start = plan.start_name(spec.name, variant)
-    if start in there and start not in [each["PolicyName"] for each in policies]:
-        client.delete_scaling_policy(PolicyName=start, **of_target)
+    if start in there and start not in [each["PolicyName"] for each in wanted]:
+        client.delete_scaling_policy(PolicyName=start, **_of(target))
         progress.changed(f"{variant} keeps an instance")
     for alarm in [request for _, operation, request in others if operation == "PutMetricAlarm"]:
         _ensure_start_alarm(aws, {**alarm, "AlarmActions": [arns[start]]}, progress)
+
+
+def policies(aws: Aws, target: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The policies of a scalable target, by name."""
+    pages = aws.client("application-autoscaling").get_paginator("describe_scaling_policies").paginate(**_of(target))
+    return {each["PolicyName"]: each for page in pages for each in page["ScalingPolicies"]}
+
+
+def _of(target: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
 
 
 def _differs(policy: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
@@ -111,7 +125,7 @@ def ensure_alarms(aws: Aws, spec: Spec, progress: Progress) -> None:
     now = {alarm["AlarmName"]: alarm for alarm in alarms(aws, spec.name)}
     for request in plan.alarm_requests(spec):
         name = request["AlarmName"]
-        if name not in now or now[name]["Threshold"] != request["Threshold"]:
+        if name not in now or any(now[name].get(key) != request[key] for key in COMPARED):
             aws.client("cloudwatch").put_metric_alarm(**request)
             progress.changed(f"alarm {name} at {request['Threshold']:g}")
 
