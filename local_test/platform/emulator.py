@@ -85,6 +85,7 @@ class Emulator:
         self.url, self.application = self._server.url, self._server.application
         # One connection for each possible download. Model data is read through the S3 API, as any client reads it.
         self._s3 = self.client("s3", config=ClientConfig(max_pool_connections=64))
+        self.monitor.gauges.append(self._measure_queues)
         self.monitor.start()
 
     def __enter__(self) -> Self:
@@ -273,13 +274,29 @@ class Emulator:
                 queue.close()
             queue = Queue(
                 config.asynchronous or {},
-                sum(plan.count for plan in config.variants),
+                lambda: _instances(endpoint),
                 lambda call: _reply(endpoint, call),
                 self._s3,
                 lambda subject, detail: self._events.emit("async", subject, detail),
             )
             self._queues[key] = (config.name, queue)
             return queue
+
+    def _measure_queues(self) -> None:
+        """Records the backlog of each asynchronous endpoint, also if it is empty, as SageMaker does."""
+        with self._lock:
+            found = [(*each, self._queues.get(each[0], ("", None))[1]) for each in self._endpoints.items()]
+        for (account, region, name), endpoint, queue in found:
+            if endpoint.config.asynchronous and endpoint.status in ("InService", "Updating"):
+                backlog, oldest, instances = queue.backlog if queue else 0, queue and queue.oldest, _instances(endpoint)
+                values = {
+                    "ApproximateBacklogSize": backlog,
+                    "ApproximateBacklogSizePerInstance": backlog / max(instances, 1),
+                    "HasBacklogWithoutCapacity": float(backlog > 0 and not instances),
+                }
+                if oldest:
+                    values["ApproximateAgeOfOldestRequest"] = self.monitor.clock.now() - oldest
+                self.monitor.endpoint_meter(account, region, name).record(values)
 
     def _instance(self, key: Key, plan: Plan) -> Instance:
         account, region, endpoint = key
@@ -301,6 +318,10 @@ class Emulator:
         account, region, endpoint = key
         writer = CloudWatch(account, region, self.monitor.metrics(account, region))
         return self.monitor.logs.follow(path, partial(writer.log, f"/aws/sagemaker/Endpoints/{endpoint}", stream))
+
+
+def _instances(endpoint: Endpoint) -> int:
+    return sum(size.count or 0 for size in endpoint.sizes.values())
 
 
 def _reply(endpoint: Endpoint, call: Call) -> Reply:

@@ -24,6 +24,15 @@ invocations_per_instance = 4
 scale_in_seconds = 60
 scale_out_seconds = 60
 """
+QUEUE = """
+[async]
+output = "s3://models/out"
+[scaling]
+min = 0
+max = 1
+backlog_per_instance = 2
+scale_in_seconds = 60
+"""
 FAILS = """
 def transform_fn(*_):
     raise RuntimeError("broken")
@@ -212,6 +221,29 @@ def test_a_step_policy_scales_by_an_own_metric(aws: Account) -> None:
     assert alarm["StateReason"].startswith(("Threshold Crossed", "Insufficient Data"))
     client.deregister_scalable_target(**target("stepped"))
     aws.delete("stepped")
+
+
+def test_an_asynchronous_endpoint_scales_to_zero_and_starts_for_a_request(aws: Account, tmp_path: Path) -> None:
+    """By the deploy tool's own spec: an empty backlog stops the last instance, and a waiting request starts one."""
+    spec = deploys.spec(tmp_path, "queued", more=QUEUE)
+    assert run_deploy(["up", str(spec)], Aws) == 0
+    wait_until(lambda: instances(aws, "queued") == 0 and aws.describe("queued")["EndpointStatus"] == "InService")
+    aws.s3.put_object(Bucket="models", Key="in.txt", Body=b"late")
+
+    accepted = aws.runtime.invoke_endpoint_async(
+        EndpointName="queued", InputLocation="s3://models/in.txt", ContentType="text/plain"
+    )
+    prefix = accepted["OutputLocation"].removeprefix("s3://models/")
+    (output,) = wait_until(lambda: aws.s3.list_objects_v2(Bucket="models", Prefix=prefix).get("Contents"))
+
+    assert aws.s3.get_object(Bucket="models", Key=output["Key"])["Body"].read().endswith(b":late")
+    client = aws.platform.client("application-autoscaling")
+    causes = [each["Cause"] for each in client.describe_scaling_activities(**target("queued"))["ScalingActivities"]]
+    assert any("monitor alarm queued-AllTraffic-backlog in state ALARM" in each for each in causes)
+    wait_until(lambda: aws.describe("queued")["EndpointStatus"] == "InService")
+    client.deregister_scalable_target(**target("queued"))
+    aws.settled("queued")
+    aws.delete("queued")
 
 
 def test_a_composite_alarm_follows_its_alarms(aws: Account) -> None:

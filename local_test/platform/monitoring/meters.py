@@ -6,7 +6,7 @@ A request appends one record to a queue; a thread aggregates the queue into Clou
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from local_test.platform.calls import ModelError, ModelNotReadyException, PlatformError, Timings
@@ -19,6 +19,7 @@ MICROSECONDS = {
     *("ModelLatency", "OverheadLatency", "FirstChunkLatency", "FirstChunkModelLatency", "FirstChunkOverheadLatency"),
     *("ModelLoadingWaitTime", "ModelUnloadingTime", "ModelDownloadingTime", "ModelLoadingTime"),
 }
+COUNTS = {"ApproximateBacklogSize", "ApproximateBacklogSizePerInstance"}  # of an asynchronous endpoint
 PERCENT = {"CPUUtilization", "MemoryUtilization"}
 PER_INSTANCE = {*PERCENT, "LoadedModelCount"}  # in the namespace of instances
 
@@ -45,7 +46,11 @@ def unmetered(*_: str) -> NoMeter:
 
 def unit(metric: str) -> str:
     """The unit of one of SageMaker's metrics."""
-    return "Microseconds" if metric in MICROSECONDS else "Percent" if metric in PERCENT else "None"
+    if metric in MICROSECONDS:
+        return "Microseconds"
+    if metric == "ApproximateAgeOfOldestRequest":
+        return "Seconds"
+    return "Percent" if metric in PERCENT else "Count" if metric in COUNTS else "None"
 
 
 def invocation(
@@ -86,17 +91,23 @@ class Recorder:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._records: deque[tuple[float, VariantMeter, Mapping[str, float]]] = deque()
+        self._records: deque[tuple[float, EndpointMeter, Mapping[str, float]]] = deque()
         self._flushing = threading.Lock()
 
-    def meter(self, metrics: Metrics, endpoint: str, config: str | None, variant: str) -> "VariantMeter":
+    def meter(self, metrics: Metrics, endpoint: str, config: str | None, variant: str) -> "EndpointMeter":
         """A meter for a variant. With a config, values are also counted for that config alone, as in an update."""
-        return VariantMeter(self._add, metrics, endpoint, config, variant)
+        of_variant = {"EndpointName": endpoint, "VariantName": variant}
+        named = [of_variant] if config is None else [of_variant, {**of_variant, "EndpointConfigName": config}]
+        return EndpointMeter(self._add, metrics, named)
+
+    def endpoint_meter(self, metrics: Metrics, endpoint: str) -> "EndpointMeter":
+        """A meter for a whole endpoint, as the queue of an asynchronous one is measured."""
+        return EndpointMeter(self._add, metrics, [{"EndpointName": endpoint}])
 
     def flush(self) -> None:
         """Aggregates all records so far. A query that follows finds them."""
         with self._flushing:
-            found: dict[tuple[VariantMeter, float], dict[str, Distribution]] = {}
+            found: dict[tuple[EndpointMeter, float], dict[str, Distribution]] = {}
             width = self._clock.real(RESOLUTION)
             for _ in range(len(self._records)):
                 at, meter, values = self._records.popleft()
@@ -106,27 +117,22 @@ class Recorder:
             for (meter, start), sums in found.items():
                 meter.put(start, sums)
 
-    def _add(self, meter: "VariantMeter", values: Mapping[str, float]) -> None:
+    def _add(self, meter: "EndpointMeter", values: Mapping[str, float]) -> None:
         self._records.append((self._clock.now(), meter, values))
 
 
-class VariantMeter:
-    """A meter whose values become metrics with the dimensions EndpointName and VariantName."""
+class EndpointMeter:
+    """A meter whose values become metrics with the dimensions of an endpoint; each value with each set of them."""
 
     def __init__(
         self,
-        add: Callable[["VariantMeter", Mapping[str, float]], None],
+        add: Callable[["EndpointMeter", Mapping[str, float]], None],
         metrics: Metrics,
-        endpoint: str,
-        config: str | None,
-        variant: str,
+        named: Sequence[Mapping[str, str]],
     ) -> None:
         self._add = add
         self._metrics = metrics
-        of_variant = {"EndpointName": endpoint, "VariantName": variant}
-        self._dimensions: list[Dimensions] = [dimensions(of_variant)]
-        if config is not None:
-            self._dimensions.append(dimensions({**of_variant, "EndpointConfigName": config}))
+        self._dimensions: list[Dimensions] = [dimensions(each) for each in named]
 
     def record(self, values: Mapping[str, float]) -> None:
         self._add(self, values)

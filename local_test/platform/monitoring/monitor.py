@@ -3,6 +3,7 @@
 import json
 import threading
 import traceback
+from collections.abc import Callable
 
 from moto.sns.models import sns_backends
 
@@ -11,7 +12,7 @@ from local_test.platform.clock import Clock
 from local_test.platform.events import Events
 from local_test.platform.monitoring.alarm_keeper import AlarmKeeper, Watched
 from local_test.platform.monitoring.logs import LogShipper
-from local_test.platform.monitoring.meters import Recorder, VariantMeter
+from local_test.platform.monitoring.meters import RESOLUTION, EndpointMeter, Recorder
 from local_test.platform.monitoring.metric_store import Metrics
 from local_test.platform.monitoring.scaling import Endpoints, Scaler
 
@@ -30,6 +31,7 @@ class Monitor:
         self._recorder = Recorder(clock)
         self._lock = threading.Lock()  # guards the field below
         self._metrics: dict[tuple[str, str], Metrics] = {}
+        self.gauges: list[Callable[[], None]] = []  # record values that no request causes, in each period
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -46,9 +48,13 @@ class Monitor:
         self._recorder.flush()
         return self._store(account, region)
 
-    def meter(self, account: str, region: str, endpoint: str, config: str | None, variant: str) -> VariantMeter:
+    def meter(self, account: str, region: str, endpoint: str, config: str | None, variant: str) -> EndpointMeter:
         """A meter for a variant; see Recorder.meter."""
         return self._recorder.meter(self._store(account, region), endpoint, config, variant)
+
+    def endpoint_meter(self, account: str, region: str, endpoint: str) -> EndpointMeter:
+        """A meter for a whole endpoint."""
+        return self._recorder.endpoint_meter(self._store(account, region), endpoint)
 
     def _store(self, account: str, region: str) -> Metrics:
         with self._lock:
@@ -64,9 +70,13 @@ class Monitor:
             raise ValidationError("only scaling policies and SNS topics are supported as actions by this emulator")
 
     def _run(self) -> None:
-        pruned = self.clock.now()
+        pruned = measured = self.clock.now()
         while not self._closing.wait(min(TICK, self.clock.real(6.0))):
             try:
+                if self.clock.now() - measured >= self.clock.real(RESOLUTION):
+                    measured = self.clock.now()
+                    for gauge in self.gauges:
+                        gauge()
                 self._recorder.flush()
                 self.logs.ship()
                 self.scaler.settle()
@@ -75,8 +85,8 @@ class Monitor:
                     pruned = self.clock.now()
                     with self._lock:
                         stores = list(self._metrics.values())
-                    for each in stores:
-                        each.prune(pruned)
+                    for store in stores:
+                        store.prune(pruned)
             except Exception:  # the next round goes on
                 traceback.print_exc()
 

@@ -4,11 +4,14 @@ docs.aws.amazon.com/sagemaker/latest/dg/async-inference.html
 """
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 from werkzeug.datastructures import Headers
@@ -20,6 +23,8 @@ from local_test.platform.containers.model_data import parts
 PREFIX = "X-Amzn-SageMaker-"
 CONCURRENCY = 4  # invocations per instance, without MaxConcurrentInvocationsPerInstance
 TIMEOUT, TTL = 900, 21600  # InvocationTimeoutSeconds, RequestTTLSeconds
+MAX_RUNNING = 64  # invocations of one endpoint at once
+POLL = 0.05  # seconds between two looks for an instance with room
 INLINE = 128_000  # bytes of a body that is not in S3
 
 
@@ -37,26 +42,50 @@ class QueuedCall:
 
 
 class Queue:
-    """The invocations of one endpoint, in order; as many run at once as its instances accept."""
+    """The invocations of one endpoint, in order; as many run at once as its instances accept.
+
+    Without an instance they wait, as on SageMaker, until the endpoint has one or their time is over.
+    """
 
     def __init__(
         self,
         config: Mapping[str, Any],  # AsyncInferenceConfig
-        instances: int,
+        instances: Callable[[], int],  # in service
         invoke: Callable[[Call], Reply],
         s3: Any,
         report: Callable[[str, str], None],
     ) -> None:
         self._outputs = config["OutputConfig"]
-        per_instance = config.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance", CONCURRENCY)
-        self._threads = ThreadPoolExecutor(per_instance * max(instances, 1))
+        self._per_instance = config.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance", CONCURRENCY)
+        self._instances = instances
+        self._lock = threading.Lock()  # guards the two fields below
+        self._running = 0
+        self._accepted: dict[str, float] = {}  # id of each invocation that has not ended -> time; oldest first
+        self._waiting: SimpleQueue[tuple[str, QueuedCall] | None] = SimpleQueue()  # None: closed
+        self._closing = threading.Event()
+        self._threads = ThreadPoolExecutor(MAX_RUNNING)
+        threading.Thread(target=self._dispatch, name="async queue", daemon=True).start()
         self._invoke = invoke
         self._s3 = s3
         self._report = report
 
     def close(self) -> None:
         """Drops the invocations that have not started."""
+        self._closing.set()
+        self._waiting.put(None)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def backlog(self) -> int:
+        """The number of invocations that wait or run."""
+        with self._lock:
+            return len(self._accepted)
+
+    @property
+    def oldest(self) -> float | None:
+        """The time at which the oldest of them was accepted."""
+        with self._lock:
+            return next(iter(self._accepted.values()), None)
 
     def accept(self, headers: Headers, body: bytes) -> tuple[str, QueuedCall]:
         """Queues an invocation; returns its inference id and itself. Raises ValidationError."""
@@ -80,8 +109,35 @@ class Queue:
             output=_join(output, extension, given["Filename"] or f"{call_id}.out"),
             failure=failure and _join(failure, extension, f"{call_id}-error.out"),
         )
-        self._threads.submit(self._process, queued)
+        with self._lock:
+            self._accepted[call_id] = time.time()
+        self._waiting.put((call_id, queued))
         return headers.get(PREFIX + "Inference-Id") or call_id, queued
+
+    def _dispatch(self) -> None:
+        """Starts each invocation once an instance has room for it."""
+        while waiting := self._waiting.get():
+            call_id, queued = waiting
+            while not self._has_room() and time.time() <= queued.until:
+                if self._closing.wait(POLL):
+                    return
+            with self._lock:
+                self._running += 1
+            with suppress(RuntimeError):  # closed meanwhile
+                self._threads.submit(self._run, call_id, queued)
+
+    def _has_room(self) -> bool:
+        with self._lock:
+            room: int = min(self._per_instance * self._instances(), MAX_RUNNING)
+            return self._running < room
+
+    def _run(self, call_id: str, queued: QueuedCall) -> None:
+        try:
+            self._process(queued)
+        finally:
+            with self._lock:
+                self._running -= 1
+                del self._accepted[call_id]
 
     def _process(self, queued: QueuedCall) -> None:
         subject = queued.source or "inline"
