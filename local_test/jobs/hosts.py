@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from local_test.platform.calls import InternalFailure
+from local_test.platform.containers import docker
 from local_test.platform.containers.process import ROOT
 
 OPT_ML = "/opt/ml"
@@ -136,7 +137,12 @@ class Docker:
             *(("--user", f"{os.getuid()}:{os.getgid()}") if os.getuid() else ()),
             *("--memory", f"{self.memory_mb}m", "--memory-swap", f"{self.memory_mb}m"),
             *("--volume", f"{task.files.absolute()}:{OPT_ML}"),
-            *(part for key, value in task.environment.items() for part in ("--env", f"{key}={value}")),
+            *docker.host_options(),
+            *(
+                part
+                for key, value in docker.reachable(task.environment).items()
+                for part in ("--env", f"{key}={value}")
+            ),
             *(("--entrypoint", task.entrypoint[0]) if task.entrypoint else ()),
             *(task.image, *task.entrypoint[1:], *task.command),
         ]

@@ -50,7 +50,7 @@ class Platform:
     options: Options
     events: Events
     watch: Watch
-    environment: Mapping[str, str]  # of all hosts: region, address and credentials
+    environment: Callable[[str], Mapping[str, str]]  # a role's ARN -> region, address and credentials
     start: Callable[["Job"], None]  # makes a job known and starts it
     model: Callable[[str], Mapping[str, Any] | None]  # a model's description
     runtime: Runtime  # of the instances of a transform job
@@ -223,6 +223,14 @@ class HostedJob(Job):
     def count(self) -> int:
         """InstanceCount."""
         raise NotImplementedError
+
+    @property
+    def role(self) -> dict[str, str]:
+        """The environment by which the hosts act as the job's role. EnableNetworkIsolation: none."""
+        network = self.request.get("NetworkConfig") or self.request
+        if network.get("EnableNetworkIsolation"):
+            return {}
+        return dict(self.platform.environment(str(self.request.get("RoleArn", ""))))
 
     @property
     def limit(self) -> float:

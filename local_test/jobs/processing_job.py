@@ -103,7 +103,7 @@ class ProcessingJob(HostedJob):
             entrypoint=self.entrypoint,
             command=self.request["AppSpecification"].get("ContainerArguments") or (),
             environment={
-                **self.platform.environment,
+                **self.role,
                 "PROCESSING_JOB_NAME": self.name,
                 "PROCESSING_JOB_ARN": self.arn,
                 **(self.request.get("Environment") or {}),

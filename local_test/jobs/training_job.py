@@ -182,7 +182,7 @@ class TrainingJob(HostedJob):
             entrypoint=self.entrypoint,
             command=algorithm.get("ContainerArguments") or (() if self.entrypoint else ("train",)),
             environment={
-                **self.platform.environment,
+                **self.role,
                 "TRAINING_JOB_NAME": self.name,
                 "TRAINING_JOB_ARN": self.arn,
                 **(self.request.get("Environment") or {}),

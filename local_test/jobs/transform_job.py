@@ -146,7 +146,8 @@ class TransformJob(Job):
             "SAGEMAKER_MAX_CONCURRENT_TRANSFORMS": str(self.request.get("MaxConcurrentTransforms", 1)),
         }
         plan = plans.plan({"VariantName": "AllTraffic", "ModelName": self.request["ModelName"]}, model)
-        specs = [replace(each, environment={**each.environment, **environment}) for each in plan.specs]
+        role = {} if plan.isolated else platform.environment(plan.role)
+        specs = [replace(each, environment={**role, **each.environment, **environment}) for each in plan.specs]
         name = f"transform-{self.name}-{number + 1}"
         return Instance(
             name,

@@ -24,10 +24,10 @@ from local_test.platform import sdk_config
 from local_test.platform.aws_addresses import Authority
 from local_test.platform.calls import Call, Reply
 from local_test.platform.clock import Clock
-from local_test.platform.containers import runtimes
+from local_test.platform.containers import docker, runtimes
 from local_test.platform.containers.model_data import parts
 from local_test.platform.containers.process import ProcessRuntime
-from local_test.platform.control import event_bridge, moto_app
+from local_test.platform.control import event_bridge, iam_api, moto_app
 from local_test.platform.control.cloudwatch import CloudWatch
 from local_test.platform.control.jobs_api import collection
 from local_test.platform.control.sagemaker_api import Key
@@ -81,6 +81,7 @@ class Emulator:
             Page(self.client, self._fleets, lambda: events.newest, lambda: (self._server.answered, events.count)),
             lambda subject, detail: events.emit("error", subject, detail),
             self._authority,
+            further="" if isinstance(self._runtime, ProcessRuntime) else gateway(),
         )
         self.url, self.application = self._server.url, self._server.application
         # One connection for each possible download. Model data is read through the S3 API, as any client reads it.
@@ -205,7 +206,7 @@ class Emulator:
             options=self._options,
             events=self._events,
             watch=CloudWatch(account, region, self.monitor.metrics(account, region)),
-            environment=self._role(region),
+            environment=partial(self._role, account, region),
             start=self.start_job,
             model=model,
             runtime=self._runtime,
@@ -220,9 +221,17 @@ class Emulator:
             self._jobs.append(job)
         job.start()
 
-    def _role(self, region: str) -> dict[str, str]:
-        """What a container finds in its environment to act as its role: the platform's address and credentials."""
-        return {**self.environment, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+    def _role(self, account: str, region: str, role: str) -> dict[str, str]:
+        """The environment in which containers and processes act as their role: address, region and credentials."""
+        credentials = {name.upper(): value for name, value in CREDENTIALS.items()}
+        if role.startswith("arn:"):
+            credentials = iam_api.assumed(account, region, role)
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_REGION": region,
+            "AWS_DEFAULT_REGION": region,
+            **credentials,
+        }
 
     # Pipelines and functions
 
@@ -300,9 +309,10 @@ class Emulator:
 
     def _instance(self, key: Key, plan: Plan) -> Instance:
         account, region, endpoint = key
+        role = {} if plan.isolated else self._role(account, region, plan.role)
         return Instance(
             f"{endpoint}-{plan.name}-{next(self._numbers)}",
-            plan.specs,
+            [replace(each, environment={**role, **each.environment}) for each in plan.specs],
             self._runtime,
             self._s3,
             replace(self._options, payload_bytes=plan.payload_bytes(self._options.payload_bytes)),
@@ -322,6 +332,12 @@ class Emulator:
 
 def _instances(endpoint: Endpoint) -> int:
     return sum(size.count or 0 for size in endpoint.sizes.values())
+
+
+def gateway() -> str:
+    """The address of this machine at which containers reach it; "" if that is loopback."""
+    address = docker.host_address()
+    return "" if address == docker.DESKTOP else address
 
 
 def _reply(endpoint: Endpoint, call: Call) -> Reply:

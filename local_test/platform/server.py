@@ -17,7 +17,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.core.utils import service_name_from_moto_package_name
 from moto.iam.models import get_account_id_from
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.wrappers import Request, Response
 
 from local_test.platform import aws_errors
@@ -38,7 +38,10 @@ class Caller:
 
 
 class Server:
-    """Listens on loopback from construction until `close`."""
+    """Listens on loopback from construction until `close`, and at the same port of a further address if there is one.
+
+    Never at all addresses: the platform asks for no password.
+    """
 
     def __init__(
         self,
@@ -48,22 +51,40 @@ class Server:
         page: Page,
         report: Report,
         authority: Authority,
+        *,
+        further: str = "",
     ) -> None:
         self._moto = _Services(create_app)
         self._report = report
         self._invoke = invoke
         self._page = page
         self.answered = 0  # requests, without those of the page
-        handler = type("Handler", (_Handler,), {"authority": authority})
-        self._server = make_server("127.0.0.1", port, self.application, threaded=True, request_handler=handler)
-        self.url = f"http://127.0.0.1:{self._server.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="platform server", daemon=True)
-        self._thread.start()
+        self._handler = type("Handler", (_Handler,), {"authority": authority})
+        self._servers = [self._listen("127.0.0.1", port)]
+        port = self._servers[0].port
+        self.url = f"http://127.0.0.1:{port}"
+        if further:
+            try:
+                self._servers.append(self._listen(further, port))
+            except (OSError, SystemExit) as error:  # werkzeug calls sys.exit when the port is in use
+                report("server", f"cannot listen on {further}:{port}, so containers do not reach the platform: {error}")
+        self._threads = [
+            threading.Thread(target=each.serve_forever, name=f"platform server {each.host}", daemon=True)
+            for each in self._servers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+        for thread in self._threads:
+            thread.join()
+        for server in self._servers:
+            server.server_close()
+
+    def _listen(self, host: str, port: int) -> BaseWSGIServer:
+        return make_server(host, port, self.application, threaded=True, request_handler=self._handler)
 
     def application(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """One request, by WSGI."""

@@ -97,9 +97,12 @@ class Jobs(Account):
             return {name: file.read().decode() for name, file in members.items() if file}
 
     def log(self, group: str, job: str) -> dict[str, list[str]]:
-        """The lines of a job's log streams."""
+        """The lines of a job's log streams. The first line of an account's first job creates the group."""
         logs = self.platform.client("logs")
-        streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=f"{job}/")["logStreams"]
+        try:
+            streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=f"{job}/")["logStreams"]
+        except logs.exceptions.ResourceNotFoundException:
+            return {}
         names = [each["logStreamName"] for each in streams]
         return {
             name: [

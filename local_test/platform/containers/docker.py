@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +18,7 @@ from local_test.platform.options import Options
 
 OPT_ML = PurePosixPath("/opt/ml")
 LABEL = "local-platform"  # on every container, to find the containers of an emulator that was killed
+DESKTOP = "host.docker.internal"
 LOG_LINES = 1000  # of a removed container's log that stay readable
 
 
@@ -28,13 +32,14 @@ class DockerRuntime:
         config = _image_config(spec.image)
         labels = config.get("Labels") or {}
         check_labels(spec.image, labels, multi_model=spec.multi_model, several=several is not None)
-        environment = platform_environment(spec, several)
+        environment = reachable(platform_environment(spec, several))
         port = int(environment.get("SAGEMAKER_BIND_TO_PORT", PORT))
         memory = f"{spec.memory_mb or self._options.memory_mb}m"
         command = [
             *("run", "--detach", "--name", f"{name}-{uuid.uuid4().hex[:8]}".replace("/", "-"), "--label", LABEL),
             *("--memory", memory, "--memory-swap", memory),
             *("--publish", f"127.0.0.1::{port}"),
+            *host_options(),
             *("--volume", f"{files.absolute()}:{OPT_ML}:ro"),
             *(part for key, value in environment.items() for part in ("--env", f"{key}={value}")),
             *(spec.image, "serve"),
@@ -111,6 +116,37 @@ class DockerRunning:
     def _state(self) -> dict[str, Any]:
         done = _docker("inspect", "--format", "{{json .State}}", self.id)
         return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+@cache
+def host_address() -> str:
+    """The name or address by which containers reach this machine.
+
+    On Linux it is the address of the engine's bridge, which is one of this machine. Engines in a virtual machine, as
+    Docker Desktop's, have a name for the machine around it, which leads to its loopback.
+    """
+    done = _docker("network", "inspect", "bridge", "--format", "{{range .IPAM.Config}}{{.Gateway}} {{end}}")
+    for address in done.stdout.split():
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, 0))
+            except OSError:
+                continue
+            return address
+    return DESKTOP
+
+
+def reachable(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a container, where loopback is the container itself: the platform's URL names the machine."""
+    return {
+        key: value.replace("//127.0.0.1:", f"//{host_address()}:") if key.startswith("AWS_ENDPOINT_URL") else value
+        for key, value in environment.items()
+    }
+
+
+def host_options() -> tuple[str, ...]:
+    """The options of `docker run` for `host_address`."""
+    return ("--add-host", f"{DESKTOP}:host-gateway") if host_address() == DESKTOP else ()
 
 
 def has_image(name: str) -> bool:

@@ -31,9 +31,10 @@ class ProcessRuntime:
         self._events.emit("process", name, f"python -m serve in place of {spec.image}")
         port = free_port()
         limit = (spec.memory_mb or self._options.memory_mb) << 20
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("SERVE_", "SAGEMAKER_"))}
+        # With the caller's own AWS_PROFILE or AWS_SESSION_TOKEN the role's credentials would not be used.
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SERVE_", "SAGEMAKER_", "AWS_"))}
         environment = {
-            **clean,
+            **kept,
             # A process has no memory limit to read, so it gets the budget that serve would compute in a container.
             "SERVE_MEMORY_BUDGET_MB": str(machine.budget(limit, SHARE, WEB_WORKERS) >> 20),
             **platform_environment(spec, several),

@@ -13,6 +13,7 @@ from moto.core.config import default_user_config
 from moto.core.responses import ActionResult
 from moto.iam.models import IAMBackend, iam_backends
 from moto.iam.responses import IamResponse
+from moto.sts.models import sts_backends
 from moto.sts.responses import TokenResponse
 from moto.utilities.utils import get_partition
 
@@ -48,6 +49,21 @@ def create_execution_role(backend: IAMBackend) -> None:
     )
     for name in POLICIES:
         backend.attach_role_policy(f"arn:{backend.partition}:iam::aws:policy/{name}", ROLE)
+
+
+def assumed(account: str, region: str, role: str) -> dict[str, str]:
+    """The environment variables with the credentials of a role, as SageMaker assumes it.
+
+    Plain variables, and not the address in AWS_CONTAINER_CREDENTIALS_RELATIVE_URI that AWS sets: clients fetch that
+    from 169.254.170.2, at which only root could listen.
+    """
+    backend = sts_backends[account][get_partition(region)]
+    session = backend.assume_role(region, SESSION, role, "", 43200, "")
+    return {
+        "AWS_ACCESS_KEY_ID": session.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": session.secret_access_key,
+        "AWS_SESSION_TOKEN": session.session_token,
+    }
 
 
 class Sts(TokenResponse):

@@ -25,6 +25,8 @@ class Plan:
     weight: float = 1.0
     serverless: Mapping[str, Any] | None = None  # ServerlessConfig
     asynchronous: bool = False
+    role: str = ""  # ARN of the model's role
+    isolated: bool = False  # EnableNetworkIsolation: its containers get no credentials
 
     @property
     def multi_model(self) -> bool:
@@ -94,6 +96,8 @@ def plan(variant: Shape, model: Shape, *, asynchronous: bool = False) -> Plan:
         weight=float(variant.get("InitialVariantWeight", 1.0)),
         serverless=serverless,
         asynchronous=asynchronous,
+        role=model.get("ExecutionRoleArn") or "",
+        isolated=bool(model.get("EnableNetworkIsolation")),
     )
 
 
