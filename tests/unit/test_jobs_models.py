@@ -9,6 +9,7 @@ import xgboost
 
 from local_test.jobs.training_job import OURS, name_as_aws
 from local_test.platform.containers.images import pickles_model
+from local_test.platform.containers.process import allow_pickles
 
 REGISTRY = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost"
 
@@ -34,3 +35,20 @@ def test_scripts_that_evaluate_a_model_find_it_by_awss_name(tmp_path: Path, pick
     found = pickle.loads(content) if pickled else xgboost.Booster(model_file=bytearray(content))
     assert file.name == "xgboost-model"
     assert found.num_boosted_rounds() == 2
+
+
+def test_a_pickled_booster_is_served_in_place_of_aws_xgboost(tmp_path: Path) -> None:
+    """Without a model.toml of the user's. A model in XGBoost's own format needs none."""
+    pickled, plain, described = (tmp_path / name for name in ("pickled", "plain", "described"))
+    for directory in (pickled, plain, described):
+        directory.mkdir()
+        content = b"{L\x00\x00" if directory is plain else pickle.dumps(1)
+        (directory / "xgboost-model").write_bytes(content)
+    (described / "model.toml").write_text("")
+
+    for directory in (pickled, plain, described, tmp_path / "missing"):
+        allow_pickles(directory)
+
+    assert (pickled / "model.toml").read_text() == "[options]\nallow_pickle = true\n"
+    assert not (plain / "model.toml").exists()
+    assert (described / "model.toml").read_text() == ""

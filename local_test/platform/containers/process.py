@@ -9,11 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from local_test.platform.containers import images
 from local_test.platform.containers.spec import ContainerSpec, platform_environment
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 from local_test.ports import free_port
 from serve import machine
+from serve.catalog.recognition import is_pickle, xgboost_files
 
 ROOT = Path(__file__).parents[3]
 SHARE, WEB_WORKERS = 0.9, 2  # serve's own defaults
@@ -42,14 +44,33 @@ class ProcessRuntime:
             "SERVE_MODEL_DIR": str(files.absolute() / "model"),
             "SERVE_MODEL_ROOTS": f"{files.absolute() / 'models'}:{files.absolute() / 'model'}",
         }
-        return ProcessRunning(environment, port)
+        as_xgboost = images.is_xgboost(spec.image)
+        if as_xgboost:
+            allow_pickles(files / "model")
+        return ProcessRunning(environment, port, as_xgboost=as_xgboost)
+
+
+def allow_pickles(directory: Path) -> None:
+    """Lets the server read a pickled booster, as AWS's XGBoost does, which up to its version 1.2 pickles its models.
+
+    Only the booster's bytes are read: a pickle of anything else is refused.
+    """
+    card = directory / "model.toml"
+    if directory.is_dir() and not card.exists() and any(map(_is_pickle, xgboost_files(directory))):
+        card.write_text("[options]\nallow_pickle = true\n")
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_pickle(file.read(1))
 
 
 class ProcessRunning:
     """A started server."""
 
-    def __init__(self, environment: dict[str, str], port: int) -> None:
+    def __init__(self, environment: dict[str, str], port: int, *, as_xgboost: bool = False) -> None:
         self.port = port
+        self._as_xgboost = as_xgboost
         # The path of a Unix socket has at most 107 bytes (unix(7)), so this directory is not below the model files.
         self._work = Path(tempfile.mkdtemp(prefix="sm-"))
         self._log = self._work / "log"
@@ -90,6 +111,8 @@ class ProcessRunning:
         return "\n".join(text.splitlines()[-lines:])
 
     def inside(self, path: Path) -> str:
+        if self._as_xgboost:
+            allow_pickles(path)
         return str(path.absolute())
 
     def stop(self, limit: float) -> tuple[float, bool]:
