@@ -13,6 +13,7 @@ from typing import Any
 
 from local_test.jobs import data
 from local_test.jobs.data import Item
+from local_test.jobs.data_processing import DataProcessing
 from local_test.jobs.job import Job, JobFailed, JobStopped, Platform, now
 from local_test.platform.calls import Call, ModelError, PlatformError, ValidationError
 from local_test.platform.containers import model_data
@@ -47,8 +48,7 @@ class TransformJob(Job):
         if (split := source.get("SplitType", "None")) not in SPLITS:
             supported = " and ".join(SPLITS)
             raise ValidationError(f"SplitType {split} is not supported by this emulator, only {supported}.")
-        if self.request.get("DataProcessing"):
-            raise ValidationError("DataProcessing is not supported by this emulator: leave it out.")
+        DataProcessing.read(self.request)
 
     def run(self) -> str:
         source, platform = self.request["TransformInput"], self.platform
@@ -103,9 +103,16 @@ class TransformJob(Job):
         packed = s3.get_object(Bucket=item.bucket, Key=item.key)["Body"].read()
         body = UNPACK[source.get("CompressionType", "None")](packed)
         strategy, most = self.request.get("BatchStrategy", STRATEGY), self._payload_mb << 20
-        records = list(batches(body, source.get("SplitType", "None"), strategy, most))
+        split, processing = source.get("SplitType", "None"), DataProcessing.read(self.request)
+        given = list(batches(body, split, "SingleRecord", most)) if processing else []
+        if processing:
+            body = b"".join(map(processing.selected, given))
+        records = list(batches(body, split, strategy, most))
         with ThreadPoolExecutor(self.request.get("MaxConcurrentTransforms") or 1) as threads:
             answers = list(threads.map(lambda record: self._answer(instance, record), records))
+        if processing and (processing.join or processing.after):
+            made = [line for answer in answers for line in (answer.splitlines() if split == "Line" else [answer])]
+            answers = processing.finished(given, made)
         out, prefix = model_data.parts(target["S3OutputPath"])
         key = "/".join(filter(None, [prefix.rstrip("/"), f"{item.path}.out"]))
         s3.put_object(Bucket=out, Key=key, Body=assembled(answers, target.get("AssembleWith", "None")))
