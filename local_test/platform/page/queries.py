@@ -27,6 +27,7 @@ STEP_JOBS = {
 }
 ENDS = ("TrainingEndTime", "ProcessingEndTime", "HyperParameterTuningEndTime", "TransformEndTime")
 LISTED = 100  # of each kind
+FOLLOWED = 20  # pipelines whose executions are listed: each is a request
 LOG_LINES = 10_000  # CloudWatch's limit of one answer
 SHOWN_LINES = 500
 WINDOW = timedelta(minutes=30)  # of the charts
@@ -70,8 +71,11 @@ class Queries:
             for each in self._read(f"list_{_operation(stem)}s", f"{stem}Summaries", **newest)
         ]
         pipelines = [
-            {"name": each["PipelineName"], "executions": self._executions(each["PipelineName"])}
-            for each in self._read("list_pipelines", "PipelineSummaries", **newest)
+            {
+                "name": each["PipelineName"],
+                "executions": self._executions(each["PipelineName"]) if number < FOLLOWED else [],
+            }
+            for number, each in enumerate(self._read("list_pipelines", "PipelineSummaries", **newest))
         ]
         return {
             "endpoints": [

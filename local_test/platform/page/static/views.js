@@ -3,7 +3,7 @@ import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import "./chart.js";
 import { pipelineGraph } from "./graph.js";
 import "./invoke.js";
-import { ago, badge, dot, empty, facts, failure, folded, json, log, moment, number, section, time, took } from "./parts.js";
+import { ago, badge, dot, duration, empty, facts, failure, folded, json, log, moment, number, section, time, took } from "./parts.js";
 
 const KINDS = { training: "Training", processing: "Processing", tuning: "Tuning", transform: "Transform" };
 const BESIDE = 8; // newest of each kind in the list at the side
@@ -112,9 +112,11 @@ const events = (items) =>
     ? html`<ol class="events">${items.map((each) => html`<li>
         <time>${time(each.time)}</time>
         <b class=${GOOD.includes(each.event) ? "good" : BAD.includes(each.event) ? "bad" : "none"}>${each.event}</b>
-        <span>${each.subject}</span><span class="muted">${each.ms == null ? "" : `${each.ms < 10 ? each.ms : Math.round(each.ms)} ms `}${each.detail ?? ""}</span>
+        <span>${each.subject}</span><span class="muted">${each.ms == null ? "" : `${milliseconds(each.ms)} `}${each.detail ?? ""}</span>
       </li>`)}</ol>`
     : empty("No event yet.");
+
+const milliseconds = (ms) => (ms >= 10000 ? duration(ms / 1000) : `${ms < 10 ? ms : Math.round(ms)} ms`);
 
 function overview(context) {
   const { state } = context;
@@ -265,8 +267,15 @@ function jobFacts({ kind, description: d }, now) {
     ["Instances", cluster.InstanceType ? `${cluster.InstanceCount} × ${cluster.InstanceType}` : ""],
     ["Image", d.AlgorithmSpecification?.TrainingImage ?? d.AppSpecification?.ImageUri],
     ["Model", kind === "transform" ? d.ModelName : ""],
+    ["Objective", objective(d)],
     ["Output", d.ModelArtifacts?.S3ModelArtifacts ?? d.TransformOutput?.S3OutputPath],
   ]);
+}
+
+function objective(d) {
+  const asked = d.HyperParameterTuningJobConfig?.HyperParameterTuningJobObjective;
+  const best = d.BestTrainingJob?.FinalHyperParameterTuningJobObjectiveMetric?.Value;
+  return asked ? `${asked.Type} ${asked.MetricName}${best == null ? "" : `, best ${number(best)}`}` : "";
 }
 
 const statusOf = (d) => d.TrainingJobStatus ?? d.ProcessingJobStatus ?? d.TransformJobStatus ?? d.HyperParameterTuningJobStatus;
