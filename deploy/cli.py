@@ -38,6 +38,7 @@ PIPELINE_ACTIONS = {
     "roles": "print the two roles that upsert creates, and the rights that its user needs, as JSON",
     "show": "print the steps as a tree; --picture writes a Mermaid diagram; --execution adds the states",
     "run": "upsert, start and follow",
+    "on-approval": "deploy the endpoint of a spec whenever a package of its group is approved; --remove ends that",
 }
 
 
@@ -207,10 +208,13 @@ def _add_invoke_arguments(at: argparse.ArgumentParser) -> None:
 
 def _add_pipeline_arguments(at: argparse.ArgumentParser) -> None:
     at.formatter_class = argparse.RawDescriptionHelpFormatter
-    actions = "\n".join(f"  {action:<7} {does}" for action, does in PIPELINE_ACTIONS.items())
+    actions = "\n".join(f"  {action:<11} {does}" for action, does in PIPELINE_ACTIONS.items())
     at.epilog = f"actions:\n{actions}\n\n{EXIT_CODES}\n\nOn this machine: python -m local_test.pipelines NAME"
     at.add_argument("name", choices=list(PIPELINES))
     at.add_argument("action", choices=list(PIPELINE_ACTIONS), help="see below")
+    at.add_argument("spec", nargs="?", type=Path, metavar="SPEC", help="on-approval: endpoint.toml")
+    at.add_argument("--plan", action="store_true", help="on-approval: print the requests as JSON, create nothing")
+    at.add_argument("--remove", action="store_true", help="on-approval: delete the rule, the function and its role")
     add_parameter_argument(at)
     at.add_argument("--bucket", help="upsert, run, roles: the bucket of all its data, artifacts and models")
     at.add_argument("--role", help="upsert: ARN of a role for the jobs and the endpoint; default: create one")
@@ -487,7 +491,32 @@ def _approve(given: argparse.Namespace, connect: Connect) -> int:
 def _pipeline(given: argparse.Namespace, connect: Connect) -> int:
     from deploy.pipelines import command
 
+    if given.action == "on-approval":
+        return _on_approval(given, connect)
     return command.run(given, connect)
+
+
+def _on_approval(given: argparse.Namespace, connect: Connect) -> int:
+    from deploy import spec
+    from deploy.pipelines import approval
+
+    if given.spec is None:
+        raise SpecError(f"the spec is missing: python -m deploy pipeline {given.name} on-approval SPEC")
+    wanted = spec.load(given.spec)
+    aws, progress = connect(given.region or wanted.region), Progress()
+    with _naming(given.spec):
+        checks = _smoke_calls(wanted, None, given.spec)
+        if given.plan:
+            requests = approval.requests(wanted, checks, aws)
+            print(json.dumps([{operation: each} for operation, each in requests], indent=2))
+            return DONE
+        if given.remove:
+            approval.remove(wanted.name, aws, progress)
+        else:
+            approval.ensure(wanted, checks, aws, progress)
+    if not progress.changes:
+        print("unchanged")
+    return DONE
 
 
 def _progress(given: argparse.Namespace) -> Progress:

@@ -49,6 +49,15 @@ def of_endpoint(spec: Spec, account: str, region: str) -> Role:
     return rendered("endpoint", role_name(spec), _values(spec, account, region))
 
 
+def of_approval(spec: Spec, name: str, account: str, region: str) -> Role:
+    """The role of the function that deploys approved model packages: the rights of `up` for this endpoint."""
+    endpoint_role = spec.role if spec.role and is_arn(spec.role) else arn_of(role_name(spec), account, region)
+    made = [] if is_arn(spec.role) else [endpoint_role]
+    return rendered(
+        "approval", name, {**_values(spec, account, region), "endpoint_role": endpoint_role, "made_role": made}
+    )
+
+
 def of_all(spec: Spec, account: str, region: str) -> list[Role]:
     """All roles of a spec: the endpoint's, the one that deletes it with --for, and the rights of the caller."""
     values = _values(spec, account, region)

@@ -201,6 +201,16 @@ def parsed(table: Mapping[str, Any]) -> Spec:
         raise SpecError(f"{_named(path, table)}: {problem[0].lower()}{problem[1:]}") from None
 
 
+def restored(table: Mapping[str, Any]) -> Spec:
+    """The spec of which dataclasses.asdict has made the table. Without msgspec, which a Lambda function lacks."""
+    made = {each.name: table[each.name] for each in fields(Spec)}
+    for name, cls in (("scaling", Scaling), ("serverless", Serverless), ("asynchronous", Asynchronous)):
+        made[name] = made[name] and cls(**made[name])
+    if rollout := made["rollout"]:
+        made["rollout"] = Rollout(**{**rollout, "alarms": Alarms(**rollout["alarms"])})
+    return Spec(**{**made, "variants": tuple(Variant(**each) for each in made["variants"])})
+
+
 def _refuse_unknown_keys(table: Mapping[str, Any], where: str, cls: type[Any]) -> None:
     at: Any = table
     for part in filter(None, where.split(".")):

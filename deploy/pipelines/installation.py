@@ -46,7 +46,7 @@ def upsert(aws: Aws, name: str, home: Home, progress: Progress) -> Definition:
     validation.check(made)
     kinds = {step["Type"] for step in made["Steps"]}
     if "Lambda" in kinds:
-        _ensure_function(aws, function_name, function_role, progress)
+        ensure_function(aws, function_name, function_role, progress)
     if "Processing" in kinds:
         aws.client("s3").upload_file(split.__file__, home.bucket, f"{key}/{definitions.SCRIPT}")
     ensure_group(aws, made, values_of(made, {}, offline=True), progress)
@@ -127,31 +127,54 @@ def _hash(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
 
-def zipped() -> bytes:
-    """The package deploy as a zip; its bytes depend on the files alone."""
+def zipped(more: Mapping[str, bytes] | None = None) -> bytes:
+    """The package deploy, and more files, as a zip; its bytes depend on the files alone."""
+    files = {str(path.relative_to(DEPLOY.parent)): path for path in (*DEPLOY.rglob("*.py"), *DEPLOY.rglob("*.json"))}
+    contents = {**{name: path.read_bytes() for name, path in sorted(files.items())}, **(more or {})}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:  # stored: deflate's output depends on the version of zlib
-        for path in sorted([*DEPLOY.rglob("*.py"), *DEPLOY.rglob("*.json")]):
-            entry = zipfile.ZipInfo(str(path.relative_to(DEPLOY.parent)))  # dated 1980
+        for name, content in contents.items():
+            entry = zipfile.ZipInfo(name)  # dated 1980
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, path.read_bytes())
+            archive.writestr(entry, content)
     return packed.getvalue()
 
 
-def _ensure_function(aws: Aws, name: str, role: str, progress: Progress) -> None:
-    """The Lambda function has this code, these settings and this role."""
-    client, code = aws.client("lambda"), zipped()
-    settings = {"Role": role, "Handler": HANDLER, "Runtime": RUNTIME, "Timeout": SECONDS, "MemorySize": MEMORY_MB}
+def digest(code: bytes) -> str:
+    """CodeSha256, as Lambda shows it."""
+    return base64.b64encode(hashlib.sha256(code).digest()).decode()
+
+
+def function_settings(role: str, handler: str, seconds: int) -> dict[str, Any]:
+    """Fields of CreateFunction and UpdateFunctionConfiguration."""
+    return {"Role": role, "Handler": handler, "Runtime": RUNTIME, "Timeout": seconds, "MemorySize": MEMORY_MB}
+
+
+def ensure_function(
+    aws: Aws,
+    name: str,
+    role: str,
+    progress: Progress,
+    *,
+    code: bytes | None = None,
+    handler: str = HANDLER,
+    seconds: int = SECONDS,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """The Lambda function has this code, by default that of a pipeline's steps, these settings and this role."""
+    client, code = aws.client("lambda"), code or zipped()
+    settings = function_settings(role, handler, seconds)
     try:
         now = client.get_function_configuration(FunctionName=name)
     except ClientError as error:
         if not is_missing(error):
             raise
-        retried(lambda: client.create_function(FunctionName=name, Code={"ZipFile": code}, **settings), role_unseen)
+        made = {"FunctionName": name, "Code": {"ZipFile": code}, **settings, **({"Tags": dict(tags)} if tags else {})}
+        retried(lambda: client.create_function(**made), role_unseen)
         client.get_waiter("function_active_v2").wait(FunctionName=name)
         progress.changed(f"function {name} created")
         return
-    if now["CodeSha256"] != base64.b64encode(hashlib.sha256(code).digest()).decode():
+    if now["CodeSha256"] != digest(code):
         client.update_function_code(FunctionName=name, ZipFile=code)
         client.get_waiter("function_updated_v2").wait(FunctionName=name)
         progress.changed(f"function {name} has new code")
