@@ -4,11 +4,12 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.live.account import ROLE, Account, account, refusal
+from tests.live.account import BUCKET, ROLE, Account, account, refusal
 from tests.live.stack import wait_until
 
 FUNCTION_ROLE = "arn:aws:iam::123456789012:role/function"
@@ -16,6 +17,7 @@ TRUST = {
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}]
 }
 ENDED = ("Succeeded", "Failed", "Stopped")
+ALWAYS = {"Type": "Equals", "LeftValue": 1, "RightValue": 1}
 CODE = """
 def echo(event, context):
     return {**event, "function": context.function_name}
@@ -346,3 +348,274 @@ def test_steps_that_are_services_of_aws_are_refused_by_name_at_the_start(aws: Ac
     assert code == "ValidationException"
     assert "Bias (ClarifyCheck)" in said
     assert aws.sagemaker.list_pipeline_executions(PipelineName="services")["PipelineExecutionSummaries"] == []
+
+
+# Pipelines of jobs: scripts that run as processes
+
+HOME = "import json, os, pathlib, sys, time\nml = pathlib.Path(os.environ.get('SERVE_ML_ROOT', '/opt/ml'))\n"
+EVALUATE = """
+report = ml / "processing/output/report"
+report.mkdir(parents=True, exist_ok=True)
+(report / "evaluation.json").write_text(json.dumps({"metrics": {"mse": {"value": float(sys.argv[1])}}}))
+"""
+TRAIN = """
+parameters = json.loads((ml / "input/config/hyperparameters.json").read_text())
+if parameters.get("forever"):
+    time.sleep(3600)
+(ml / "model/model.txt").write_text(parameters["mse"])
+"""
+MSE = {"Std:JsonGet": {"PropertyFile": get("Steps.Evaluate.PropertyFiles.Report"), "Path": "metrics.mse.value"}}
+
+
+def script(aws: Account, name: str, source: str) -> str:
+    """The URI of the prefix of an uploaded script."""
+    aws.s3.put_object(Bucket=BUCKET, Key=f"code/{name}/run.py", Body=(HOME + source).encode())
+    return f"s3://{BUCKET}/code/{name}/"
+
+
+def process_step(aws: Account, name: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+    """A Processing step of the script EVALUATE, whose report is a property file."""
+    inside = "/opt/ml/processing"
+    source = {"S3DataType": "S3Prefix", "S3InputMode": "File", "LocalPath": f"{inside}/input/code"}
+    target = {"LocalPath": f"{inside}/output/report", "S3UploadMode": "EndOfJob"}
+    where = {"Std:Join": {"On": "/", "Values": [f"s3://{BUCKET}/reports", get("Execution.PipelineExecutionId")]}}
+    return {
+        "Name": name,
+        "Type": "Processing",
+        "Arguments": {
+            "ProcessingResources": {
+                "ClusterConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1}
+            },
+            "AppSpecification": {
+                "ImageUri": "serve",
+                "ContainerEntrypoint": ["python3", f"{inside}/input/code/run.py"],
+                "ContainerArguments": list(arguments),
+            },
+            "RoleArn": ROLE,
+            "ProcessingInputs": [
+                {"InputName": "code", "S3Input": {"S3Uri": script(aws, "evaluate", EVALUATE), **source}}
+            ],
+            "ProcessingOutputConfig": {"Outputs": [{"OutputName": "report", "S3Output": {"S3Uri": where, **target}}]},
+        },
+        "PropertyFiles": [{"PropertyFileName": "Report", "OutputName": "report", "FilePath": "evaluation.json"}],
+        **more,
+    }
+
+
+def train_step(aws: Account, name: str, hyperparameters: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A Training step of the script TRAIN."""
+    algorithm = {
+        "TrainingImage": "serve",
+        "TrainingInputMode": "File",
+        "ContainerEntrypoint": ["python3", "/opt/ml/input/data/code/run.py"],
+    }
+    source = {"S3DataType": "S3Prefix", "S3Uri": script(aws, "train", TRAIN)}
+    return {
+        "Name": name,
+        "Type": "Training",
+        "Arguments": {
+            "AlgorithmSpecification": algorithm,
+            "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/trained"},
+            "StoppingCondition": {"MaxRuntimeInSeconds": 600},
+            "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+            "RoleArn": ROLE,
+            "InputDataConfig": [{"ChannelName": "code", "DataSource": {"S3DataSource": source}}],
+            "HyperParameters": hyperparameters,
+        },
+        **more,
+    }
+
+
+def test_a_report_of_a_job_decides_whether_a_model_is_trained_and_registered(aws: Account) -> None:
+    """Real jobs. The second run finds both in the cache, and registers the same model once more."""
+    cached = {"CacheConfig": {"Enabled": True, "ExpireAfter": "PT1H"}}
+    train = train_step(aws, "Train", {"mse": {"Std:Join": {"On": "", "Values": [MSE]}}}, **cached)
+    container = {"Image": "serve", "ModelDataUrl": get("Steps.Train.ModelArtifacts.S3ModelArtifacts")}
+    register = {
+        "Name": "Register",
+        "Type": "RegisterModel",
+        "Arguments": {
+            "ModelPackageGroupName": "judged",
+            "InferenceSpecification": {
+                "Containers": [container],
+                "SupportedContentTypes": ["text/csv"],
+                "SupportedResponseMIMETypes": ["text/csv"],
+            },
+            "ModelApprovalStatus": "PendingManualApproval",
+        },
+    }
+    judge = {
+        "Name": "Judge",
+        "Type": "Condition",
+        "Arguments": {
+            "Conditions": [{"Type": "LessThanOrEqualTo", "LeftValue": MSE, "RightValue": get("Parameters.Most")}],
+            "IfSteps": [train, register],
+            "ElseSteps": [
+                {
+                    "Name": "Stop",
+                    "Type": "Fail",
+                    "Arguments": {"ErrorMessage": {"Std:Join": {"On": " ", "Values": ["MSE", MSE]}}},
+                }
+            ],
+        },
+    }
+    evaluate = process_step(aws, "Evaluate", get("Parameters.Mse"), **cached)
+    parameters = [
+        {"Name": "Mse", "Type": "String", "DefaultValue": "4.5"},
+        {"Name": "Most", "Type": "Float", "DefaultValue": 6.0},
+    ]
+    create(aws, "judged", evaluate, judge, parameters=parameters)
+
+    first = start(aws, "judged")
+    assert ended(aws, first)["PipelineExecutionStatus"] == "Succeeded", steps(aws, first)
+    second, third = start(aws, "judged"), start(aws, "judged", Mse="7.25")
+    assert ended(aws, second)["PipelineExecutionStatus"] == "Succeeded", steps(aws, second)
+    assert ended(aws, third)["PipelineExecutionStatus"] == "Failed"
+
+    done, again, refused = steps(aws, first), steps(aws, second), steps(aws, third)
+    job = done["Train"]["Metadata"]["TrainingJob"]["Arn"].rpartition("/")[2]
+    described = aws.sagemaker.describe_training_job(TrainingJobName=job)
+    assert job.startswith(f"pipelines-{first.rpartition('/')[2]}-Train-")
+    assert described["TrainingJobStatus"] == "Completed"
+    assert described["HyperParameters"] == {"mse": "4.5"}
+    package = aws.sagemaker.describe_model_package(
+        ModelPackageName=done["Register"]["Metadata"]["RegisterModel"]["Arn"]
+    )
+    artifact = described["ModelArtifacts"]["S3ModelArtifacts"]
+    assert package["InferenceSpecification"]["Containers"][0]["ModelDataUrl"] == artifact
+    assert done["Judge"]["Metadata"]["Condition"]["Outcome"] == "True"
+    assert "CacheHitResult" not in done["Train"]
+    for name in ("Evaluate", "Train"):
+        assert again[name]["CacheHitResult"] == {"SourcePipelineExecutionArn": first}
+        assert again[name]["Metadata"] == done[name]["Metadata"]
+    assert again["Register"]["Metadata"] != done["Register"]["Metadata"]
+    assert "CacheHitResult" not in refused["Evaluate"]
+    assert refused["Stop"]["FailureReason"] == "MSE 7.25"
+    assert "Train" not in refused
+
+
+def test_a_stop_stops_the_job_and_no_further_step_runs(aws: Account) -> None:
+    """The limit of parallel steps holds as well: of two ready steps, one has begun."""
+    train = train_step(aws, "Train", {"forever": "yes"})
+    text = definition(train, train_step(aws, "Other", {"forever": "yes"}))
+    aws.s3.put_object(Bucket=BUCKET, Key="definitions/stopped.json", Body=text.encode())
+    aws.sagemaker.create_pipeline(
+        PipelineName="stopped",
+        RoleArn=ROLE,
+        PipelineDefinitionS3Location={"Bucket": BUCKET, "ObjectKey": "definitions/stopped.json"},
+        ParallelismConfiguration={"MaxParallelExecutionSteps": 1},
+    )
+    arn = start(aws, "stopped")
+    job = wait_until(lambda: steps(aws, arn).get("Train", {}).get("Metadata", {}).get("TrainingJob"))
+    name = job["Arn"].rpartition("/")[2]
+    wait_until(lambda: aws.sagemaker.describe_training_job(TrainingJobName=name)["SecondaryStatus"] == "Training")
+    assert refusal(lambda: aws.sagemaker.delete_pipeline(PipelineName="stopped"))[0] == "ConflictException"
+
+    aws.sagemaker.stop_pipeline_execution(PipelineExecutionArn=arn)
+
+    assert ended(aws, arn)["PipelineExecutionStatus"] == "Stopped"
+    assert {name: step["StepStatus"] for name, step in steps(aws, arn).items()} == {"Train": "Stopped"}
+    assert aws.sagemaker.describe_training_job(TrainingJobName=name)["TrainingJobStatus"] == "Stopped"
+    aws.sagemaker.delete_pipeline(PipelineName="stopped")
+    assert refusal(lambda: aws.sagemaker.describe_pipeline(PipelineName="stopped"))[0] == "ResourceNotFound"
+
+
+def test_a_job_that_fails_gives_its_reason_to_the_step(aws: Account) -> None:
+    """A request that the API refuses too."""
+    bad = train_step(aws, "Refused", {})
+    bad["Arguments"]["AlgorithmSpecification"] = {"TrainingImage": "blazingtext", "TrainingInputMode": "File"}
+    create(aws, "failing", train_step(aws, "Fails", {}), bad)
+    arn = start(aws, "failing")
+    assert ended(aws, arn)["PipelineExecutionStatus"] == "Failed"
+    done = steps(aws, arn)
+    assert "KeyError: 'mse'" in done["Fails"]["FailureReason"]
+    refused = "ClientError: Failed to invoke sagemaker:CreateTrainingJob. Error Details: "
+    assert done["Refused"]["FailureReason"].startswith(f"{refused}An error occurred (ValidationException)")
+
+
+def test_an_execution_and_its_pipeline_outlive_the_platform(tmp_path: Path) -> None:
+    """An execution that is cut is Failed with that reason; a retry runs the steps that have not succeeded."""
+    state = tmp_path / "state"
+    with account(tmp_path / "one", state=state) as before:
+        before.platform.client("sqs").create_queue(QueueName="outlived")
+        ask = {
+            "Name": "Ask",
+            "Type": "Callback",
+            "SqsQueueUrl": before.platform.client("sqs").get_queue_url(QueueName="outlived")["QueueUrl"],
+            "Arguments": {},
+            "OutputParameters": [],
+        }
+        first = {"Name": "First", "Type": "Condition", "Arguments": {"Conditions": [ALWAYS], "IfSteps": [ask]}}
+        create(before, "outlived", first)
+        cut = start(before, "outlived")
+        wait_until(lambda: steps(before, cut).get("Ask", {}).get("Metadata"))
+        shown = steps(before, cut)["First"]
+
+    with account(tmp_path / "two", state=state) as after:
+        described = after.sagemaker.describe_pipeline_execution(PipelineExecutionArn=cut)
+        assert described["PipelineExecutionStatus"] == "Failed"
+        assert described["FailureReason"] == "The platform ended while the execution was running."
+        assert steps(after, cut)["First"] == shown
+        assert steps(after, cut)["Ask"]["StepStatus"] == "Failed"
+        assert after.sagemaker.describe_pipeline(PipelineName="outlived")["PipelineStatus"] == "Active"
+        after.sagemaker.retry_pipeline_execution(PipelineExecutionArn=cut)
+        token = wait_until(lambda: steps(after, cut).get("Ask", {}).get("Metadata"))["Callback"]["CallbackToken"]
+        assert steps(after, cut)["First"] == shown
+        after.sagemaker.send_pipeline_execution_step_success(CallbackToken=token)
+        assert ended(after, cut)["PipelineExecutionStatus"] == "Succeeded"
+
+
+def test_only_the_selected_steps_run_again(aws: Account) -> None:
+    echo = function(aws, "echo")
+    one = lambda_step("One", echo, {"x": "1"}, "x:String")
+    two = lambda_step("Two", echo, {"x": get("Steps.One.OutputParameters['x']")}, "x:String")
+    create(aws, "selected", one, two, lambda_step("Three", echo, {}, DependsOn=["Two"]))
+    source = start(aws, "selected")
+    assert ended(aws, source)["PipelineExecutionStatus"] == "Succeeded"
+
+    def select(name: str) -> str:
+        config = {"SourcePipelineExecutionArn": source, "SelectedSteps": [{"StepName": name}]}
+        started = aws.sagemaker.start_pipeline_execution(PipelineName="selected", SelectiveExecutionConfig=config)
+        return str(started["PipelineExecutionArn"])
+
+    arn = select("Two")
+
+    assert ended(aws, arn)["PipelineExecutionStatus"] == "Succeeded"
+    done = steps(aws, arn)
+    assert set(done) == {"One", "Two"}
+    assert done["One"]["SelectiveExecutionResult"] == {"SourcePipelineExecutionArn": source}
+    assert done["Two"]["Metadata"]["Lambda"]["OutputParameters"] == [{"Name": "x", "Value": "1"}]
+    assert refusal(lambda: select("Four"))[0] == "ValidationException"
+
+
+def test_pipelines_are_updated_listed_tagged_and_started_once_for_a_token(aws: Account) -> None:
+    stop = {"Name": "Stop", "Type": "Fail", "Arguments": {"ErrorMessage": "x"}}
+    arn = create(aws, "listed-a", stop)
+    create(aws, "listed-b", stop)
+    code, said = refusal(lambda: create(aws, "listed-a", stop))
+    assert (code, "already exists" in said) == ("ValidationException", True)  # the words by which the SDK knows it
+    other = definition({**stop, "Name": "Other"})
+
+    updated = aws.sagemaker.update_pipeline(PipelineName="listed-a", PipelineDefinition=other, RoleArn=ROLE)
+
+    assert updated == {**updated, "PipelineArn": arn, "PipelineVersionId": 2}
+    assert aws.sagemaker.describe_pipeline(PipelineName=arn)["PipelineDefinition"] == other
+    names = aws.sagemaker.list_pipelines(PipelineNamePrefix="listed-", SortBy="Name", SortOrder="Ascending")
+    assert [each["PipelineName"] for each in names["PipelineSummaries"]] == ["listed-a", "listed-b"]
+    pages = aws.sagemaker.get_paginator("list_pipelines").paginate(PipelineNamePrefix="listed-", MaxResults=1)
+    assert sum(len(page["PipelineSummaries"]) for page in pages) == 2
+    aws.sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "a", "Value": "b"}])
+    assert aws.sagemaker.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "a", "Value": "b"}]
+    token = "t" * 32
+    runs = {
+        aws.sagemaker.start_pipeline_execution(PipelineName=name, ClientRequestToken=token)["PipelineExecutionArn"]
+        for name in ("listed-a", arn)
+    }
+    assert len(runs) == 1
+    run = runs.pop()
+    ended(aws, run)
+    shown = aws.sagemaker.describe_pipeline_definition_for_execution(PipelineExecutionArn=run)
+    assert shown["PipelineDefinition"] == other
+    assert refusal(lambda: aws.sagemaker.stop_pipeline_execution(PipelineExecutionArn=run))[0] == "ConflictException"
+    assert refusal(lambda: start(aws, "listed-c"))[0] == "ResourceNotFound"
+    assert refusal(lambda: start(aws, "listed-a", Unknown=1))[0] == "ValidationException"
