@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="platform-") as work:
         options = Options(
             work=Path(work),
+            state=arguments.state,
             port=arguments.port,
             runtime=arguments.runtime,
             memory_mb=arguments.memory,
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         with emulator:
             print(json.dumps(emulator.environment) if arguments.json else banner(emulator), flush=True)
+            if emulator.pipelines.shared:
+                said = "used by another emulator: this one keeps pipelines in memory; choose another with --state"
+                events.emit("state", str(arguments.state), said)
             os.read(stopped, 1)
             if not arguments.json:
                 print("stopping all endpoints", flush=True)
@@ -98,9 +102,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="a name of this repository's image, without registry and tag, beside sagemaker-serve; may be repeated",
     )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=state_directory(),
+        metavar="DIRECTORY",
+        help="where pipelines and their executions are kept between runs (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, help="seed of the random choice between variants, for repeatable runs")
     parser.add_argument("--json", action="store_true", help="print events as JSON Lines")
     return parser.parse_args(argv)
+
+
+def state_directory() -> Path:
+    """The directory of this user: specifications.freedesktop.org/basedir-spec"""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / COMMAND
 
 
 def megabytes(text: str) -> int:

@@ -115,6 +115,7 @@ def emulator(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The emulator's command; what it says to export."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", "--json"]
+    command += ["--state", str(tmp_path / "state")]
     with out.open("w") as stdout:
         running = subprocess.Popen(command, cwd=ROOT, env=CLEAN, stdout=stdout)
     try:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,11 @@ class Command:
         with out.open("w") as stdout:
             command = [sys.executable, "-m", "local_test.platform", "--port", "0", "--runtime", "process", *arguments]
             self.process = subprocess.Popen(
-                [*IGNORING_SIGINT, *command], cwd=ROOT, env=CLEAN, stdout=stdout, stderr=stdout
+                [*IGNORING_SIGINT, *command],
+                cwd=ROOT,
+                env={**CLEAN, "XDG_STATE_HOME": str(out.parent / "state")},
+                stdout=stdout,
+                stderr=stdout,
             )
 
     @property
@@ -47,7 +52,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     commands: list[Command] = []
 
     def start(*arguments: str) -> Command:
-        commands.append(Command(tmp_path / "out", *arguments))
+        commands.append(Command(tmp_path / f"out-{len(commands)}", *arguments))
         return commands[-1]
 
     yield start
@@ -155,3 +160,26 @@ def test_help_goes_to_stdout_with_status_0(capsys: pytest.CaptureFixture[str]) -
     assert exited.value.code == 0
     assert output.out.startswith("usage: ")
     assert output.err == ""
+
+
+def test_pipelines_are_there_after_a_restart(run: Callable[..., Command], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second emulator at the same time leaves their directory to the first, and reports it."""
+    import boto3
+
+    step = {"Name": "F", "Type": "Fail", "Arguments": {"ErrorMessage": "x"}}
+    text = json.dumps({"Version": "2020-12-01", "Steps": [step]})
+
+    def client(command: Command) -> Any:
+        exported = command.exported()
+        keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
+        return boto3.client("sagemaker", endpoint_url=exported["AWS_ENDPOINT_URL"], **keys)
+
+    first = run()
+    client(first).create_pipeline(PipelineName="kept", PipelineDefinition=text, RoleArn=multi_model_example.ROLE)
+    second = run()
+    assert client(second).list_pipelines()["PipelineSummaries"] == []
+    wait_until(lambda: "used by another emulator" in second.output)
+    for each in (first, second):
+        each.process.send_signal(signal.SIGINT)
+        assert each.process.wait(PATIENCE) == 0
+    assert [each["PipelineName"] for each in client(run()).list_pipelines()["PipelineSummaries"]] == ["kept"]
