@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.errors import Failed, SpecError
+from deploy.errors import Failed, SpecError, unknown
 from deploy.pipelines.definitions import PIPELINES
 from deploy.progress import Progress
 
@@ -37,7 +37,7 @@ PIPELINE_ACTIONS = {
     "steps": "print the state of each step",
     "roles": "print the two roles that upsert creates, and the rights that its user needs, as JSON",
     "show": "print the steps as a tree; --picture writes a Mermaid diagram; --execution adds the states",
-    "run": "upsert, start and follow",
+    "run": "upsert, start and follow; --local: on this machine",
     "on-approval": "deploy the endpoint of a spec whenever a package of its group is approved; --remove ends that",
 }
 
@@ -52,6 +52,8 @@ def run(argv: Sequence[str], connect: Connect | None = None) -> int:
 
     def verb() -> int:
         given = parser().parse_args(argv)
+        if given.verb == "pipeline" and given.name != "new" and given.action not in PIPELINE_ACTIONS:
+            raise SpecError(unknown(given.action, list(PIPELINE_ACTIONS), "action"))
         return VERBS[given.verb](given, connect or _connect)
 
     return guarded(verb, "interrupted: changes that AWS has accepted continue; run the same command again to resume")
@@ -209,9 +211,15 @@ def _add_invoke_arguments(at: argparse.ArgumentParser) -> None:
 def _add_pipeline_arguments(at: argparse.ArgumentParser) -> None:
     at.formatter_class = argparse.RawDescriptionHelpFormatter
     actions = "\n".join(f"  {action:<11} {does}" for action, does in PIPELINE_ACTIONS.items())
-    at.epilog = f"actions:\n{actions}\n\n{EXIT_CODES}\n\nOn this machine: python -m local_test.pipelines NAME"
-    at.add_argument("name", choices=list(PIPELINES))
-    at.add_argument("action", choices=list(PIPELINE_ACTIONS), help="see below")
+    at.usage = "%(prog)s NAME|FILE ACTION [options]\n       %(prog)s new DIRECTORY"
+    at.epilog = f"actions:\n{actions}\n\n{EXIT_CODES}"
+    at.add_argument(
+        "name",
+        metavar="NAME|FILE",
+        help=f"{', '.join(PIPELINES)}; FILE.json, a definition; or module.py with `definition`, or `pipeline` of the "
+        "SageMaker SDK; `new DIRECTORY` writes a pipeline of one's own to start from",
+    )
+    at.add_argument("action", metavar="ACTION", help="see below")
     at.add_argument("spec", nargs="?", type=Path, metavar="SPEC", help="on-approval: endpoint.toml")
     at.add_argument("--plan", action="store_true", help="on-approval: print the requests as JSON, create nothing")
     at.add_argument("--remove", action="store_true", help="on-approval: delete the rule, the function and its role")
@@ -223,25 +231,24 @@ def _add_pipeline_arguments(at: argparse.ArgumentParser) -> None:
     at.add_argument("--execution", help="follow, steps, show: an execution's ARN, or `last`")
     add_picture_argument(at)
     at.add_argument("--region", help="default: AWS_DEFAULT_REGION")
-    at.add_argument("--local", action=_Local, nargs=0, help=argparse.SUPPRESS)
+    at.add_argument("--local", action="store_true", help="run: on this machine, without an AWS account")
+    add_local_arguments(at)
 
 
 def add_parameter_argument(at: argparse.ArgumentParser) -> None:
     at.add_argument("--param", action="append", default=[], type=_parameter, metavar="NAME=VALUE")
 
 
+def add_local_arguments(at: argparse.ArgumentParser) -> None:
+    at.add_argument("--runtime", choices=("auto", "docker", "process"), help="run --local: where jobs run (auto)")
+    at.add_argument("--image", help="run --local: the image in Docker (sagemaker-serve, of `make image`)")
+    at.add_argument("--data", type=Path, help="run --local: CSV, the label first; default: Abalone")
+
+
 def add_picture_argument(at: argparse.ArgumentParser) -> None:
     at.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a Mermaid diagram, coloured by state; FILE.md: fenced"
     )
-
-
-class _Local(argparse.Action):
-    """--local of earlier versions: an error that names the command for it."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
-        name = getattr(namespace, "name", None) or "NAME"
-        parser.error(f"--local is not supported; run it on this machine with: python -m local_test.pipelines {name}")
 
 
 def _weight(text: str) -> tuple[str, float]:

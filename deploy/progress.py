@@ -17,7 +17,7 @@ class Progress:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
-        self._terminal = self._out.isatty()
+        self.terminal = self._out.isatty()
         self.changes: list[str] = []
 
     def changed(self, line: str) -> None:
@@ -25,7 +25,7 @@ class Progress:
         self.say(line)
 
     def say(self, line: str) -> None:
-        self._out.write(f"\r\033[K{line}\n" if self._terminal else f"{line}\n")
+        self._out.write(f"\r\033[K{line}\n" if self.terminal else f"{line}\n")
         self._out.flush()
 
     @contextmanager
@@ -37,7 +37,7 @@ class Progress:
             nonlocal printed, last
             now = time.monotonic()
             line = f"{subject}: {state} ({elapsed(now - begun)})"
-            if self._terminal:  # cut to the width: a wrapped line cannot be overwritten
+            if self.terminal:  # cut to the width: a wrapped line cannot be overwritten
                 self._out.write(f"\r\033[K\033[2m{line[: max(1, _columns(self._out) - 1)]}\033[0m")
                 self._out.flush()
             elif state != last or now - printed > REMIND:
@@ -47,7 +47,7 @@ class Progress:
         try:
             yield show
         finally:
-            if self._terminal:
+            if self.terminal:
                 self._out.write("\r\033[K")
                 self._out.flush()
 
@@ -56,13 +56,13 @@ def _columns(out: TextIO) -> int:
     return os.get_terminal_size(out.fileno()).columns or 80  # 0: the terminal does not report its width
 
 
-def polls() -> Iterator[None]:
-    """Endless iterations with a pause between them, each longer than the one before."""
+def polls(longest: float = LONGEST) -> Iterator[None]:
+    """Endless iterations with a pause between them, each longer than the one before, to the longest."""
     pause = FIRST
     while True:
         yield
         time.sleep(pause)
-        pause = min(pause * 1.2, LONGEST)
+        pause = min(pause * 1.2, longest)
 
 
 @contextmanager

@@ -25,7 +25,9 @@ class Given:
     role: str  # ARN, of the jobs and the endpoint
     function: str  # ARN of the Lambda function that copies the artifacts, deploys and calls the models
     home: str  # s3://bucket/prefix of all data, unless a parameter names another
-    scripts: str  # s3://bucket/prefix of the processing script; the prefix contains the script's hash
+    scripts: str  # s3://bucket/prefix of the scripts; the prefix contains their hash
+    data: str = ""  # s3://bucket/prefix of the files in the folder data beside a module
+    region: str = "us-east-1"
 
 
 def defined(name: str, given: Given) -> Definition:
@@ -44,9 +46,9 @@ def join(*values: Any, on: str = "/") -> dict[str, Any]:
     return {"Std:Join": {"On": on, "Values": list(values)}}
 
 
-def parameter(name: str, default: str | int | None = None, **more: Any) -> dict[str, Any]:
+def parameter(name: str, default: str | float | None = None, **more: Any) -> dict[str, Any]:
     """A parameter; without a default every start must give its value."""
-    kind = "Integer" if isinstance(default, int) else "String"
+    kind = {bool: "Boolean", int: "Integer", float: "Float"}.get(type(default), "String")
     return {"Name": name, "Type": kind, **({} if default is None else {"DefaultValue": default}), **more}
 
 

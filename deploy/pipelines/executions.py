@@ -13,7 +13,7 @@ from deploy.aws import Aws
 from deploy.errors import Failed
 from deploy.pipelines import validation
 from deploy.pipelines.definitions import Definition
-from deploy.pipelines.installation import ensure_group, is_no_pipeline, token
+from deploy.pipelines.installation import ensure_groups, is_no_pipeline, token
 from deploy.pipelines.validation import values_of
 from deploy.progress import Progress, elapsed, polls
 
@@ -30,6 +30,7 @@ COLOURS = {  # fill and line, by state
 }
 # Mermaid's escapes. Unescaped, these characters end the label, or are HTML or Markdown in it.
 ESCAPES = str.maketrans({c: f"#{ord(c)};" for c in '#"<>&`'} | {"\n": " "})
+OFTEN = 0.5  # seconds between two polls of a platform on this machine
 LONGEST_REASON = 100  # characters of a failure's reason in a box
 
 Waits = Mapping[str, set[str]]  # step -> the steps before it, in an order in which they can run
@@ -69,7 +70,7 @@ def start(aws: Aws, name: str, given: Mapping[str, str], progress: Progress, *, 
         raise
     made = json.loads(text)
     validation.check(made, given)
-    ensure_group(aws, made, values_of(made, given), progress)
+    ensure_groups(aws, made, values_of(made, given), progress)
     started = sagemaker.start_pipeline_execution(
         PipelineName=name,
         PipelineParameters=[{"Name": key, "Value": value} for key, value in given.items()],
@@ -116,12 +117,12 @@ def defined_for(aws: Aws, execution: str) -> Definition:
     return made
 
 
-def follow(aws: Aws, execution: str, progress: Progress) -> dict[str, Mapping[str, Any]]:
+def follow(aws: Aws, execution: str, progress: Progress, *, often: bool = False) -> dict[str, Mapping[str, Any]]:
     """Print a line for each change until the execution ends; its steps. Raises Failed with all reasons if it failed."""
     sagemaker, made = aws.client("sagemaker"), defined_for(aws, execution)
     before: dict[str, StepState] = {}
     with progress.waiting(execution.rpartition(":")[2]) as show:
-        for _ in polls():
+        for _ in polls(OFTEN) if often else polls():
             # The status is read before the steps: once it is final, the list of steps is final too.
             described = sagemaker.describe_pipeline_execution(PipelineExecutionArn=execution)
             status, listed = described["PipelineExecutionStatus"], steps(aws, execution)
@@ -131,7 +132,8 @@ def follow(aws: Aws, execution: str, progress: Progress) -> dict[str, Mapping[st
             before = now
             if status in ENDED:
                 break
-            show(f"{status}, {', '.join(name for name, each in now.items() if each.status == 'Executing')}")
+            if not often or progress.terminal:  # on a machine of one's own the changes follow at once
+                show(f"{status}, {', '.join(name for name, each in now.items() if each.status == 'Executing')}")
     if status != "Succeeded":
         reasons = [f"{name}: {each.reason}" for name, each in now.items() if each.reason]
         raise Failed("\n  ".join([f"{status}: {described.get('FailureReason', 'AWS gives no reason')}", *reasons]))

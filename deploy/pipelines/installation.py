@@ -13,9 +13,10 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from deploy import roles
-from deploy.aws import Aws, already_exists, is_missing, retried, role_unseen
-from deploy.pipelines import definitions, split, validation
+from deploy.aws import Aws, Later, already_exists, is_missing, retried, role_unseen
+from deploy.pipelines import validation
 from deploy.pipelines.definitions import Definition, Given
+from deploy.pipelines.sources import Source
 from deploy.pipelines.validation import values_of
 from deploy.progress import Progress
 from deploy.roles import Role
@@ -35,37 +36,65 @@ class Home:
     function_role: str | None = None  # ARN, of the function; None: NAME-function is created
 
 
-def upsert(aws: Aws, name: str, home: Home, progress: Progress) -> Definition:
-    """Bring the pipeline, its roles, function, script and model group up to date with this code."""
-    prefix, function_name = f"s3://{home.bucket}/{name}", f"{name}-function"
-    role, function_role = _ensured_roles(aws, name, home, progress)
+def upsert(aws: Aws, source: Source, home: Home, progress: Progress) -> Definition:
+    """Bring the pipeline, its roles, function, script and model groups up to date with this code."""
+    name, function_name = source.name, f"{source.name}-function"
+    role, function_role = _ensured_roles(aws, source, home, progress)
     arn = f"arn:{roles.partition_of(aws.region)}:lambda:{aws.region}:{aws.account}:function:{function_name}"
-    key = f"{name}/scripts/{_hash(split.__file__)}"
-    given = Given(role=role, function=arn, home=prefix, scripts=f"s3://{home.bucket}/{key}")
-    made = definitions.defined(name, given)
+    given = Given(
+        role=role,
+        function=arn,
+        home=f"s3://{home.bucket}/{name}",
+        scripts=_uploaded(aws, source.code, home.bucket, f"{name}/scripts"),
+        data=_uploaded(aws, source.data, home.bucket, f"{name}/data"),
+        region=aws.region,
+    )
+    made = source.build(given)
     validation.check(made)
-    kinds = {step["Type"] for step in made["Steps"]}
-    if "Lambda" in kinds:
+    if source.function and any(placed.step["Type"] == "Lambda" for placed in validation.steps_of(made).values()):
         ensure_function(aws, function_name, function_role, progress)
-    if "Processing" in kinds:
-        aws.client("s3").upload_file(split.__file__, home.bucket, f"{key}/{definitions.SCRIPT}")
-    ensure_group(aws, made, values_of(made, {}, offline=True), progress)
+    ensure_groups(aws, made, values_of(made, {}, offline=True), progress)
     _ensure_pipeline(aws, name, made, role, progress)
     return made
 
 
-def ensure_group(aws: Aws, made: Definition, values: Mapping[str, Any], progress: Progress) -> None:
-    """Create the model package group: RegisterModel adds a version to a group and does not create the group."""
-    if not any(step["Type"] == "RegisterModel" for step in made["Steps"]):
-        return
-    group = values["ModelGroup"]
-    try:
-        aws.client("sagemaker").create_model_package_group(ModelPackageGroupName=group)
-    except ClientError as error:
-        if not already_exists(error):
-            raise
-    else:
-        progress.changed(f"model package group {group} created")
+def ensure_groups(aws: Aws, made: Definition, values: Mapping[str, Any], progress: Progress) -> None:
+    """Create the model package groups: RegisterModel adds a version to a group and does not create the group."""
+    known = {f"Parameters.{name}": value for name, value in values.items()}
+    groups = set()
+    for placed in validation.steps_of(made).values():
+        group = (placed.step.get("Arguments") or {}).get("ModelPackageGroupName")
+        group = known.get(group.get("Get", "")) if isinstance(group, Mapping) else group
+        # A group without a value yet, or with the ARN of one that exists, is left as it is.
+        if placed.step["Type"] == "RegisterModel" and isinstance(group, str) and not isinstance(group, Later):
+            groups |= {group} if not group.startswith("arn:") else set()
+    for group in sorted(groups):
+        try:
+            aws.client("sagemaker").create_model_package_group(ModelPackageGroupName=group)
+        except ClientError as error:
+            if not already_exists(error):
+                raise
+        else:
+            progress.changed(f"model package group {group} created")
+
+
+def _uploaded(aws: Aws, source: Path | None, bucket: str, prefix: str) -> str:
+    """The S3 URI with the files of a path, which contains their hash; without a path that of nothing."""
+    if source is None:
+        return f"s3://{bucket}/{prefix}"
+    files = [source] if source.is_file() else sorted(each for each in source.rglob("*") if _is_kept(each))
+    place = source.parent if source.is_file() else source
+    content = hashlib.sha256()
+    for each in files:
+        content.update(f"{each.relative_to(place)}\0{len(each.read_bytes())}\0".encode() + each.read_bytes())
+    key = f"{prefix}/{content.hexdigest()[:8]}"
+    for each in files:
+        aws.client("s3").upload_file(str(each), bucket, f"{key}/{each.relative_to(place).as_posix()}")
+    return f"s3://{bucket}/{key}"
+
+
+def _is_kept(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
 
 
 def roles_of(aws: Aws, name: str, home: Home) -> tuple[Role, Role, Role]:
@@ -88,13 +117,13 @@ def roles_of(aws: Aws, name: str, home: Home) -> tuple[Role, Role, Role]:
     )
 
 
-def _ensured_roles(aws: Aws, name: str, home: Home, progress: Progress) -> tuple[str, str]:
-    """Their ARNs. Raises Failed if a role is missing and may not be created."""
-    jobs, functions, _ = roles_of(aws, name, home)
-    return (
-        home.role or roles.ensured(aws, jobs, name, progress),
-        home.function_role or roles.ensured(aws, functions, name, progress),
-    )
+def _ensured_roles(aws: Aws, source: Source, home: Home, progress: Progress) -> tuple[str, str]:
+    """Their ARNs; "" for that of a function which is not created. Raises Failed if a role may not be created."""
+    jobs, functions, _ = roles_of(aws, source.name, home)
+    role = home.role or roles.ensured(aws, jobs, source.name, progress)
+    if not source.function:
+        return role, ""
+    return role, home.function_role or roles.ensured(aws, functions, source.name, progress)
 
 
 def token(made: Definition, given: Mapping[str, str], salt: str = "") -> str:
@@ -121,10 +150,6 @@ def _ensure_pipeline(aws: Aws, name: str, made: Definition, role: str, progress:
     if json.loads(now["PipelineDefinition"]) != made or now["RoleArn"] != role:
         sagemaker.update_pipeline(PipelineName=name, PipelineDefinition=text, RoleArn=role)
         progress.changed(f"pipeline {name} updated")
-
-
-def _hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
 
 def zipped(more: Mapping[str, bytes] | None = None) -> bytes:

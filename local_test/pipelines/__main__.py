@@ -1,12 +1,11 @@
-"""python -m local_test.pipelines: run a pipeline of deploy on this machine, without an AWS account."""
+"""python -m local_test.pipelines: run a pipeline on this machine, as `deploy pipeline NAME|FILE run --local` does."""
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from deploy.cli import EXIT_CODES, add_parameter_argument, add_picture_argument, guarded
+from deploy.cli import EXIT_CODES, add_local_arguments, add_parameter_argument, add_picture_argument, guarded
 from deploy.pipelines.definitions import PIPELINES
 
 
@@ -33,13 +32,9 @@ def parser() -> argparse.ArgumentParser:
         description="Runs a pipeline on this machine. AWS_ENDPOINT_URL, if set, names the emulator to run it on.",
         epilog=EXIT_CODES,
     )
-    whole.add_argument("name", choices=list(PIPELINES))
+    whole.add_argument("name", metavar="NAME|FILE", help=f"{', '.join(PIPELINES)}; FILE.json or module.py")
     add_parameter_argument(whole)
-    whole.add_argument(
-        "--runtime", choices=("auto", "docker", "process"), default="auto", help="where jobs run (%(default)s)"
-    )
-    whole.add_argument("--image", default="sagemaker-serve", help="the image in Docker (%(default)s, of `make image`)")
-    whole.add_argument("--data", type=Path, help="CSV, the label first; default: Abalone")
+    add_local_arguments(whole)
     add_picture_argument(whole)
     return whole
 

@@ -6,10 +6,11 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,7 +21,6 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, EndpointConnectionError
 
-from local_test.pipelines.execution import Running, StepFailed
 from local_test.platform.containers.process import ROOT
 from local_test.ports import free_port
 
@@ -62,6 +62,42 @@ def is_emulated() -> bool:
     return EMULATOR.exists()
 
 
+class FunctionFailed(Exception):
+    """The function could not be run, or `call` got its error."""
+
+
+class Running:
+    """Processes that run, each with the function that ends it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the two below
+        self._ends: dict[object, Callable[[], None]] = {}
+        self._stopped = False
+
+    @contextmanager
+    def held(self, end: Callable[[], None]) -> Iterator[None]:
+        """During the block, `stop` calls `end` from another thread. After a stop, `end` is called at once."""
+        mine = object()
+        with self._lock:
+            self._ends[mine] = end
+            late = self._stopped
+        try:
+            if late:
+                end()
+            yield
+        finally:
+            with self._lock:
+                del self._ends[mine]
+
+    def stop(self) -> None:
+        """Call every `end`. The blocks themselves wait until their process has ended."""
+        with self._lock:
+            self._stopped = True
+            ends = list(self._ends.values())
+        for end in ends:
+            end()
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """The answer of one invocation."""
@@ -84,15 +120,15 @@ class Function:
     name: str = "function"
 
     def call(self, event: Mapping[str, Any]) -> Any:
-        """The value that the function returns. Raises StepFailed with its exception, or with the timeout."""
+        """The value that the function returns. Raises FunctionFailed with its exception, or with the timeout."""
         result = self.invoke(json.dumps(event))
         value = json.loads(result.payload)
         if result.failed:
-            raise StepFailed(f"Lambda: {value.get('errorType', 'Error')}: {value['errorMessage']}")
+            raise FunctionFailed(f"Lambda: {value.get('errorType', 'Error')}: {value['errorMessage']}")
         return value
 
     def invoke(self, event: str) -> Result:
-        """Runs the function once; `event` is JSON. Raises StepFailed if Lambda's emulator does not start."""
+        """Runs the function once; `event` is JSON. Raises FunctionFailed if Lambda's emulator does not start."""
         work = self.work / f"function-{uuid.uuid4().hex[:8]}"
         with zipfile.ZipFile(BytesIO(self.code)) as archive:
             archive.extractall(work / "code")
@@ -141,7 +177,7 @@ class Function:
                 there = process.poll() is None
                 if not isinstance(error, EndpointConnectionError) or not there or time.monotonic() > until:
                     state = "did not answer" if there else "has exited"
-                    raise StepFailed(f"Lambda's emulator {state}: {error} {log.read_text()[-500:]}") from error
+                    raise FunctionFailed(f"Lambda's emulator {state}: {error} {log.read_text()[-500:]}") from error
                 time.sleep(0.05)
 
     def _alone(self, work: Path, event: str) -> Result:
@@ -207,7 +243,7 @@ class Host:
         self._running = Running()
 
     def run(self, function: Any, event: str, environment: Mapping[str, str]) -> Result:
-        """Runs the code of moto's function. Raises StepFailed if Lambda's emulator does not start.
+        """Runs the code of moto's function. Raises FunctionFailed if Lambda's emulator does not start.
 
         `environment` makes the function's AWS clients use the platform; the function's own variables come first.
         """

@@ -1,4 +1,4 @@
-"""A pipeline of deploy run on this machine, from the data to the calls of the models."""
+"""A pipeline run on this machine: installed on an emulator as in AWS, started, and followed through the API."""
 
 import argparse
 import hashlib
@@ -7,9 +7,8 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,14 @@ from botocore.exceptions import ClientError
 
 from deploy.aws import CALLS, Aws, session
 from deploy.errors import Failed, SpecError
-from deploy.pipelines import command, definitions, executions, installation, split, validation
-from deploy.pipelines.definitions import Given
-from deploy.pipelines.executions import StepState
-from deploy.pipelines.validation import values_of
+from deploy.pipelines import command, executions, installation, sources, validation
+from deploy.pipelines.definitions import PIPELINES
+from deploy.pipelines.installation import Home
+from deploy.pipelines.sources import Source
 from deploy.progress import Progress
 from deploy.spec import image_parts
 from local_test.pipelines import function
-from local_test.pipelines.execution import Execution, Properties, Running, Step
-from local_test.pipelines.jobs import Jobs, machine
-from local_test.pipelines.transform import transform
-from local_test.pipelines.tuning import tune
+from local_test.platform.containers.images import repository
 from local_test.platform.containers.runtimes import engine_answers
 from local_test.platform.emulator import Emulator
 from local_test.platform.events import Events
@@ -37,9 +33,8 @@ from local_test.recipes.packages import ABALONE, CannotMake, fetch
 
 CACHE = Path(__file__).parents[1] / ".cache"
 BUCKET = "pipelines"
-IMAGE = "localhost/sagemaker-serve"
-ROLE = "arn:aws:iam::123456789012:role/pipelines"
-FUNCTION = "arn:aws:lambda:us-east-1:123456789012:function:local"
+IMAGE = "sagemaker-serve"  # of `make image`
+STOPS = 30.0  # seconds that a stopped execution has to stop its jobs
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "local",
     "AWS_SECRET_ACCESS_KEY": "local",
@@ -50,10 +45,9 @@ CREDENTIALS = {
 class LocalAws(Aws):
     """Clients of an emulator; `environment` directs any other AWS client to it."""
 
-    def __init__(self, environment: Mapping[str, str], options: Options) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         super().__init__(environment["AWS_DEFAULT_REGION"])
         self.environment = environment
-        self.options = options
         self._session = session(
             aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
@@ -68,45 +62,86 @@ class LocalAws(Aws):
 
 
 @contextmanager
-def emulated(runtime: str) -> Iterator[LocalAws]:
+def emulated(runtime: str, image: str = IMAGE) -> Iterator[LocalAws]:
     """The emulator that AWS_ENDPOINT_URL names; without it a new one, which ends with the block."""
+    if url := os.environ.get("AWS_ENDPOINT_URL"):
+        given = {name: os.environ.get(name, value) for name, value in CREDENTIALS.items()}
+        yield LocalAws({"AWS_ENDPOINT_URL": url, **given})
+        return
     with tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True) as work:
-        options = Options(work=Path(work), runtime=runtime, ping_every=0.5, stop_limit=10.0)
-        if url := os.environ.get("AWS_ENDPOINT_URL"):
-            given = {name: os.environ.get(name, value) for name, value in CREDENTIALS.items()}
-            yield LocalAws({"AWS_ENDPOINT_URL": url, **given}, options)
-            return
+        options = Options(
+            work=Path(work),
+            runtime=runtime,
+            ping_every=0.5,
+            stop_limit=10.0,
+            job_stop_limit=STOPS,
+            images=tuple({IMAGE, repository(image)}),
+        )
         with Emulator(options, Events(io.StringIO(), as_json=True)) as emulator:
-            yield LocalAws(emulator.environment, options)
+            yield LocalAws(emulator.environment)
 
 
 def run(given: argparse.Namespace) -> int:
     """Run one pipeline and print its progress and results. Raises SpecError and Failed."""
-    name, progress = given.name, Progress()
+    progress, image = Progress(), given.image or IMAGE
     parameters = command.checked(given)
-    validation.check(definition_of(name), parameters)
-    runtime = runtime_for(given.runtime, given.image)
-    data = _data(given.data)
-    with emulated(runtime) as aws:
+    if given.name in PIPELINES:  # an invalid parameter is an error before anything starts
+        validation.check(PIPELINES[given.name](command.NOWHERE), parameters)
+    runtime = runtime_for(given.runtime or "auto", image)
+    with emulated(runtime, image) as aws:
+        os.environ.update(aws.environment)  # a module's own AWS clients, and the SageMaker SDK, use the emulator too
+        source = sources.named(given.name)
+        name = source.name
         progress.say(how(runtime))
-        width = max(len(step["Name"]) for step in definition_of(name)["Steps"])
         began = time.monotonic()
-        done = execution(
-            aws,
-            name,
-            {**prepared(aws, name, data, with_host(given.image)), **parameters},
-            lambda step, state: progress.say(executions.line(step, state, width)),
-        )
-        took = time.monotonic() - began
-        if given.picture:
-            executions.write(given.picture, name, validation.order(done.definition), done.steps)
-            progress.say(f"picture: {given.picture}")
-        if not done.succeeded:
-            raise Failed(f"{name} failed after {took:.0f} s")
-        progress.say(f"{name} succeeded in {took:.0f} s")
-        for line in results(done):
+        execution = started(aws, source, parameters, data=given.data, image=with_host(image))
+        try:
+            command.follow(aws, execution, progress, name, given.picture, often=True)
+        except Failed as failed:
+            raise Failed(f"{name} failed after {time.monotonic() - began:.0f} s\n  {failed}") from failed
+        except BaseException:
+            stop(aws, execution, progress)
+            raise
+        progress.say(f"{name} succeeded in {time.monotonic() - began:.0f} s")
+        for line in results(aws, execution):
             progress.say(line)
     return 0
+
+
+def started(
+    aws: LocalAws, source: Source, parameters: Mapping[str, str], *, data: Path | None = None, image: str = IMAGE
+) -> str:
+    """The ARN of a new execution; the pipeline and its data are on the emulator then."""
+    quiet = Progress(io.StringIO())
+    ensure_bucket(aws)
+    made = installation.upsert(aws, source, Home(bucket=BUCKET), quiet)
+    wanted = {
+        each["Name"]
+        for each in made.get("Parameters") or ()
+        if "DefaultValue" not in each and each["Name"] not in parameters
+    }
+    filled = {"Image": image} if "Image" in wanted else {}
+    for parameter in wanted & {"InputData", "TrainData"}:
+        filled[parameter] = uploaded(aws, rows(data))
+    return executions.start(aws, source.name, {**filled, **parameters}, quiet, again=True)
+
+
+def stop(aws: LocalAws, execution: str, progress: Progress) -> None:
+    """Stop an execution, and wait until its jobs have ended. A function that runs is not waited for."""
+    sagemaker, until = aws.client("sagemaker"), time.monotonic() + STOPS
+    before = executions.states(executions.defined_for(aws, execution), executions.steps(aws, execution))
+    try:
+        sagemaker.stop_pipeline_execution(PipelineExecutionArn=execution)
+    except ClientError:
+        return  # it has ended in the meantime
+    while time.monotonic() < until:
+        now = executions.states(executions.defined_for(aws, execution), executions.steps(aws, execution))
+        for line in executions.changes(before, now):
+            progress.say(line)
+        before = now
+        if not any(each.status in ("Executing", "Stopping") and each.kind != "Lambda" for each in now.values()):
+            return
+        time.sleep(executions.OFTEN / 5)
 
 
 def with_host(image: str) -> str:
@@ -128,100 +163,50 @@ def runtime_for(choice: str, image: str) -> str:
 
 
 def how(runtime: str) -> str:
-    """The replacements of SageMaker, Lambda and its tuning."""
-    jobs = "Docker" if runtime == "docker" else "`python -m serve` in place of any image"
+    """The replacements of SageMaker's jobs and of Lambda."""
+    jobs = "Docker" if runtime == "docker" else "`python -m serve` in place of the image"
     lambdas = "AWS's emulator" if function.is_emulated() else "a process (AWS's emulator: `make lambda`)"
-    return f"jobs: {jobs}; function: {lambdas}; tuning: random draws instead of a search"
+    return f"jobs: {jobs}; functions: {lambdas}"
 
 
-def prepared(aws: LocalAws, name: str, data: str, image: str = IMAGE) -> dict[str, str]:
-    """The parameters of a local run; bucket, CSV and processing script are in S3 then."""
-    s3 = aws.client("s3")
+def results(aws: LocalAws, execution: str) -> Iterator[str]:
+    """A line for each result: the best training, the registered package, the scores."""
+    sagemaker = aws.client("sagemaker")
+    for name, step in executions.steps(aws, execution).items():
+        found = step.get("Metadata", {})
+        if "TuningJob" in found:
+            job = found["TuningJob"]["Arn"].rpartition("/")[2]
+            tuned = sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job)
+            best = tuned["BestTrainingJob"]
+            value = best["FinalHyperParameterTuningJobObjectiveMetric"]
+            chosen = ", ".join(f"{key} {number}" for key, number in best["TunedHyperParameters"].items())
+            yield f"{name}: best has {value['MetricName']} {value['Value']:g}, with {chosen}"
+        if "RegisterModel" in found:
+            arn = found["RegisterModel"]["Arn"]
+            status = sagemaker.describe_model_package(ModelPackageName=arn)["ModelApprovalStatus"]
+            yield f"{name}: {arn.rpartition(':')[2]} is {status}"
+        if "TransformJob" in found:
+            job = found["TransformJob"]["Arn"].rpartition("/")[2]
+            scores = sagemaker.describe_transform_job(TransformJobName=job)["TransformOutput"]
+            yield f"{name}: {scores['S3OutputPath']}"
+
+
+def ensure_bucket(aws: LocalAws) -> None:
     try:
-        s3.create_bucket(Bucket=BUCKET)
+        aws.client("s3").create_bucket(Bucket=BUCKET)
     except ClientError as error:
         if "BucketAlready" not in str(error):
             raise
-    s3.upload_file(split.__file__, BUCKET, f"scripts/{definitions.SCRIPT}")
-    where = f"data/{hashlib.sha256(data.encode()).hexdigest()[:8]}"  # concurrent runs may have different data
-    s3.put_object(Bucket=BUCKET, Key=f"{where}/rows.csv", Body=data.encode())
-    parameter = "TrainData" if name == "two-models" else "InputData"
-    return {"Image": image, parameter: f"s3://{BUCKET}/{where}"}
 
 
-def definition_of(name: str) -> definitions.Definition:
-    home = f"s3://{BUCKET}"
-    return definitions.defined(
-        name, Given(role=ROLE, function=FUNCTION, home=f"{home}/{name}", scripts=f"{home}/scripts")
-    )
+def uploaded(aws: LocalAws, data: str) -> str:
+    """The S3 prefix with the rows; concurrent runs may have different data."""
+    where = f"data/{hashlib.sha256(data.encode()).hexdigest()[:8]}"
+    aws.client("s3").put_object(Bucket=BUCKET, Key=f"{where}/rows.csv", Body=data.encode())
+    return f"s3://{BUCKET}/{where}"
 
 
-def execution(
-    aws: LocalAws, name: str, given: Mapping[str, Any], on_change: Callable[[str, StepState], None]
-) -> Execution:
-    """An execution that has ended, in success or failure. Raises SpecError before it starts."""
-    s3, sagemaker, running = aws.client("s3"), aws.client("sagemaker"), Running()
-    jobs = Jobs(s3, machine(aws.options.runtime, aws.options.memory_mb, running), aws.options.work / "jobs")
-    made = definition_of(name)
-    installation.ensure_group(aws, made, values_of(made, given), Progress(io.StringIO()))
-    done = Execution(made, given, name, on_change)
-    done.run(
-        {
-            "Training": jobs.train,
-            "Processing": jobs.process,
-            "Tuning": partial(tune, jobs),
-            "Transform": partial(transform, s3, sagemaker, aws.options, running),
-            "Model": partial(_model, sagemaker),
-            "RegisterModel": partial(_package, sagemaker),
-            "Lambda": partial(_function, aws, running),
-        },
-        running.stop,
-    )
-    return done
-
-
-def results(done: Execution) -> Iterator[str]:
-    """A line for each result: the best training, the registered package, the scores, the function's outputs."""
-    for name, found in done.properties.items():
-        if best := found.get("BestTrainingJob"):
-            value, jobs = best["FinalHyperParameterTuningJobObjectiveMetric"], len(found["TrainingJobSummaries"])
-            tuned = ", ".join(f"{key} {number}" for key, number in best["TunedHyperParameters"].items())
-            yield f"{name}: best of {jobs} has {value['MetricName']} {value['Value']:g}, with {tuned}"
-        if arn := found.get("ModelPackageArn"):
-            yield f"{name}: {arn.rpartition(':')[2]} is {found['ModelApprovalStatus']}"
-        if scores := found.get("TransformOutput"):
-            yield f"{name}: {scores['S3OutputPath']}"
-        yield from executions.outputs(name, found.get("OutputParameters", {}))
-
-
-def _model(sagemaker: Any, step: Step) -> Properties:
-    sagemaker.create_model(ModelName=step.job, **step.arguments)
-    return {"ModelName": step.job}
-
-
-def _package(sagemaker: Any, step: Step) -> Properties:
-    made = sagemaker.create_model_package(**step.arguments)
-    return dict(sagemaker.describe_model_package(ModelPackageName=made["ModelPackageArn"]))
-
-
-def _function(aws: LocalAws, running: Running, step: Step) -> Properties:
-    code = function.Function(
-        code=installation.zipped(),
-        handler=installation.HANDLER,
-        environment=aws.environment,
-        seconds=installation.SECONDS,
-        work=aws.options.work,
-        running=running,
-    )
-    returned = code.call(step.arguments)
-    return {
-        "OutputParameters": {
-            each["OutputName"]: returned[each["OutputName"]] for each in step.definition["OutputParameters"]
-        }
-    }
-
-
-def _data(path: Path | None) -> str:
+def rows(path: Path | None) -> str:
     """CSV, the label first."""
     if path is not None:
         try:

@@ -5,12 +5,14 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,18 @@ from deploy.cli import run as run_with
 from deploy.errors import Failed, SpecError
 from deploy.pipelines import executions, installation, lambda_function
 from deploy.pipelines.installation import Home
+from deploy.pipelines.sources import named
 from deploy.progress import Progress
 from deploy.status import described
 from local_test.pipelines import function, runner
 from local_test.pipelines.__main__ import main as run_locally
-from local_test.pipelines.execution import Execution, Running, StepFailed
-from local_test.pipelines.function import Function
-from local_test.pipelines.jobs import Job, Process
+from local_test.pipelines.function import Function, FunctionFailed, Running
 from local_test.pipelines.runner import LocalAws, emulated
-from local_test.pipelines.transform import objects
 from local_test.platform.containers.process import ROOT
 from local_test.recipes import abalone
 from tests.live.stack import IGNORING_SIGINT, alive, descendants, wait_until
 from tests.patience import PATIENCE
 
-Run = Callable[..., Execution]
 BUCKET = runner.BUCKET
 
 
@@ -60,21 +59,57 @@ def here() -> Iterator[LocalAws]:
             yield played
 
 
+@dataclass(frozen=True)
+class Done:
+    """An execution that has ended."""
+
+    arn: str
+    status: str
+    steps: dict[str, Mapping[str, Any]]  # as ListPipelineExecutionSteps has them
+
+    @property
+    def id(self) -> str:
+        return self.arn.rpartition("/")[2]
+
+    def outputs(self, step: str) -> dict[str, str]:
+        """What the function of a step returned."""
+        assert self.status == "Succeeded", self.steps
+        listed = self.steps[step]["Metadata"]["Lambda"]["OutputParameters"]
+        return {each["Name"]: each["Value"] for each in listed}
+
+    def arn_of(self, step: str, kind: str) -> str:
+        """The ARN of the object that a step made."""
+        assert self.status == "Succeeded", self.steps
+        return str(self.steps[step]["Metadata"][kind]["Arn"])
+
+
+Run = Callable[..., Done]
+
+
 @pytest.fixture
-def run(here: LocalAws) -> Run:
+def run(here: LocalAws, tmp_path: Path) -> Run:
     """run(NAME, PARAMETER=...) -> an execution that has ended."""
 
-    def execute(name: str, **given: Any) -> Execution:
-        told: list[tuple[str, Any]] = []
-        prepared = runner.prepared(here, name, rows(200))
-        return runner.execution(here, name, {**prepared, **given}, lambda *step: told.append(step))
+    def execute(name: str, **given: Any) -> Done:
+        data = tmp_path / "rows.csv"
+        data.write_text(rows(200))
+        parameters = {key: str(value) for key, value in given.items()}
+        arn = runner.started(here, named(name), parameters, data=data, image="localhost/sagemaker-serve")
+
+        def status() -> str:
+            described = here.client("sagemaker").describe_pipeline_execution(PipelineExecutionArn=arn)
+            return str(described["PipelineExecutionStatus"])
+
+        wait_until(lambda: status() in executions.ENDED)
+        return Done(arn, status(), executions.steps(here, arn))
 
     return execute
 
 
-def outputs(done: Execution) -> dict[str, str]:
-    assert done.succeeded, done.steps
-    return dict(done.properties["DeployMME"]["OutputParameters"])
+def prepared(here: LocalAws) -> str:
+    """The prefix of some rows; the bucket of all pipelines exists too."""
+    runner.ensure_bucket(here)
+    return runner.uploaded(here, rows(10))
 
 
 def invoked(here: LocalAws, endpoint: str, target: str) -> float:
@@ -89,22 +124,21 @@ def invoked(here: LocalAws, endpoint: str, target: str) -> float:
 
 
 def test_two_models_become_one_endpoint_that_later_runs_do_not_change(here: LocalAws, run: Run) -> None:
-    """Equal data makes equal keys, so nothing changes; another hyperparameter adds a key beside the old one."""
+    """Equal data makes an equal key; another hyperparameter adds a key beside the old one."""
     done = run("two-models")
-    first = outputs(done)
+    first = done.outputs("DeployMME")
     name, targets = first["endpoint_name"], json.loads(first["body"])
-    smoked = done.properties["Smoke"]["OutputParameters"]
+    smoked = done.outputs("Smoke")
     before = here.client("sagemaker").describe_endpoint(EndpointName=name)
     answers = {each: invoked(here, name, targets[each]) for each in ("one", "two")}
 
-    again = outputs(run("two-models"))
-    other = json.loads(outputs(run("two-models", RoundsTwo=1))["body"])
+    again = run("two-models", RoundsTwo=1).outputs("DeployMME")
+    other = json.loads(again["body"])
 
     after = here.client("sagemaker").describe_endpoint(EndpointName=name)
     assert all(smoked[each].startswith(f"{targets[each]}, 200 in ") for each in ("one", "two"))
     assert first["before"] == "none"
     assert again["before"] == again["config"] == first["config"]
-    assert json.loads(again["body"]) == targets
     assert other["one"] == targets["one"]
     assert other["two"] != targets["two"]
     assert [before[key] for key in ("EndpointConfigName", "LastModifiedTime", "EndpointStatus")] == [
@@ -118,17 +152,21 @@ def test_two_models_become_one_endpoint_that_later_runs_do_not_change(here: Loca
 def test_a_tuned_model_is_registered_and_scores_the_test_rows(here: LocalAws, run: Run) -> None:
     done = run("tuned-model", MaxJobs=2)
 
-    assert done.succeeded, done.steps
-    s3, tuned = here.client("s3"), done.properties["Tune"]
+    s3, sagemaker = here.client("s3"), here.client("sagemaker")
+    job = done.arn_of("Tune", "TuningJob").rpartition("/")[2]
+    tuned = sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job)
+    trainings = sagemaker.list_training_jobs_for_hyper_parameter_tuning_job(HyperParameterTuningJobName=job)
 
     def lines(path: str) -> list[str]:
         body = s3.get_object(Bucket=BUCKET, Key=f"tuned-model/{done.id}/{path}")["Body"].read().decode()
         return [line for line in body.splitlines() if line]  # AssembleWith adds a newline to ours
 
     truth, scores = (list(map(float, lines(path))) for path in ("truth/truth.csv", "scores/test.csv.out"))
-    values = [each["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] for each in tuned["TrainingJobSummaries"]]
+    values = [
+        each["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] for each in trainings["TrainingJobSummaries"]
+    ]
     best = tuned["BestTrainingJob"]
-    package = done.properties["Register"]
+    package = sagemaker.describe_model_package(ModelPackageName=done.arn_of("Register", "RegisterModel"))
     data = f"s3://{BUCKET}/tuned-model/models/{best['TrainingJobName']}/output/model.tar.gz"
     assert len(scores) == len(truth) == 30
     assert np.sqrt(np.mean(np.subtract(truth, scores) ** 2)) < np.std(truth)
@@ -136,7 +174,7 @@ def test_a_tuned_model_is_registered_and_scores_the_test_rows(here: LocalAws, ru
     assert best["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == min(values)
     assert package["ModelApprovalStatus"] == "PendingManualApproval"
     assert package["InferenceSpecification"]["Containers"][0]["ModelDataUrl"] == data
-    model = here.client("sagemaker").describe_model(ModelName=done.properties["Create"]["ModelName"])
+    model = sagemaker.describe_model(ModelName=done.arn_of("Create", "Model").rpartition("/")[2])
     assert model["PrimaryContainer"]["ModelDataUrl"] == data
 
 
@@ -154,18 +192,11 @@ def test_a_failed_training_stops_the_function_and_the_command_prints_the_reason(
     assert "TrainOne   Training       Failed" in said.out
     assert "hyperparameter num_round: '0' is not a whole number of at least 1, exit code: 1" in said.out
     assert "TrainTwo   Training       Succeeded" in said.out
-    assert "DeployMME  Lambda         NotRun     not run: TrainOne has not succeeded" in said.out
-    assert "Smoke      Lambda         NotRun     not run: DeployMME has not succeeded" in said.out
+    assert "DeployMME  Lambda" not in said.out
     assert said.err.startswith("two-models failed after")
     assert "Training, Failed" in picture.read_text()
     names = [each["EndpointName"] for each in here.client("sagemaker").list_endpoints()["Endpoints"]]
     assert "never" not in names
-
-
-def test_a_job_is_stopped_at_its_limit(tmp_path: Path) -> None:
-    job = Job(image="any", files=tmp_path, command=["3600"], entrypoint=["sleep"], environment={}, limit=0.3)
-
-    assert Process(Running()).run(job, tmp_path / "log") is None
 
 
 def zipped(code: str) -> bytes:
@@ -204,25 +235,25 @@ def called(work: Path, name: str, seconds: int = 300, running: Running | None = 
 
 
 def test_a_function_that_raises_fails_its_step_with_its_message(tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match="Lambda: ValueError: no bucket"):
+    with pytest.raises(FunctionFailed, match="Lambda: ValueError: no bucket"):
         called(tmp_path, "fail")
 
 
 def test_a_function_is_stopped_at_its_limit(tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match=r"Task timed out after 2\.00 seconds"):
+    with pytest.raises(FunctionFailed, match=r"Task timed out after 2\.00 seconds"):
         called(tmp_path, "sleep", seconds=2)
 
 
 def test_a_step_whose_function_is_stopped_fails_and_no_other_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "zipped", lambda: zipped(HANDLERS))
-    monkeypatch.setattr(installation, "HANDLER", "handlers.sleep")
-    monkeypatch.setattr(installation, "SECONDS", 2)
+    with monkeypatch.context() as changed:
+        changed.setattr(installation, "zipped", lambda: zipped(HANDLERS))
+        changed.setattr(installation, "HANDLER", "handlers.sleep")
+        changed.setattr(installation, "SECONDS", 2)
+        steps = run("two-models", RoundsOne=1, RoundsTwo=1).steps
 
-    steps = run("two-models", RoundsOne=1, RoundsTwo=1).steps
-
-    assert steps["DeployMME"].status == "Failed"
-    assert "Task timed out after 2.00 seconds" in steps["DeployMME"].reason
-    assert (steps["Smoke"].status, steps["Smoke"].reason) == ("NotRun", "not run: DeployMME has not succeeded")
+    assert steps["DeployMME"]["StepStatus"] == "Failed"
+    assert "Task timed out after 2.00 seconds" in steps["DeployMME"]["FailureReason"]
+    assert "Smoke" not in steps
 
 
 @pytest.mark.parametrize("emulated", [False, True])
@@ -239,14 +270,14 @@ def test_a_stop_ends_a_running_function(tmp_path: Path, emulated: bool, monkeypa
 
     with ThreadPoolExecutor() as threads:
         stopped = threads.submit(stop)
-        with pytest.raises(StepFailed):
+        with pytest.raises(FunctionFailed):
             called(tmp_path, "sleep", seconds=3600, running=running)
         stopped.result()
 
 
 def test_an_emulator_that_exits_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(function, "EMULATOR", Path("/bin/false"))
-    with pytest.raises(StepFailed, match="Lambda's emulator has exited"):
+    with pytest.raises(FunctionFailed, match="Lambda's emulator has exited"):
         called(tmp_path, "left")
 
 
@@ -264,7 +295,7 @@ def deploying(artifacts: dict[str, str], prefix: str, endpoint: str, image: str 
         "prefix": f"s3://{BUCKET}/{prefix}",
         "endpoint": endpoint,
         "image": image,
-        "role": runner.ROLE,
+        "role": "arn:aws:iam::123456789012:role/pipelines",
         "instance_type": "ml.m5.large",
     }
 
@@ -278,19 +309,19 @@ def test_the_function_reports_missing_keys_of_the_event_and_missing_artifacts(he
         work=tmp_path,
         running=Running(),
     )
-    runner.prepared(here, "two-models", rows(10))
+    prepared(here)
     event = deploying({"one": f"s3://{BUCKET}/nowhere/model.tar.gz"}, "models/", "lacking")
-    with pytest.raises(StepFailed, match=r"artifact one: s3://pipelines/nowhere/model\.tar\.gz not found"):
+    with pytest.raises(FunctionFailed, match=r"artifact one: s3://pipelines/nowhere/model\.tar\.gz not found"):
         made.call(event)
-    with pytest.raises(StepFailed, match="missing in the event: artifacts, image"):
+    with pytest.raises(FunctionFailed, match="missing in the event: artifacts, image"):
         made.call({key: value for key, value in event.items() if key not in ("artifacts", "image")})
-    with pytest.raises(StepFailed, match="the event's action must be one of deploy, smoke, not 'smok'"):
+    with pytest.raises(FunctionFailed, match="the event's action must be one of deploy, smoke, not 'smok'"):
         made.call({"action": "smok"})
 
 
 def test_the_function_called_again_at_once_changes_nothing(here: LocalAws) -> None:
     """Lambda may call a function twice; the endpoint may still be in creation."""
-    runner.prepared(here, "two-models", rows(10))
+    prepared(here)
     s3 = here.client("s3")
     s3.create_bucket(Bucket="elsewhere")
     s3.put_object(Bucket="elsewhere", Key="out/model.tar.gz", Body=b"whatever it is")
@@ -311,7 +342,7 @@ def test_the_function_called_again_at_once_changes_nothing(here: LocalAws) -> No
 @pytest.fixture(scope="module")
 def artifact(here: LocalAws) -> str:
     """The URI of a training's model. The bucket of the endpoint's models exists too."""
-    runner.prepared(here, "two-models", rows(10))
+    prepared(here)
     table = np.loadtxt(io.StringIO(rows(200)), delimiter=",")
     model = abalone.train((table[:, 1:].tolist(), table[:, 0].tolist()), rounds=20, depth=3, eta=0.3)
     s3 = here.client("s3")
@@ -322,7 +353,7 @@ def artifact(here: LocalAws) -> str:
 
 def smoking(here: LocalAws, deployed: dict[str, str], **more: str) -> dict[str, str]:
     """The event of the step that comes after one that deployed."""
-    data = runner.prepared(here, "two-models", rows(10))["TrainData"]
+    data = prepared(here)
     said = {"endpoint": deployed["endpoint_name"], "models": deployed["body"]}
     return {"action": "smoke", "rows": data, **said, "config": deployed["config"], "before": deployed["before"], **more}
 
@@ -436,20 +467,9 @@ def test_the_smoke_row_is_the_first_of_the_data_without_its_label(here: LocalAws
         lambda_function.first_row(here, "s3://asked/other/")
 
 
-def test_scores_keep_their_place_below_the_prefix(here: LocalAws) -> None:
-    """Otherwise one of two files of the same name would be lost."""
-    s3 = here.client("s3")
-    s3.create_bucket(Bucket="placed")
-    for key in ("in/rows.csv", "in/more/rows.csv", "in/more/"):
-        s3.put_object(Bucket="placed", Key=key, Body=b"1\n")
-    for uri in ("s3://placed/in", "s3://placed/in/"):
-        assert [below for _, _, below in objects(s3, uri)] == ["more/rows.csv", "rows.csv"]
-
-
 def test_concurrent_runs_have_separate_data(here: LocalAws) -> None:
-    first, second = (runner.prepared(here, "two-models", rows(count))["TrainData"] for count in (10, 11))
-    assert first != second
-    assert runner.prepared(here, "two-models", rows(10))["TrainData"] == first
+    first = prepared(here)
+    assert runner.uploaded(here, rows(11)) != first == prepared(here)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +532,7 @@ def test_a_stopped_run_leaves_nothing_behind(
         assert run.stdout is not None
         assert any(line.startswith(seen) for line in run.stdout)
         if "1000000" in parameter:
-            wait_until(lambda: list(room.glob("pipeline-*/jobs/*/ml/model")))
+            wait_until(lambda: list(room.glob("pipeline-*/jobs/*/algo-1/model")))
         below = descendants(run.pid)
         run.send_signal(number)
         out, err = run.communicate(timeout=PATIENCE)
@@ -523,6 +543,23 @@ def test_a_stopped_run_leaves_nothing_behind(
         assert run.returncode == 1
         assert "TrainOne   Training       Stopped" in out
         assert err.strip() == "two-models was stopped, with all its jobs"
+
+
+def test_a_new_project_runs_at_once(tmp_path: Path) -> None:
+    """As its user does it: one command writes it, another runs it."""
+    place = tmp_path / "project"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+
+    def said(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "deploy", "pipeline", *words]
+        done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert said("new", str(place))[0] == 0
+    local = [str(place / "pipeline.py"), "run", "--local", "--runtime", "process"]
+    code, out = said(*local, "--param", "Rounds=5", "--param", "MaxMse=1000")
+    assert code == 0, out
+    assert out.splitlines()[-1] == "Register: model-package/my-models/1 is PendingManualApproval"
 
 
 class Told(Aws):
@@ -562,8 +599,8 @@ class ToldSageMaker:
 
 def test_an_execution_is_followed_step_by_step_to_its_end(here: LocalAws) -> None:
     """Each change is a line; a failure has the step and the reason."""
-    runner.prepared(here, "two-models", rows(10))
-    installation.upsert(Aws(), "two-models", Home(bucket=BUCKET), Progress(io.StringIO()))
+    prepared(here)
+    installation.upsert(Aws(), named("two-models"), Home(bucket=BUCKET), Progress(io.StringIO()))
     given = {"Image": "localhost/serve", "TrainData": "s3://bucket/data"}
     execution = executions.start(Aws(), "two-models", given, Progress(io.StringIO()))
     begun = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -589,8 +626,8 @@ def test_the_state_of_an_execution_is_listed_and_drawn(
     here: LocalAws, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By `steps`, by `show` and after `follow`, for the last execution and for a given one."""
-    runner.prepared(here, "two-models", rows(10))
-    installation.upsert(Aws(), "two-models", Home(bucket=BUCKET), Progress(io.StringIO()))
+    prepared(here)
+    installation.upsert(Aws(), named("two-models"), Home(bucket=BUCKET), Progress(io.StringIO()))
     given = {"Image": "localhost/serve", "TrainData": "s3://bucket/data"}
     execution = executions.start(Aws(), "two-models", given, Progress(io.StringIO()))
     begun = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -645,12 +682,12 @@ def test_the_state_of_an_execution_is_listed_and_drawn(
 
 def test_upsert_creates_everything_that_a_pipeline_needs_once(here: LocalAws, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second upsert changes nothing; if only the function's code differs, only the code is updated."""
-    runner.prepared(here, "two-models", rows(10))
+    prepared(here)
     aws = Aws("eu-central-1")  # no other test uses this region
 
     def upsert(name: str) -> list[str]:
         progress = Progress(io.StringIO())
-        installation.upsert(aws, name, Home(bucket=BUCKET), progress)
+        installation.upsert(aws, named(name), Home(bucket=BUCKET), progress)
         return progress.changes
 
     first, again = upsert("two-models"), upsert("two-models")
@@ -692,9 +729,9 @@ def test_roles_are_printed_for_an_administrator(here: LocalAws, capsys: pytest.C
 
 
 def test_a_repeated_start_has_the_same_token(here: LocalAws) -> None:
-    runner.prepared(here, "two-models", rows(10))
+    prepared(here)
     aws, progress = Aws(), Progress(io.StringIO())
-    installation.upsert(aws, "two-models", Home(bucket=BUCKET), progress)
+    installation.upsert(aws, named("two-models"), Home(bucket=BUCKET), progress)
     tokens: list[str] = []
     aws.client("sagemaker").meta.events.register(
         "provide-client-params.sagemaker.StartPipelineExecution",

@@ -9,8 +9,7 @@ from urllib.parse import unquote
 from moto.awslambda.responses import LambdaResponse
 from moto.core.common_types import TYPE_RESPONSE
 
-from local_test.pipelines.execution import StepFailed
-from local_test.pipelines.function import LOG_TAIL, Result
+from local_test.pipelines.function import LOG_TAIL, FunctionFailed, Result
 
 LARGEST = 6 << 20  # bytes of an event or of a result: docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
 
@@ -19,7 +18,7 @@ class PlatformWithFunctions(Protocol):
     """The part of the emulator that this API uses."""
 
     def run_function(self, function: Any, event: str, access_key: str, region: str) -> Result:
-        """Runs the code of moto's function. Raises StepFailed if it cannot be run."""
+        """Runs the code of moto's function. Raises FunctionFailed if it cannot be run."""
         ...
 
 
@@ -41,7 +40,7 @@ class FunctionsApi(LambdaResponse):
             return 202, {"status": "202"}, ""
         try:
             result = self._run(function, event)
-        except StepFailed as error:
+        except FunctionFailed as error:
             return _error(500, "ServiceException", str(error))
         if len(result.payload.encode()) > LARGEST:
             said = f"Response payload size exceeded maximum allowed payload size ({LARGEST} bytes)."
