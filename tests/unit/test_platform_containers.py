@@ -1,6 +1,8 @@
 """A container's environment and labels, and the error of a failed start."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from local_test.platform.containers.spec import (
     check_labels,
     platform_environment,
 )
+from local_test.platform.containers.usage import usage
 from local_test.platform.events import Events
 from local_test.platform.fleet.container import Ping, PingHistory, failure_reason
 from local_test.platform.fleet.instance import Instance, label, next_call, not_last
@@ -101,6 +104,22 @@ def test_the_reason_of_a_failed_start_is_sagemakers_with_the_cause() -> None:
         "The primary container for production variant A did not pass the ping health check. Please"
     )
     assert reason.endswith("Observed: the last ping after 9 s: status 503. The end of its log:\nboom")
+
+
+def test_a_containers_usage_has_its_processes(tmp_path: Path) -> None:
+    """A child that holds 64 MB counts, and an ended process has no usage."""
+    holds = "held = bytearray(b'x' * (64 << 20)); print(1, flush=True); input()"
+    shell = f'{sys.executable} -c "{holds}"; exit 0'
+    with subprocess.Popen(["sh", "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        used = usage(parent.pid)
+        parent.communicate(b"\n")
+
+    assert used is not None
+    assert used.memory_bytes > 64 << 20
+    assert used.processor_seconds > 0
+    assert usage(parent.pid) is None
 
 
 def test_containers_are_labelled_by_hostname_or_number() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from local_test.platform.calls import InternalFailure, ValidationError
 from local_test.platform.containers.spec import PORT, ContainerSpec, check_labels, platform_environment
+from local_test.platform.containers.usage import Usage, usage
 from local_test.platform.options import Options
 
 OPT_ML = PurePosixPath("/opt/ml")
@@ -92,6 +93,10 @@ class DockerRunning:
             errors="replace",
         )
         return done.stdout.strip()
+
+    def usage(self) -> Usage | None:
+        pid = self._state().get("Pid")  # of this machine, if the engine runs on it
+        return usage(pid) if pid else None
 
     def inside(self, path: Path) -> str:
         return str(OPT_ML / path.absolute().relative_to(self._files))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from local_test.platform.containers import images
 from local_test.platform.containers.spec import ContainerSpec, platform_environment
+from local_test.platform.containers.usage import Usage, usage
 from local_test.platform.events import Events
 from local_test.platform.options import Options
 from local_test.ports import free_port
@@ -109,6 +110,9 @@ class ProcessRunning:
         except FileNotFoundError:
             text = self._final_log
         return "\n".join(text.splitlines()[-lines:])
+
+    def usage(self) -> Usage | None:
+        return usage(self.pid)
 
     def inside(self, path: Path) -> str:
         if self._as_xgboost:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from local_test.platform.calls import ValidationError
 from local_test.platform.containers.model_data import ModelData
+from local_test.platform.containers.usage import Usage
 
 MULTI_MODEL = "com.amazonaws.sagemaker.capabilities.multi-models"
 BIND_TO_PORT = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port"
@@ -45,6 +46,10 @@ class Running(Protocol):
         ...
 
     def log_tail(self, lines: int) -> str: ...
+
+    def usage(self) -> Usage | None:
+        """Processor time and memory so far; None if they cannot be read here."""
+        ...
 
     def inside(self, path: Path) -> str:
         """The path inside the container of a path below its files."""

@@ -12,6 +12,7 @@ from local_test.platform.containers import model_data
 from local_test.platform.containers.client import Broken, Client, DeadlinePassed
 from local_test.platform.containers.model_data import S3
 from local_test.platform.containers.spec import ContainerSpec, Running, Runtime
+from local_test.platform.containers.usage import Usage
 from local_test.platform.events import Events
 from local_test.platform.fleet.model_loader import ModelLoader
 from local_test.platform.monitoring.meters import Meter
@@ -19,6 +20,7 @@ from local_test.platform.options import Options
 
 STARTUP_PING = 0.1  # seconds between pings while a container starts
 CONSECUTIVE = 2  # successful pings after which a container is healthy
+MEASURE = 10.0  # seconds between two measurements of a container's use of processor and memory
 LAST_LINES = 10  # of the log, in errors
 DIRECTORIES = ("model", "models", "additional-model-data-sources")
 
@@ -253,6 +255,7 @@ class Container:
         result = ping(current.client, self._options.ping_limit)
         if result.healthy:
             current.pings.add(result)
+            self._measure(current)
             if current.loader:
                 current.loader.synchronise()
                 self._meter.record({"LoadedModelCount": len(current.loader.targets)})
@@ -266,6 +269,20 @@ class Container:
             self._events.emit("replace", self._name, reason, log=current.running.log_tail(LAST_LINES))
             self._shut_down()
             self._restart()
+
+    def _measure(self, current: "_Current") -> None:
+        """Records the use of processor and memory since the last measurement, as SageMaker's agent does."""
+        now = time.monotonic()
+        before, began = current.used, current.measured
+        if now - began < MEASURE:
+            return
+        current.used, current.measured = current.running.usage(), now
+        if before is None or current.used is None:
+            return
+        cores = max(current.used.processor_seconds - before.processor_seconds, 0.0) / (now - began)
+        limit = (self._spec.memory_mb or self._options.memory_mb) << 20
+        memory = current.used.memory_bytes / limit
+        self._meter.record({"CPUUtilization": 100 * cores, "MemoryUtilization": 100 * memory})
 
     def invoke(self, call: Call, until: float) -> tuple[Reply, bool | None]:
         """The reply, and whether a model had to be loaded for it; None for a container with a single model."""
@@ -333,3 +350,5 @@ class _Current:
         self.loader = loader
         self.pings = pings
         self.log = log
+        self.used: Usage | None = None
+        self.measured = 0.0
