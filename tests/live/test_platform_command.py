@@ -152,6 +152,12 @@ def test_a_size_has_a_unit() -> None:
         parse(["--memory", "big"])
 
 
+def test_the_clock_runs_at_real_speed_or_faster() -> None:
+    assert [parse(words).clock_speed for words in ([], ["--clock-speed", "60"])] == [1.0, 60.0]
+    with pytest.raises(SystemExit):
+        parse(["--clock-speed", "0.5"])
+
+
 def test_help_goes_to_stdout_with_status_0(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["--help"])

@@ -20,7 +20,7 @@ SCALING = """
 [scaling]
 min = 1
 max = 2
-invocations_per_instance = 4
+invocations_per_instance = 2
 scale_in_seconds = 60
 scale_out_seconds = 60
 """
@@ -109,7 +109,7 @@ def test_a_deployed_endpoint_scales_out_under_calls_and_in_afterwards(aws: Accou
     assert outward["Cause"] == f"monitor alarm {high} in state ALARM triggered policy {policy['PolicyName']}"
     assert low in inward["Cause"]
     alarms = aws.cloudwatch.describe_alarms(AlarmNames=[high, low])["MetricAlarms"]
-    assert [(each["EvaluationPeriods"], each["Threshold"]) for each in alarms] == [(3, 4.0), (15, 3.6)]
+    assert [(each["EvaluationPeriods"], each["Threshold"]) for each in alarms] == [(3, 2.0), (15, 1.8)]
     history = aws.cloudwatch.describe_alarm_history(AlarmName=high, HistoryItemType="StateUpdate")["AlarmHistoryItems"]
     assert any(each["HistorySummary"].endswith(" to ALARM") for each in history)
 
