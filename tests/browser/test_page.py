@@ -144,6 +144,11 @@ def test_a_run_of_a_pipeline_is_watched_from_start_to_end(aws: Account, tab: Bro
     assert "the model is not wanted" in tab.see("document.querySelector('.step .alert')?.textContent")
     assert "no" in tab.run("document.querySelector('.pair').innerText").split()
 
+    tab.resize(390, 844)
+    tab.run("document.querySelector('[data-step=Train]').click()")
+    tab.see("document.querySelector('[data-shown-step=Train]')?.getBoundingClientRect().top < 100")
+    assert tab.run("document.documentElement.scrollWidth") <= 390
+
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])

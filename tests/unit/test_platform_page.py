@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from werkzeug.test import Client, create_environ
 
 from local_test.platform.page import state
@@ -80,6 +81,37 @@ def test_the_libraries_are_those_of_their_packages() -> None:
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     own = [path for path in STATIC.rglob("*") if path.is_file() and VENDOR not in path.parents]
     assert not [path.name for path in own if "https://" in path.read_text()]
+
+
+class Refusing:
+    """A client of a service whose every request is refused; counted."""
+
+    requests = 0
+
+    def __getattr__(self, operation: str) -> Any:
+        def refuse(**_: object) -> None:
+            self.requests += 1
+            raise ClientError({"Error": {"Code": "ValidationException", "Message": "not supported"}}, operation)
+
+        return refuse
+
+
+def test_the_platform_is_asked_again_only_after_a_change() -> None:
+    """What it refuses is empty. Each thing that a browser shows has a state of its own."""
+    client, versions = Refusing(), [1]
+    page = Client(Page(lambda *_, **__: client, lambda _: [], list, lambda: versions[-1]))
+    first = page.get("/_platform/api/state?show=")
+    asked = client.requests
+    again = page.get("/_platform/api/state?show=", headers={"If-None-Match": first.headers["ETag"]})
+
+    assert first.json == {"endpoints": [], "jobs": [], "pipelines": [], "events": [], "show": "", "shown": None}
+    assert (again.status_code, client.requests) == (304, asked)
+    page.get("/_platform/api/state?show=endpoint/e")
+    assert client.requests > asked
+    asked = client.requests
+    versions.append(2)
+    page.get("/_platform/api/state?show=")
+    assert client.requests > asked
 
 
 PIPELINE = {

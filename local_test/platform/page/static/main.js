@@ -8,6 +8,8 @@ const LISTS = ["", "endpoints", "jobs", "pipelines", "events"];
 let state = null;
 let tag = "";
 let problem = "";
+let shownStep = "";
+let shownThing = "";
 let wake = () => {};
 document.body.prepend(Object.assign(document.createElement("div"), { id: "page" }));
 const root = document.getElementById("page");
@@ -16,6 +18,12 @@ export const route = () => decodeURIComponent(location.hash.replace(/^#\/?/, "")
 
 function draw() {
   render(shell({ state, route: route(), problem, now: Date.now() / 1000 }), root);
+  // Where a step is shown below the graph, it is brought into view.
+  const step = document.querySelector(".step")?.dataset.shownStep ?? "";
+  if (step && step !== shownStep && matchMedia("(max-width: 960px)").matches) {
+    document.querySelector(".step").scrollIntoView();
+  }
+  shownStep = step;
 }
 
 async function look(path) {
@@ -52,7 +60,9 @@ async function watch() {
 
 addEventListener("hashchange", () => {
   draw();
-  scrollTo(0, 0);
+  const thing = route().split("/").slice(0, 2).join("/");
+  if (thing !== shownThing) scrollTo(0, 0); // another step or execution of the same pipeline stays where it is
+  shownThing = thing;
   wake();
 });
 document.addEventListener("visibilitychange", () => wake());
