@@ -120,9 +120,9 @@ class TransformJob(Job):
     def _answer(self, instance: Instance, record: bytes) -> bytes:
         """The response to one request; server errors are retried as often as ModelClientConfig says."""
         config, target = self.request.get("ModelClientConfig") or {}, self.request["TransformOutput"]
-        headers = {"Content-Type": self.request["TransformInput"].get("ContentType", "application/octet-stream")}
-        if "Accept" in target:
-            headers["Accept"] = target["Accept"]
+        # Without a ContentType there is no header: XGBoost then finds the format itself, as in AWS's samples.
+        given = {"Content-Type": self.request["TransformInput"].get("ContentType"), "Accept": target.get("Accept")}
+        headers = {name: value for name, value in given.items() if value}
         limit = float(config.get("InvocationsTimeoutInSeconds") or SECONDS)
         retries = int(config.get("InvocationsMaxRetries", RETRIES))
         for left in reversed(range(retries + 1)):
