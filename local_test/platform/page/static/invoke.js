@@ -46,6 +46,7 @@ class InvokeForm extends HTMLElement {
         type: response.headers.get("Content-Type") ?? "",
         variant: response.headers.get("x-Amzn-Invoked-Production-Variant"),
         error: response.headers.get("x-amzn-ErrorType"),
+        output: response.headers.get(HEADER + "OutputLocation"),
         text,
       };
     } catch (error) {
@@ -79,7 +80,7 @@ class InvokeForm extends HTMLElement {
             ? nothing
             : html`<label>Body<textarea name="body" rows="5" spellcheck="false" @keydown=${submit} placeholder='{"inputs": ...}'></textarea></label>`}
           <div class="row"><button type="submit" ?disabled=${this.#busy}>${this.#busy ? "Invoking…" : "Invoke"}</button>
-            <span class="hint">Ctrl + Enter in the body</span></div>
+            ${asynchronous ? nothing : html`<span class="hint">Ctrl + Enter in the body</span>`}</div>
         </form>
         <div class="answer" aria-live="polite">${this.#answer ? answer(this.#answer) : nothing}</div>`,
       this,
@@ -87,12 +88,13 @@ class InvokeForm extends HTMLElement {
   }
 }
 
-function answer({ status, ok, ms, type, variant, error, text }) {
+function answer({ status, ok, ms, type, variant, error, output, text }) {
   return html`<p class="row">
       <span class="badge ${ok ? "good" : "bad"}" data-answer=${status}>${status}</span>
       ${error ? html`<strong>${error}</strong>` : nothing}
       <span>${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms</span>
       <span class="muted">${type}${variant ? ` · variant ${variant}` : ""}</span>
+      ${output ? html`<span>to ${output}</span>` : nothing}
     </p>
     <pre class="json" tabindex="0">${pretty(text)}</pre>`;
 }
