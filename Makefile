@@ -53,6 +53,14 @@ test-sdk: .venv-sdk/made ## AWS's SageMaker SDK runs IMAGE in its local mode (sl
 	@$(call step,AWS's SageMaker SDK (some 400 MB),.venv-sdk/bin/python -m pip install --quiet --no-deps -r $<)
 	@touch $@
 
+notebooks: $(VENV)/platform .venv-sdk2/made .venv-sdk3/made .venv-aws/made ## run notebooks of AWS on the emulator, and write docs/notebooks.md (an hour; NOTEBOOKS='words of titles')
+	@$(PY) -m tests.notebooks $(NOTEBOOKS)
+
+.venv-sdk2/made .venv-sdk3/made: .venv-sdk%/made: tests/notebooks/requirements-sdk%.txt
+	@python=$$(container/find_python.sh); $(call step,.venv-sdk$* with $$python,$$python -m venv .venv-sdk$*)
+	@$(call step,AWS's SageMaker SDK $* and what notebooks import,.venv-sdk$*/bin/python -m pip install --quiet --no-deps -r $<)
+	@touch $@
+
 .venv-aws/made: tests/image/requirements.txt
 	@python=$$(container/find_python.sh); $(call step,.venv-aws with $$python,$$python -m venv .venv-aws)
 	@$(call step,the AWS CLI,.venv-aws/bin/python -m pip install --quiet --no-deps -r $<)
@@ -118,7 +126,7 @@ models: $(VENV)/runtime ## make the sample models that are missing (minutes the 
 	@$(PY) -m local_test.make_models $(MODELS)
 
 clean: ## remove the environments, the models, the caches
-	rm -rf $(VENV) .venv-sdk .venv-aws .venv-docs .venv-peers site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
+	rm -rf $(VENV) .venv-sdk .venv-sdk2 .venv-sdk3 .notebooks .venv-aws .venv-docs .venv-peers site .lambda local_test/models local_test/.cache bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis build sagemaker_serve.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip would compile all files, one after the other, in 100 s of the 200 s of `make setup`. Here every core compiles, and
@@ -150,4 +158,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run install test conformance test-sdk docs docs-reference docs-pictures check check-style check-types check-shell check-nginx platform bench bench-check image models clean nginx lambda
+.PHONY: help run install test conformance test-sdk notebooks docs docs-reference docs-pictures check check-style check-types check-shell check-nginx platform bench bench-check image models clean nginx lambda

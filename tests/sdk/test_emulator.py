@@ -19,14 +19,14 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     log = tmp_path_factory.mktemp("emulator") / "log"
     before = dict(os.environ)
     with log.open("w") as out:
-        command = [ROOT / ".venv/bin/python", "-m", "local_test.platform", "--port", "0", "--runtime", "process"]
+        command = [str(ROOT / ".venv/bin/python"), "-m", "local_test.platform", "--port", "0", "--runtime", "process"]
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
     try:
         while STARTED not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
         exports = [line.removeprefix("export ") for line in log.read_text().splitlines() if line.startswith("export ")]
-        os.environ.update(line.split("=", 1) for line in exports)
+        os.environ.update({name: value for name, _, value in (line.partition("=") for line in exports)})
         yield
     finally:
         process.terminate()
