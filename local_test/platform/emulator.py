@@ -240,9 +240,8 @@ class Emulator:
         text: bytes = self._s3.get_object(Bucket=bucket, Key=key, **more)["Body"].read()
         return text.decode()
 
-    def run_function(self, function: Any, event: str, access_key: str, region: str) -> Result:
-        here = {"AWS_ACCESS_KEY_ID": access_key, "AWS_DEFAULT_REGION": region}
-        return self._functions.run(function, event, {**self.environment, **here})
+    def run_function(self, function: Any, event: str, account: str, region: str) -> Result:
+        return self._functions.run(function, event, self._role(account, region, function.role))
 
     def _own_client(self, access_key: str, region: str, service: str) -> Any:
         """A boto3 client with which the platform itself acts for a caller. A call is never repeated."""

@@ -23,6 +23,11 @@ def echo(event, context):
     return {**event, "function": context.function_name}
 
 
+def whoami(event, context):
+    import boto3
+    return boto3.client("sts").get_caller_identity()["Arn"]
+
+
 def count(event, context):
     import boto3
     s3 = boto3.client("s3")
@@ -299,7 +304,7 @@ def test_a_callback_step_waits_for_the_answer_with_its_token(aws: Account) -> No
 
 
 def test_invoke_runs_a_function_and_returns_its_error(aws: Account) -> None:
-    """As notebooks call it; the function's own boto3 calls reach the emulator."""
+    """As notebooks call it; the function's own boto3 calls reach the emulator, as its role."""
     aws.s3.create_bucket(Bucket="invoked")
     client = aws.platform.client("lambda")
     function(aws, "count", Environment={"Variables": {"A": "b"}})
@@ -315,6 +320,8 @@ def test_invoke_runs_a_function_and_returns_its_error(aws: Account) -> None:
     said = json.loads(answer["Payload"].read())
     assert (said["errorType"], said["errorMessage"]) == ("ValueError", "no x")
     assert answer["LogResult"]
+    function(aws, "whoami")
+    assert ":assumed-role/function/" in json.loads(client.invoke(FunctionName="whoami")["Payload"].read())
 
     client.create_function(
         FunctionName="node", Runtime="nodejs20.x", Role=FUNCTION_ROLE, Handler="a.b", Code={"ZipFile": b"x"}

@@ -17,8 +17,8 @@ LARGEST = 6 << 20  # bytes of an event or of a result: docs.aws.amazon.com/lambd
 class PlatformWithFunctions(Protocol):
     """The part of the emulator that this API uses."""
 
-    def run_function(self, function: Any, event: str, access_key: str, region: str) -> Result:
-        """Runs the code of moto's function. Raises FunctionFailed if it cannot be run."""
+    def run_function(self, function: Any, event: str, account: str, region: str) -> Result:
+        """Runs the code of moto's function, which acts as its role. Raises FunctionFailed if it cannot be run."""
         ...
 
 
@@ -56,7 +56,7 @@ class FunctionsApi(LambdaResponse):
 
     def _run(self, function: Any, event: str) -> Result:
         platform: PlatformWithFunctions = self.emulator
-        return platform.run_function(function, event, self.get_access_key(), self.region)
+        return platform.run_function(function, event, self.current_account, self.region)
 
 
 def _refusal(function: Any, event: str) -> TYPE_RESPONSE | None:
