@@ -1,5 +1,5 @@
 // Polls the state, and renders the view that the address names: #endpoint/NAME, #job/KIND/NAME, #pipeline/NAME/...
-import { html, render } from "./vendor/lit-html/lit-html.js";
+import { render } from "./vendor/lit-html/lit-html.js";
 import { shell } from "./views.js";
 
 const EVERY = 1000; // ms
@@ -14,7 +14,7 @@ let wake = () => {};
 document.body.prepend(Object.assign(document.createElement("div"), { id: "page" }));
 const root = document.getElementById("page");
 
-export const route = () => decodeURIComponent(location.hash.replace(/^#\/?/, ""));
+const route = () => decodeURIComponent(location.hash.replace(/^#\/?/, ""));
 
 function draw() {
   render(shell({ state, route: route(), problem, now: Date.now() / 1000 }), root);
