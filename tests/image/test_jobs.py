@@ -121,6 +121,28 @@ def test_containers_that_ignore_a_stop_are_killed(image: str, tmp_path: Path) ->
     assert left() == []
 
 
+def test_a_submitted_script_trains_in_the_image(image: str, tmp_path: Path) -> None:
+    """The image's own `train` fetches it from the emulator's S3, by the address and credentials that it is given."""
+    source = """
+    import json, os
+    import helper
+    with open(os.path.join(os.environ["SM_MODEL_DIR"], "said.json"), "w") as file:
+        json.dump([helper.VALUE, os.environ["SM_CURRENT_HOST"], json.loads(os.environ["SM_HPS"])], file)
+    """
+    with account(tmp_path, runtime="docker") as made:
+        aws = Jobs(made.platform, made._output)
+        aws.train(
+            "submitted",
+            "",
+            HyperParameters={**aws.submitted("said", source, **{"helper.py": "VALUE = 5\n"}), "epochs": "3"},
+            AlgorithmSpecification={"TrainingImage": image, "ContainerEntrypoint": None},
+        )
+        described = aws.trained("submitted")
+        assert described["TrainingJobStatus"] == "Completed", aws.log("/aws/sagemaker/TrainingJobs", "submitted")
+        (said,) = aws.packed(described["ModelArtifacts"]["S3ModelArtifacts"]).values()
+        assert json.loads(said) == [5, "algo-1", {"epochs": 3}]
+
+
 def test_own_code_in_a_container_reads_the_input_that_a_request_links_to(image: str, tmp_path: Path) -> None:
     with account(tmp_path / "w", runtime="docker") as aws:
         model = {"ModelDataUrl": aws.put("linked.tar.gz", toy(tmp_path, "linked")), "Image": image}

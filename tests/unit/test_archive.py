@@ -331,7 +331,7 @@ def test_the_remains_of_a_crash_do_not_count_as_finished(path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            tarfile.copyfileobj = die_in_the_sixth  # type: ignore[attr-defined]
+            shutil.copyfileobj = die_in_the_sixth
             unpack(path, into, limit_bytes=LIMIT)
         finally:
             os._exit(0)
@@ -349,7 +349,7 @@ def test_a_full_disk_is_507_and_leaves_nothing(path: Path, monkeypatch: pytest.M
         raise OSError(number, os.strerror(number))
 
     pack(path, member("a", b"1"))
-    monkeypatch.setattr(tarfile, "copyfileobj", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     into = path.parent / "out" / "m"
 
     with pytest.raises(DoesNotFit, match=r"/out: the disk is full while m\.tar\.gz is unpacked"):
