@@ -1,6 +1,7 @@
 """The emulator's decisions, without a container: routing of calls, steps of an update, refused requests."""
 
 import io
+import itertools
 import random
 import threading
 from collections import Counter
@@ -305,6 +306,21 @@ def test_an_alarm_ends_a_deployment_at_its_current_step() -> None:
     walk(())
 
     assert taken == [0.1, 0.1, 1.0]
+
+
+def test_an_alarm_that_ends_before_the_first_step_does_not_end_a_deployment() -> None:
+    """Starting the new fleet on the same machine may raise it. One that stays rolls back at the first step."""
+    steps = (Step(0.1, 10), Step(1.0, 10))
+
+    def walk(states: Iterator[bool]) -> list[float]:
+        taken: list[float] = []
+        plan = Deployment(steps, 0, ("slow",), settle=60)
+        shift(plan, lambda step: taken.append(step.share), lambda names: names if next(states) else (), lambda _: False)
+        return taken
+
+    assert walk(itertools.chain([True] * 5, itertools.repeat(False))) == [0.1, 1.0]
+    with pytest.raises(Alarmed, match="slow"):
+        walk(itertools.repeat(True))
 
 
 def container(**given: Any) -> dict[str, Any]:

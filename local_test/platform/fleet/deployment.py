@@ -11,6 +11,8 @@ from typing import Any
 from local_test.platform.clock import Clock
 
 ALARM_POLL = 0.2  # seconds between two reads of the alarms
+# Starting the new fleet takes processor time from the old one, as on no SageMaker, and may raise an alarm of latency.
+SETTLE = 180.0  # seconds in which an alarm may end before the first step
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,12 @@ class Deployment:
     steps: tuple[Step, ...] = (Step(1.0, 0.0),)
     termination_wait: float = 0.0
     alarms: tuple[str, ...] = ()
+    settle: float = 0.0  # seconds in which an alarm may end before the first step
 
     def real(self, clock: Clock) -> "Deployment":
         """The same with times in real seconds."""
         steps = tuple(Step(step.share, clock.real(step.wait)) for step in self.steps)
-        return Deployment(steps, clock.real(self.termination_wait), self.alarms)
+        return Deployment(steps, clock.real(self.termination_wait), self.alarms, clock.real(self.settle))
 
 
 def deployment(config: Mapping[str, Any] | None, instances: int) -> Deployment:
@@ -43,10 +46,10 @@ def deployment(config: Mapping[str, Any] | None, instances: int) -> Deployment:
     rolling = config.get("RollingUpdatePolicy")
     if rolling:
         wait = float(rolling["WaitIntervalInSeconds"])
-        return Deployment(tuple(_linear(_share(rolling["MaximumBatchSize"], instances), wait)), 0.0, alarms)
+        return Deployment(tuple(_linear(_share(rolling["MaximumBatchSize"], instances), wait)), 0.0, alarms, SETTLE)
     policy = config.get("BlueGreenUpdatePolicy")
     if not policy:
-        return Deployment(alarms=alarms)
+        return Deployment(alarms=alarms, settle=SETTLE)
     routing = policy["TrafficRoutingConfiguration"]
     wait = float(routing["WaitIntervalInSeconds"])
     if routing["Type"] == "CANARY":
@@ -55,7 +58,7 @@ def deployment(config: Mapping[str, Any] | None, instances: int) -> Deployment:
         steps = tuple(_linear(_share(routing["LinearStepSize"], instances), wait))
     else:
         steps = (Step(1.0, wait),)
-    return Deployment(steps, float(policy.get("TerminationWaitInSeconds", 0)), alarms)
+    return Deployment(steps, float(policy.get("TerminationWaitInSeconds", 0)), alarms, SETTLE)
 
 
 class Alarmed(Exception):
@@ -73,6 +76,9 @@ def shift(
     `alarmed` returns the alarms in state ALARM. `wait` sleeps, and returns true when the deployment must end now.
     Raises Alarmed when an alarm is in state ALARM.
     """
+    left = plan.settle
+    while plan.alarms and left > 0 and alarmed(plan.alarms) and not wait(ALARM_POLL):
+        left -= ALARM_POLL
     for step in plan.steps:
         take(step)
         left = step.wait
