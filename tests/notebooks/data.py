@@ -56,7 +56,7 @@ def abalone_numbers(rows: int = 400) -> bytes:
 def point(columns: int = 69) -> bytes:
     """One record of a model with this many columns."""
     rng = random.Random(5)
-    return ("0 " + " ".join(f"{number}:{rng.uniform(0, 50):.2f}" for number in range(1, columns + 1)) + "\n").encode()
+    return ("0 " + " ".join(f"{number}:{rng.uniform(0, 50):.2f}" for number in range(columns)) + "\n").encode()
 
 
 STAND_INS: dict[str, Callable[[], bytes]] = {
