@@ -8,7 +8,8 @@ import pytest
 import xgboost
 
 from local_test.jobs.training_job import OURS, name_as_aws
-from local_test.platform.containers.images import pickles_model
+from local_test.platform.calls import ValidationError
+from local_test.platform.containers.images import check_served, pickles_model
 from local_test.platform.containers.process import allow_pickles
 
 REGISTRY = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost"
@@ -20,6 +21,15 @@ REGISTRY = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost"
 )
 def test_awss_older_images_pickle_their_model(tag: str, pickled: bool) -> None:
     assert pickles_model(f"{REGISTRY}:{tag}") == pickled
+
+
+@pytest.mark.parametrize("name", ["linear-learner:1", "djl-inference:0.29.0-cpu-full", "tensorflow-inference:2.13-cpu"])
+def test_awss_images_that_no_process_replaces_are_refused_by_name(name: str) -> None:
+    """A user's own image of such a name is not AWS's."""
+    with pytest.raises(ValidationError, match=f"is AWS's {name.partition(':')[0]}, .* --runtime docker"):
+        check_served(f"763104351884.dkr.ecr.us-east-1.amazonaws.com/{name}")
+    check_served(f"{REGISTRY}:1.7-1")
+    check_served(name)
 
 
 @pytest.mark.parametrize("pickled", [True, False])

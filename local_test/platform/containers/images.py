@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from local_test.platform.calls import ValidationError
+
 INTERPRETERS = ("python", "python3", "bash", "sh", "/bin/bash", "/bin/sh", "/usr/bin/python3")
 XGBOOST = ("sagemaker-xgboost", "xgboost")
 # AWS's framework images run the script that the hyperparameter sagemaker_program names.
@@ -13,6 +15,14 @@ SCRIPTS = (
 )
 # AWS's images whose models and inference.py this repository's server serves as they are.
 SERVED = (*XGBOOST, "sagemaker-scikit-learn", "pytorch-inference", "huggingface-pytorch-inference")
+# AWS's algorithms and servers whose models this repository's server cannot read.
+NOT_SERVED = (
+    *("blazingtext", "factorization-machines", "forecasting-deepar", "image-classification", "ipinsights", "kmeans"),
+    *("knn", "lda", "linear-learner", "ntm", "object-detection", "object2vec", "pca", "randomcutforest", "seq2seq"),
+    *("semantic-segmentation", "autogluon-inference", "djl-inference", "mxnet-inference", "sagemaker-tritonserver"),
+    *("sagemaker-sparkml-serving", "sagemaker-tensorflow-serving", "tensorflow-inference"),
+    "huggingface-tensorflow-inference",
+)
 PROGRAM = "sagemaker_program"
 
 
@@ -41,6 +51,16 @@ def pickles_model(image: str) -> bool:
     """
     version = re.match(r"(\d+)\.(\d+)", image.partition("@")[0].rpartition(":")[2])
     return version is None or (int(version[1]), int(version[2])) < (1, 3)
+
+
+def check_served(image: str) -> None:
+    """Raises ValidationError for an image of AWS in whose place no process can answer."""
+    name = repository(image)
+    if name in NOT_SERVED and ".dkr.ecr." in image:
+        raise ValidationError(
+            f"{image} is AWS's {name}, whose models this repository's server cannot read, so no process can take its "
+            "place: docker pull it and use --runtime docker."
+        )
 
 
 def is_served(image: str, ours: Sequence[str]) -> bool:

@@ -31,6 +31,7 @@ class ProcessRuntime:
         self._events = events
 
     def start(self, spec: ContainerSpec, files: Path, name: str, *, several: int | None = None) -> "ProcessRunning":
+        images.check_served(spec.image)
         self._events.emit("process", name, f"python -m serve in place of {spec.image}")
         port = free_port()
         limit = (spec.memory_mb or self._options.memory_mb) << 20
