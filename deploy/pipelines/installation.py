@@ -52,7 +52,7 @@ def upsert(aws: Aws, source: Source, home: Home, progress: Progress) -> Definiti
     made = source.build(given)
     validation.check(made)
     if source.function and any(placed.step["Type"] == "Lambda" for placed in validation.steps_of(made).values()):
-        ensure_function(aws, function_name, function_role, progress)
+        ensure_function(aws, function_name, function_role, progress, handler=HANDLER, seconds=SECONDS)
     ensure_groups(aws, made, values_of(made, {}, offline=True), progress)
     _ensure_pipeline(aws, name, made, role, progress)
     return made

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, EndpointConnectionError
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from local_test.platform.containers.process import ROOT
 from local_test.ports import free_port
@@ -170,9 +171,15 @@ class Function:
         )
         until = time.monotonic() + UP
         while True:
+            began = time.monotonic()
             try:
                 text: bytes = client.invoke(FunctionName="function", Payload=event)["Payload"].read()
                 return text.decode()
+            except ClientError:
+                # The emulator answers 400 without a body if the code could not be loaded, or not within the time.
+                if time.monotonic() - began >= self.seconds:
+                    return f"Task timed out after {self.seconds}.00 seconds"
+                return json.dumps(_load_error(log.read_text(errors="replace")))
             except BotoCoreError as error:
                 there = process.poll() is None
                 if not isinstance(error, EndpointConnectionError) or not there or time.monotonic() > until:
@@ -233,6 +240,14 @@ class Function:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _load_error(log: str) -> dict[str, str]:
+    """The error of a function whose code could not be loaded, which its runtime has logged."""
+    found = re.search(r"^\[ERROR\] ([\w.]+): (.*)$", log, re.MULTILINE)
+    if found:
+        return {"errorType": found[1], "errorMessage": found[2]}
+    return {"errorType": "Runtime.ExitError", "errorMessage": f"Runtime exited with error: {log.strip()[-500:]}"}
 
 
 class Host:

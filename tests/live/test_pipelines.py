@@ -239,6 +239,12 @@ def test_a_function_that_raises_fails_its_step_with_its_message(tmp_path: Path) 
         called(tmp_path, "fail")
 
 
+def test_a_handler_that_is_missing_is_the_functions_error(tmp_path: Path) -> None:
+    """Lambda's emulator answers 400 without a body; the reason is in the runtime's log."""
+    with pytest.raises(FunctionFailed, match=r"Lambda: \S+: .*none"):
+        called(tmp_path, "none")
+
+
 def test_a_function_is_stopped_at_its_limit(tmp_path: Path) -> None:
     with pytest.raises(FunctionFailed, match=r"Task timed out after 2\.00 seconds"):
         called(tmp_path, "sleep", seconds=2)
