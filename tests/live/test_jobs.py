@@ -20,7 +20,6 @@ ARN = "arn:aws:sagemaker:us-east-1:123456789012"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/sagemaker-serve:latest"
 BLAZINGTEXT = "811284229777.dkr.ecr.us-east-1.amazonaws.com/blazingtext:1"
 HOUR = timedelta(hours=1)
-needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this machine forbids mount namespaces")
 
 
 class Jobs(Account):
@@ -225,7 +224,7 @@ def test_a_training_runs_while_it_is_described(aws: Jobs, tmp_path: Path) -> Non
     assert lines == ["waiting", "loss=9.5;", "loss=8.25;", "done granted"]
     assert none == []
     assert aws.sagemaker.list_tags(ResourceArn=created["TrainingJobArn"])["Tags"] == [{"Key": "k", "Value": "v"}]
-    assert aws.events("process")[0]["detail"] == f"python3 of this machine in place of {IMAGE}"
+    assert f"python3 of this machine in place of {IMAGE}" in [each["detail"] for each in aws.events("process")]
 
 
 def test_the_metrics_of_a_training_are_in_cloudwatch(aws: Jobs) -> None:
@@ -489,9 +488,8 @@ def test_each_instance_gets_its_share_of_the_objects(aws: Jobs) -> None:
     assert first["named"] == ["a", "c"]
 
 
-@needs_namespaces
 def test_a_process_has_the_paths_and_names_of_its_container(aws: Jobs) -> None:
-    """/opt/ml is the job's own, and its hosts find one another."""
+    """/opt/ml is the job's own, and its hosts find one another, where the machine allows mount namespaces."""
     source = """
     import json, pathlib, socket
     host = json.load(open("/opt/ml/input/config/resourceconfig.json"))["current_host"]
@@ -501,6 +499,9 @@ def test_a_process_has_the_paths_and_names_of_its_container(aws: Jobs) -> None:
     aws.train("pair", source, ResourceConfig=resources)
     described = aws.trained("pair")
 
+    if not has_namespaces():
+        assert "/opt/ml/input/config/resourceconfig.json" in described["FailureReason"]
+        return
     assert described["TrainingJobStatus"] == "Completed", described
     found = aws.packed(described["ModelArtifacts"]["S3ModelArtifacts"])
     assert found == {"algo-1": "127.0.0.1", "algo-2": "127.0.0.2"}
