@@ -523,7 +523,7 @@ print("score", given["x"] * given["sign"])
 """
 
 
-def tuning(aws: Jobs, name: str, jobs: int = 4, **config: Any) -> dict[str, Any]:
+def tuning(aws: Jobs, name: str, jobs: int = 3, **config: Any) -> dict[str, Any]:
     """A request for a tuning job that draws `x` and `sign`; the objective is their product."""
     metrics = {"MetricDefinitions": [{"Name": "score", "Regex": "score (.*)"}], "ContainerEntrypoint": None}
     definition = training(name, aws.script("none", ""), AlgorithmSpecification=metrics)
@@ -556,7 +556,7 @@ def test_a_tuning_job_finds_the_best_of_its_trainings(aws: Jobs) -> None:
 
     def listed(**asked: str) -> list[dict[str, Any]]:
         pages = aws.sagemaker.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
-            HyperParameterTuningJobName="search", PaginationConfig={"PageSize": 3}, **asked
+            HyperParameterTuningJobName="search", PaginationConfig={"PageSize": 2}, **asked
         )
         return [each for page in pages for each in page["TrainingJobSummaries"]]
 
@@ -566,8 +566,8 @@ def test_a_tuning_job_finds_the_best_of_its_trainings(aws: Jobs) -> None:
     one = aws.training(best["TrainingJobName"])
     assert created["HyperParameterTuningJobArn"] == f"{ARN}:hyper-parameter-tuning-job/search"
     assert described["HyperParameterTuningJobStatus"] == "Completed", described
-    assert described["TrainingJobStatusCounters"]["Completed"] == len(trainings) == 4
-    assert described["ObjectiveStatusCounters"] == {"Succeeded": 4, "Pending": 0, "Failed": 0}
+    assert described["TrainingJobStatusCounters"]["Completed"] == len(trainings) == 3
+    assert described["ObjectiveStatusCounters"] == {"Succeeded": 3, "Pending": 0, "Failed": 0}
     assert values == sorted(values, reverse=True)
     assert best["FinalHyperParameterTuningJobObjectiveMetric"] == {
         "Type": "Maximize",
@@ -577,15 +577,13 @@ def test_a_tuning_job_finds_the_best_of_its_trainings(aws: Jobs) -> None:
     assert one["TuningJobArn"] == created["HyperParameterTuningJobArn"]
     assert one["HyperParameters"]["_tuning_objective_metric"] == "score"
     assert {key: one["HyperParameters"][key] for key in ("x", "sign")} == best["TunedHyperParameters"]
-    assert [each["TrainingJobName"][:11] for each in listed()] == [f"search-{number:03}-" for number in (1, 2, 3, 4)]
+    assert [each["TrainingJobName"][:11] for each in listed()] == [f"search-{number:03}-" for number in (1, 2, 3)]
     summaries = aws.sagemaker.list_hyper_parameter_tuning_jobs(NameContains="search")
     assert summaries["HyperParameterTuningJobSummaries"][0]["Strategy"] == "Random"
 
 
 def test_a_grid_has_every_combination(aws: Jobs) -> None:
-    ranges = {
-        "CategoricalParameterRanges": [{"Name": "x", "Values": ["1", "2"]}, {"Name": "sign", "Values": ["1", "-1"]}]
-    }
+    ranges = {"CategoricalParameterRanges": [{"Name": "x", "Values": ["1", "2"]}, {"Name": "sign", "Values": ["-1"]}]}
     request = tuning(aws, "grid", Strategy="Grid", ParameterRanges=ranges)
     objective = {"Type": "Minimize", "MetricName": "score"}
     request["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"] = objective
