@@ -109,7 +109,7 @@ def _condition() -> dict[str, Any]:
 
 
 def _register() -> dict[str, Any]:
-    """Adds a version to the group; approve it in the console or by aws sagemaker update-model-package."""
+    """Adds a version to the group; `python -m deploy approve ARN` approves it."""
     return {
         "Name": "Register",
         "Type": "RegisterModel",
