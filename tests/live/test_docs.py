@@ -137,7 +137,9 @@ def test_a_session_with_the_emulator_prints_what_the_page_shows(
         command, *output = step.split("\n")
         shown.append((command, _pattern(output)))
         if command.startswith("export "):
-            assert {each.split("=")[0] for each in command.split()[1:]} == set(emulator)
+            assert {each.split("=")[0] for each in command.split()[1:]} == {
+                name for name in emulator if name.startswith("AWS_")
+            }
             command = "true"
         environ = {**CLEAN, **emulator, "PATH": path}
         done = subprocess.run(

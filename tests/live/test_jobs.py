@@ -460,9 +460,9 @@ def test_a_processing_job_that_fails_or_is_stopped_says_so(aws: Jobs) -> None:
 
 def test_each_instance_gets_its_share_of_the_objects(aws: Jobs) -> None:
     """ShardedByS3Key: every second object; FullyReplicated: all. A manifest names its objects."""
-    uri = f"s3://{BUCKET}/many/"
+    uri = f"s3://{BUCKET}/shares/"
     for name in "abc":
-        aws.s3.put_object(Bucket=BUCKET, Key=f"many/{name}", Body=name.encode())
+        aws.s3.put_object(Bucket=BUCKET, Key=f"shares/{name}", Body=name.encode())
     aws.s3.put_object(Bucket=BUCKET, Key="manifest", Body=json.dumps([{"prefix": uri}, "a", "c"]).encode())
     source = f"""{HOME}
     host = json.loads((ml / "config/resourceconfig.json").read_text())["current_host"]
