@@ -23,7 +23,7 @@ for each in resources["hosts"]:
     socket.gethostbyname(each)
 shard = sorted(each.name for each in pathlib.Path("/opt/ml/input/data/part").iterdir())
 arn = boto3.client("sts").get_caller_identity()["Arn"]
-found = boto3.client("s3").get_object(Bucket="models", Key="many/a")["Body"].read().decode()
+found = boto3.client("s3").get_object(Bucket="models", Key="shares/a")["Body"].read().decode()
 pathlib.Path("/opt/ml/model", host).write_text(json.dumps([socket.gethostname(), shard, found, arn]))
 print("score", 0.5)
 """
@@ -53,7 +53,7 @@ def test_the_hosts_of_a_training_are_containers_with_a_share_and_a_role(image: s
     with account(tmp_path, runtime="docker") as made:
         aws = Jobs(made.platform, made._output)
         for name in "abc":
-            aws.s3.put_object(Bucket=BUCKET, Key=f"many/{name}", Body=name.encode())
+            aws.s3.put_object(Bucket=BUCKET, Key=f"shares/{name}", Body=name.encode())
         aws.train(
             "pair",
             PAIR,
@@ -61,7 +61,7 @@ def test_the_hosts_of_a_training_are_containers_with_a_share_and_a_role(image: s
                 **entrypoint(image),
                 "MetricDefinitions": [{"Name": "score", "Regex": "score ([0-9.]+)"}],
             },
-            InputDataConfig=[channel("part", f"s3://{BUCKET}/many/", S3DataDistributionType="ShardedByS3Key")],
+            InputDataConfig=[channel("part", f"s3://{BUCKET}/shares/", S3DataDistributionType="ShardedByS3Key")],
             ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1},
         )
         described = aws.trained("pair")

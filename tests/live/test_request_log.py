@@ -31,6 +31,14 @@ def _lines(server: Server, text: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["process"] != "nginx"]
 
 
+def _written(server: Server, text: str, count: int) -> list[dict[str, Any]]:
+    """Exactly `count` lines. What goes to a descriptor reaches the log by a thread, perhaps after the answer."""
+    wait_until(lambda: len(_lines(server, text)) >= count)
+    lines = _lines(server, text)
+    assert len(lines) == count, lines
+    return lines
+
+
 def _speak(server: Server, request_id: str, **body: Any) -> Any:
     return server.invoke("chatty", body, **{"X-Request-Id": request_id})
 
@@ -40,8 +48,7 @@ def test_whatever_own_code_writes_has_the_id_of_its_request(server: Server) -> N
     at_once(len(WAYS), lambda number: _speak(server, f"id-{number}", by=list(WAYS)[number], say=f"said-{number}-said"))
 
     for number, (way, key) in enumerate(WAYS.items()):
-        lines = _lines(server, f"said-{number}-said")
-        assert len(lines) == 1 + (way == "a child process"), (way, lines)
+        lines = _written(server, f"said-{number}-said", 1 + (way == "a child process"))
         for line in lines:
             assert f"said-{number}-said" in line[key], (way, line)
             assert (line["model"], line["request_id"]) == ("chatty", f"id-{number}"), (way, line)

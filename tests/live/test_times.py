@@ -227,7 +227,7 @@ def test_the_times_of_generated_text(server: Server, later: Later) -> None:
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    queued = waiting.result()[0]
+    queued, took = waiting.result()
     assert queued["queue"] >= DELAY * 0.7, queued
     assert queued["receive"] < DELAY / 2, queued
-    assert queued["work"] < warm["work"] + DELAY / 2, queued
+    assert sum(queued.values()) < took + DELAY / 2, (queued, took)  # the delay is not in the work too
