@@ -111,12 +111,12 @@ def test_containers_that_ignore_a_stop_are_killed(image: str, tmp_path: Path) ->
 
     with account(tmp_path, runtime="docker", job_stop_limit=2.0) as made:
         aws = Jobs(made.platform, made._output)
-        for name in ("stopped", "closed"):
+        for name in ("stubborn", "cut-off"):
             aws.train(name, STUBBORN, AlgorithmSpecification=entrypoint(image))
-        wait_until(lambda: logged(aws, "stopped") and logged(aws, "closed"))
-        aws.sagemaker.stop_training_job(TrainingJobName="stopped")
-        assert aws.trained("stopped")["TrainingJobStatus"] == "Stopped"
-        assert logged(aws, "stopped") == ["ready", "asked"]
+        wait_until(lambda: logged(aws, "stubborn") and logged(aws, "cut-off"))
+        aws.sagemaker.stop_training_job(TrainingJobName="stubborn")
+        assert aws.trained("stubborn")["TrainingJobStatus"] == "Stopped"
+        assert logged(aws, "stubborn") == ["ready", "asked"]
         assert len(left()) == 1
     assert left() == []
 
