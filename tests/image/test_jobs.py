@@ -55,7 +55,7 @@ def test_the_hosts_of_a_training_are_containers_with_a_share_and_a_role(image: s
         for name in "abc":
             aws.s3.put_object(Bucket=BUCKET, Key=f"shares/{name}", Body=name.encode())
         aws.train(
-            "pair",
+            "containers",
             PAIR,
             AlgorithmSpecification={
                 **entrypoint(image),
@@ -64,10 +64,10 @@ def test_the_hosts_of_a_training_are_containers_with_a_share_and_a_role(image: s
             InputDataConfig=[channel("part", f"s3://{BUCKET}/shares/", S3DataDistributionType="ShardedByS3Key")],
             ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1},
         )
-        described = aws.trained("pair")
+        described = aws.trained("containers")
         assert described["TrainingJobStatus"] == "Completed", described
         found = aws.packed(described["ModelArtifacts"]["S3ModelArtifacts"])
-        streams = aws.log("/aws/sagemaker/TrainingJobs", "pair")
+        streams = aws.log("/aws/sagemaker/TrainingJobs", "containers")
         refused = refusal(lambda: aws.train("other", "", AlgorithmSpecification=entrypoint(BLAZINGTEXT)))
 
         arn = "arn:aws:sts::123456789012:assumed-role/endpoint/SageMaker"
