@@ -40,6 +40,8 @@ RUN apt-get update \
 
 # SageMaker may isolate the network: no library connects to the Hub, for downloads or telemetry.
 ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME=/tmp/huggingface \
+    # Docker or SageMaker decides which clients reach the container. Elsewhere the server listens at loopback.
+    SERVE_BIND=0.0.0.0 \
     # Logs are not buffered. The root may be read-only, and the image has all bytecode.
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     # numpy's BLAS would start its threads at import, before the fork; models multiply with torch, not with numpy.

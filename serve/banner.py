@@ -13,6 +13,7 @@ def text(settings: Settings, catalog: Catalog) -> str:
     source = settings.sources
     rows = [
         ("port", str(settings.port), source["port"]),
+        ("address", settings.bind + ("" if settings.exposed else ", this machine alone"), source["bind"]),
         ("models", f"{settings.model_dir}", source["model_dir"]),
         ("budget", f"{settings.budget_bytes / MB:.0f} MB for models", source["budget_bytes"]),
         ("workers", f"{settings.web_workers} web, {settings.threads} threads a model", source["web_workers"]),
@@ -47,7 +48,7 @@ def curls(settings: Settings, catalog: Catalog) -> str:
             continue
         handlers.add(config.handler)
         body, media = example.body, example.content_type
-        command = f"curl localhost:{settings.port}/invocations -H 'Content-Type: {media}'"
+        command = f"curl {shlex.quote(f'{settings.url}/invocations')} -H 'Content-Type: {media}'"
         if media == "application/json" and _is_object(body):
             named = {settings.model_field: entry.name, **json.loads(body)}
             command += f" -d {shlex.quote(json.dumps(named, ensure_ascii=False))}"

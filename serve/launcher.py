@@ -1,5 +1,6 @@
 """PID 1: starts host, gunicorn and nginx, and stops them on a signal. When one of them ends, all end."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -109,11 +110,11 @@ class Launcher:
     def _wait_ready(self) -> None:
         """Wait for the first /ping with status 200, then print requests to try."""
         began = time.monotonic()
-        run_dir, port = self._settings.run_dir, self._settings.port
+        run_dir, address = self._settings.run_dir, self._settings.reached_at
         assert run_dir is not None
         while self._going():
             # The web workers are asked first, so that nginx logs no failed ping.
-            if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(socket.AF_INET, ("127.0.0.1", port)):
+            if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(_family(address[0]), address):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
                 print(banner.curls(self._settings, self._found), flush=True)
                 return
@@ -169,6 +170,10 @@ def _clear(settings: Settings) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def _pings(family: int, address: str | tuple[str, int]) -> bool:
     try:
         with socket.socket(family) as sock:
@@ -186,13 +191,21 @@ def _refuse_missing_boto3(settings: Settings) -> None:
         raise BadSetting(f"SERVE_S3_INPUTS: boto3 is not installed: {how_to_install('boto3')}")
 
 
-def _refuse_taken(port: int) -> None:
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("0.0.0.0", port))
-        except OSError as error:
-            raise BadSetting(f"port {port}: {error.strerror}; SAGEMAKER_BIND_TO_PORT sets another port") from error
+def _refuse_taken(settings: Settings) -> None:
+    """Raise BadSetting where the server cannot listen: nginx would only say so once all models are found."""
+    host, port = settings.bind, settings.port
+    try:
+        with socket.socket(_family(host)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if host == "::":
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((host, port))
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            message = f"port {port} at {host}: {error.strerror}; SAGEMAKER_BIND_TO_PORT sets another port"
+        else:
+            message = f"SERVE_BIND={host}: {error.strerror}; use an address of this machine, or 0.0.0.0 for all of IPv4"
+        raise BadSetting(message) from error
 
 
 def _make_run_dir(directory: Path) -> None:
@@ -209,7 +222,7 @@ def _make_run_dir(directory: Path) -> None:
 
 def run(settings: Settings) -> int:
     """Run the server until it ends; its exit status. Raises BadSetting for a port or a directory that is refused."""
-    _refuse_taken(settings.port)
+    _refuse_taken(settings)
     for stream in (sys.stdout, sys.stderr):
         # nginx opens the log by itself. If the log is a file, both must append, or they overwrite each other.
         flags = fcntl.fcntl(stream, fcntl.F_GETFL)

@@ -44,7 +44,8 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         "connections": str(min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)),
         "run": str(settings.run_dir),
         "sockets": str(settings.sockets),
-        "port": str(settings.port),
+        # By default nginx listens on `::` for IPv6 alone.
+        "listen": settings.listens + (" ipv6only=off" if settings.bind == "::" else ""),
         "goto_web": GOTO_WEB,
         "goto_web_without_body": GOTO_WEB_WITHOUT_BODY,
         "goto_body": GOTO_BODY,

@@ -5,6 +5,7 @@ suggestion. `Settings.sources` has the source of each value, for the banner.
 """
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -99,6 +100,14 @@ def script(value: str) -> str:
     return name
 
 
+def address(value: str) -> str:
+    """an IPv4 or IPv6 address: 127.0.0.1 or ::1 (this machine alone), 0.0.0.0 or :: (all addresses), or another"""
+    bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    if "%" in bare:  # nginx's `listen` has no scope
+        raise ValueError
+    return str(ipaddress.ip_address(bare))
+
+
 def directory(value: str) -> Path:
     """a directory"""
     return Path(value).absolute()
@@ -137,7 +146,13 @@ def env(default: Any, says: str, *sources: Source, shown: str = "") -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    port: int = env(8080, "port, on all addresses of the machine", ("SAGEMAKER_BIND_TO_PORT", whole(1, 65535)))
+    port: int = env(8080, "port, at the address of `SERVE_BIND`", ("SAGEMAKER_BIND_TO_PORT", whole(1, 65535)))
+    bind: str = env(
+        "127.0.0.1",
+        "address at which the server listens. The server asks for no password: the default is for this machine alone;"
+        " the image sets `0.0.0.0`, as SageMaker needs; `::` takes IPv4 and IPv6",
+        ("SERVE_BIND", address),
+    )
     model_dir: Path = env(
         Path("/opt/ml/model"), "the model directory", ("SERVE_MODEL_DIR", directory), ("SM_MODEL_DIR", directory)
     )
@@ -296,6 +311,29 @@ class Settings:
     sources: Mapping[str, str] = field(default_factory=dict)  # field -> "default", a variable's name, "cgroup"...
 
     @property
+    def listens(self) -> str:
+        """Address and port at which the server listens, as in a URL."""
+        return _netloc(self.bind, self.port)
+
+    @property
+    def reached_at(self) -> tuple[str, int]:
+        """Address and port by which a client on this machine reaches the server."""
+        listens = ipaddress.ip_address(self.bind)
+        loopback = "127.0.0.1" if listens.version == 4 else "::1"
+        return (loopback if listens.is_unspecified else self.bind), self.port
+
+    @property
+    def url(self) -> str:
+        """The same, for people."""
+        host, port = self.reached_at
+        return _netloc("localhost" if host == "127.0.0.1" else host, port)
+
+    @property
+    def exposed(self) -> bool:
+        """Whether other machines may connect."""
+        return not ipaddress.ip_address(self.bind).is_loopback
+
+    @property
     def sockets(self) -> Path:
         """The directory of the models' sockets."""
         assert self.run_dir is not None
@@ -380,6 +418,10 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
 def ml_root(environ: Mapping[str, str] = os.environ) -> Path:
     """The directory for the failure file of a training job, even if another setting is invalid."""
     return directory(environ.get("SERVE_ML_ROOT") or "/opt/ml")
+
+
+def _netloc(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,57 @@ def test_a_port_that_is_taken_is_named(start: Start, models: Path) -> None:
         assert server.process.wait(PATIENCE) == 2
     assert f"port {port}" in server.log
     assert "SAGEMAKER_BIND_TO_PORT" in server.log
+
+
+def _reachable(server: Server) -> set[str]:
+    """Those of three addresses of this machine at which the server answers a ping. 127.0.0.2 stands for any other."""
+    answers = set()
+    for host in ("127.0.0.1", "127.0.0.2", "::1"):
+        with suppress(OSError), socket.create_connection((host, server.port), PATIENCE) as sock:
+            sock.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+            if b" 200 " in sock.recv(64):
+                answers.add(host)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("bind", "reachable"),
+    [
+        (None, {"127.0.0.1"}),
+        ("0.0.0.0", {"127.0.0.1", "127.0.0.2"}),
+        ("127.0.0.2", {"127.0.0.2"}),
+        ("::1", {"::1"}),
+        ("::", {"127.0.0.1", "127.0.0.2", "::1"}),
+    ],
+)
+def test_the_server_listens_at_the_address_of_its_setting_alone(
+    start: Start, models: Path, bind: str | None, reachable: set[str]
+) -> None:
+    """By default at loopback. The launcher finds it ready there too."""
+    if "::1" in reachable and not _has_ipv6():
+        refused = start(models, ready=False, SERVE_BIND=bind)
+        assert refused.process.wait(PATIENCE) == 2
+        assert f"SERVE_BIND={bind}: " in refused.log
+        return
+    server = start(models, ready=False, **({"SERVE_BIND": bind} if bind else {}))
+    wait_until(lambda: server.events("ready") or server.process.poll() is not None)
+    assert _reachable(server) == reachable, server.log
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_an_address_of_another_machine_is_named(start: Start, models: Path) -> None:
+    """203.0.113.0/24 is for documentation (RFC 5737)."""
+    server = start(models, ready=False, SERVE_BIND="203.0.113.1")
+    assert server.process.wait(PATIENCE) == 2
+    assert "SERVE_BIND=203.0.113.1: Cannot assign requested address; use an address of this machine" in server.log
 
 
 def test_a_run_directory_that_is_missing_is_created(start: Start, models: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_each_setting_is_printed_with_its_source() -> None:
 
 
 def test_nginx_conf_is_printed() -> None:
-    assert "listen 9123 " in printed("conf")
+    assert "listen 127.0.0.1:9123 " in printed("conf")
 
 
 MODULES = (

@@ -4,10 +4,12 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from local_test.platform.calls import Call, Reply, ValidationError
+from local_test.platform.containers import process
 from local_test.platform.containers.docker import DockerRuntime
 from local_test.platform.containers.model_data import ModelData
 from local_test.platform.containers.process import ProcessRuntime
@@ -38,6 +40,16 @@ MME = ContainerSpec(image="x", multi_model=True, model=ModelData("s3://b/p/", pr
 def test_a_single_container_has_its_own_environment_only() -> None:
     """The platform adds no variable."""
     assert platform_environment(SINGLE, None) == {"A": "b"}
+
+
+def test_a_process_in_place_of_a_container_listens_at_loopback(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever address its environment names: Docker publishes the port of a container there alone as well."""
+    monkeypatch.setattr(process, "ProcessRunning", lambda environment, _, **__: environment)
+    given = ContainerSpec(image="x", environment={"SERVE_BIND": "0.0.0.0"})
+    environment: Any = ProcessRuntime(Options(work=tmp_path), events).start(given, tmp_path, "a")
+    assert environment["SERVE_BIND"] == "127.0.0.1"
 
 
 def test_multi_model_is_switched_on_by_its_mode_alone() -> None:

@@ -29,6 +29,10 @@ def test_a_value_remembers_its_variable() -> None:
     [
         ("SAGEMAKER_BIND_TO_PORT", "eighty"),
         ("SAGEMAKER_BIND_TO_PORT", "0"),
+        ("SERVE_BIND", "localhost"),
+        ("SERVE_BIND", "127.0.0.1:8080"),
+        ("SERVE_BIND", "fe80::1%eth0"),
+        ("SERVE_BIND", "127.0.0.1; include /etc/passwd"),
         ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "-1"),
         ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "nan"),
         ("SAGEMAKER_CONTAINER_LOG_LEVEL", "LOUD"),
@@ -116,3 +120,25 @@ def test_a_budget_never_vanishes() -> None:
         == int((4 << 30) * 0.9) - machine.FORKSERVER - machine.REST - 2 * machine.WEB_WORKER
     )
     assert machine.budget(256 << 20, 0.9, 2) == (256 << 20) // 10
+
+
+@pytest.mark.parametrize(
+    ("given", "listens", "reached_at", "url", "exposed"),
+    [
+        ("", "127.0.0.1:8080", "127.0.0.1", "localhost:8080", False),
+        ("0.0.0.0", "0.0.0.0:8080", "127.0.0.1", "localhost:8080", True),
+        ("10.0.0.7", "10.0.0.7:8080", "10.0.0.7", "10.0.0.7:8080", True),
+        ("::1", "[::1]:8080", "::1", "[::1]:8080", False),
+        ("[::]", "[::]:8080", "::1", "[::1]:8080", True),
+        ("2001:DB8:0:0::1", "[2001:db8::1]:8080", "2001:db8::1", "[2001:db8::1]:8080", True),
+    ],
+)
+def test_an_address_to_listen_at(given: str, listens: str, reached_at: str, url: str, exposed: bool) -> None:
+    """Of either family, with or without brackets. Without one, only this machine can connect."""
+    chosen = settings.read({"SERVE_BIND": given})
+    assert (chosen.listens, chosen.reached_at, chosen.url, chosen.exposed) == (
+        listens,
+        (reached_at, 8080),
+        url,
+        exposed,
+    )

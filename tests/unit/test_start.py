@@ -35,8 +35,9 @@ def test_nginx_conf_has_no_name_left_unfilled(tmp_path: Path) -> None:
     """And limits and port come from the settings."""
     text = conf(tmp_path, port=9123, payload_bytes=1234)
     assert "{{" not in text
-    assert "listen 9123 " in text
+    assert "listen 127.0.0.1:9123 " in text
     assert "client_max_body_size 1234;" in text
+    assert "listen [::]:9123 ipv6only=off " in conf(tmp_path, port=9123, bind="::")
 
 
 def test_only_a_single_model_gets_requests_that_name_none(tmp_path: Path) -> None:
@@ -78,6 +79,10 @@ def test_the_banner_tells_each_choice_with_its_source(tmp_path: Path) -> None:
     text = banner.text(chosen, scan(tmp_path))
     assert "9000" in text
     assert "(SAGEMAKER_BIND_TO_PORT)" in text
+    assert re.search(r"address +127\.0\.0\.1, this machine alone +\(default\)", text)
+    assert re.search(
+        r"address +0\.0\.0\.0 +\(SERVE_BIND\)", banner.text(settings.read({"SERVE_BIND": "0.0.0.0"}), scan(tmp_path))
+    )
     assert "cannot be served: model.toml: no key named 'colour'" in text
 
 
@@ -89,6 +94,8 @@ def test_the_commands_to_paste_name_the_model(tmp_path: Path) -> None:
     text = banner.curls(settings.read({}), scan(tmp_path))
     assert text.count("curl ") == 1
     assert '"model_type": "a"' in text
+    assert "curl localhost:8080/invocations" in text
+    assert "curl '[::1]:8080/invocations'" in banner.curls(settings.read({"SERVE_BIND": "::"}), scan(tmp_path))
 
 
 def test_models_without_an_example_have_a_command_too(tmp_path: Path) -> None:

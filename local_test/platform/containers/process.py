@@ -43,6 +43,8 @@ class ProcessRuntime:
             "SERVE_MEMORY_BUDGET_MB": str(machine.budget(limit, SHARE, WEB_WORKERS) >> 20),
             **platform_environment(spec, several),
             "SAGEMAKER_BIND_TO_PORT": str(port),
+            # As Docker publishes the port of a container, whatever address the container itself listens at.
+            "SERVE_BIND": "127.0.0.1",
             "SERVE_MODEL_DIR": str(files.absolute() / "model"),
             "SERVE_MODEL_ROOTS": f"{files.absolute() / 'models'}:{files.absolute() / 'model'}",
         }
