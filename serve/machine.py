@@ -13,6 +13,7 @@ WEB_WORKER = 35 << 20
 REST = 80 << 20
 
 COUNTED = ("Private_Dirty:", "Private_Hugetlb:")  # of smaps_rollup
+ANONYMOUS = ("RssAnon:", "HugetlbPages:")  # of status
 
 
 def _own_cgroup(controller: str) -> list[Path]:
@@ -71,18 +72,50 @@ def budget(limit_bytes: int, fraction: float, web_workers: int) -> int:
     return max(int(limit_bytes * fraction) - ours, limit_bytes // 10)
 
 
-def private_bytes(pid: int) -> int:
-    """Private bytes of a process, which its end frees; 0 when it has ended.
+def open_private_bytes(pid: int) -> int:
+    """A descriptor from which `private_bytes` reads, opened by a process that may look into this one; -1 if it may not.
+
+    The kernel asks for the right to trace at the open, and not at a read. So a process that has it can hand over the
+    descriptor to one that has not.
+    """
+    try:
+        return os.open(f"/proc/{pid}/smaps_rollup", os.O_RDONLY)
+    except OSError:
+        return -1
+
+
+def private_bytes(pid: int, opened: int = -1) -> int:
+    """Private bytes of a process, which its end frees; 0 when it has ended. `opened`: by `open_private_bytes`.
 
     Clean pages of mapped files do not count: the kernel can drop them from the page cache, and they become shared as
     soon as a second process maps the same file.
     """
+    text = _rollup(pid, opened)
+    if text:
+        return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(COUNTED)) * 1024
+    # The process has replaced its program since the open, so that it shares no pages that a parent has written.
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except (OSError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
         return 0
-    kb = [int(line.split()[1]) for line in text.splitlines() if line.startswith(COUNTED)]
-    return sum(kb) * 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(ANONYMOUS)) * 1024
+
+
+def _rollup(pid: int, opened: int) -> str:
+    try:
+        if opened >= 0 and (raw := os.pread(opened, 4096, 0)):
+            return raw.decode()
+    except OSError:
+        pass  # of a program that the process has replaced, or of a process that has ended
+    fresh = open_private_bytes(pid)
+    if fresh < 0:
+        return ""
+    try:
+        return os.pread(fresh, 4096, 0).decode()
+    except OSError:
+        return ""
+    finally:
+        os.close(fresh)
 
 
 def oom_kills() -> int:

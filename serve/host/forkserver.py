@@ -24,6 +24,7 @@ from typing import Any, cast
 import msgspec
 
 from serve import log as serve_log
+from serve import machine
 from serve.catalog.kinds import HANDLERS, IMPORTED_AT_FIRST_LOAD, installed, module_of
 from serve.catalog.model_config import ModelConfig, decoder, encoded
 from serve.children import die_with_parent
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 # during an import waits until it ends, and all of them take 8 to 15 s of processor time (torch alone 2 s).
 QUIET = 5.0
 NICENESS = 5  # nginx, web workers and host go first, so that /ping is answered under full load
+
+LACKS = {errno.ENOMEM: "memory", errno.EMFILE: "file descriptors", errno.ENFILE: "file descriptors"}
 
 _OWN_ESTIMATORS = {module_of("custom"), module_of("sklearn")}  # handlers of models that may use any scikit-learn
 _USE_SCIPY = {*_OWN_ESTIMATORS, module_of("xgboost")}
@@ -163,10 +166,12 @@ def _fork(
 ) -> None:
     config, output, *rest = fds
     listener, control = (socket.socket(fileno=fd) for fd in rest)
+    gate = opened = -1
     try:
+        gate, opened = os.pipe()
         pid = os.fork()
-    except OSError as error:  # the limit of processes, or of memory
-        lacks = "memory" if error.errno == errno.ENOMEM else "processes"
+    except OSError as error:  # the limit of processes, of memory, or of files
+        lacks = LACKS.get(error.errno or 0, "processes")
         _send(channel, {"unborn": order.runner, "cause": f"fork: {error.strerror}", "lacks": lacks})
         pid = -1
     if pid:
@@ -175,9 +180,20 @@ def _fork(
         listener.close()
         control.close()
         if pid > 0:
-            _send(channel, {"runner": order.runner, "pid": pid})
+            # Before the child gives up rights: then neither the host nor this process may look into it.
+            memory = machine.open_private_bytes(pid)
+            files = [memory] if memory >= 0 else []
+            _send(channel, {"runner": order.runner, "pid": pid}, files)
+            for file in files:
+                os.close(file)
+        for end in (gate, opened):
+            if end >= 0:
+                os.close(end)
         return
     try:
+        os.close(opened)
+        os.read(gate, 1)  # until the parent has opened the measure of this process
+        os.close(gate)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         channel.close()
@@ -208,8 +224,8 @@ def _reap(channel: socket.socket) -> None:
         _send(channel, {"died": pid, "status": os.waitstatus_to_exitcode(status)})
 
 
-def _send(channel: socket.socket, message: dict[str, object]) -> None:
-    channel.send(msgspec.json.encode(message))
+def _send(channel: socket.socket, message: dict[str, object], files: Sequence[int] = ()) -> None:
+    socket.send_fds(channel, [msgspec.json.encode(message)], list(files))
 
 
 def _offer_to_oom_killer() -> None:
@@ -288,10 +304,10 @@ class Forkserver:
             control.close()
 
     def messages(self) -> Iterator[Mapping[str, Any]]:
-        """Starts and exits of runners since the last call."""
+        """Starts and exits of runners since the last call. `memory`: a descriptor for serve.machine.private_bytes."""
         while True:
             try:
-                raw = self.channel.recv(MESSAGE)
+                raw, files, _, _ = socket.recv_fds(self.channel, MESSAGE, 1)
             except BlockingIOError:
                 self._flush()
                 return
@@ -299,7 +315,10 @@ class Forkserver:
                 raise EOFError from broken
             if not raw:
                 raise EOFError
-            yield msgspec.json.decode(raw)
+            message = msgspec.json.decode(raw)
+            if files:
+                message["memory"] = files[0]
+            yield message
 
     def ended(self) -> str:
         """Why the forkserver has exited, in words; it closes its channel before that."""

@@ -73,6 +73,7 @@ class RunnerProcess:
         self.device_bytes = reserved.device_bytes  # of that GPU's memory; an estimate until it is measured
         self.phase = Phase.LOADING
         self.pid = 0
+        self.memory = -1  # a descriptor for serve.machine.private_bytes
         self.since = time.monotonic()
         self.retired = 0.0  # time.monotonic() when it was asked to exit
         self.shrinking = 0.0  # time.monotonic() when it was asked to free its caches; 0 once it has answered

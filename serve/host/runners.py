@@ -103,6 +103,7 @@ class Runners:
             if "pid" in message:
                 runner = self.alive[message["runner"]]
                 runner.pid = message["pid"]
+                runner.memory = message.get("memory", -1)
                 if runner.kill_reason:  # it was killed before its process id was known
                     runner.kill(runner.kill_reason)
             elif "unborn" in message:
@@ -118,6 +119,8 @@ class Runners:
         del self.alive[ended.runner.number]
         self._free.append(ended.runner.number)
         ended.runner.control.close()
+        if ended.runner.memory >= 0:
+            os.close(ended.runner.memory)
         ended = replace(ended, requests=ended.runner.output.requests())
         ended.runner.output.finish()
         return ended
@@ -184,7 +187,7 @@ def measure(model: ServedModel, runner: RunnerProcess) -> None:
     Private memory is measured, and what the runner is about to take is added; it reports its part of a GPU itself.
     """
     runner.measured = time.monotonic()
-    held = machine.private_bytes(runner.pid)
+    held = machine.private_bytes(runner.pid, runner.memory)
     if not held:
         return
     held += runner.slot.get("pending_bytes")

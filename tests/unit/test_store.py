@@ -102,7 +102,7 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     host = Host(tmp_path)
-    monkeypatch.setattr(machine, "private_bytes", lambda pid: host.held[pid] * MB)
+    monkeypatch.setattr(machine, "private_bytes", lambda pid, _opened: host.held[pid] * MB)
     yield host
     host.close()
 
