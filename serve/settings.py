@@ -370,7 +370,7 @@ class Settings:
 
     @property
     def slots(self) -> Path:
-        """The memory-mapped file of counters."""
+        """The file of the host's heartbeat and the web workers' counts."""
         assert self.run_dir is not None
         return self.run_dir / "slots"
 

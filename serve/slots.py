@@ -1,17 +1,22 @@
-"""Counters that processes share without messages: one mmap'd file, one slot for each process, one writer a field.
+"""Counters that processes share without messages, one writer a field.
 
-The host reads a runner's slot to choose an eviction victim, or to detect that it is stuck. Web workers read the header
-to answer /ping. The file is in the run directory and not in /dev/shm, which serverless inference does not have. The
-fields are aligned 8-byte numbers, so that a reader never sees half of one.
+Each runner has a slot: a page of memory that it shares with the host, and with no other process. The host reads it to
+choose an eviction victim, or to detect that the runner is stuck. The fields are aligned 8-byte numbers, so that a
+reader never sees half of one. A model's own code can write any number there: the host reads the page as a `RunnerSlot`,
+and only what concerns this model depends on it.
+
+The host's own words (its heartbeat, its state, the reason) and the counts of the web workers are in a file of the run
+directory. No process maps this file, so that none is hurt if it is truncated; its writers restore it.
 """
 
-import mmap
 import os
+import struct
 import time
 from enum import IntEnum
 from pathlib import Path
 
-HEADER = 512
+from serve import shared_pages
+
 FIELDS = (
     "pid",
     "in_flight",
@@ -39,58 +44,26 @@ FIELDS = (
     "cold_since",
     "cold_until",
 )
-SLOT = 8 * len(FIELDS)
-WEB_SLOTS = 64  # the first slots are those of web workers
-SLOTS = 4096
 AT = {name: index for index, name in enumerate(FIELDS)}
-
-
-class State(IntEnum):
-    STARTING = 0
-    READY = 1
-    DRAINING = 2
-    ENDING = 3  # a process that all models need has ended
-
-
-class Slots:
-    """The mapped file. The launcher creates it, once; other processes open it."""
-
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        if create:
-            fresh = path.with_suffix(".new")
-            fresh.write_bytes(bytes(HEADER + SLOT * SLOTS))
-            fresh.rename(path)
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), HEADER + SLOT * SLOTS)
-        self._numbers = memoryview(self._map).cast("q")
-        if create:
-            self.beat(State.STARTING, "starting")  # otherwise the silence would count from boot
-
-    def slot(self, index: int) -> "Slot":
-        return Slot(self._numbers[(HEADER + SLOT * index) // 8 : (HEADER + SLOT * (index + 1)) // 8])
-
-    def beat(self, state: State, message: str) -> None:
-        """The host's heartbeat, with its state and the reason."""
-        raw = message.encode()[:400]
-        self._map[16:18] = len(raw).to_bytes(2, "little")
-        self._map[18 : 18 + len(raw)] = raw
-        self._numbers[0] = state
-        self._numbers[1] = time.monotonic_ns()
-
-    def pulse(self) -> tuple[State, float, str]:
-        """The host's state, the seconds since its last heartbeat, and the reason."""
-        length = int.from_bytes(self._map[16:18], "little")
-        message = self._map[18 : 18 + length].decode(errors="replace")
-        return State(self._numbers[0]), (time.monotonic_ns() - self._numbers[1]) / 1e9, message
+PAGE = 4096
+MOST = 1 << 53  # the largest number that JSON's readers take exactly
+MOST_NS = 1 << 62  # of a sum of nanoseconds: a century
+_PAST_NS = {"last_used", "busy_since"}
 
 
 class Slot:
-    """One process's counters, by name; in `numbers` by the number in AT, where each request counts."""
+    """A runner's counters, by name; in `numbers` by the number in AT, where each request counts."""
 
     __slots__ = ("numbers",)
 
-    def __init__(self, numbers: memoryview) -> None:
-        self.numbers = numbers
+    def __init__(self, fd: int) -> None:
+        """`fd`: of the page that `create` has made; it may be closed afterwards. Raises OSError."""
+        self.numbers = shared_pages.mapped(fd, PAGE).cast("q")
+
+    @staticmethod
+    def create() -> int:
+        """The page of a new runner: a descriptor. All its counters are 0. Raises OSError."""
+        return shared_pages.create("counters", PAGE)
 
     def get(self, name: str) -> int:
         return int(self.numbers[AT[name]])
@@ -101,10 +74,88 @@ class Slot:
     def add(self, name: str, value: int = 1) -> None:
         self.numbers[AT[name]] += value
 
-    def clear(self) -> None:
-        for index in range(len(FIELDS)):
-            self.numbers[index] = 0
-        self.set("pid", os.getpid())
 
-    def all(self) -> dict[str, int]:
-        return dict(zip(FIELDS, self.numbers.tolist(), strict=True))
+class RunnerSlot(Slot):
+    """The host's view of a runner's counters: each number is one that an honest runner could have written."""
+
+    __slots__ = ()
+
+    def get(self, name: str) -> int:
+        value = int(self.numbers[AT[name]])
+        if value <= 0:
+            return 0
+        if name in _PAST_NS:
+            return min(value, time.monotonic_ns())
+        if name == "begun_arrival_epoch_ms":
+            return min(value, int(time.time() * 1e3))
+        return min(value, MOST_NS if name.endswith("_ns") else MOST)
+
+
+class State(IntEnum):
+    STARTING = 0
+    READY = 1
+    DRAINING = 2
+    ENDING = 3  # a process that all models need has ended
+
+
+_WORDS = struct.Struct("<qqH400s")  # of the host: its state, the time of its heartbeat, and the length of the reason
+_HEADER = 512
+WEB_SLOTS = 64
+WEB_FIELDS = ("requests", "client_errors", "server_errors")
+_WEB = struct.Struct(f"<{len(WEB_FIELDS)}q")
+
+
+class Slots:
+    """The file of the host's words and the web workers' counts. The launcher creates it, once; others open it."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        if create:
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(bytes(_HEADER + _WEB.size * WEB_SLOTS))
+            fresh.rename(path)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if create:
+            self.beat(State.STARTING, "starting")  # otherwise the silence would count from boot
+
+    def beat(self, state: State, message: str) -> None:
+        """The host's heartbeat, with its state and the reason."""
+        raw = message.encode(errors="replace")[:400]
+        os.pwrite(self._fd, _WORDS.pack(state, time.monotonic_ns(), len(raw), raw), 0)
+
+    def pulse(self) -> tuple[State, float, str]:
+        """The host's state, the seconds since its last heartbeat, and the reason."""
+        found = os.pread(self._fd, _WORDS.size, 0)
+        try:
+            state, beat, length, raw = _WORDS.unpack(found)
+            return State(state), (time.monotonic_ns() - beat) / 1e9, raw[:length].decode(errors="replace")
+        except (struct.error, ValueError):  # until the host's next heartbeat
+            return State.STARTING, 0.0, "the file of counters in the run directory is damaged"
+
+    def web(self, number: int) -> "WebCounts":
+        """The counts of a web worker, which is their only writer, from where an earlier worker of this number ended."""
+        return WebCounts(self._fd, number)
+
+    def web_totals(self) -> dict[str, int]:
+        """The counts of all web workers."""
+        found = os.pread(self._fd, _WEB.size * WEB_SLOTS, _HEADER).ljust(_WEB.size * WEB_SLOTS, b"\0")
+        rows = _WEB.iter_unpack(found)
+        return {
+            name: sum(min(max(count, 0), MOST) for count in counts)
+            for name, counts in zip(WEB_FIELDS, zip(*rows, strict=True), strict=True)
+        }
+
+
+class WebCounts:
+    """The counts of one web worker."""
+
+    def __init__(self, fd: int, number: int) -> None:
+        self._fd = fd
+        self._at = _HEADER + _WEB.size * number
+        found = os.pread(fd, _WEB.size, self._at).ljust(_WEB.size, b"\0")
+        self._counts = dict(zip(WEB_FIELDS, (min(max(each, 0), MOST) for each in _WEB.unpack(found)), strict=True))
+
+    def add(self, *names: str) -> None:
+        """Count one more of each."""
+        for name in names:
+            self._counts[name] += 1
+        os.pwrite(self._fd, _WEB.pack(*self._counts.values()), self._at)

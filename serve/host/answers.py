@@ -18,7 +18,7 @@ from serve.host.sockets import ModelSockets, refuse, reply
 from serve.host.store import Store
 from serve.http import wire
 from serve.settings import Settings
-from serve.slots import WEB_SLOTS, Slots
+from serve.slots import Slots
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -92,13 +92,13 @@ class _Collector:
             budgets.add_metric([str(device)], budget)
             used.add_metric([str(device)], self._store.runners.used_on(device))
         yield from (budgets, used)
-        web = [self._slots.slot(number) for number in range(WEB_SLOTS)]
+        web = self._slots.web_totals()
         for field, name, meaning in (
             ("requests", "serve_web_requests", "Requests to web workers"),
             ("client_errors", "serve_web_client_errors", "4xx answers of web workers"),
             ("server_errors", "serve_web_server_errors", "5xx answers of web workers"),
         ):
-            yield CounterMetricFamily(name, meaning, sum(slot.get(field) for slot in web))
+            yield CounterMetricFamily(name, meaning, web[field])
 
 
 def exposition(store: Store, slots: Slots, settings: Settings) -> bytes:

@@ -47,9 +47,9 @@ _USE_SCIPY = {*_OWN_ESTIMATORS, module_of("xgboost")}
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A runner to fork. Descriptors come with it: the model's record, its output, its socket, the runner's channel."""
+    """A runner to fork. Descriptors come with it: the model's record, output, counters, socket and control channel."""
 
-    runner: int  # its number, which is its slot
+    runner: int  # its number
     model: str
     handler: str
     device: str | None = None  # its CUDA_VISIBLE_DEVICES: one GPU, or "" for none; None: as the server's
@@ -94,7 +94,7 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
             awake.recv(4096)
             _reap(channel)
         if channel.fileno() in ready:
-            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 4)
+            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 5)
             if not message:
                 signal.set_wakeup_fd(-1)  # children may end while this process exits
                 return
@@ -164,7 +164,7 @@ def _fork(
     own: Sequence[socket.socket],
     start: Callable[..., None],
 ) -> None:
-    config, output, *rest = fds
+    config, output, counters, *rest = fds
     listener, control = (socket.socket(fileno=fd) for fd in rest)
     gate = opened = -1
     try:
@@ -177,6 +177,7 @@ def _fork(
     if pid:
         os.close(config)
         os.close(output)
+        os.close(counters)
         listener.close()
         control.close()
         if pid > 0:
@@ -204,7 +205,7 @@ def _fork(
         _offer_to_oom_killer()
         if order.device is not None:
             os.environ[VISIBLE] = order.device
-        start(order.runner, config, output, listener, control, settings)
+        start(counters, config, output, listener, control, settings)
         os._exit(0)
     except BaseException:
         log.exception("runner failed", extra={"model": order.model})
@@ -242,7 +243,7 @@ class Forkserver:
     def __init__(self, settings: Settings, needed: Sequence[str], possible: Sequence[str], *, alone: bool) -> None:
         """`alone`: there is never more than one runner, and it may use whole processors."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._unsent: deque[tuple[bytes, int, int, socket.socket, socket.socket]] = deque()
+        self._unsent: deque[tuple[bytes, int, int, int, socket.socket, socket.socket]] = deque()
         environ = {
             **os.environ,
             # numpy's OpenBLAS starts its threads at import by default, and threads do not survive a fork.
@@ -285,21 +286,24 @@ class Forkserver:
         direction of the channel, both processes would block each other.
         """
         order = Order(runner.number, config.name, config.handler, device)
-        files = _in_memory(config), runner.output.fd, listener.dup(), runner.hand_over()
+        counters, control = runner.hand_over()
+        files = _in_memory(config), runner.output.fd, counters, listener.dup(), control
         self._unsent.append((msgspec.json.encode(order), *files))
         self._flush()
 
     def _flush(self) -> None:
         while self._unsent:
-            message, config, output, listener, control = self._unsent[0]
+            message, config, output, counters, listener, control = self._unsent[0]
             try:
-                socket.send_fds(self.channel, [message], [config, output, listener.fileno(), control.fileno()])
+                fds = [config, output, counters, listener.fileno(), control.fileno()]
+                socket.send_fds(self.channel, [message], fds)
             except BlockingIOError:
                 return  # tried again at the next message: then the forkserver has read an order
             except OSError as broken:
                 raise EOFError from broken
             self._unsent.popleft()
             os.close(config)
+            os.close(counters)
             listener.close()
             control.close()
 

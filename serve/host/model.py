@@ -19,7 +19,7 @@ from serve.catalog.catalog import Entry
 from serve.catalog.model_config import ModelConfig
 from serve.errors import ModelFailed, ModelUnusable, ServeError
 from serve.host.eviction import Held
-from serve.slots import FIELDS, Slot
+from serve.slots import FIELDS, MOST, RunnerSlot, Slot
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,12 @@ class Eviction:
 
 
 class RunnerProcess:
-    """A runner from its order to its exit. `number` is its slot, and identifies it before its process id is known."""
+    """A runner from its order to its exit. `number` identifies it before its process id is known."""
 
-    def __init__(self, number: int, model: str, slot: Slot, reserved: Held) -> None:
+    def __init__(self, number: int, model: str, reserved: Held) -> None:
+        """Raises OSError."""
         self.number = number
         self.model = model
-        self.slot = slot
         self.bytes = reserved.bytes  # an estimate until it is measured
         self.device = reserved.device  # the number of its GPU
         self.device_bytes = reserved.device_bytes  # of that GPU's memory; an estimate until it is measured
@@ -80,9 +80,15 @@ class RunnerProcess:
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
         self.kill_reason = ""  # why it exits, if the host knows that before it does
         self.reported_failure = False
-        self.output = Captured(model)
-        self.control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.setblocking(False)
+        self._counters = Slot.create()
+        try:
+            self.slot = RunnerSlot(self._counters)
+            self.control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.control.setblocking(False)
+            self.output = Captured(model)
+        except BaseException:
+            os.close(self._counters)
+            raise
 
     def retire(self) -> None:
         """Ask the runner to stop accepting, answer the requests it holds, and exit."""
@@ -137,9 +143,16 @@ class RunnerProcess:
         except OSError:
             return True
 
-    def hand_over(self) -> socket.socket:
-        """The runner's end of the control channel. The caller closes it once it is sent."""
-        return self._theirs
+    def hand_over(self) -> tuple[int, socket.socket]:
+        """The file of the runner's counters, and its end of the control channel. The caller closes them once sent."""
+        return self._counters, self._theirs
+
+    def discard(self) -> None:
+        """Release what a runner that is not ordered holds."""
+        os.close(self._counters)
+        self._theirs.close()
+        self.control.close()
+        self.output.finish()
 
 
 class ServedModel:
@@ -360,7 +373,7 @@ class ServedModel:
             "loadStep": self.load_step() or None,
             "handler": self.config.handler if self.config else None,
             "bytes": sum(each.bytes for each in self.runners),
-            "cacheBytes": sum(each.slot.get("spare_bytes") for each in self.runners),
+            "cacheBytes": sum(min(each.slot.get("spare_bytes"), each.bytes) for each in self.runners),
             "estimatedBytes": self.config.bytes if self.config else None,
             "peakBytes": self.peak_bytes or None,
             "devices": sorted({each.device for each in self.runners if each.device is not None}),
@@ -369,13 +382,13 @@ class ServedModel:
             "copies": self.copies,
             "pinned": self.pinned,
             "preload": self.preloaded,
-            "inFlight": sum(each.slot.get("in_flight") for each in self.runners),
+            "inFlight": min(sum(each.slot.get("in_flight") for each in self.runners), MOST),
             "lastUsed": round(self._last_used, 3) or None,
             "loads": self.loads,
             "evictions": self.evictions,
             "lastEviction": self._last_eviction_shown(),
             "deaths": self.crashes,
-            "requests": self.count("requests"),
+            "requests": min(self.count("requests"), MOST),
         }
         failure = self.failure()
         if state == "failed" and failure:

@@ -16,8 +16,8 @@ from serve.host.eviction import Held
 from serve.host.forkserver import Forkserver
 from serve.host.model import Phase, RunnerProcess, ServedModel
 from serve.settings import Settings, nginx_limit
-from serve.slots import SLOTS, WEB_SLOTS, Slots
 
+MOST_RUNNERS = 4000  # alive at a time
 MEASURE_EVERY = 2.0  # seconds; a measurement walks a process's page tables: about 1 ms for each GB it maps
 SHOW_EVERY = 0.5  # seconds; a look at a silent runner takes 1 µs
 MEASURED_AT_ONCE = 8  # so that a thousand runners do not block the loop
@@ -37,14 +37,13 @@ class Exit:
 
 
 class Runners:
-    """The runners that are alive, by number. A number is a slot."""
+    """The runners that are alive, by number."""
 
-    def __init__(self, settings: Settings, slots: Slots, forks: Forkserver, devices: Sequence[Device] = ()) -> None:
+    def __init__(self, settings: Settings, forks: Forkserver, devices: Sequence[Device] = ()) -> None:
         self._devices = devices
         self._settings = settings
-        self._slots = slots
         self._forks = forks
-        self._free = list(range(SLOTS - 1, WEB_SLOTS - 1, -1))
+        self._free = list(range(MOST_RUNNERS - 1, -1, -1))
         self._measured = 0.0  # time.monotonic()
         self._shown = 0.0  # the same, of the last look at the runners' output
         self._oom_kills = machine.oom_kills()
@@ -58,17 +57,14 @@ class Runners:
         """
         assert model.config is not None
         if not self._free:
-            raise DoesNotFit(f"{SLOTS - WEB_SLOTS} runners are alive, which is the limit", hint="unload a model")
+            raise DoesNotFit(f"{MOST_RUNNERS} runners are alive, which is the limit", hint="unload a model")
         number = self._free[-1]
-        slot = self._slots.slot(number)
-        slot.clear()
-        slot.set("cold_since", int((cold_since or 0.0) * 1e9))
-        runner = RunnerProcess(number, model.name, slot, reserved)
+        runner = RunnerProcess(number, model.name, reserved)
+        runner.slot.set("cold_since", int((cold_since or 0.0) * 1e9))
         try:
             check_spare_files(runner.control)
         except DoesNotFit:
-            runner.hand_over().close()
-            runner.output.finish()
+            runner.discard()
             raise
         self._free.pop()
         self.alive[number] = runner
@@ -190,9 +186,10 @@ def measure(model: ServedModel, runner: RunnerProcess) -> None:
     held = machine.private_bytes(runner.pid, runner.memory)
     if not held:
         return
-    held += runner.slot.get("pending_bytes")
+    # A model's own code can write any number: this is the most that the work behind a load takes.
+    held += min(runner.slot.get("pending_bytes"), max(held, model.config.bytes if model.config else 0))
     runner.bytes = held
-    caches = runner.slot.get("spare_bytes")
+    caches = min(runner.slot.get("spare_bytes"), held)
     if runner.device is None:
         model.peak_bytes = max(model.peak_bytes, held - caches)
     else:

@@ -50,7 +50,7 @@ class Host:
         gpus = devices.found(settings)
         if gpus:
             log.info("GPUs", extra={"budgets": [each.bytes for each in gpus]})
-        self._store = Store(settings, found, self._slots, self._forks, self._wake, gpus)
+        self._store = Store(settings, found, self._forks, self._wake, gpus)
         self._draining = False
         self._ending = False
         self._poller = Poller()

@@ -30,7 +30,7 @@ from serve.host.model import MINUTE, Eviction, Phase, RunnerProcess, ServedModel
 from serve.host.runners import Exit, Runners, measure
 from serve.http.addresses import socket_name
 from serve.settings import MB, Settings
-from serve.slots import Slots, State
+from serve.slots import State
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,6 @@ class Store:
         self,
         settings: Settings,
         found: Catalog,
-        slots: Slots,
         forks: Forkserver,
         wake: Callable[[], None],
         devices: Sequence[Device] = (),
@@ -116,7 +115,7 @@ class Store:
         for model in self.models.values():
             model.open()  # although it is not loaded: the host accepts the first connection, and loads it
         self.changed: set[ServedModel] = set(self.models.values())
-        self.runners = Runners(settings, slots, forks, devices)
+        self.runners = Runners(settings, forks, devices)
         self._preparation = Preparation(settings, wake)
         self._waiting: list[ServedModel] = []  # loads that wait for memory, oldest first
         for model in self._chosen(settings.pin, found, lambda config: config.pin):

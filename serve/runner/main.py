@@ -29,7 +29,7 @@ from serve.runner.loop import Loop
 from serve.runner.open_inference import OpenInference
 from serve.runner.records import Engine, Records
 from serve.settings import Settings
-from serve.slots import Slot, Slots
+from serve.slots import Slot
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ PR_SET_NAME = 15
 
 
 def run(
-    number: int,
+    counters: int,
     record: int,
     output: int,
     listener: socket.socket,
@@ -48,24 +48,25 @@ def run(
 ) -> None:
     """Load a model, report to the host, and serve until the host retires the runner.
 
-    `number`: the runner's slot. `record`, `output`: file descriptors of the model's ModelConfig, and of the file that
-    captures stdout and stderr. `own`: directories of the model's own packages, in an interpreter that was started for
-    them; then `log_to` is the descriptor of the log.
+    `counters`, `record`, `output`: file descriptors of the runner's slot, of the model's ModelConfig, and of the file
+    that captures stdout and stderr. `own`: directories of the model's own packages, in an interpreter that was started
+    for them; then `log_to` is the descriptor of the log.
     """
     config = decoded(os.pread(record, os.fstat(record).st_size, 0))
     log_to = capture.install(output, f"runner {config.name}", config.name, settings.log_level, log_to)
     ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # shown by `top`
-    slot = Slots(settings.slots).slot(number)  # the host has cleared it
+    slot = Slot(counters)
     slot.set("pid", os.getpid())
     began = time.monotonic()
     try:
-        handler = _load(config, settings, own, partial(_afresh, number, record, output, log_to, listener, control))
+        handler = _load(config, settings, own, partial(_afresh, counters, record, output, log_to, listener, control))
     except ServeError as error:
         error.model = config.name
         capture.end()
         _report(control, {"failed": errors.to_wire(error)})
         os._exit(1)
     os.close(record)
+    os.close(counters)
     # Free the temporary memory of the load before the host measures the runner. The collector skips frozen objects:
     # weights and modules.
     gc.collect()
@@ -101,7 +102,7 @@ def _keep_up(upkeep: Upkeep, slot: Slot) -> None:
 
 
 def _afresh(
-    number: int,
+    counters: int,
     record: int,
     output: int,
     log_to: int,
@@ -113,17 +114,17 @@ def _afresh(
 
     Modules that the forkserver has imported, transformers 5 for example, would hide the model's own versions.
     """
-    files = (record, output, log_to, listener.fileno(), control.fileno())
+    files = (counters, record, output, log_to, listener.fileno(), control.fileno())
     for file in files:
         os.set_inheritable(file, True)
-    os.execv(sys.executable, [sys.executable, "-m", "serve", "runner", *map(str, (number, *files)), *own])
+    os.execv(sys.executable, [sys.executable, "-m", "serve", "runner", *map(str, files), *own])
 
 
 def begin(numbers: Sequence[int], settings: Settings, own: Sequence[str]) -> None:
-    """Continue after `_afresh`, in the new interpreter, with its numbers: the slot and the file descriptors."""
-    number, record, output, log_to, listener, control = numbers
+    """Continue after `_afresh`, in the new interpreter, with its file descriptors."""
+    counters, record, output, log_to, listener, control = numbers
     sockets = socket.socket(fileno=listener), socket.socket(fileno=control)
-    run(number, record, output, *sockets, settings, own, log_to)
+    run(counters, record, output, *sockets, settings, own, log_to)
 
 
 def _load(

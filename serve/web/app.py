@@ -5,7 +5,6 @@ sends the request there. If that fails, nginx repeats the request, and the same 
 """
 
 import logging
-import os
 import threading
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from serve.catalog.catalog import Catalog
 from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
 from serve.http import media
 from serve.settings import Settings
-from serve.slots import Slot, Slots, State
+from serve.slots import Slots, State, WebCounts
 from serve.web import batch_transform, model_api, open_inference, openai
 from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
@@ -29,7 +28,7 @@ from serve.web.model_api import Loaded
 
 log = logging.getLogger(__name__)
 
-SLOTS, SLOT = "slots", "slot"  # extensions of the application: all slots, and the one of this process
+SLOTS, COUNTS = "slots", "counts"  # extensions of the application: the file of counters, and those of this process
 SILENCE = 5.0  # seconds without a heartbeat after which the host is taken for dead
 
 
@@ -83,8 +82,7 @@ def create(settings: Settings) -> Flask:
 
 def take_slot(app: Flask, slot: int) -> None:
     """Let this process count its requests in the slot of this number."""
-    app.extensions[SLOT] = app.extensions[SLOTS].slot(slot)
-    app.extensions[SLOT].set("pid", os.getpid())
+    app.extensions[COUNTS] = app.extensions[SLOTS].web(slot)
 
 
 def _published(file: Path) -> Catalog:
@@ -142,15 +140,12 @@ def _name_requests(app: Flask) -> None:
 
 def _count(app: Flask, slots: Slots) -> None:
     app.extensions[SLOTS] = slots
-    lock = threading.Lock()  # a worker has several threads, and `add` is a read and a write
+    lock = threading.Lock()  # a worker has several threads
 
     @app.after_request
     def count(response: Response) -> Response:
-        counts: Slot = app.extensions[SLOT]
+        counts: WebCounts = app.extensions[COUNTS]
+        error = ("server_errors",) if response.status_code >= 500 else ("client_errors",)
         with lock:
-            counts.add("requests")
-            if response.status_code >= 500:
-                counts.add("server_errors")
-            elif response.status_code >= 400:
-                counts.add("client_errors")
+            counts.add("requests", *(error if response.status_code >= 400 else ()))
         return response

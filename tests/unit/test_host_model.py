@@ -17,7 +17,6 @@ from serve.host.model import ServedModel
 from serve.host.model_api import MultiModelApi
 from serve.host.runners import Runners
 from serve.http import wire
-from serve.slots import Slots
 from tests.patience import PATIENCE
 
 
@@ -94,7 +93,6 @@ class Reports:
 def test_the_exit_of_a_process_that_is_no_runner_is_ignored(tmp_path: Path) -> None:
     """A framework may start a process when the forkserver imports it."""
     chosen = replace(settings.read({}), run_dir=tmp_path)
-    slots = Slots(chosen.slots, create=True)
-    runners = Runners(chosen, slots, Reports({"died": 4711, "status": 0}))  # type: ignore[arg-type]
+    runners = Runners(chosen, Reports({"died": 4711, "status": 0}))  # type: ignore[arg-type]
 
     assert list(runners.exits(read_messages=lambda _: None)) == []

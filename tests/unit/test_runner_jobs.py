@@ -14,7 +14,7 @@ from serve.errors import BadRequest, InternalError, ServeError, TooLate
 from serve.handlers.base import Reply, Request
 from serve.http.wire import Connection
 from serve.runner.jobs import Answers, Batches, ConnectionJob, Waited, deadline_exceeded
-from serve.slots import Slots
+from serve.slots import Slot
 
 
 class Doubler:
@@ -191,7 +191,7 @@ class NoPoll:
 
 def test_a_batch_is_not_walked_for_each_of_its_jobs(tmp_path: Path) -> None:
     """The newest arrival at work is reported, whatever the order of begin, and again after the newest has ended."""
-    slot = Slots(tmp_path / "slots", create=True).slot(70)
+    slot = Slot(Slot.create())
     answers = Answers("m", NoPoll(), slot, 60.0, lambda _: None)  # type: ignore[arg-type]
     answers._joined = joined = Counted()
     now = time.monotonic()

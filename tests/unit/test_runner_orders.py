@@ -14,7 +14,7 @@ from serve.runner import main
 from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.loop import Loop
 from serve.runner.records import Engine
-from serve.slots import Slot, Slots
+from serve.slots import Slot
 from tests.patience import PATIENCE
 
 
@@ -39,7 +39,7 @@ class Idle:
 def test_a_runner_frees_its_caches_and_serves_on(tmp_path: Path, caches: Texts | None) -> None:
     """It answers when the memory is free; only the next order ends it."""
     chosen = replace(settings.read({}), run_dir=tmp_path)
-    slot = Slots(chosen.slots, create=True).slot(100)
+    slot = Slot(Slot.create())
     slot.set("spare_bytes", 1000)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "m.sock"))

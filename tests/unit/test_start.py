@@ -121,16 +121,6 @@ def test_models_without_an_example_have_a_command_too(tmp_path: Path) -> None:
     ]
 
 
-def test_counters_cross_processes_by_name(tmp_path: Path) -> None:
-    """Two mappings of one file see one another's numbers; clearing one slot leaves its neighbour."""
-    ours = Slots(tmp_path / "slots", create=True)
-    theirs = Slots(tmp_path / "slots")
-    ours.slot(64).add("requests", 3)
-    ours.slot(65).add("requests", 5)
-    theirs.slot(64).clear()
-    assert (ours.slot(64).get("requests"), theirs.slot(65).get("requests")) == (0, 5)
-
-
 def test_before_its_first_beat_the_host_is_starting(tmp_path: Path) -> None:
     """Its silence is not counted from the boot of the machine."""
     slots = Slots(tmp_path / "slots", create=True)

@@ -1,6 +1,7 @@
 """The store asks for memory in the right order: it frees caches, and evicts only if that is not enough."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +16,6 @@ from serve.catalog.model_config import ModelConfig
 from serve.host.model import RunnerProcess
 from serve.host.store import Store
 from serve.settings import MB
-from serve.slots import Slots
 
 BUDGET = 100  # MB
 
@@ -28,7 +28,8 @@ class Forks:
         self._reports: list[Mapping[str, Any]] = []
 
     def fork(self, runner: RunnerProcess, config: ModelConfig[Any], *rest: object) -> None:
-        channel = runner.hand_over()
+        counters, channel = runner.hand_over()
+        os.close(counters)
         channel.setblocking(False)
         self.runners[config.name] = runner, channel
         self._reports.append({"runner": runner.number, "pid": 1000 + runner.number})
@@ -49,8 +50,7 @@ class Host:
         ]
         entries = [Entry(name=each.name, path=directory, archive=False, config=each) for each in configs]
         self.forks = Forks()
-        slots = Slots(chosen.slots, create=True)
-        self.store = Store(chosen, Catalog(entries), slots, self.forks, lambda: None)  # type: ignore[arg-type]
+        self.store = Store(chosen, Catalog(entries), self.forks, lambda: None)  # type: ignore[arg-type]
         self.held: dict[int, int] = {}  # MB, by process id
 
     def close(self) -> None:
