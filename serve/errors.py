@@ -212,12 +212,17 @@ def fields(error: ServeError, request_id: str = "") -> dict[str, Any]:
     return {
         "code": int(error.status),
         "type": error.type,
-        "message": error.message,
+        "message": _encodable(error.message),
         "model": error.model,
         "hint": error.hint,
         "request_id": request_id,
         "retryable": error.retryable,
     }
+
+
+def _encodable(text: str) -> str:
+    """Text that UTF-8 can encode: the message of a library, or of own code, may have half of a surrogate pair."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def body(error: ServeError, request_id: str = "", *, openai: bool = False, open_inference: bool = False) -> bytes:

@@ -11,7 +11,10 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from serve.errors import DeviceLost, DoesNotFit, ModelUnusable
+from serve.errors import DeviceLost, DoesNotFit, ModelUnusable, RunnerDied, ServeError
+
+# Errors of a request behind which the process serves no other.
+ENDS_PROCESS = (DeviceLost, RunnerDied)
 
 HINTS = {
     "memory": "send less at once, unload a model, or give the container more memory",
@@ -43,7 +46,7 @@ def exhausted(error: BaseException) -> DoesNotFit | None:
         if what := _what(each):
             place = each.filename if isinstance(each, OSError) and what == "disk space" and each.filename else ""
             at = f" at {place}" if place else ""
-            return DoesNotFit(f"out of {what}{at}: {type(each).__name__}: {each}"[:500], hint=HINTS[what])
+            return DoesNotFit(f"out of {what}{at}: {type(each).__name__}: {message_of(each)}"[:500], hint=HINTS[what])
     return None
 
 
@@ -54,10 +57,10 @@ def _what(error: BaseException) -> str | None:
         return "memory"
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         return _BY_ERRNO[error.errno]
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+    if isinstance(error, RuntimeError) and "can't start new thread" in message_of(error):
         return "processes"
-    if of_a_library(error) and _MEMORY.search(str(error)):
-        return "device memory" if _DEVICE.search(str(error)) else "memory"
+    if of_a_library(error) and _MEMORY.search(message := message_of(error)):
+        return "device memory" if _DEVICE.search(message) else "memory"
     return None
 
 
@@ -66,9 +69,45 @@ def of_a_library(error: BaseException) -> bool:
     return type(error).__module__ != "builtins" or isinstance(error, RuntimeError)
 
 
+def message_of(error: BaseException) -> str:
+    """`str(error)` as text that UTF-8 can encode. The `__str__` of a model's own class may fail."""
+    try:
+        return str(error).encode(errors="backslashreplace").decode()
+    except BaseException as failure:
+        return f"(its message cannot be read: {type(failure).__name__})"
+
+
 def described(error: BaseException) -> str:
-    """The class and the message of an exception, in at most 500 characters."""
-    return f"{type(error).__name__}: {error}"[:500] if str(error) else type(error).__name__
+    """The class and the message of an exception, in at most 500 characters. A panic names its library."""
+    message = message_of(error)
+    if library := panicked(error):
+        return f"{library} panicked: {message}"[:500]
+    return f"{type(error).__name__}: {message}"[:500] if message else type(error).__name__
+
+
+# Libraries in Rust, by the names of their packages.
+_RUST = ("tokenizers", "safetensors", "tiktoken", "polars", "pydantic_core", "orjson", "cryptography", "lancedb")
+
+
+def panicked(error: BaseException) -> str:
+    """The library whose Rust code has panicked; "" for any other exception.
+
+    PyO3 raises a panic as a BaseException that is no Exception and does not name the library. The Python code that
+    called it holds an object of the library.
+    """
+    if type(error).__module__ != "pyo3_runtime":
+        return ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        return "a library in Rust"
+    caller = frames[-1]
+    held = [*caller.f_locals.values(), *(caller.f_globals.get(name) for name in caller.f_code.co_names)]
+    held += [each for value in held for each in getattr(value, "__dict__", {}).values()]
+    names: list[object] = []
+    for value in held:
+        names += [type(value).__module__, getattr(value, "__module__", ""), getattr(value, "__name__", "")]
+    found = next((each for name in names if (each := str(name).partition(".")[0]) in _RUST), "")
+    return found or f"a library in Rust, called by {caller.f_globals.get('__name__')},"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -130,13 +169,21 @@ def how_to_install(framework: str) -> str:
     return f"pip install 'sagemaker-serve[{extra}]'{image}"
 
 
-def lost(error: BaseException) -> DeviceLost | None:
-    """The 500 to answer if `error`, or an error that it was raised from, means a lost device; else None."""
+def lost(error: BaseException) -> ServeError | None:
+    """The 500 to answer if `error`, or an error that it was raised from, means that a new process must take over.
+
+    The device is lost, or a library has a lock that a panic has poisoned: then each later call panics as well.
+    """
     for each in chain(error):
-        if isinstance(each, DeviceLost):
+        if isinstance(each, ENDS_PROCESS):
             return each
-        if of_a_library(each) and _LOST.search(str(each)):
-            message = str(each).partition("\n")[0][:300]  # without torch's advice on debugging
+        if panicked(each) and "PoisonError" in message_of(each):
+            return RunnerDied(
+                f"the model's process can no longer use a library: {described(each)}",
+                hint="retry: the next request starts a new process; the log has the traceback of the first panic",
+            )
+        if of_a_library(each) and _LOST.search(message := message_of(each)):
+            message = message.partition("\n")[0][:300]  # without torch's advice on debugging
             return DeviceLost(
                 f"the model's process can no longer use its device: {type(each).__name__}: {message}",
                 hint="retry: the next request starts a new process; the log has the traceback",

@@ -1,5 +1,6 @@
 """The log: one JSON object a line for each event, with its model, requests and numbers. Payloads are never logged."""
 
+import json
 import logging
 import sys
 import threading
@@ -56,7 +57,10 @@ class JsonLines(logging.Formatter):
         line.update(extra)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:  # half of a surrogate pair in a message: escaped, as JSON allows
+            return json.dumps(line, default=str)
 
 
 def output(process: str, model: str, requests: Sequence[str], text: str) -> bytes:

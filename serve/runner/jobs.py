@@ -14,8 +14,8 @@ from http import HTTPStatus
 from typing import Any
 
 from serve import capture, errors, failures
-from serve.errors import DeviceLost, InternalError, ServeError, TooLate
-from serve.failures import exhausted, give_back
+from serve.errors import InternalError, ServeError, TooLate
+from serve.failures import ENDS_PROCESS, described, exhausted, give_back
 from serve.handlers.base import Predictor, Reply, Request
 from serve.http import media, wire
 from serve.http.addresses import OPEN_INFERENCE, OPENAI
@@ -151,7 +151,7 @@ class ConnectionJob:
             self._answers.stream(self, body)
 
     def fail(self, error: ServeError) -> None:
-        if isinstance(error, DeviceLost):
+        if isinstance(error, ENDS_PROCESS):
             self._answers.lost = error
         if self.started:
             # Status 200 has been sent. A closed connection is the only way left to mark the answer as incomplete.
@@ -273,23 +273,27 @@ class Batches:
         capture.begin(tuple([job.request.id for job in batch]))
         try:
             return self._predictor.predict([job.item for job in batch])
-        except Exception as error:
+        except BaseException as error:
             if len(batch) == 1:
                 return [outcome_of(error)]
             log.warning(
-                "batch failed, retrying its requests one by one", extra={"size": len(batch), "error": repr(error)}
+                "batch failed, retrying its requests one by one", extra={"size": len(batch), "error": described(error)}
             )
             if exhausted(error):
                 give_back(error)
         return [outcome for job in batch for outcome in self._outcomes([job])]
 
 
-def outcome_of(error: Exception) -> ServeError:
-    """The error to answer for an exception of a handler. The traceback goes to the log."""
+def outcome_of(error: BaseException) -> ServeError:
+    """The error to answer for an exception of a handler. The traceback goes to the log.
+
+    Of any class: own code may call sys.exit, and a panic of a library in Rust is a BaseException. The process ignores
+    the signal of Ctrl-C.
+    """
     if isinstance(error, ServeError):
         return error
     if lost := failures.lost(error):
-        log.error("device lost", exc_info=error)
+        log.error("process lost", exc_info=error)
         return lost
     if out := exhausted(error):
         log.error("out of resources in predict", exc_info=error)
@@ -297,7 +301,7 @@ def outcome_of(error: Exception) -> ServeError:
         out.message = f"the model failed on this request: {out.message}"
         return out
     log.error("predict failed", exc_info=error)
-    return InternalError(f"the model failed on this request: {type(error).__name__}: {error}", hint="see the log")
+    return InternalError(f"the model failed on this request: {described(error)}", hint="see the log")
 
 
 def deadline_exceeded(waited: Waited, now: float, batch_seconds: float = 0.0) -> TooLate:
@@ -332,7 +336,7 @@ class Answers:
     ) -> None:
         """`leave` removes from the engine a job whose caller has hung up."""
         self.model = model  # its name, for errors
-        self.lost: DeviceLost | None = None  # set when the process can no longer use its device
+        self.lost: ServeError | None = None  # set when a new process must take over
         self._poll = poll
         self._slot = slot
         self._stream_limit = stream_limit
@@ -497,7 +501,7 @@ class Answers:
             data = next(chunks)
         except StopIteration:
             job.finish()
-        except Exception as error:
+        except BaseException as error:
             job.fail(outcome_of(error))
         else:
             job.send(data)

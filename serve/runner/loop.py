@@ -14,7 +14,7 @@ import time
 import msgspec
 
 from serve import capture
-from serve.errors import DeviceLost, ServeError
+from serve.errors import ServeError
 from serve.failures import exhausted, give_back
 from serve.handlers.base import Caches, Request
 from serve.http import media, wire
@@ -59,8 +59,8 @@ class Loop:
         self._reading: dict[int, tuple[wire.Connection, float]] = {}  # by file descriptor: incomplete requests
         self._accepting = True
 
-    def run(self) -> DeviceLost | None:
-        """Serve until the host asks this runner to retire, or closes its channel. A lost device is returned."""
+    def run(self) -> ServeError | None:
+        """Serve until the host asks this runner to retire, or closes its channel; the error that ended it, if any."""
         while self._accepting or self._held():
             self._wait()
             self._turn()
@@ -188,7 +188,7 @@ class Loop:
         try:
             self._addressee.check(job.request)
             job.item = self._engine.decode(job.request)
-        except Exception as error:
+        except BaseException as error:
             failure = outcome_of(error)
         took = time.monotonic_ns() - began
         job.waited.decode = took / 1e9
@@ -215,7 +215,7 @@ class Loop:
                 capture.begin(tuple(job.request.id for job in self._answers.joined.values()))
             try:
                 self._engine.step()
-            except Exception as error:
+            except BaseException as error:
                 self._answers.fail_joined(outcome_of(error))
             ended = time.monotonic_ns()
             self._slot.add("work_ns", ended - began + self._decode_ns)

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,7 +20,7 @@ from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import ModelConfig, decoded
 from serve.catalog.scan import real
 from serve.errors import InternalError, ModelNotFound, ServeError
-from serve.failures import exhausted, not_installed
+from serve.failures import described, exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise, Upkeep
 from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE
 from serve.runner import own_packages
@@ -57,6 +58,8 @@ def run(
     ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # shown by `top`
     slot = Slot(counters)
     slot.set("pid", os.getpid())
+    # The launcher alone acts on Ctrl-C. Without a handler, `_thread.interrupt_main` in own code does nothing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     began = time.monotonic()
     try:
         handler = _load(config, settings, own, partial(_afresh, counters, record, output, log_to, listener, control))
@@ -87,8 +90,8 @@ def run(
     _report(control, {"ready": {"seconds": time.monotonic() - began}})
     if upkeep:
         threading.Thread(target=_keep_up, args=(upkeep, slot), daemon=True).start()
-    if loop.run():
-        os._exit(1)
+    # Exit handlers and threads of the model's own code may never end, so that neither is waited for.
+    os._exit(1 if loop.run() else 0)
 
 
 def _keep_up(upkeep: Upkeep, slot: Slot) -> None:
@@ -96,7 +99,7 @@ def _keep_up(upkeep: Upkeep, slot: Slot) -> None:
     try:
         while upkeep.advance():
             slot.set("pending_bytes", upkeep.bytes)
-    except Exception:
+    except BaseException:
         log.exception("the work behind the load failed")
     slot.set("pending_bytes", 0)
 
@@ -124,7 +127,11 @@ def begin(numbers: Sequence[int], settings: Settings, own: Sequence[str]) -> Non
     """Continue after `_afresh`, in the new interpreter, with its file descriptors."""
     counters, record, output, log_to, listener, control = numbers
     sockets = socket.socket(fileno=listener), socket.socket(fileno=control)
-    run(counters, record, output, *sockets, settings, own, log_to)
+    try:
+        run(counters, record, output, *sockets, settings, own, log_to)
+    except BaseException:
+        log.exception("runner failed")
+        os._exit(1)
 
 
 def _load(
@@ -144,7 +151,7 @@ def _load(
             afresh(list(map(str, packages)))
         sys.path[:0] = own or ()
         return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config))
-    except Exception as error:
+    except BaseException as error:
         if out := exhausted(error):  # even if the handler reports it as an error of the files
             log.exception("out of resources during the load")
             if out is error:
@@ -159,7 +166,7 @@ def _load(
         if missing := not_installed(error):
             raise missing from error
         log.exception("load failed")
-        raise InternalError(f"loading failed: {type(error).__name__}: {error}", hint="see the log") from error
+        raise InternalError(f"loading failed: {described(error)}", hint="see the log") from error
 
 
 def _report(control: socket.socket, message: Mapping[str, Any]) -> None:

@@ -218,7 +218,7 @@ class Records:
         self._feed()
         try:
             self._engine.step()
-        except Exception:
+        except BaseException:
             self._bodies.clear()  # the loop fails all joined jobs, these included
             raise
         for body in list(self._bodies):
@@ -242,7 +242,7 @@ class Records:
                 began = time.monotonic()
                 try:
                     line.item = self._engine.decode(line.request)
-                except Exception as error:
+                except BaseException as error:
                     line.fail(outcome_of(error))
                 else:
                     self._engine.join(line)

@@ -174,7 +174,7 @@ class References:
         log.thread_works_on((job.request.id,))
         try:
             outcome: Request | ServeError = self._request(job, requested)
-        except Exception as error:
+        except BaseException as error:  # whatever the thread ends with, its caller is answered
             outcome = outcome_of(error)
         self._outcomes.put((job, outcome))
         os.eventfd_write(self.fd, 1)

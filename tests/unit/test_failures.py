@@ -6,11 +6,12 @@ import os
 import weakref
 
 import pytest
+import tokenizers
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-from serve.errors import BadRequest, DeviceLost, DoesNotFit, ModelUnusable
-from serve.failures import exhausted, give_back, lost
+from serve.errors import BadRequest, DeviceLost, DoesNotFit, ModelUnusable, RunnerDied
+from serve.failures import described, exhausted, give_back, lost
 from serve.runner.jobs import outcome_of
 
 
@@ -65,6 +66,26 @@ def test_each_is_a_507_that_names_the_resource(error: Exception, what: str) -> N
 def test_other_errors_are_no_507(error: Exception) -> None:
     """A ValueError may quote the caller's input, and is no proof."""
     assert exhausted(error) is None
+
+
+def _panic() -> BaseException:
+    decoder = tokenizers.decoders.Strip("x", 0, 5)
+    try:
+        decoder.decode(["xx"])
+    except BaseException as panic:
+        return panic
+    raise AssertionError("tokenizers did not panic")
+
+
+def test_a_panic_names_its_library() -> None:
+    """PyO3's class does not. The process goes on, unless a panic has poisoned a lock: then each later call panics."""
+    panic = _panic()
+    assert not isinstance(panic, Exception)
+    assert described(panic).startswith("tokenizers panicked: index out of bounds")
+    assert outcome_of(panic).message.startswith("the model failed on this request: tokenizers panicked: ")
+    assert lost(panic) is None
+    poisoned = type(panic)("called `Result::unwrap()` on an `Err` value: PoisonError { .. }")
+    assert isinstance(lost(poisoned), RunnerDied)
 
 
 def test_the_memory_of_failed_work_is_freed() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
@@ -19,7 +20,7 @@ from serve.handlers.generation.decoder import Decoder
 from serve.handlers.generation.handler import TextGeneration
 from serve.handlers.generation.sampling import choose
 from serve.handlers.generation.scheduler import PREFILL_TOKENS
-from serve.handlers.generation.sequence import GeneratedText
+from serve.handlers.generation.sequence import GeneratedSequence, GeneratedText
 from tests.unit.test_generation_toys import END, TOYS, Asked, ask, finish, handler_of, reference, sampling, save_toy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz äöü€"
@@ -93,6 +94,29 @@ def test_greedy_tokens_equal_those_of_generate_in_any_batch(
         assert [entry["generated_text"]] == generated(handler, model, text, max_new_tokens=most, do_sample=False)
     for body, job in zip(bodies[:6], jobs[:6], strict=True):
         assert job.answer == ask(handler, body)
+
+
+def test_a_panic_over_one_text_fails_its_request_alone(gpt2: TextGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library in Rust raises it as a BaseException. The other rows of the batch are answered as if alone."""
+    decoder = tokenizers.decoders.Strip("x", 0, 5)
+    bodies = [{"inputs": text, "parameters": {"max_new_tokens": 8, "do_sample": False}} for text in ("ab", "cd", "ef")]
+    alone = [ask(gpt2, body) for body in bodies]
+    jobs = [Asked(gpt2, body) for body in bodies]
+    add = GeneratedSequence.add
+
+    def panics(sequence: GeneratedSequence, *arguments: Any, **more: Any) -> str:
+        if sequence.owner.job is jobs[1] and len(sequence.tokens) == 2:
+            decoder.decode(["xx"])
+        return add(sequence, *arguments, **more)
+
+    monkeypatch.setattr(GeneratedSequence, "add", panics)
+    for job in jobs:
+        gpt2.join(job)
+    finish(gpt2, *jobs)
+    assert jobs[1].failed is not None
+    assert "tokenizers panicked" in jobs[1].failed.message
+    assert [jobs[0].answer, jobs[2].answer] == [alone[0], alone[2]]
+    assert gpt2.room() == 8
 
 
 def test_a_seed_draws_the_same_text_alone_and_in_a_full_batch(gpt2: TextGeneration) -> None:

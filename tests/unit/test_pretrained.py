@@ -1,5 +1,6 @@
 """An invalid file of a model is named, and none of the model's own code runs."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def remote_code(directory: Path) -> None:
     (directory / "modeling_mystery.py").write_text("raise SystemExit('this must never run')")
 
 
+def charsmap(directory: Path, table: bytes) -> None:
+    """A normalizer whose table tokenizers either cannot read or reads beyond its end, at the first text."""
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+    path.write_text(json.dumps(tokenizer))
+
+
 def shard_missing(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
@@ -55,6 +64,11 @@ def shard_missing(directory: Path) -> None:
         (lambda d: remove(d, "model.safetensors"), "model.safetensors"),
         (lambda d: [p.unlink() for p in d.glob("tokenizer*")], "tokenizer.json"),
         (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer"),
+        (lambda d: charsmap(d, b""), "tokenizer.json.*: tokenizers panicked: Precompiled"),
+        (
+            lambda d: charsmap(d, bytes([4, 0, 0, 0, 255, 255, 255, 127])),
+            "tokenizer.json.*: tokenizers panicked: index",
+        ),
         (truncate, "model.safetensors"),
         (pickle_only, "pytorch_model.bin"),
         (incomplete, "config.json describes"),

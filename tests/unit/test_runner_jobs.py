@@ -95,6 +95,23 @@ def test_the_job_that_fails_a_batch_fails_alone() -> None:
     assert [job.answers for job in jobs] == [[b"4"], [InternalError], [b"12"]]
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+def test_so_it_does_if_it_raises_what_is_no_exception(kind: type[BaseException]) -> None:
+    """Own code may call sys.exit, and libraries in Rust panic."""
+
+    class Exits(Doubler):
+        def predict(self, items: Sequence[int]) -> Sequence[Reply | ServeError]:
+            if -4 in items:
+                raise kind("bye")
+            return super().predict(items)
+
+    jobs = [FakeJob(2), FakeJob(-4), FakeJob(6)]
+
+    run(Exits(), jobs)
+
+    assert [job.answers for job in jobs] == [[b"4"], [InternalError], [b"12"]]
+
+
 def test_a_handlers_own_error_reaches_its_caller() -> None:
     """A ServeError among the outcomes is answered as it is."""
 

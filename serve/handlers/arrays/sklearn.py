@@ -223,7 +223,7 @@ def load(model: ModelConfig[ScikitLearnOptions]) -> Any:
         return skops.io.load(path, trusted=[*allowed, *known])
     except (ServeError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise ModelUnusable(f"{path.name}: skops cannot load it: {described(error)}") from error
 
 
@@ -235,7 +235,7 @@ def _unpickled(path: Path) -> Any:
         return joblib.load(path)
     except MemoryError:
         raise
-    except Exception as error:
+    except BaseException as error:
         raise ModelUnusable(
             f"{path.name}: joblib cannot load it: {described(error)}",
             hint="if another version of scikit-learn wrote it (see the log), serve it by a code/inference.py "

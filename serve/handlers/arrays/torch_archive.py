@@ -45,7 +45,7 @@ def check(path: Path) -> None:
                     torch.load(io.BytesIO(archive.read(name)), weights_only=True)
     except ModelUnusable:
         raise
-    except Exception as error:
+    except BaseException as error:
         raise ModelUnusable(f"{path.name}: not a torch.export archive: {str(error)[:300]}") from error
 
 

@@ -41,7 +41,7 @@ class TorchProgram:
             self._run, self._inputs, self._batches = load(str(path), model, self._device)
         except (ServeError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise ModelUnusable(f"{path.name}: torch cannot load it: {str(error)[:400]}") from error
 
     def signature(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -96,7 +96,7 @@ class Custom:
             raise
         except (ValueError, TypeError, KeyError) as error:
             raise BadRequest(f"{self._program} input_fn: {described(error)}") from error
-        except Exception as error:  # the model's code can raise any
+        except BaseException as error:  # the model's code can raise any
             raise self._failure("input_fn", error) from error
         return Item(data, accept, explicit, content_type, asked)
 
@@ -109,7 +109,7 @@ class Custom:
         try:
             shared = self._context.of_batch([item.context for item in items])
             predictions = self._batch(shared, [item.data for item in items], self._model)
-        except Exception as error:
+        except BaseException as error:
             raise self._failure("predict_batch_fn", error) from error  # the loop then runs the requests one by one
         if len(predictions) != len(items):
             raise InternalError(
@@ -128,7 +128,7 @@ class Custom:
                 prediction = self._predict(item.context, item.data, self._model)
             else:
                 prediction = defaults.predict(self._toolkit, item.data, self._model)
-        except Exception as error:
+        except BaseException as error:
             return self._failure("predict_fn", error)
         name = "predict_fn" if isinstance(prediction, Iterator) and not self._output else "output_fn"
         return self._guarded(name, self._written, item, prediction)
@@ -136,7 +136,7 @@ class Custom:
     def _guarded(self, name: str, work: Callable[..., Reply], *arguments: Any) -> Reply | ServeError:
         try:
             return work(*arguments)
-        except Exception as error:
+        except BaseException as error:
             return self._failure(name, error)
 
     def _transformed(self, item: Item) -> Reply:
@@ -157,7 +157,7 @@ class Custom:
         reply = results.reply(result, item.accept, item.explicit, processor.content_type())
         return processor.finished(reply)
 
-    def _failure(self, name: str, error: Exception) -> ServeError:
+    def _failure(self, name: str, error: BaseException) -> ServeError:
         return results.failure(error, name, self._program, self._model_name)
 
 

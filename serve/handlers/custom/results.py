@@ -16,7 +16,7 @@ from serve.errors import (
     ServeError,
     UnsupportedMediaType,
 )
-from serve.failures import described, exhausted, give_back
+from serve.failures import described, exhausted, give_back, message_of
 from serve.formats import values
 from serve.handlers.base import Reply
 from serve.handlers.custom import toolkits
@@ -26,12 +26,12 @@ from serve.http import media
 log = logging.getLogger(__name__)
 
 
-def failure(error: Exception, name: str, program: str, model_name: str) -> ServeError:
+def failure(error: BaseException, name: str, program: str, model_name: str) -> ServeError:
     """The error of the reply for an exception of the function `name`; the log has the traceback."""
     if isinstance(error, ServeError):
         return error
     if lost := failures.lost(error):
-        log.error("%s lost its device", name, exc_info=error, extra={"model": model_name})
+        log.error("%s lost its process", name, exc_info=error, extra={"model": model_name})
         return lost
     if refused := _refusal(error, name):
         return refused
@@ -43,14 +43,16 @@ def failure(error: Exception, name: str, program: str, model_name: str) -> Serve
     return InternalError(f"{program} {name} raised {described(error)}", hint="the log has the traceback")
 
 
-def _refusal(error: Exception, name: str) -> ServeError | None:
+def _refusal(error: BaseException, name: str) -> ServeError | None:
     """The error of the reply for a toolkit's own exception, which has a status; None for other exceptions."""
     if type(error).__module__.partition(".")[0] not in toolkits.packages():
         return None
     status = getattr(error, "status_code", getattr(error, "error_code", None))
     if not isinstance(status, int) or not 400 <= status < 600 or status == InternalError.status:
         return None
-    message = str(getattr(error, "message", error))
+    message = getattr(error, "message", None)
+    if not isinstance(message, str):
+        message = message_of(error)
     if status == UnsupportedMediaType.status and name == "output_fn":
         return NotAcceptable(message)
     known = (BadRequest, ModelNotFound, NotAcceptable, PayloadTooLarge, UnsupportedMediaType)

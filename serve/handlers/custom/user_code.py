@@ -44,7 +44,7 @@ def _call(
         return functions[name](context, str(model.directory), *more)
     except ServeError:
         raise
-    except Exception as error:
+    except BaseException as error:
         if out := exhausted(error):
             out.message = f"{program.name} {name}: {out.message}"
             raise out from error
@@ -59,7 +59,7 @@ def _default(model: ModelConfig[CustomOptions], program: Path, functions: Functi
         return defaults.load(model.directory, model.task)
     except MemoryError:
         raise
-    except Exception as error:
+    except BaseException as error:
         log.exception("there is no model_fn, and the files could not be loaded", extra={"model": model.name})
         if functions.keys() & PREDICT:
             return None  # its functions may not need a model
@@ -97,7 +97,7 @@ def _module(path: Path, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (ServeError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         log.exception("%s failed", path.name, extra={"model": name})
         raise ModelUnusable(
             f"code/{path.name} cannot be imported: {described(error)}", hint=way_out(error, path.parent)

@@ -194,7 +194,7 @@ class Encoder:
                 return
             except DoesNotFit:
                 raise
-            except Exception as error:
+            except BaseException as error:
                 failure = error
         raise ModelUnusable(
             f"{type(self.network).__name__} cannot answer a text alone: {pretrained.first_line(failure)}",

@@ -1,5 +1,6 @@
 """The loop of text generation: each step makes one token for every running row, and prompts join between two steps."""
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from serve.errors import DoesNotFit
-from serve.failures import exhausted, lost
+from serve.errors import DoesNotFit, InternalError
+from serve.failures import described, exhausted, lost
 from serve.handlers.base import Job
 from serve.handlers.generation import beams, transformers_generate
 from serve.handlers.generation.beams import Beam, BeamSearch
@@ -23,6 +24,8 @@ from serve.handlers.generation.scheduler import Scheduler
 from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import bodies
+
+log = logging.getLogger(__name__)
 
 Row = GeneratedSequence | Beam
 Begun = GeneratedSequence | BeamSearch  # a unit from its prefill on
@@ -304,22 +307,33 @@ class Engine:
                     failed[row.owner] = error
         tokens, logprobs = choose(logits, [row.sampling for row in rows])
         now = time.monotonic()
+        broken: dict[ActiveRequest, BaseException] = {}
         for i, row in enumerate(rows):
             token = chosen.get(i, tokens[i])
-            if row.owner in failed:
+            if row.owner in failed or row.owner in broken:
                 continue
-            if row.prompt.settings.max_new_tokens == 0:  # an echo alone
-                row.owner.end([row], "length")
-                continue
-            if token == NO_TOKEN:
-                row.owner.end([row], "stop")
-                continue
-            if i in logprobs:
-                row.logprobs.append(logprobs[i])
-            row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
-
+            try:
+                if row.prompt.settings.max_new_tokens == 0:  # an echo alone
+                    row.owner.end([row], "length")
+                    continue
+                if token == NO_TOKEN:
+                    row.owner.end([row], "stop")
+                    continue
+                if i in logprobs:
+                    row.logprobs.append(logprobs[i])
+                row.owner.add(row, token, now, past_deadline=row.owner.deadline <= now + self._step_s)
+            except BaseException as error:  # tokenizers may panic over the text of one request
+                if exhausted(error) or lost(error):
+                    raise
+                broken[row.owner] = error
         for request, refusal in failed.items():
             self._fail(request, refusal)
+        for request, fault in broken.items():
+            log.error("the text of an answer failed", exc_info=fault)
+            self._remove(request)
+            request.job.fail(
+                InternalError(f"the text of the answer cannot be made: {described(fault)}", hint="see the log")
+            )
 
     def _search(
         self, rows: Sequence[Row], logits: torch.Tensor, now: float, failed: dict[ActiveRequest, Exception]

@@ -108,7 +108,7 @@ class LoneDecoder:
                 token = int(self.advance(prefill, 2).argmax())
                 self.join(prefill)
                 self.step([token])
-        except Exception as error:  # models raise any class
+        except BaseException as error:  # models raise any class
             if exhausted(error):
                 raise
             raise independence.unservable(self._model, error) from error

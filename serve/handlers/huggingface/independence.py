@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from serve.errors import ModelUnusable
+from serve.failures import described
 
 log = logging.getLogger(__name__)
 
@@ -205,10 +206,10 @@ def _of_config(config: Any, decoder: bool) -> str | None:
     return None
 
 
-def unservable(network: Any, error: Exception) -> ModelUnusable:
+def unservable(network: Any, error: BaseException) -> ModelUnusable:
     """The error for a model with which transformers' own `generate` fails: each request would fail the same way."""
     return ModelUnusable(
-        f"transformers' own generate fails with {type(network).__name__}: {type(error).__name__}: {str(error)[:300]}",
+        f"transformers' own generate fails with {type(network).__name__}: {described(error)}",
         hint="leave quantize and dtype out of model.toml if they are set; else serve the model by code/inference.py",
     )
 

@@ -7,6 +7,7 @@ weights that it fills with random numbers, and about a tokenizer without a vocab
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from serve.catalog import recognition
 from serve.catalog.adapters import refuse_tensors
 from serve.catalog.model_config import ModelConfig
 from serve.errors import DoesNotFit, ModelUnusable
-from serve.failures import exhausted
+from serve.failures import described, exhausted
 from serve.handlers.huggingface import linear, sentence_pieces
 from serve.handlers.huggingface.options import HuggingFaceOptions
 
@@ -96,7 +97,7 @@ def load(
             network.to("cuda")
     except (ModelUnusable, MemoryError):
         raise
-    except Exception as error:  # parsers and constructors of the library raise any class
+    except BaseException as error:  # parsers and constructors of the library raise any class
         if resource := exhausted(error):
             raise DoesNotFit(f"the weights do not fit: {resource.message}", hint=resource.hint) from error
         if "ignore_mismatched_sizes" in str(error):
@@ -238,8 +239,8 @@ def _refuse_own_code(name: str, settings: dict[str, Any]) -> None:
 
 def first_line(error: BaseException) -> str:
     """The class of an error and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    lines = described(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _dtype(model: ModelConfig[HuggingFaceOptions]) -> Any:
@@ -258,6 +259,12 @@ def _trusted(model: ModelConfig[HuggingFaceOptions]) -> bool:
     return asked
 
 
+def _try(tokenizer: Any) -> None:
+    """Encode and decode a text: tables of tokenizer.json may be read, and panic at their first use."""
+    with suppress(Exception):  # a vocabulary of few letters, without a token for others
+        tokenizer.decode(tokenizer("a é 1", verbose=False).input_ids)
+
+
 def tokenizer_of(directory: Path, trusted: bool) -> Any:
     remedy = "save it beside the weights with tokenizer.save_pretrained"
     try:
@@ -265,9 +272,10 @@ def tokenizer_of(directory: Path, trusted: bool) -> Any:
             directory, local_files_only=True, trust_remote_code=trusted
         )
         words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+        _try(tokenizer)
     except MemoryError:
         raise
-    except Exception as error:  # any class, as above; tokenizer.json alone can raise a bare Exception
+    except BaseException as error:  # any class, as above; tokenizer.json alone can raise a bare Exception, and panics
         raise ModelUnusable(
             f"the tokenizer cannot be loaded (tokenizer.json, tokenizer_config.json): {first_line(error)}", hint=remedy
         ) from error
