@@ -110,7 +110,7 @@ class Conflict(ServeError):
 
 
 class PayloadTooLarge(ServeError):
-    """The body is over the limit: `SERVE_MAX_PAYLOAD_MB`."""
+    """The body is over the limit of its bytes, rows or cells: `SERVE_MAX_PAYLOAD_MB`, `_ROWS`, `_CELLS`."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     type = "RequestEntityTooLargeException"

@@ -245,6 +245,16 @@ class Settings:
         ("MAX_CONTENT_LENGTH", from_bytes),
         shown="25; 100 in batch transform",
     )
+    max_rows: int = env(
+        2_000_000,
+        "rows of one request, in any format; also its lines of records. More are a 413",
+        ("SERVE_MAX_ROWS", whole(1, 1 << 40)),
+    )
+    max_cells: int = env(
+        50_000_000,
+        "cells, or values, of one request, in any format. More are a 413",
+        ("SERVE_MAX_CELLS", whole(1, 1 << 40)),
+    )
     bad_record: str = env(
         "",
         "text in place of a failed record, in CSV and JSON Lines; `error`: the request fails",

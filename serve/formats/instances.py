@@ -15,6 +15,7 @@ from serve.formats import frames
 from serve.formats.frames import RECORDS, SPLIT, Table
 from serve.formats.libsvm import filled
 from serve.formats.tables import Matrix, finite, wrong_width
+from serve.http import extent
 from serve.http.body import decode_json
 
 Values = list[float | None]
@@ -86,6 +87,7 @@ def lines(body: bytes, width: int, model_field: str) -> Matrix | csr_matrix:
     bodies = body.rstrip(b"\r\n").split(b"\n")
     if len(bodies) == 1:
         return rows(bodies[0], width, model_field)
+    extent.check(len(bodies))
     found: list[Row] = []
     for number, line in enumerate(bodies, 1):
         try:
@@ -138,6 +140,7 @@ def _instance(instance: _Instance, number: int, width: int) -> Row:
 def _matrix(rows: list[Row], width: int) -> Matrix | csr_matrix:
     if not rows:
         raise BadRequest("there are no rows")
+    extent.check(len(rows))
     for number, (values, keys) in enumerate(rows, 1):
         if keys is None and len(values) != width:
             wrong_width(number, len(values), width)

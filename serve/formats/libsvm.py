@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 
 from serve.errors import BadRequest
 from serve.formats.tables import Matrix, too_large
+from serve.http import extent
 
 MOST = (1 << 31) - 2  # the largest index of a column that XGBoost can count
 _DENSE = 1 << 20  # cells; short rows of a wide model would fill the memory, so larger matrices may be sparse
@@ -65,6 +66,8 @@ def as_xgboost(body: bytes, width: int = 0) -> csr_matrix:
 
 def _request(body: bytes, width: int, number: Callable[[bytes], float] = float) -> Lines:
     """The cells of a request; raises BadRequest for an index that the model does not have, or that a row has twice."""
+    if extent.may_exceed(body):
+        extent.check(body.count(b"\n") + 1, body.count(b":"))
     lines = _parse(body, labelled=False, number=number)
     largest = int(lines.columns.max(initial=-1))
     if width and largest >= width:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.errors import BadRequest, PayloadTooLarge
+from serve.http import extent
 
 _NPY_HEADER = 10_000  # bytes; numpy's own limit
 
@@ -40,7 +41,9 @@ def read(body: bytes) -> Any:
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError, ValueError) as error:
         raise BadRequest(f"the body is not a .npz file: {type(error).__name__}: {error}") from error
     if "format" not in files:
-        return {name: array(content).copy() for name, content in files.items()}
+        arrays = {name: array(content) for name, content in files.items()}
+        extent.check(0, sum(each.size for each in arrays.values()))
+        return {name: each.copy() for name, each in arrays.items()}
     return _sparse(files)
 
 
@@ -64,6 +67,7 @@ def _sparse(files: dict[str, bytes]) -> Any:
     lines = {"csr": int(shape[0]), "csc": int(shape[1])}.get(name)
     if lines is not None and len(where[1]) != lines + 1:  # before scipy allocates memory for the shape
         raise BadRequest(f"the sparse matrix has shape {shape.tolist()}, and indptr for {len(where[1]) - 1}")
+    extent.check(int(shape[0]), len(data))
     if shape[0] > _ROWS:  # coo and csc need no memory for them
         raise PayloadTooLarge(f"the sparse matrix has {shape[0]} rows, the limit is {_ROWS}", hint="send it in parts")
     try:
@@ -106,6 +110,7 @@ def array(body: bytes) -> npt.NDArray[Any]:
         raise BadRequest(
             f"the array of shape {str(shape)[:100]} and type {dtype} does not fit the {left} bytes of the body"
         )
+    extent.check_shape(shape)
     try:
         return np.frombuffer(body, dtype, offset=end).reshape(shape, order="F" if header.get("fortran_order") else "C")
     except ValueError as error:  # more dimensions than numpy supports, or 10**30 rows of no columns

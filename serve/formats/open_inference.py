@@ -4,6 +4,7 @@ https://github.com/kserve/open-inference-protocol (REST), and for the extension
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
+import itertools
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.errors import BadRequest, NotAcceptable
-from serve.http import media
+from serve.http import extent, media
 from serve.http.body import decode_json
 
 Array = npt.NDArray[Any]
@@ -176,6 +177,7 @@ def _tensor(asked: _Input, rest: memoryview) -> tuple[Array, int]:
         )
     if any(size < 0 for size in asked.shape):
         raise BadRequest(f"{what} has the shape {asked.shape}: sizes must not be negative")
+    extent.check_shape(asked.shape)
     count = math.prod(asked.shape)
     size = asked.parameters.get("binary_data_size")
     if (size is None) == (asked.data is msgspec.UNSET):
@@ -185,10 +187,13 @@ def _tensor(asked: _Input, rest: memoryview) -> tuple[Array, int]:
     elif not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
         raise BadRequest(f"{what}: binary_data_size is {size!r}; {len(rest)} bytes of binary data are left")
     else:
-        flat = _from_bytes(rest[:size], asked.datatype, what)
+        flat = _from_bytes(rest[:size], asked.datatype, what, count)
     if len(flat) != count:
         raise BadRequest(f"{what} has {len(flat)} elements; its shape {asked.shape} has {count}")
-    return flat.reshape(asked.shape), size or 0
+    try:
+        return flat.reshape(asked.shape), size or 0
+    except ValueError as error:  # more dimensions than numpy has
+        raise BadRequest(f"{what} has an unsupported shape: {error}") from error
 
 
 def _from_list(data: Any, name: str, what: str) -> Array:
@@ -211,10 +216,12 @@ def _from_list(data: Any, name: str, what: str) -> Array:
         raise BadRequest(f"{what}: data has a number that {name} cannot hold") from error
 
 
-def _from_bytes(data: memoryview, name: str, what: str) -> Array:
+def _from_bytes(data: memoryview, name: str, what: str, count: int) -> Array:
     if name == "BYTES":
+        if len(data) < 4 * count:
+            raise BadRequest(f"{what}: {len(data)} bytes are too few for {count} texts, each behind its length")
         try:
-            return np.array(list(_texts(data)), object)
+            return np.array(list(itertools.islice(_texts(data), count + 1)), object)
         except (struct.error, UnicodeDecodeError) as error:
             raise BadRequest(
                 f"{what}: the binary data is not texts in UTF-8, each behind its length: {error}"

@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 from serve.errors import BadRequest
 from serve.formats.libsvm import MOST, filled
 from serve.formats.tables import MODEL_HAS, Matrix, finite, wrong_width
+from serve.http import extent
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -237,11 +238,14 @@ def read_labelled(body: bytes, width: int, says: str) -> tuple[Matrix | csr_matr
 def _rows(body: bytes, width: int, says: str, labels: list[Floats] | None) -> Matrix | csr_matrix:
     columns: list[Integers] = []
     values: list[Floats] = []
+    cells = 0
     with np.errstate(over="ignore"):  # of float64; `filled` reports it
         try:
             for number, message in enumerate(_records(body), 1):
                 width = width or record_width(message)
                 found, keys = _row(message, number, width, says)
+                cells += len(found)
+                extent.check(number, cells)
                 if labels is not None:
                     labels.append(label(message))
                 columns.append(keys)
@@ -283,6 +287,7 @@ def _uniform(body: bytes, width: int) -> Matrix | None:
     if keys is not None or len(found) != width or not 0 <= start < end <= size or len(body) % size:
         return None
     frames = frames.reshape(-1, size)
+    extent.check(len(frames), len(frames) * width)
     if (frames[:, :start] != frames[0, :start]).any() or (frames[:, end:] != frames[0, end:]).any():
         return None
     return np.ascontiguousarray(frames[:, start:end]).view(np.float32)

@@ -1,6 +1,7 @@
 """Rows of numbers to a matrix: CSV and npy; and the decimals of scores.
 
-Errors are BadRequest and name the row and the column. A missing value is nan. Memory stays within a few times the body.
+Errors are BadRequest and name the row and the column. A missing value is nan. Memory stays within a few times the body,
+whose rows and cells are counted before they are read (serve.http.extent).
 """
 
 import array
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from serve.errors import BadRequest
 from serve.formats import npy as files
+from serve.http import extent
 
 Matrix = npt.NDArray[np.float32]
 
@@ -127,6 +129,9 @@ def _delimiter(line: bytes) -> bytes:
 
 
 def _read_csv(body: bytes, delimiter: bytes, width: int, dtype: npt.DTypeLike, says: str) -> npt.NDArray[Any]:
+    if extent.may_exceed(body):
+        rows = body.count(b"\n") + 1
+        extent.check(rows, body.count(delimiter) + rows)
     if len(body) <= SMALL:
         matrix = _csv_with_float(body, delimiter, width, dtype)
     elif len(body) >= _ARROW_COLUMN * width:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from serve.errors import BadRequest, UnsupportedMediaType
+from serve.http import extent
 
 # By the canonical names of Python's codecs: https://docs.python.org/3/library/codecs.html#standard-encodings
 CHARSETS = frozenset(
@@ -68,11 +69,14 @@ def decode_json(body: bytes, charset: str = "utf-8", decoder: "msgspec.json.Deco
 
     Raises:
         BadRequest: the body is empty, not JSON, not valid in its charset, or nested too deeply.
+        PayloadTooLarge: it has too many values (serve.http.extent).
         msgspec.ValidationError: it is JSON of another type than the decoder's.
         UnsupportedMediaType: as for `decode_text`.
     """
     try:
-        return decoder.decode(to_utf8(body, charset))
+        text = to_utf8(body, charset)
+        extent.check_json(text)
+        return decoder.decode(text)
     except msgspec.DecodeError as error:
         # Without a type there is one ValidationError: an integer of more than 4,300 digits.
         if isinstance(error, msgspec.ValidationError) and decoder is not _decoder:
@@ -87,7 +91,11 @@ def decode_json(body: bytes, charset: str = "utf-8", decoder: "msgspec.json.Deco
 
 
 def csv_rows(text: str, delimiter: str = ",") -> list[list[str]]:
-    """The rows of a CSV that are not empty, as strings; a quoted cell may hold line breaks. Raises BadRequest."""
+    """The rows of a CSV that are not empty, as strings; a quoted cell may hold line breaks.
+
+    Raises BadRequest, and PayloadTooLarge for too many rows or cells.
+    """
+    extent.check_csv(text, delimiter)
     lines = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True, delimiter=delimiter)
     try:
         return [row for row in lines if row]

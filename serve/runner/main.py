@@ -22,6 +22,7 @@ from serve.catalog.scan import real
 from serve.errors import InternalError, ModelNotFound, ServeError
 from serve.failures import described, exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise, Upkeep
+from serve.http import extent
 from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE
 from serve.runner import own_packages
 from serve.runner.arrival import Addressee, ColdStart
@@ -60,6 +61,7 @@ def run(
     slot.set("pid", os.getpid())
     # The launcher alone acts on Ctrl-C. Without a handler, `_thread.interrupt_main` in own code does nothing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    extent.limit(settings.max_rows, settings.max_cells)
     began = time.monotonic()
     try:
         handler = _load(config, settings, own, partial(_afresh, counters, record, output, log_to, listener, control))

@@ -15,7 +15,7 @@ import msgspec
 from serve.errors import BadRequest, ModelRefused, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.formats.tables import NumberedHeader
 from serve.handlers.base import Job, Reply, Request
-from serve.http import media
+from serve.http import extent, media
 from serve.runner.jobs import ConnectionJob, outcome_of
 
 
@@ -23,6 +23,8 @@ class Lines:
     """The decoded item of such a body: its records, how to read each, and why the body as a whole was rejected."""
 
     def __init__(self, request: Request, content_type: str, accept: str, error: ServeError) -> None:
+        if extent.may_exceed(request.body):
+            extent.check(request.body.count(b"\n") + 1)
         self.records = _records(request.body)
         self.content_type = content_type
         self.accept = accept

@@ -18,7 +18,7 @@ import numpy as np
 from serve.catalog.model_config import ModelConfig
 from serve.errors import BadRequest, NotAcceptable, TooLate, UnsupportedMediaType
 from serve.handlers.base import Reply, Request
-from serve.http import body, media
+from serve.http import body, extent, media
 
 # No token of a vocabulary is longer, in characters. A text over 64 times the token limit is refused, or cut, before it
 # is tokenized: 6 MB of text takes a tokenizer seconds, and the runner serves no other request meanwhile.
@@ -113,9 +113,11 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def texts(inputs: Any) -> list[str]:
-    """One text or a list of texts, as a list. Raises BadRequest."""
+    """One text or a list of texts, as a list. Raises BadRequest, or PayloadTooLarge for too many."""
     if inputs == []:
         raise no_inputs()
+    if isinstance(inputs, list):
+        extent.check(len(inputs))
     checked: list[str] = convert("inputs", list[str], [inputs] if isinstance(inputs, str) else inputs)
     return checked
 
