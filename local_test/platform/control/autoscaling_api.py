@@ -7,7 +7,7 @@ import json
 from typing import Any, ClassVar
 
 from moto.applicationautoscaling.exceptions import AWSValidationException
-from moto.applicationautoscaling.models import FakeApplicationAutoscalingPolicy
+from moto.applicationautoscaling.models import ApplicationAutoscalingBackend, FakeApplicationAutoscalingPolicy
 from moto.applicationautoscaling.responses import ApplicationAutoScalingResponse, _build_alarms, _build_policy
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.exceptions import JsonRESTError
@@ -20,6 +20,14 @@ from local_test.platform.monitoring.scaling import COUNT
 
 SAGEMAKER = "sagemaker"
 TARGET = ("ServiceNamespace", "ResourceId", "ScalableDimension")
+OF_MOTO = ApplicationAutoScalingResponse
+INTERNALS: dict[Any, tuple[str, ...]] = {  # as those of moto_app
+    ApplicationAutoScalingResponse: (
+        *("register_scalable_target", "put_scaling_policy", "_get_param", "_validate_params"),
+        *("describe_scaling_policies", "delete_scaling_policy", "applicationautoscaling_backend"),
+    ),
+    ApplicationAutoscalingBackend: ("targets", "policies", "scheduled_actions"),
+}
 
 
 class ApplicationAutoScaling(ApplicationAutoScalingResponse):

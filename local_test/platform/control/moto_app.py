@@ -5,12 +5,11 @@ internal names of moto listed in INTERNALS, so another version of moto is refuse
 """
 
 import importlib.metadata
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from flask import Flask
-from moto.applicationautoscaling.models import ApplicationAutoscalingBackend
-from moto.applicationautoscaling.responses import ApplicationAutoScalingResponse
 from moto.awslambda.responses import LambdaResponse
 from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.cloudwatch.responses import CloudWatchResponse
@@ -20,19 +19,20 @@ from moto.events.models import EventsBackend
 from moto.iam.models import IAMBackend
 from moto.iam.responses import IamResponse
 from moto.logs.models import LogsBackend
+from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import create_backend_app
 from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
 from moto.sts.responses import TokenResponse
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
-from local_test.platform.control.autoscaling_api import ApplicationAutoScaling
 from local_test.platform.control.cloudwatch_api import CloudWatch
 from local_test.platform.control.functions_api import FunctionsApi
 from local_test.platform.control.iam_api import Iam, Sts
 from local_test.platform.control.sagemaker_api import ControlledEmulator, SageMaker
 
 VERSION = "5.2.5"
+_holding, _holders = threading.Lock(), 0  # emulators of this process
 INTERNALS: dict[Any, tuple[str, ...]] = {
     SageMakerResponse: (
         *("create_model", "delete_model", "create_endpoint_config", "create_endpoint", "describe_endpoint"),
@@ -52,11 +52,6 @@ INTERNALS: dict[Any, tuple[str, ...]] = {
     IamResponse: ("call_action", "backend"),
     TokenResponse: ("get_caller_identity", "backend", "get_access_key"),
     IAMBackend: ("get_roles", "get_role", "get_user", "get_group", "create_role", "attach_role_policy"),
-    ApplicationAutoScalingResponse: (
-        *("register_scalable_target", "put_scaling_policy", "_get_param", "_validate_params"),
-        *("describe_scaling_policies", "delete_scaling_policy", "applicationautoscaling_backend"),
-    ),
-    ApplicationAutoscalingBackend: ("targets", "policies", "scheduled_actions"),
 }
 
 
@@ -65,12 +60,16 @@ def check() -> None:
     found = importlib.metadata.version("moto")
     if found != VERSION:
         raise RuntimeError(f"moto {found} is installed, the emulator needs {VERSION}: run `make platform`")
-    for kind, names in INTERNALS.items():
+    _check(INTERNALS)
+
+
+def _check(internals: Mapping[Any, Sequence[str]]) -> None:
+    for kind, names in internals.items():
         made = kind() if issubclass(kind, BaseResponse) else kind("us-east-1", "0" * 12)
         known = {*dir(kind), *vars(made)}
         missing = [name for name in names if name not in known]
         if missing:
-            raise RuntimeError(f"moto {found}: {kind.__name__} has no {', '.join(missing)}, which the emulator needs")
+            raise RuntimeError(f"moto {VERSION}: {kind.__name__} has no {', '.join(missing)}, which the emulator needs")
 
 
 def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
@@ -89,8 +88,12 @@ def backend_app(service: Any, emulator: ControlledEmulator) -> Flask:
     if service == "cloudwatch":
         _replace_view(app, CloudWatchResponse, type("CloudWatch", (CloudWatch,), {"emulator": emulator}))
     if service == "applicationautoscaling":
-        bound = type("ApplicationAutoScaling", (ApplicationAutoScaling,), {"emulator": emulator})
-        _replace_view(app, ApplicationAutoScalingResponse, bound)
+        # Here: moto imports its EC2 with it, 1.4 s, half of the emulator's start.
+        from local_test.platform.control import autoscaling_api as own
+
+        _check(own.INTERNALS)
+        bound = type("ApplicationAutoScaling", (own.ApplicationAutoScaling,), {"emulator": emulator})
+        _replace_view(app, own.OF_MOTO, bound)
     return app
 
 
@@ -106,6 +109,22 @@ def _replace_view(app: Flask, of_moto: type[BaseResponse], bound: Any) -> None:
         raise RuntimeError(f"moto's application has no view {view}; its views: {', '.join(app.view_functions)}")
     views = [name for name in app.view_functions if name.startswith(view)]  # of further paths: dispatch2, dispatch3...
     app.view_functions.update(dict.fromkeys(views, convert_to_flask_response(bound.dispatch)))
+
+
+def hold() -> None:
+    """One more emulator of this process uses moto's resources."""
+    global _holders
+    with _holding:
+        _holders += 1
+
+
+def release() -> None:
+    """One emulator fewer; moto's resources end with the last, so that the next emulator begins with none."""
+    global _holders
+    with _holding:
+        _holders -= 1
+        if not _holders:
+            moto_api_backend.reset()
 
 
 def alarmed(account: str, region: str, names: Sequence[str]) -> list[str]:

@@ -11,13 +11,9 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from moto.applicationautoscaling.models import (
-    FakeApplicationAutoscalingPolicy,
-    FakeScalableTarget,
-    applicationautoscaling_backends,
-)
+from moto.backends import get_backend
 from moto.cloudwatch.models import cloudwatch_backends
 
 from local_test.platform.calls import ValidationError
@@ -26,6 +22,10 @@ from local_test.platform.events import Events
 from local_test.platform.fleet.endpoint import Endpoint, Size
 from local_test.platform.monitoring.alarm_keeper import Watched
 from local_test.platform.monitoring.alarms import ALARM
+
+if TYPE_CHECKING:  # moto imports its EC2 with it: 1.4 s, half of the emulator's start
+    from moto.applicationautoscaling.models import ApplicationAutoscalingBackend, FakeScalableTarget
+    from moto.applicationautoscaling.models import FakeApplicationAutoscalingPolicy as Policy
 
 RESOURCE = re.compile(r"^endpoint/([^/]+)/variant/([^/]+)$")
 COUNT = "sagemaker:variant:DesiredInstanceCount"
@@ -39,7 +39,6 @@ PREDEFINED = {
     "SageMakerVariantConcurrentRequestsPerModelHighResolution": ("ConcurrentRequestsPerModel", 10, "Maximum"),
 }
 Config = Mapping[str, Any]  # of a policy
-Policy = FakeApplicationAutoscalingPolicy
 
 
 # Decisions
@@ -74,7 +73,7 @@ def _adjusted(current: int, adjustment: int, config: Config) -> int:
     return current + (int(math.copysign(max(abs(whole), least), whole)) if whole else 0)
 
 
-def tracking_alarms(policy: Policy, config: Config) -> list[dict[str, Any]]:
+def tracking_alarms(policy: "Policy", config: Config) -> list[dict[str, Any]]:
     """The alarms of a target tracking policy, as arguments of moto's put_metric_alarm. Raises ValidationError."""
     metric = _tracked_metric(policy, config)
     target, seconds = float(config["TargetValue"]), metric["period"]
@@ -104,7 +103,7 @@ def tracking_alarms(policy: Policy, config: Config) -> list[dict[str, Any]]:
     return [{**described, **each} for each in made]
 
 
-def _tracked_metric(policy: Policy, config: Config) -> dict[str, Any]:
+def _tracked_metric(policy: "Policy", config: Config) -> dict[str, Any]:
     endpoint, variant = variant_of(policy.resource_id)
     predefined = (config.get("PredefinedMetricSpecification") or {}).get("PredefinedMetricType")
     own = config.get("CustomizedMetricSpecification") or {}
@@ -148,6 +147,10 @@ def variant_of(resource: str) -> tuple[str, str]:
 
 
 # Actions
+
+
+def _backend(account: str, region: str) -> "ApplicationAutoscalingBackend":
+    return get_backend("applicationautoscaling")[account][region]
 
 
 class Endpoints(Protocol):
@@ -198,7 +201,7 @@ class Scaler:
 
     def deregister(self, account: str, region: str, resource: str) -> None:
         """Removes a target with its policies, scheduled actions and alarms, as AWS does."""
-        backend = applicationautoscaling_backends[account][region]
+        backend = _backend(account, region)
         backend.targets.get(COUNT, {}).pop(resource, None)
         for key, policy in list(backend.policies.items()):
             if policy.resource_id == resource and policy.scalable_dimension == COUNT:
@@ -211,7 +214,7 @@ class Scaler:
 
     def triggered(self, account: str, region: str, watched: Watched, arn: str) -> None:
         """An alarm is in a state with a scaling policy as its action. Raises ValidationError for an unknown policy."""
-        backend, place = applicationautoscaling_backends[account][region], self._places.get((account, region))
+        backend, place = _backend(account, region), self._places.get((account, region))
         policy = next((each for each in backend.policies.values() if each.policy_arn == arn), None)
         target = backend.targets.get(COUNT, {}).get(policy.resource_id) if policy else None
         if policy is None or place is None or target is None:
@@ -236,7 +239,7 @@ class Scaler:
     def settle(self) -> None:
         """Ends activities whose endpoint has settled, keeps counts in bounds, and forgets deleted endpoints."""
         for (account, region), place in list(self._places.items()):
-            targets = applicationautoscaling_backends[account][region].targets.get(COUNT, {})
+            targets = _backend(account, region).targets.get(COUNT, {})
             for resource, target in list(targets.items()):
                 name, variant = variant_of(resource)
                 endpoint = self._endpoints.endpoint((account, region, name))
@@ -247,7 +250,7 @@ class Scaler:
                     self._end(place.scaled.get(resource), endpoint, target)
                     self._bound(account, region, target, endpoint)
 
-    def _bound(self, account: str, region: str, target: FakeScalableTarget, endpoint: Endpoint) -> None:
+    def _bound(self, account: str, region: str, target: "FakeScalableTarget", endpoint: Endpoint) -> None:
         if endpoint.status != "InService":
             return
         current = self._count(endpoint, target)
@@ -257,7 +260,7 @@ class Scaler:
         elif current > most and not _suspended(target, outward=False):
             self._set(account, region, target, most, current, f"maximum capacity was set to {most}", 0)
 
-    def _wanted(self, policy: Policy, watched: Watched, current: int, value: float) -> tuple[int, float]:
+    def _wanted(self, policy: "Policy", watched: Watched, current: int, value: float) -> tuple[int, float]:
         """The count that a policy asks for, and the cooldown after setting it."""
         steps: Config | None = policy.step_scaling_policy_configuration
         if steps is not None:
@@ -269,12 +272,12 @@ class Scaler:
             return min(desired, current), float(config.get("ScaleInCooldown", COOLDOWN))
         return max(desired, current), float(config.get("ScaleOutCooldown", COOLDOWN))
 
-    def _all_low(self, account: str, region: str, policy: Policy) -> bool:
+    def _all_low(self, account: str, region: str, policy: "Policy") -> bool:
         """Whether every target tracking policy of the variant asks to scale in; a single one scales out."""
         alarms = cloudwatch_backends[account][region].alarms
         return policy.policy_type != "TargetTrackingScaling" or all(
             alarm.name in alarms and alarms[alarm.name].state_value == ALARM
-            for each in applicationautoscaling_backends[account][region].policies.values()
+            for each in _backend(account, region).policies.values()
             if each.resource_id == policy.resource_id and each.policy_type == "TargetTrackingScaling"
             for alarm in each.alarms
             if alarm.comparison_operator == "LessThanThreshold"
@@ -284,7 +287,7 @@ class Scaler:
         self,
         account: str,
         region: str,
-        target: FakeScalableTarget,
+        target: "FakeScalableTarget",
         desired: int,
         current: int,
         cause: str,
@@ -322,7 +325,7 @@ class Scaler:
         )
         self._events.emit("scaling", name, f"{variant}: {current} -> {desired} instances: {cause}")
 
-    def _end(self, scaled: _Scaled | None, endpoint: Endpoint, target: FakeScalableTarget) -> None:
+    def _end(self, scaled: _Scaled | None, endpoint: Endpoint, target: "FakeScalableTarget") -> None:
         if scaled is None or scaled.activity is None:
             return
         activity, scaled.activity = scaled.activity, None
@@ -343,16 +346,16 @@ class Scaler:
         else:
             scaled.in_until = until
 
-    def _in_service(self, account: str, region: str, target: FakeScalableTarget) -> Endpoint | None:
+    def _in_service(self, account: str, region: str, target: "FakeScalableTarget") -> Endpoint | None:
         name, variant = variant_of(target.resource_id)
         endpoint = self._endpoints.endpoint((account, region, name))
         usable = endpoint is not None and endpoint.status == "InService" and variant in endpoint.sizes
         return endpoint if usable else None
 
-    def _count(self, endpoint: Endpoint, target: FakeScalableTarget) -> int:
+    def _count(self, endpoint: Endpoint, target: "FakeScalableTarget") -> int:
         return endpoint.sizes[variant_of(target.resource_id)[1]].count or 0
 
 
-def _suspended(target: FakeScalableTarget, *, outward: bool) -> bool:
+def _suspended(target: "FakeScalableTarget", *, outward: bool) -> bool:
     state: Mapping[str, Any] = target.suspended_state or {}  # type: ignore[assignment]  # moto's type is wrong
     return bool(state.get("DynamicScalingOutSuspended" if outward else "DynamicScalingInSuspended"))
