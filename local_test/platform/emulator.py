@@ -52,7 +52,8 @@ class Emulator:
     """Answers at `url` from construction until `close`, which the end of a `with` block calls.
 
     Endpoints are kept by account and region, like all of moto's resources. `close` removes the models, endpoint configs
-    and endpoints of this emulator; S3 objects stay in moto for the life of the process.
+    and endpoints of this emulator. The emulators of a process share moto's other resources (objects in S3, logs...):
+    the last one that closes removes them.
     """
 
     def __init__(self, options: Options, events: Events, *, seed: int | None = None) -> None:
@@ -83,6 +84,7 @@ class Emulator:
             self._authority,
             further="" if isinstance(self._runtime, ProcessRuntime) else gateway(),
         )
+        moto_app.hold()
         self.url, self.application = self._server.url, self._server.application
         # One connection for each possible download. Model data is read through the S3 API, as any client reads it.
         self._s3 = self.client("s3", config=ClientConfig(max_pool_connections=64))
@@ -139,6 +141,7 @@ class Emulator:
         for kept, name in records:
             kept.pop(name, None)
         self._server.close()
+        moto_app.release()
         self._sdk_config.unlink(missing_ok=True)
         self._authority.bundle.unlink(missing_ok=True)
 

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -317,6 +319,15 @@ def test_a_call_of_a_single_container_must_not_name_it(start_instance: StartInst
     """SageMaker refuses it too."""
     with pytest.raises(ValidationError, match="not invoked directly"):
         start_instance(single(bucket, "echo")).call(target_container="any")
+
+
+def test_awss_xgboost_has_its_model_before_the_first_call(start_instance: StartInstance, bucket: Bucket) -> None:
+    """As AWS's container, which loads a model without a script before it answers /ping."""
+    image = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
+    instance = start_instance(replace(single(bucket, "echo"), image=image))
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{instance.process.port}/models", timeout=PATIENCE) as answer:
+        assert [each["state"] for each in json.load(answer)["models"]] == ["ready"]
 
 
 def test_errors_of_a_container_are_model_errors(start_instance: StartInstance, bucket: Bucket) -> None:

@@ -51,6 +51,10 @@ class ProcessRuntime:
         as_xgboost = images.is_xgboost(spec.image)
         if as_xgboost:
             allow_pickles(files / "model")
+            if not {"SAGEMAKER_MULTI_MODEL", "SAGEMAKER_PROGRAM"} & environment.keys():
+                # AWS's container loads a model without a script of its own before it answers /ping
+                # (algorithm_mode/preload.py of aws/sagemaker-xgboost-container).
+                environment.setdefault("SERVE_PRELOAD", "*")
         return ProcessRunning(environment, port, as_xgboost=as_xgboost)
 
 
