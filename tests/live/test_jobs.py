@@ -224,6 +224,9 @@ def test_a_training_runs_while_it_is_described(aws: Jobs, tmp_path: Path) -> Non
     assert lines == ["waiting", "loss=9.5;", "loss=8.25;", "done granted"]
     assert none == []
     assert aws.sagemaker.list_tags(ResourceArn=created["TrainingJobArn"])["Tags"] == [{"Key": "k", "Value": "v"}]
+    by_artifacts = {"Filters": [{"Name": "ModelArtifacts.S3ModelArtifacts", "Operator": "Equals", "Value": artifacts}]}
+    found = aws.sagemaker.search(Resource="TrainingJob", SearchExpression=by_artifacts)["Results"]
+    assert [each["TrainingJob"]["TrainingJobArn"] for each in found] == [created["TrainingJobArn"]]
     assert f"python3 of this machine in place of {IMAGE}" in [each["detail"] for each in aws.events("process")]
 
 

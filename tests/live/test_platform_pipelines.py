@@ -330,6 +330,10 @@ def test_invoke_runs_a_function_and_returns_its_error(aws: Account) -> None:
     assert code == "InvalidRuntimeException"
     assert "nodejs20.x" in said
 
+    queue = "arn:aws:sqs:us-east-1:123456789012:work"
+    code, said = refusal(lambda: client.create_event_source_mapping(FunctionName="count", EventSourceArn=queue))
+    assert (code, queue in said) == ("InvalidParameterValueException", True)
+
 
 JUNK = {
     "no JSON": "{",
@@ -623,6 +627,15 @@ def test_pipelines_are_updated_listed_tagged_and_started_once_for_a_token(aws: A
     ended(aws, run)
     shown = aws.sagemaker.describe_pipeline_definition_for_execution(PipelineExecutionArn=run)
     assert shown["PipelineDefinition"] == other
+    by_tag = {"Filters": [{"Name": "Tags.a", "Operator": "Equals", "Value": "b"}]}
+    tagged = aws.sagemaker.search(Resource="Pipeline", SearchExpression=by_tag)["Results"]
+    assert [each["Pipeline"]["PipelineName"] for each in tagged] == ["listed-a"]
+    failed = {
+        "Filters": [{"Name": "PipelineExecutionStatus", "Value": "Failed"}, {"Name": "PipelineArn", "Value": arn}]
+    }
+    found = aws.sagemaker.search(Resource="PipelineExecution", SearchExpression=failed)["Results"]
+    assert [each["PipelineExecution"]["PipelineExecutionArn"] for each in found] == [run]
+    assert refusal(lambda: aws.sagemaker.search(Resource="Experiment"))[0] == "ValidationException"
     assert refusal(lambda: aws.sagemaker.stop_pipeline_execution(PipelineExecutionArn=run))[0] == "ConflictException"
     assert refusal(lambda: start(aws, "listed-c"))[0] == "ResourceNotFound"
     assert refusal(lambda: start(aws, "listed-a", Unknown=1))[0] == "ValidationException"

@@ -15,7 +15,7 @@ def described(operation: str, body: str | bytes) -> str | bytes:
     """
     if not operation.startswith("Describe"):
         return body
-    return json.dumps(_pruned(json.loads(body), _model().operation_model(operation).output_shape))
+    return json.dumps(_pruned(json.loads(body), service_model().operation_model(operation).output_shape))
 
 
 def _pruned(value: Any, shape: Shape | None) -> Any:
@@ -34,5 +34,6 @@ def _empty(value: Any, shape: Shape | None) -> bool:
 
 
 @cache
-def _model() -> ServiceModel:
+def service_model() -> ServiceModel:
+    """SageMaker's API, as botocore has it."""
     return botocore.session.get_session().get_service_model("sagemaker")

@@ -54,6 +54,15 @@ class FunctionsApi(LambdaResponse):
             headers["X-Amz-Log-Result"] = base64.b64encode(result.log[-LOG_TAIL:].encode()).decode()
         return 200, headers, result.payload
 
+    def create_event_source_mapping(self) -> TYPE_RESPONSE:
+        """Refused: nothing here reads a queue for a function, and moto would answer that it does."""
+        source = self.json_body.get("EventSourceArn", "")
+        said = (
+            f"An event source mapping of {source} is not supported by this emulator: invoke the function, or use a "
+            "rule of EventBridge."
+        )
+        return _error(400, "InvalidParameterValueException", said)
+
     def _run(self, function: Any, event: str) -> Result:
         platform: PlatformWithFunctions = self.emulator
         return platform.run_function(function, event, self.current_account, self.region)

@@ -15,9 +15,9 @@ from moto.sagemaker.models import FakeEndpointConfig
 
 from local_test.platform.calls import ValidationError
 from local_test.platform.control import answers, validation
-from local_test.platform.control.jobs_api import JobsApi, JobsEmulator
-from local_test.platform.control.model_packages_api import EventsEmulator, ModelPackagesApi
-from local_test.platform.control.pipelines_api import PipelinesApi
+from local_test.platform.control.jobs_api import JobsEmulator
+from local_test.platform.control.model_packages_api import EventsEmulator
+from local_test.platform.control.search_api import SearchApi
 from local_test.platform.fleet import plans
 from local_test.platform.fleet.endpoint import Endpoint, Size, retained
 from local_test.platform.fleet.plans import Config
@@ -58,7 +58,7 @@ class ControlledEmulator(JobsEmulator, EventsEmulator, Protocol):
         ...
 
 
-class SageMaker(PipelinesApi, JobsApi, ModelPackagesApi):
+class SageMaker(SearchApi):
     """One request of the control plane; each base class has the operations of one area."""
 
     emulator: ClassVar[ControlledEmulator]
