@@ -1,6 +1,8 @@
 """Stand-ins for the data files that notebooks read from AWS's public buckets: the same columns, other rows."""
 
+import io
 import random
+import tarfile
 from collections.abc import Callable
 
 EXAMPLES = "sagemaker-example-files-prod-us-east-1"
@@ -59,6 +61,46 @@ def point(columns: int = 69) -> bytes:
     return ("0 " + " ".join(f"{number}:{rng.uniform(0, 50):.2f}" for number in range(columns)) + "\n").encode()
 
 
+def breast_cancer() -> bytes:
+    """UCI's breast cancer (diagnostic), as scikit-learn has it: a number, the diagnosis, thirty measures."""
+    from sklearn.datasets import load_breast_cancer
+
+    measures, benign = load_breast_cancer(return_X_y=True)
+    lines = [
+        ",".join([str(number), "B" if benign[number] else "M", *(f"{each:.5g}" for each in row)])
+        for number, row in enumerate(measures)
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def california_housing(rows: int = 2000) -> bytes:
+    """California's blocks of houses: place, age, rooms, people, income, value; in an archive."""
+    rng = random.Random(6)
+    lines = []
+    for _ in range(rows):
+        households, income = rng.randint(50, 2000), rng.uniform(0.5, 15)
+        rooms = households * rng.uniform(3, 8)
+        numbers = [
+            rng.uniform(-124, -114),
+            rng.uniform(32, 42),
+            rng.randint(1, 52),
+            round(rooms),
+            round(rooms / 5),
+            round(households * rng.uniform(1.5, 4)),
+            households,
+            income,
+            round(40_000 * income + rng.gauss(0, 10_000)),
+        ]
+        lines.append(",".join(f"{each:.4f}" for each in numbers))
+    text = ("\n".join(lines) + "\n").encode()
+    archived = io.BytesIO()
+    with tarfile.open(fileobj=archived, mode="w:gz") as archive:
+        member = tarfile.TarInfo("CaliforniaHousing/cal_housing.data")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    return archived.getvalue()
+
+
 STAND_INS: dict[str, Callable[[], bytes]] = {
     f"{SAMPLES}/datasets/tabular/uci_abalone/abalone.csv": abalone,
     f"{EXAMPLES}/datasets/tabular/uci_abalone/abalone.csv": abalone,
@@ -70,5 +112,7 @@ STAND_INS: dict[str, Callable[[], bytes]] = {
     },
     f"{SAMPLES}/datasets/tabular/uci_abalone/train_csv/abalone_dataset1_train.csv": abalone_numbers,
     **{f"{EXAMPLES}/models/async-inference/input-files/test_point_{number}.libsvm": point for number in range(25)},
+    f"{EXAMPLES}/datasets/tabular/breast_cancer/wdbc.csv": breast_cancer,
+    f"{EXAMPLES}/datasets/tabular/california_housing/cal_housing.tgz": california_housing,
     "sagemaker-servicecatalog-seedcode-us-east-1/dataset/abalone-dataset-batch": abalone_batch,
 }
