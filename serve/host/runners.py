@@ -35,6 +35,11 @@ class Exit:
     exhausted: str = ""  # the resource that ran out, a key of serve.failures.HINTS; "" if that was not the cause
     requests: tuple[str, ...] = ()  # ids of those that it worked on
 
+    @property
+    def killed(self) -> bool:
+        """Whether another process has killed it: neither the server, nor the kernel for memory."""
+        return self.status == -signal.SIGKILL and not self.runner.kill_reason and not self.exhausted
+
 
 class Runners:
     """The runners that are alive, by number."""

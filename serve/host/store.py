@@ -481,7 +481,12 @@ class Store:
         hint = HINTS.get(ended.exhausted, "see the log")
         if runner.phase is Phase.LOADING and not runner.reported_failure:
             message = f"the model's process exited during the load: {ended.cause}"
-            model.fail((DoesNotFit if ended.exhausted else InternalError)(message, hint=hint))
+            if ended.killed:  # the model is not the cause, and its requests still wait in its socket
+                model.crashed(RunnerDied(message, hint=hint, model=model.name), ended.requests)
+                if not model.pause_left():
+                    self.want(model)
+            else:
+                model.fail((DoesNotFit if ended.exhausted else InternalError)(message, hint=hint))
         elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and ended.status):
             error = DoesNotFit if ended.exhausted else RunnerDied
             crash = error(f"the model's process crashed: {ended.cause}", hint=hint, model=model.name)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.live import tiny
 from tests.live.conftest import Later, Start
-from tests.live.stack import Server, alive, toy, wait_until
+from tests.live.stack import Answer, Server, alive, toy, wait_until
 
 DEATHS: dict[str, tuple[dict[str, Any], str]] = {
     "sigkill": ({"crash": True}, "killed by SIGKILL"),
@@ -59,6 +59,38 @@ def test_a_crash_fails_only_its_own_request(server: Server, how: str) -> None:
     assert answer.json["model"] == how
     assert server.invoke(how, {}).json["pid"] != first
     assert server.model(how)["deaths"] == 1
+
+
+def test_a_load_whose_process_is_killed_begins_again(start: Start, models: Path, tmp_path: Path, later: Later) -> None:
+    """The request still waits in the socket; three kills within a minute are its answer, and can be retried."""
+    gate = tmp_path / "gate"
+    toy(models, "slowload", files={"gate.txt": str(gate)})
+    server = start(models)
+
+    seen: set[int] = set()
+
+    def killed_while_loading(times: int) -> Answer:
+        asked = later(server.invoke, "slowload", {})
+        for _ in range(times):
+            runner = wait_until(lambda: server.runners() - seen)
+            seen.update(runner)
+            for pid in runner:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not any(map(alive, seen)))
+        if times == 1:
+            gate.touch()
+        answer: Answer = asked.result()
+        return answer
+
+    refused = killed_while_loading(3)
+    wait_until(lambda: server.model("slowload")["state"] != "failed")
+    answered = killed_while_loading(1)
+
+    assert refused.status == 503, refused.body
+    assert refused.json["type"] == "ModelFailedException"
+    assert "exited during the load: killed by SIGKILL" in refused.json["message"]
+    assert refused.json["retryable"]
+    assert answered.status == 200, answered.body
 
 
 def test_queued_requests_of_a_crashing_model_are_answered(server: Server, tmp_path: Path, later: Later) -> None:
