@@ -42,6 +42,9 @@ test: setup ## run the tests: pure, with real processes, in Chromium where it is
 	else echo 'no Docker engine answers: tests/image is left out'; fi; \
 	exec $(PY) -m pytest $(PARALLEL) tests/live $$browser $$image tests/unit
 
+storm: setup ## an hour of right calls, hostile inputs and kills; writes docs/reliability.md (STORM='--seconds 60 --calls 10000')
+	@exec $(PY) -m tests.storm long $(STORM)
+
 conformance: setup ## run the cases that compare with AWS's containers, transformers, XGBoost..., and write docs/conformance.md
 	@exec $(PY) -m pytest $(PARALLEL) -m peer --conformance=docs/conformance.md tests/live tests/unit
 
@@ -158,4 +161,4 @@ nginx:
 	  $(call step,nginx by apt-get,apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y nginx); \
 	else echo 'nginx is missing: install it (Debian, Ubuntu: sudo apt-get install nginx), then run make again' >&2; exit 1; fi
 
-.PHONY: help run install test conformance test-sdk notebooks docs docs-reference docs-pictures check check-style check-types check-shell check-nginx platform bench bench-check image models clean nginx lambda
+.PHONY: help run install test storm conformance test-sdk notebooks docs docs-reference docs-pictures check check-style check-types check-shell check-nginx platform bench bench-check image models clean nginx lambda

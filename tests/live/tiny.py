@@ -18,12 +18,12 @@ def xgboost_model(directory: Path) -> None:
     xgboost.train({"max_depth": 2, "nthread": 1, "verbosity": 0}, data, 3).save_model(directory / "model.ubj")
 
 
-def gpt2(directory: Path) -> None:
+def gpt2(directory: Path, seed: int = 0) -> None:
     """32 words, 64 positions."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = GPT2Config(vocab_size=32, n_layer=1, n_head=2, n_embd=16, n_positions=64, eos_token_id=2, bos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(directory)
     _tokenizer(directory)
