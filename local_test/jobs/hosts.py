@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from local_test import leftovers
 from local_test.platform.calls import InternalFailure
 from local_test.platform.containers import docker
 from local_test.platform.containers.process import ROOT
@@ -81,6 +82,7 @@ class Started:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        leftovers.process(self._process.pid)
         self._reader = threading.Thread(target=self._read, args=(output,), daemon=True)
         self._reader.start()
         threading.Thread(target=self._wait, args=(ended,), daemon=True).start()
@@ -99,6 +101,7 @@ class Started:
 
     def _wait(self, ended: Callable[[], None]) -> None:
         code = self._process.wait()
+        leftovers.ended(self._process.pid)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # children that it has left would hold its output open
         self._reader.join()
@@ -154,7 +157,12 @@ class Docker:
                     return
                 time.sleep(0.1)  # the engine has not started the container yet
 
-        return Started(command, output, ended, send=send)
+        def over() -> None:
+            leftovers.ended(name)
+            ended()
+
+        leftovers.container(name)
+        return Started(command, output, over, send=send)
 
 
 @dataclass(frozen=True, slots=True)

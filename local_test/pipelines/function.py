@@ -22,6 +22,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
+from local_test import leftovers
 from local_test.platform.containers.process import ROOT
 from local_test.ports import free_port
 
@@ -230,6 +231,7 @@ class Function:
                 stderr=log,
                 start_new_session=True,
             )
+        leftovers.process(process.pid)
         try:
             with self.running.held(process.terminate):
                 yield process
@@ -240,6 +242,7 @@ class Function:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            leftovers.ended(process.pid)
 
 
 def _load_error(log: str) -> dict[str, str]:

@@ -94,8 +94,11 @@ def test_the_example_runs_against_the_command(
     assert "calls    3, errors: none" in command.output
 
 
-def test_sigint_stops_running_endpoints(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endpoint that was not deleted is stopped in order. None of its processes survives."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_running_endpoints(
+    command: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """SIGINT stops them in order. None of their processes survives a SIGKILL of the emulator either."""
     for name, value in command.exported().items():
         monkeypatch.setenv(name, value)
     import boto3
@@ -110,11 +113,11 @@ def test_sigint_stops_running_endpoints(command: Command, monkeypatch: pytest.Mo
     below = descendants(command.process.pid)
     assert below
 
-    command.process.send_signal(signal.SIGINT)
+    command.process.send_signal(number)
 
-    assert command.process.wait(PATIENCE) == 0
+    assert command.process.wait(PATIENCE) == (0 if number == signal.SIGINT else -number)
     wait_until(lambda: not any(map(alive, below)))
-    assert "stopped" in command.output
+    assert ("stopped" in command.output) == (number == signal.SIGINT)
 
 
 def test_with_json_every_line_is_json(run: Callable[..., Command]) -> None:

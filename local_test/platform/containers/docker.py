@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from local_test import leftovers
 from local_test.platform.calls import InternalFailure, ValidationError
 from local_test.platform.containers.spec import PORT, ContainerSpec, check_labels, platform_environment
 from local_test.platform.containers.usage import Usage, usage
@@ -56,6 +57,7 @@ class DockerRunning:
 
     def __init__(self, container: str, port: int, files: Path) -> None:
         self.id = container
+        leftovers.container(container)
         self._files = files
         self._final_log = ""
         self._final_code: int | None = None  # set once the container is removed
@@ -114,6 +116,7 @@ class DockerRunning:
         code, self._final_log = self.exit_code, self.log_tail(LOG_LINES)
         self._final_code = -1 if code is None else code
         _docker("rm", "--force", "--volumes", self.id)
+        leftovers.ended(self.id)
         self._following.wait()
         shutil.rmtree(self._work, ignore_errors=True)
         return took, killed

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from local_test import leftovers
 from local_test.platform.containers import images
 from local_test.platform.containers.spec import ContainerSpec, platform_environment
 from local_test.platform.containers.usage import Usage, usage
@@ -95,6 +96,7 @@ class ProcessRunning:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the emulator only, which then stops this process in order
             )
+        leftovers.process(self.pid)
 
     @property
     def pid(self) -> int:
@@ -136,6 +138,7 @@ class ProcessRunning:
             killed = True
             self._process.kill()
             self._process.wait()
+        leftovers.ended(self.pid)
         took = time.monotonic() - began
         self._final_log = self.log_tail(LOG_LINES)
         shutil.rmtree(self._work, ignore_errors=True)
