@@ -58,12 +58,12 @@ def container(name: str) -> None:
 
 
 def ended(what: int | str) -> None:
-    """A process or a container that has ended."""
+    """A process or a container that has ended by itself."""
     _watch.tell(f"- {'process' if isinstance(what, int) else 'container'} {what} -")
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks since boot, by which a later process of the same number is told apart."""
+    """When a process began, in ticks since boot, which differs for a later process of the same number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
