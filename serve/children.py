@@ -26,6 +26,14 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         os._exit(1)
 
 
+def signal_name(number: int) -> str:
+    """SIGKILL, say. Most real-time signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Children:
     """The children, by name. `ended` is the name and the exit status of the first that has exited."""
 

@@ -27,10 +27,10 @@ from serve import log as serve_log
 from serve import machine
 from serve.catalog.kinds import HANDLERS, IMPORTED_AT_FIRST_LOAD, installed, module_of
 from serve.catalog.model_config import ModelConfig, decoder, encoded
-from serve.children import die_with_parent
+from serve.children import die_with_parent, signal_name
 from serve.devices import VISIBLE
 from serve.failures import not_installed
-from serve.host.model import MESSAGE, RunnerProcess
+from serve.host.model import RunnerProcess
 from serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # Seconds without an order before the forkserver imports a framework that no known model needs. An order that arrives
 # during an import waits until it ends, and all of them take 8 to 15 s of processor time (torch alone 2 s).
 QUIET = 5.0
+MESSAGE = 1 << 16  # bytes; the longest message between host and forkserver
 NICENESS = 5  # nginx, web workers and host go first, so that /ping is answered under full load
 
 LACKS = {errno.ENOMEM: "memory", errno.EMFILE: "file descriptors", errno.ENFILE: "file descriptors"}
@@ -319,7 +320,10 @@ class Forkserver:
                 raise EOFError from broken
             if not raw:
                 raise EOFError
-            message = msgspec.json.decode(raw)
+            try:
+                message = msgspec.json.decode(raw, type=dict[str, Any])
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                raise EOFError("the forkserver has sent an invalid message") from error
             if files:
                 message["memory"] = files[0]
             yield message
@@ -330,7 +334,7 @@ class Forkserver:
             status = self.process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
             return "the forkserver has closed its channel"
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        how = f"was killed by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
         return f"the forkserver {how}"
 
     def stop(self) -> None:

@@ -1,13 +1,12 @@
 """One model as the host serves it: its socket, its runners, and its failures."""
 
-import json
 import logging
 import os
 import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,17 +16,18 @@ from serve import log as serve_log
 from serve.capture import Captured
 from serve.catalog.catalog import Entry
 from serve.catalog.model_config import ModelConfig
+from serve.control import Control
 from serve.errors import ModelFailed, ModelUnusable, ServeError
 from serve.host.eviction import Held
 from serve.slots import FIELDS, MOST, RunnerSlot, Slot
 
 log = logging.getLogger(__name__)
 
-MESSAGE = 1 << 16  # bytes; the longest message on a channel to the forkserver or to a runner
 MINUTE = 60.0
 CRASHES = 3  # in a minute; then the model pauses before the next load
 FIRST_PAUSE = 1.0  # seconds without a new attempt after a failed load; doubles with each further failure
 LONGEST_PAUSE = 300.0
+SHRINK_AGAIN = 1.0  # seconds before a runner that has freed its caches is asked again
 FRESH = 2.0  # seconds for which a crash counts as the cause of a broken connection
 TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 # The x bit of the socket file means "callers may connect": without it, nginx (-x) and web workers treat it as absent.
@@ -76,15 +76,16 @@ class RunnerProcess:
         self.memory = -1  # a descriptor for serve.machine.private_bytes
         self.since = time.monotonic()
         self.retired = 0.0  # time.monotonic() when it was asked to exit
+        self._shrunk = 0.0  # time.monotonic() when it last answered that they are free
         self.shrinking = 0.0  # time.monotonic() when it was asked to free its caches; 0 once it has answered
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
         self.kill_reason = ""  # why it exits, if the host knows that before it does
         self.reported_failure = False
+        self.closed = 0.0  # time.monotonic() when it closed its channel to the host; its process is to end at once
         self._counters = Slot.create()
         try:
             self.slot = RunnerSlot(self._counters)
-            self.control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self.control.setblocking(False)
+            self.control = Control()
             self.output = Captured(model)
         except BaseException:
             os.close(self._counters)
@@ -94,63 +95,43 @@ class RunnerProcess:
         """Ask the runner to stop accepting, answer the requests it holds, and exit."""
         self.phase = Phase.RETIRING
         self.retired = time.monotonic()
-        try:
-            self.control.send(b"retire")
-        except OSError:
-            pass  # it has exited; the forkserver is about to report that
+        self.control.retire()
 
     def shrink(self) -> None:
         """Ask the runner to free its caches. It answers `shrunk` when the memory is free."""
         self.shrinking = time.monotonic()
-        try:
-            self.control.send(b"shrink")
-        except OSError:
-            pass  # it has exited, or does not read its channel: its answer is not waited for without end
+        self.control.shrink()
+
+    def shrunk(self) -> None:
+        """It has freed its caches."""
+        self.shrinking, self._shrunk = 0.0, time.monotonic()
 
     def spare(self) -> int:
-        """Bytes of caches that the runner frees when it is asked, and has not been asked for."""
-        return 0 if self.shrinking or self.phase is not Phase.READY else min(self.slot.get("spare_bytes"), self.bytes)
+        """Bytes of caches that the runner frees when it is asked, and has not been asked for within SHRINK_AGAIN."""
+        if self.shrinking or self.phase is not Phase.READY or time.monotonic() - self._shrunk < SHRINK_AGAIN:
+            return 0
+        return min(self.slot.get("spare_bytes"), self.bytes)
 
     def kill(self, reason: str) -> None:
-        self.kill_reason = reason
+        self.kill_reason = self.kill_reason or reason
         if self.pid:
             try:
                 os.kill(self.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it has exited; the forkserver is about to report that
 
-    def messages(self) -> Iterator[Mapping[str, Any]]:
-        """The messages that have arrived from the runner."""
-        while True:
-            try:
-                raw = self.control.recv(MESSAGE)
-            except OSError:
-                return
-            if not raw:
-                return
-            yield json.loads(raw)
-
     def exited(self) -> bool:
-        """Whether the process has exited, seen by the end of file on its control channel.
-
-        The kernel closes the channel before the runner's connections, so that this is true by the time nginx sees a
-        connection break. The forkserver's report, with the exit status, arrives later.
-        """
-        try:
-            return not self.control.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """Whether the process has exited, or is about to, seen by the end of its control channel."""
+        return self.control.hung_up()
 
     def hand_over(self) -> tuple[int, socket.socket]:
         """The file of the runner's counters, and its end of the control channel. The caller closes them once sent."""
-        return self._counters, self._theirs
+        return self._counters, self.control.theirs
 
     def discard(self) -> None:
         """Release what a runner that is not ordered holds."""
         os.close(self._counters)
-        self._theirs.close()
+        self.control.theirs.close()
         self.control.close()
         self.output.finish()
 
@@ -264,7 +245,7 @@ class ServedModel:
 
     def fail(self, error: ServeError) -> None:
         """Record a failure, and pause: no load is tried for a time that doubles with each failure in a row."""
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.failures_in_a_row)
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures_in_a_row, 30))  # no float holds 2^1024
         self.failures_in_a_row += 1
         self._paused_until = time.monotonic() + pause
         error.model = self.name

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from serve import machine
+from serve.children import signal_name
 from serve.devices import Device
 from serve.errors import DoesNotFit
 from serve.failures import HINTS
@@ -21,6 +22,8 @@ MOST_RUNNERS = 4000  # alive at a time
 MEASURE_EVERY = 2.0  # seconds; a measurement walks a process's page tables: about 1 ms for each GB it maps
 SHOW_EVERY = 0.5  # seconds; a look at a silent runner takes 1 µs
 MEASURED_AT_ONCE = 8  # so that a thousand runners do not block the loop
+CLOSED = 2.0  # seconds from the end of a runner's control channel, which its exit closes, to the report of its exit
+LAST_WORDS = 10.0  # seconds beyond the longest answer for a retired runner to exit
 WORN_OUT = 3  # 507 answers in a row after which a runner is replaced
 SPARE_FILES = 64  # file descriptors kept for the host's own connections and for unpacking
 
@@ -47,6 +50,7 @@ class Runners:
     def __init__(self, settings: Settings, forks: Forkserver, devices: Sequence[Device] = ()) -> None:
         self._devices = devices
         self._settings = settings
+        self._retire_limit = LAST_WORDS + max(settings.request_limit, settings.stream_limit)
         self._forks = forks
         self._free = list(range(MOST_RUNNERS - 1, -1, -1))
         self._measured = 0.0  # time.monotonic()
@@ -67,7 +71,7 @@ class Runners:
         runner = RunnerProcess(number, model.name, reserved)
         runner.slot.set("cold_since", int((cold_since or 0.0) * 1e9))
         try:
-            check_spare_files(runner.control)
+            check_spare_files(runner.control.socket)
         except DoesNotFit:
             runner.discard()
             raise
@@ -132,7 +136,7 @@ class Runners:
         if status == -signal.SIGKILL and self._kernel_killed():
             return Exit(runner, status, "killed by the kernel, out of memory", "memory")
         if status < 0:
-            return Exit(runner, status, f"killed by {signal.Signals(-status).name}")
+            return Exit(runner, status, f"killed by {signal_name(-status)}")
         return Exit(runner, status, f"it exited with status {os.EX_OK + status}")
 
     def _kernel_killed(self) -> bool:
@@ -154,7 +158,7 @@ class Runners:
             runner.output.look()
 
     def kill_stuck(self) -> None:
-        """Kill runners whose load, or whose request, has passed its limit."""
+        """Kill runners whose load, request or retirement has passed its limit, and those that are cut off."""
         now = time.monotonic()
         for runner in self.alive.values():
             busy_since = runner.slot.get("busy_since")
@@ -165,6 +169,10 @@ class Runners:
                 # failure before nginx times out.
                 limit = self._settings.request_limit
                 runner.kill(f"timeout: one request took longer than {limit:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)")
+            elif runner.closed and now - runner.closed > CLOSED:
+                runner.kill("its code closed the server's control channel")
+            elif runner.phase is Phase.RETIRING and now - runner.retired > self._retire_limit:
+                runner.kill(f"timeout: it did not exit within {self._retire_limit:g} s after it was retired")
 
     def worn_out(self) -> list[RunnerProcess]:
         """Runners that have answered WORN_OUT requests in a row with 507: what they can free is not enough."""

@@ -67,9 +67,10 @@ class ModelSockets:
             elif watched and not wanted:
                 self._poller.unwatch(model.listener)
             for runner in model.runners:
-                if not self._poller.watches(runner.control):
+                channel = runner.control.socket
+                if not self._poller.watches(channel):
                     # Once: a runner that has exited stays readable (EOF) until the forkserver has reported it.
-                    self._poller.watch(runner.control, partial(self._store.heard, runner), once=True)
+                    self._poller.watch(channel, partial(self._store.heard, runner), once=True)
 
     def close_all_queued(self) -> None:
         """Close every queued connection of every model: no model can be served any more."""

@@ -20,8 +20,9 @@ from serve.catalog import archive
 from serve.catalog.catalog import Catalog, cut
 from serve.catalog.model_config import ModelConfig
 from serve.catalog.scan import describe, real
+from serve.control import Failed, Lost, Ready, Shrunk, Violation
 from serve.devices import BESIDE_DEVICE, Device
-from serve.errors import DoesNotFit, InternalError, ModelNotFound, ModelUnusable, RunnerDied, ServeError, from_wire
+from serve.errors import DoesNotFit, InternalError, ModelNotFound, ModelUnusable, RunnerDied, ServeError
 from serve.failed_start import FailedStart
 from serve.failures import HINTS, exhausted
 from serve.host.eviction import Budget, Held, Need, can_ever_fit, on_device, place, plan, share
@@ -292,18 +293,26 @@ class Store:
         if runner.number not in self.runners.alive:
             return
         model = self.models[runner.model]
-        for message in runner.messages():
-            if "failed" in message:
-                runner.reported_failure = True
-                model.fail(from_wire(message["failed"]))
-            elif "lost" in message:  # it answers the requests it holds, and exits
-                runner.kill_reason = message["lost"]
-                runner.retire()
-                self.changed.add(model)
-            elif "shrunk" in message:
-                self._shrunk(model, runner)
-            elif runner.phase is Phase.LOADING:
-                self._ready(model, runner, message["ready"]["seconds"])
+        try:
+            for message in runner.control.messages():
+                match message:
+                    case Failed():
+                        runner.reported_failure = True
+                        model.fail(message.error())
+                    case Lost():  # it answers the requests it holds, and exits
+                        runner.kill_reason = message.message
+                        runner.retire()
+                        self.changed.add(model)
+                    case Shrunk():
+                        self._shrunk(model, runner)
+                    case Ready() if runner.phase is Phase.LOADING:
+                        self._ready(model, runner, message.seconds)
+        except Violation as violation:
+            reason = f"its code wrote to the server's control channel: {violation}"
+            log.error("runner ended", extra={"model": model.name, "reason": reason})
+            runner.kill(reason)
+        if runner.control.hung_up():
+            runner.closed = runner.closed or time.monotonic()
 
     def _ready(self, model: ServedModel, runner: RunnerProcess, seconds: float) -> None:
         if not model.of_phase(Phase.READY):
@@ -376,7 +385,7 @@ class Store:
 
     def _shrunk(self, model: ServedModel, runner: RunnerProcess) -> None:
         """A runner has freed its caches: measure it, and admit waiting loads, or evict for them."""
-        runner.shrinking = 0.0
+        runner.shrunk()
         measure(model, runner)
         self._admit()
 

@@ -6,7 +6,6 @@ answers the requests it holds, and exits.
 """
 
 import gc
-import json
 import select
 import socket
 import time
@@ -14,6 +13,7 @@ import time
 import msgspec
 
 from serve import capture
+from serve.control import SHRINK, Lost, Shrunk, tell
 from serve.errors import ServeError
 from serve.failures import exhausted, give_back
 from serve.handlers.base import Caches, Request
@@ -67,7 +67,7 @@ class Loop:
             # Also here: otherwise the host would see an idle model as busy until its next request, and not evict it.
             self._slot.set("in_flight", self._held())
             if self._answers.lost and self._accepting:
-                self._control.send(json.dumps({"lost": self._answers.lost.message}).encode())
+                tell(self._control, Lost(self._answers.lost.message))
                 self._retire()
         return self._answers.lost
 
@@ -130,14 +130,14 @@ class Loop:
             order = self._control.recv(64)
         except OSError:
             order = b""
-        if order != b"shrink":
+        if order != SHRINK:
             self._retire()
             return
         if self._caches is not None:
             self._caches.free()
             give_back()
             self._slot.set("spare_bytes", self._caches.bytes)
-        self._control.send(json.dumps({"shrunk": {}}).encode())
+        tell(self._control, Shrunk())
 
     def _retire(self) -> None:
         """Stop accepting. The host has asked for it, or has ended (end of file)."""

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import importlib
-import json
 import logging
 import os
 import signal
@@ -11,14 +10,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, cast
 
-from serve import capture, devices, errors
+from serve import capture, devices
 from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import ModelConfig, decoded
 from serve.catalog.scan import real
+from serve.control import Failed, Ready, tell
 from serve.errors import InternalError, ModelNotFound, ServeError
 from serve.failures import described, exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise, Upkeep
@@ -68,7 +68,7 @@ def run(
     except ServeError as error:
         error.model = config.name
         capture.end()
-        _report(control, {"failed": errors.to_wire(error)})
+        tell(control, Failed.of(error))
         os._exit(1)
     os.close(record)
     os.close(counters)
@@ -89,7 +89,7 @@ def run(
     devices.report(slot)
     if upkeep := getattr(handler, "upkeep", None):
         slot.set("pending_bytes", upkeep.bytes)
-    _report(control, {"ready": {"seconds": time.monotonic() - began}})
+    tell(control, Ready(time.monotonic() - began))
     if upkeep:
         threading.Thread(target=_keep_up, args=(upkeep, slot), daemon=True).start()
     # Exit handlers and threads of the model's own code may never end, so that neither is waited for.
@@ -169,7 +169,3 @@ def _load(
             raise missing from error
         log.exception("load failed")
         raise InternalError(f"loading failed: {described(error)}", hint="see the log") from error
-
-
-def _report(control: socket.socket, message: Mapping[str, Any]) -> None:
-    control.send(json.dumps(message).encode())

@@ -1,5 +1,6 @@
 """A model's own code attacks what it shares with the server: the server, its answers and the other models stay well."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +65,71 @@ def test_own_code_scribbles_over_what_it_shares_with_the_host(server: Server, by
     assert run(server, PAGES.format(byte=byte)) >= 2
     before = server.get("/metrics")
     wait_until(lambda: server.get("/metrics").body != before.body)
+    assert_well(server)
+
+
+# All sockets of the process of one kind: its control channel is the only one of whole messages.
+SOCKETS = """
+import os, signal, socket
+def sockets(kind):
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            found = socket.socket(fileno=os.dup(number))
+        except OSError:
+            continue
+        if found.type == kind:
+            yield found
+        else:
+            found.close()
+(channel,) = sockets(socket.SOCK_SEQPACKET)
+"""
+MESSAGES = {
+    "garbage": r"channel.send(b'\x00\xff' * 1000)",
+    "an empty message": "channel.send(b'')",
+    "an order of its own": """channel.send(b'{"type":"evict","model":"good"}')""",
+    "a second ready": """channel.send(b'{"type":"ready","seconds":0}')""",
+    "a flood": "\ntry:\n    while True:\n        channel.send(b'x' * 10_000)\nexcept OSError:\n    pass",
+    "the end of its side": "channel.shutdown(socket.SHUT_WR)",
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+def test_own_code_writes_to_the_control_channel(server: Server, message: str) -> None:
+    """Its process is ended with a reason, which its caller and the log get; the next request starts another."""
+    pid = wait_until(lambda: _pid(server, "second"))
+    said = len(server.events("runner ended"))
+
+    answer = server.invoke("second", {"code": f"{SOCKETS}{message}\nimport time; time.sleep(600)"})
+
+    assert answer.status in (500, 503)  # 503: the third within a minute
+    assert "control channel" in answer.json["message"]
+    assert [each["model"] for each in server.events("runner ended")[said:]] == ["second"]
+    assert wait_until(lambda: _pid(server, "second")) != pid
+    assert_well(server)
+
+
+def _pid(server: Server, model: str) -> Any:
+    """The process of a model, loaded again if need be; None while it pauses after a crash."""
+    answer = server.invoke(model, {})
+    return answer.json["pid"] if answer.status == 200 else None
+
+
+def test_own_code_closes_the_control_channel(server: Server) -> None:
+    """The host could neither retire the process nor free its memory, so it ends it within seconds."""
+    code = f"{SOCKETS}channel.shutdown(socket.SHUT_RDWR)\nimport time; time.sleep(600)"
+    wait_until(lambda: _pid(server, "second"))
+    answer = server.invoke("second", {"code": code})
+    assert answer.status in (500, 503)
+    assert "control channel" in answer.json["message"]
+    wait_until(lambda: _pid(server, "second"))
+    assert_well(server)
+
+
+@pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGRTMIN + 6, 63])
+def test_a_process_ends_by_a_signal_without_a_name(server: Server, number: int) -> None:
+    """Python names two of the 31 real-time signals."""
+    wait_until(lambda: _pid(server, "second"))
+    answer = server.invoke("second", {"code": f"import os; os.kill(os.getpid(), {int(number)})"})
+    assert answer.status in (500, 503)
+    assert "killed by" in answer.json["message"]
     assert_well(server)

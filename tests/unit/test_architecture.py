@@ -14,7 +14,7 @@ PRODUCTS = ("serve", "deploy", "local_test")
 # A room of serve/ imports rooms of earlier lines and itself, and no room beside it.
 LAYERS = (
     ("__init__", "errors", "log", "machine", "shared_pages"),
-    ("capture", "children", "failed_start", "failures", "s3", "settings", "slots"),
+    ("capture", "children", "control", "failed_start", "failures", "s3", "settings", "slots"),
     ("http",),
     ("formats",),
     ("catalog",),

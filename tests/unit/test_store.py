@@ -67,7 +67,7 @@ class Host:
         self.started(name)
         runner, _ = self.forks.runners[name]
         self.held[runner.pid] = 40
-        self.says(name, {"ready": {"seconds": 0.0}})
+        self.says(name, {"type": "ready", "seconds": 0.0})
         self.holds(name, 40 + cache, cache)
         self.measure()
 
@@ -116,7 +116,7 @@ def test_a_load_takes_the_cache_of_a_model_and_not_the_model(host: Host) -> None
     assert (host.told("a"), host.told("b")) == ([], [b"shrink"])
     assert not host.started("c")
     host.holds("b", 15, 0)  # a model whose file is mapped
-    host.says("b", {"shrunk": {}})
+    host.says("b", {"type": "shrunk"})
 
     assert host.started("c")
     assert (host.told("a"), host.told("b")) == ([], [])
@@ -132,7 +132,7 @@ def test_a_model_is_evicted_if_its_cache_was_not_enough(host: Host) -> None:
     host.store.want(host.store.models["c"])
     assert (host.told("a"), host.told("b")) == ([], [b"shrink"])
     host.holds("b", 41, 0)
-    host.says("b", {"shrunk": {}})
+    host.says("b", {"type": "shrunk"})
 
     assert (host.told("a"), host.told("b")) == ([b"retire"], [])
 
