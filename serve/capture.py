@@ -7,6 +7,9 @@ ids of that step's requests. A silent step costs a write to mapped memory and on
 The host holds the file as well. It writes the lines of a step that takes long, of an idle runner (a thread or a child
 process of an earlier request) and of a crashed one: the file outlives its process. A lock on the file makes one of the
 two the reader; the file's first page says how far it is read, and which requests are at work.
+
+A model's own code can write anything to the file and to its first page, or hold the lock. The file is sealed, so that
+it cannot be truncated; the host reads forward only, a bounded part at a time, and leaves out what is too much.
 """
 
 import ctypes
@@ -14,7 +17,6 @@ import faulthandler
 import fcntl
 import io
 import logging
-import mmap
 import os
 import struct
 import sys
@@ -22,12 +24,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from serve import log
+from serve import log as serve_log
+from serve import shared_pages
+
+log = logging.getLogger(__name__)
 
 PAGE = 4096  # the first page: where the unread output begins, the number of the step, and the ids of its requests
 IDS = 18  # where they begin in it; before them their length, two bytes
 LONGEST = 16 * 1024  # bytes of a line; a longer one is cut into several
-AT_ONCE = 1 << 20  # bytes that the host reads in a turn
+AT_ONCE = 1 << 20  # bytes that are read in a turn
+LINES_AT_ONCE = 500  # that the host writes in a turn: 10 ms
+UNREAD = 16 << 20  # bytes beyond which the host leaves out the oldest output: the file is memory
+LAST_LINES = 2000  # that the host writes of an exited process
 PUNCHED = 1 << 20  # bytes that have been read before their memory is given back
 PUNCH_HOLE_KEEP_SIZE = 3
 LINE_BUFFERED = 1  # _IOLBF
@@ -37,10 +45,10 @@ _STEP = struct.Struct("<QH")  # the number of the step, and the length of the id
 
 def create() -> int:
     """The file of a new runner: a descriptor. Raises OSError."""
-    fd = os.memfd_create("output")
+    fd = shared_pages.create("output", PAGE, grows=True)
     try:
+        os.pwrite(fd, PAGE.to_bytes(8, "little"), 0)
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
-        os.write(fd, PAGE.to_bytes(8, "little").ljust(PAGE, b"\0"))
     except BaseException:
         os.close(fd)
         raise
@@ -55,34 +63,48 @@ class _File:
         self._process = process
         self._model = model
         self._out = out  # the descriptor that the lines of the log are written to
-        self._head = mmap.mmap(fd, PAGE)
+        self._head = shared_pages.mapped(fd, PAGE)
         self._turn = threading.RLock()
 
     def requests(self) -> tuple[str, ...]:
         """The ids of the requests at work."""
         length = int.from_bytes(self._head[16:IDS], "little")
-        return tuple(self._head[IDS : IDS + length].decode("ascii", "replace").split("\n")) if length else ()
+        return tuple(bytes(self._head[IDS : IDS + length]).decode("ascii", "replace").split("\n")) if length else ()
 
-    def read(self, *, whole_lines: bool, most: int) -> None:
-        """Write what has been written since the last call as lines of the log. The caller holds the lock."""
-        step = self._head[8:16]
-        requests, begin = self.requests(), int.from_bytes(self._head[0:8], "little")
+    def begin_of_unread(self) -> int:
+        """Where the output begins that neither process has read."""
+        return int.from_bytes(self._head[0:8], "little")
+
+    def read(self, begin: int, *, whole_lines: bool, most: int, most_lines: int = AT_ONCE) -> int:
+        """Write the output from `begin` as lines of the log. The caller holds the lock. Returns where it has ended."""
+        step = bytes(self._head[8:16])
+        requests = self.requests()
         data = os.pread(self.fd, most, begin)
-        if self._head[8:16] != step:
-            return  # the runner is at its next step, and reads the rest itself
-        if whole_lines and len(data) < most:
+        if bytes(self._head[8:16]) != step:
+            return begin  # the runner is at its next step, and reads the rest itself
+        parts = data.split(b"\n", most_lines)
+        if len(parts) > most_lines:
+            data = data[: len(data) - len(parts[-1])]
+        elif whole_lines and len(data) < most:
             data = data[: data.rfind(b"\n") + 1]
-        if not data:
-            return
-        # First: a line is lost if this process is killed now, but none is written again with each look.
-        end = begin + len(data)
+        if data:
+            # First: a line is lost if this process is killed now, but none is written again with each look.
+            self.note_read(begin, begin + len(data))
+            self.write(data, requests)
+        return begin + len(data)
+
+    def note_read(self, begin: int, end: int) -> None:
+        """Neither process reads again what comes before `end`. Gives its memory back."""
         self._head[0:8] = end.to_bytes(8, "little")
-        for line in _lines(data):
-            os.write(self._out, log.output(self._process, self._model, requests, line))
         if begin // PUNCHED != end // PUNCHED:
             _LIBC.fallocate(
                 self.fd, PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(PAGE), ctypes.c_int64(end // PAGE * PAGE - PAGE)
             )
+
+    def write(self, data: bytes, requests: Sequence[str]) -> None:
+        """Write output as lines of the log."""
+        for line in _lines(data):
+            os.write(self._out, serve_log.output(self._process, self._model, requests, line))
 
     @contextmanager
     def locked(self, *, wait: bool) -> Iterator[bool]:
@@ -113,24 +135,45 @@ class Captured(_File):
         fd = create()
         try:
             super().__init__(fd, f"runner {model}", model, sys.stderr.fileno())
+            self._read_to = PAGE  # the first page may say anything
         except BaseException:
             os.close(fd)
             raise
 
     def look(self) -> None:
         """Write the whole lines that the runner has not written itself, if it is not about to."""
-        if os.fstat(self.fd).st_size > int.from_bytes(self._head[0:8], "little"):
-            with self.locked(wait=False) as reader:
-                if reader:
-                    self.read(whole_lines=True, most=AT_ONCE)
+        size = os.fstat(self.fd).st_size
+        if size <= max(self._read_to, self.begin_of_unread()):
+            return
+        if size - self._begin(size) > UNREAD:  # even if the runner holds the lock
+            self._leave_out(size - AT_ONCE, size)
+        with self.locked(wait=False) as reader:
+            if reader:
+                begin = self._begin(os.fstat(self.fd).st_size)  # the runner may have read more meanwhile
+                self._read_to = self.read(begin, whole_lines=True, most=AT_ONCE, most_lines=LINES_AT_ONCE)
 
     def finish(self) -> None:
-        """The runner has exited: write the rest, and close the file."""
+        """The runner has exited: write the rest, and close the file. Of much output, the end is written."""
         size = os.fstat(self.fd).st_size
-        while (begin := int.from_bytes(self._head[0:8], "little")) < size:
-            self.read(whole_lines=False, most=min(AT_ONCE, size - begin))
-        self._head.close()
+        if size - self._begin(size) > AT_ONCE:
+            self._leave_out(size - AT_ONCE, size)
+        data = os.pread(self.fd, AT_ONCE, self._begin(size))
+        lines = data.split(b"\n")
+        self.write(b"\n".join(lines[-LAST_LINES:]), self.requests())
+        self._head.release()
         os.close(self.fd)
+
+    def _begin(self, size: int) -> int:
+        """Where the unread output begins: never before what was read, nor behind the end."""
+        return min(max(self._read_to, self.begin_of_unread()), size)
+
+    def _leave_out(self, end: int, size: int) -> None:
+        """Give back the memory of output that is not read, up to `end`."""
+        begin = self._begin(size)
+        if end > begin:
+            log.warning("output left out", extra={"model": self._model, "bytes": end - begin})
+            self.note_read(begin, end)
+            self._read_to = end
 
 
 class _Capture(_File):
@@ -153,8 +196,8 @@ class _Capture(_File):
             return
         with self.locked(wait=True):
             self._end = os.lseek(self.fd, 0, os.SEEK_END)
-            while (begin := int.from_bytes(self._head[0:8], "little")) < self._end:
-                self.read(whole_lines=False, most=min(AT_ONCE, self._end - begin))
+            while (begin := self.begin_of_unread()) < self._end:
+                self.read(begin, whole_lines=False, most=min(AT_ONCE, self._end - begin))
 
 
 class _Handler(logging.StreamHandler[io.TextIOWrapper]):
@@ -189,7 +232,7 @@ def install(fd: int, process: str, model: str, level: str, out: int | None = Non
     _LIBC.setvbuf(ctypes.c_void_p.in_dll(_LIBC, "stdout"), None, LINE_BUFFERED, 0)
     faulthandler.enable(2)  # the Python stack of a crash in C code
     handler = _Handler(io.TextIOWrapper(io.FileIO(out, "w", closefd=False), encoding="utf-8", write_through=True))
-    log.start(process, level, handler=handler, model=model)
+    serve_log.start(process, level, handler=handler, model=model)
     return out
 
 
@@ -203,7 +246,7 @@ def begin(requests: tuple[str, ...]) -> None:
         return
     if _capture:
         _capture.begin(requests)
-    log.work_on(requests)
+    serve_log.work_on(requests)
     _at_work = requests
 
 

@@ -79,6 +79,7 @@ class RunnerProcess:
         self._shrunk = 0.0  # time.monotonic() when it last answered that they are free
         self.shrinking = 0.0  # time.monotonic() when it was asked to free its caches; 0 once it has answered
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
+        self.shown = 0.0  # the same, of the last look at its output
         self.kill_reason = ""  # why it exits, if the host knows that before it does
         self.reported_failure = False
         self.closed = 0.0  # time.monotonic() when it closed its channel to the host; its process is to end at once

@@ -21,6 +21,7 @@ from serve.settings import Settings, nginx_limit
 MOST_RUNNERS = 4000  # alive at a time
 MEASURE_EVERY = 2.0  # seconds; a measurement walks a process's page tables: about 1 ms for each GB it maps
 SHOW_EVERY = 0.5  # seconds; a look at a silent runner takes 1 µs
+SHOW_WITHIN = 0.1  # seconds for the output of all runners
 MEASURED_AT_ONCE = 8  # so that a thousand runners do not block the loop
 CLOSED = 2.0  # seconds from the end of a runner's control channel, which its exit closes, to the report of its exit
 LAST_WORDS = 10.0  # seconds beyond the longest answer for a retired runner to exit
@@ -154,7 +155,10 @@ class Runners:
         if now - self._shown < SHOW_EVERY:
             return
         self._shown = now
-        for runner in self.alive.values():
+        for runner in sorted(self.alive.values(), key=lambda each: each.shown):
+            runner.shown = time.monotonic()
+            if runner.shown - now > SHOW_WITHIN:  # models that print without end: the others come first next time
+                return
             runner.output.look()
 
     def kill_stuck(self) -> None:

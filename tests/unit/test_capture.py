@@ -1,6 +1,8 @@
 """The output of a runner: each line once, with the requests of its step, whoever of the two processes reads it."""
 
 import json
+import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from serve.capture import LONGEST, Captured
+from serve.capture import AT_ONCE, LAST_LINES, LINES_AT_ONCE, LONGEST, PAGE, UNREAD, Captured
 
 STEPS = 400
 RUNNER = """
@@ -109,3 +111,105 @@ def test_bytes_that_are_no_text_are_escaped(captured: Captured, log: Path) -> No
     """No line of the log is invalid JSON."""
     (line,) = _run(captured, log, r"os.write(2, b'\xff\x00 \xe4\xb8\xad\n')", look=False)
     assert line["text"] == "\\xff\x00 中"
+
+
+# A model's own code, which can write anything to the file and to its first page.
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE - 1, PAGE])
+def test_a_runner_cannot_truncate_its_output(captured: Captured, size: int) -> None:
+    """The host maps its first page: a truncated file would end the host with SIGBUS."""
+    os.write(captured.fd, b"printed\n")
+    with pytest.raises(PermissionError):
+        os.ftruncate(captured.fd, size)
+    captured.finish()
+
+
+@pytest.mark.parametrize("page", [b"\0", b"\xff", b"\x7f", b"\x80", b"random"], ids=["0", "ff", "7f", "80", "random"])
+def test_the_host_reads_each_byte_once_whatever_the_first_page_says(captured: Captured, log: Path, page: bytes) -> None:
+    """A position in the past or beyond the end, ids without end: neither an error nor a line twice."""
+    luck = random.Random(13)
+    for number in range(50):
+        os.write(captured.fd, b"line %d\n" % number)
+        scribbled = luck.randbytes(PAGE) if page == b"random" else page * PAGE
+        captured._head[:] = scribbled
+        captured.look()
+        captured.requests()
+    captured._head[:] = bytes(PAGE)
+    captured.finish()
+    texts = Counter(each["text"] for each in _lines(log))
+    assert set(texts.values()) <= {1}
+    assert set(texts) <= {f"line {number}" for number in range(50)}
+    if page == b"\0":
+        assert len(texts) == 50
+
+
+def test_a_page_that_changes_while_it_is_read_ends_no_reader(captured: Captured, log: Path) -> None:
+    """Another process writes positions at random all the time."""
+    code = """
+import random
+while True:
+    capture._capture._head[0:24] = random.randbytes(24)
+"""
+    child = subprocess.Popen([sys.executable, "-c", RUNNER + code, str(captured.fd), "2"], pass_fds=(captured.fd,))
+    try:
+        for number in range(3000):
+            os.write(captured.fd, b"line %d\n" % number)
+            captured.look()
+    finally:
+        child.kill()
+        child.wait()
+    captured.finish()
+    assert max(Counter(each["text"] for each in _lines(log)).values(), default=1) == 1
+
+
+def test_a_flood_of_lines_is_written_in_turns_and_left_out_beyond_a_limit(captured: Captured, log: Path) -> None:
+    """A look writes some hundred lines, the end the last ones; the memory of the rest is given back."""
+    for _ in range(2 * UNREAD // AT_ONCE):
+        os.write(captured.fd, b"\n" * AT_ONCE)
+    captured.look()
+    assert len(_lines(log)) <= LINES_AT_ONCE + 1
+    assert os.fstat(captured.fd).st_blocks * 512 <= 2 * AT_ONCE
+    os.write(captured.fd, b"the last words")
+    captured.finish()
+    lines = _lines(log)
+    assert len(lines) <= LINES_AT_ONCE + LAST_LINES + 2
+    assert lines[-1]["text"] == "the last words"
+
+
+def test_a_file_that_a_runner_makes_enormous_is_not_read_to_its_end(captured: Captured, log: Path) -> None:
+    """It has holes, and takes no memory; but to log it would take years."""
+    os.write(captured.fd, b"printed\n")
+    os.ftruncate(captured.fd, 1 << 61)
+    captured.look()
+    captured.finish()
+    assert len(log.read_bytes()) < 20 * AT_ONCE
+
+
+def test_a_lock_that_a_runner_holds_for_ever_keeps_no_memory(captured: Captured, log: Path) -> None:
+    """And the host does not wait for it, while the runner lives and afterwards."""
+    code = f"""
+import fcntl, time
+fcntl.lockf(fd, fcntl.LOCK_EX)
+for _ in range({2 * UNREAD // AT_ONCE}):
+    os.write(fd, b"x" * {AT_ONCE})
+os.write(out, b"locked")
+time.sleep(600)
+"""
+    ours, theirs = os.pipe()
+    command = [sys.executable, "-c", RUNNER + code, str(captured.fd), str(theirs)]
+    child = subprocess.Popen(command, pass_fds=(captured.fd, theirs))
+    try:
+        assert os.read(ours, 6) == b"locked"
+        captured.look()
+        assert os.fstat(captured.fd).st_blocks * 512 <= 2 * AT_ONCE
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+        os.close(theirs)
+    captured.finish()
