@@ -1,5 +1,7 @@
 """A model's own code attacks what it shares with the server: the server, its answers and the other models stay well."""
 
+import http.client
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -72,17 +74,18 @@ def test_own_code_scribbles_over_what_it_shares_with_the_host(server: Server, by
 SOCKETS = """
 import os, signal, socket
 def sockets(kind):
+    copies = []
     for number in map(int, os.listdir("/proc/self/fd")):
         try:
-            found = socket.socket(fileno=os.dup(number))
+            found = socket.socket(fileno=number)
         except OSError:
             continue
         if found.type == kind:
-            yield found
-        else:
-            found.close()
-(channel,) = sockets(socket.SOCK_SEQPACKET)
+            copies.append(found.dup())
+        found.detach()
+    return copies
 """
+CHANNEL = f"{SOCKETS}\nchannel = sockets(socket.SOCK_SEQPACKET)[0]\n"
 MESSAGES = {
     "garbage": r"channel.send(b'\x00\xff' * 1000)",
     "an empty message": "channel.send(b'')",
@@ -99,7 +102,7 @@ def test_own_code_writes_to_the_control_channel(server: Server, message: str) ->
     pid = wait_until(lambda: _pid(server, "second"))
     said = len(server.events("runner ended"))
 
-    answer = server.invoke("second", {"code": f"{SOCKETS}{message}\nimport time; time.sleep(600)"})
+    answer = server.invoke("second", {"code": f"{CHANNEL}{message}\nimport time; time.sleep(600)"})
 
     assert answer.status in (500, 503)  # 503: the third within a minute
     assert "control channel" in answer.json["message"]
@@ -116,7 +119,7 @@ def _pid(server: Server, model: str) -> Any:
 
 def test_own_code_closes_the_control_channel(server: Server) -> None:
     """The host could neither retire the process nor free its memory, so it ends it within seconds."""
-    code = f"{SOCKETS}channel.shutdown(socket.SHUT_RDWR)\nimport time; time.sleep(600)"
+    code = f"{CHANNEL}channel.shutdown(socket.SHUT_RDWR)\nimport time; time.sleep(600)"
     wait_until(lambda: _pid(server, "second"))
     answer = server.invoke("second", {"code": code})
     assert answer.status in (500, 503)
@@ -132,4 +135,90 @@ def test_a_process_ends_by_a_signal_without_a_name(server: Server, number: int) 
     answer = server.invoke("second", {"code": f"import os; os.kill(os.getpid(), {int(number)})"})
     assert answer.status in (500, 503)
     assert "killed by" in answer.json["message"]
+    assert_well(server)
+
+
+RAW = f"""
+{SOCKETS}
+for connection in sockets(socket.SOCK_STREAM):
+    try:
+        connection.send({{raw!r}}.encode("latin-1"), socket.MSG_NOSIGNAL)
+    except OSError:
+        pass  # it listens
+    connection.close()
+"""
+JUMPS = (
+    "X-Accel-Redirect: @runner\r\nX-Serve-Socket: good.sock",
+    "X-Accel-Redirect: @host",
+    "X-Accel-Redirect: @web",
+    "X-Accel-Redirect: /models",
+    "X-Accel-Redirect: /-/malformed",
+    "x-accel-redirect: @down",
+    "X-Accel-Expires: 1000\r\nX-Accel-Limit-Rate: 1\r\nX-Accel-Charset: utf-7\r\nX-Accel-Buffering: yes",
+)
+
+
+# The header that names the model, and one that leads to a web worker first.
+NAMES = {"straight": ("TargetModel", "intruder"), "web": ("X-Amzn-SageMaker-Custom-Attributes", "model_type=other")}
+
+
+@pytest.mark.parametrize("lane", NAMES)
+@pytest.mark.parametrize("header", JUMPS)
+def test_no_header_of_own_code_makes_nginx_jump(server: Server, lane: str, header: str) -> None:
+    """To another model's socket, to the host, to a web worker or to a location of nginx: the caller gets the answer."""
+    raw = f"HTTP/1.1 200 OK\r\nContent-Type: text/x-own\r\nContent-Length: 5\r\n{header}\r\n\r\nowned"
+    before = server.model("good")["requests"]
+    body = {"code": RAW.format(raw=raw), "model_type": "intruder"}
+    named = (
+        {"TargetModel": "intruder"} if lane == "straight" else {"X-Amzn-SageMaker-Custom-Attributes": "model_type=x"}
+    )
+    answer = server.request("POST", "/invocations", json.dumps(body), {"Content-Type": "application/json", **named})
+    assert (answer.status, answer.body, answer.headers["content-type"]) == (200, b"owned", "text/x-own")
+    assert not [name for name in answer.headers if name.startswith("x-accel")]
+    assert server.model("good")["requests"] == before
+
+
+@pytest.mark.parametrize("status", [418, 419, 420, 502, 504, 413, 400, 500, 599])
+def test_a_status_of_own_code_is_passed_on(server: Server, status: int) -> None:
+    """Those by which nginx jumps between its locations too."""
+    raw = f"HTTP/1.1 {status} Own\r\nContent-Type: text/x-own\r\nContent-Length: 5\r\n\r\nowned"
+    answer = server.invoke("intruder", {"code": RAW.format(raw=raw)})
+    assert (answer.status, answer.body) == (status, b"owned")
+    assert_well(server)
+
+
+MALFORMED = {
+    "no HTTP": "\x00\xff garbage\r\n\r\n",
+    "a huge header": f"HTTP/1.1 200 OK\r\nX-Own: {'x' * 200_000}\r\n\r\n",
+    "many headers": "HTTP/1.1 200 OK\r\n" + "".join(f"X-{number}: y\r\n" for number in range(20_000)) + "\r\n",
+    "a header without a colon": "HTTP/1.1 200 OK\r\nnothing\r\nContent-Length: -1\r\n\r\n",
+    "two lengths": "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\nowned",
+    "both framings": "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nowned\r\n0\r\n",
+}
+
+
+@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_answer_of_own_code_hurts_its_caller_only(server: Server, raw: str) -> None:
+    """The caller gets an error of the server, or what nginx passes on of it; without a status line, its bytes."""
+    try:
+        answer = server.invoke("intruder", {"code": RAW.format(raw=raw)})
+    except http.client.HTTPException:
+        pass
+    else:
+        assert answer.status == 200 or (answer.status, answer.json["model"]) == (500, "intruder")
+    assert_well(server)
+
+
+def test_a_model_that_prints_without_end_blocks_nobody(server: Server) -> None:
+    """A thread of it writes empty lines while the model is idle: each would become a line of the log."""
+    code = """
+import os, threading
+def flood():
+    for _ in range(1000):
+        os.write(1, b"\\n" * 65536)
+threading.Thread(target=flood, daemon=True).start()
+"""
+    wait_until(lambda: _pid(server, "second"))
+    run(server, code, "second")
+    wait_until(lambda: server.events("output left out"))
     assert_well(server)
