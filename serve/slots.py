@@ -25,6 +25,7 @@ FIELDS = (
     # When the newest request whose work has begun arrived at nginx, in milliseconds since 1970; 0: none yet. The host
     # compares it with the arrival of a request that broke off: a later one cannot have begun, and is safe to retry.
     "begun_arrival_epoch_ms",
+    "turns",  # of the runner's loop: an idle runner makes one every BEAT seconds
     "exhausted",  # consecutive answers with status 507
     "spare_bytes",  # of caches that the runner frees when the host asks for memory
     "pending_bytes",  # that the runner will still take: its handler's upkeep
@@ -46,6 +47,7 @@ FIELDS = (
 )
 AT = {name: index for index, name in enumerate(FIELDS)}
 PAGE = 4096
+BEAT = 3.0  # seconds
 MOST = 1 << 53  # the largest number that JSON's readers take exactly
 MOST_NS = 1 << 62  # of a sum of nanoseconds: a century
 _PAST_NS = {"last_used", "busy_since"}

@@ -33,7 +33,7 @@ TOLERANCE_MS = 2.0  # nginx rounds arrivals to milliseconds
 # The x bit of the socket file means "callers may connect": without it, nginx (-x) and web workers treat it as absent.
 CLOSED, OPEN = 0o600, 0o700
 MOMENTARY = (
-    *("pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted", "spare_bytes"),
+    *("turns", "pid", "in_flight", "last_used", "busy_since", "begun_arrival_epoch_ms", "exhausted", "spare_bytes"),
     *("pending_bytes", "device_bytes", "cold_since", "cold_until"),
 )
 SUMMED = tuple(field for field in FIELDS if field not in MOMENTARY)
@@ -80,6 +80,9 @@ class RunnerProcess:
         self.shrinking = 0.0  # time.monotonic() when it was asked to free its caches; 0 once it has answered
         self.measured = 0.0  # time.monotonic() of the last measurement of `bytes`
         self.shown = 0.0  # the same, of the last look at its output
+        self.turns = 0  # of its loop, when the host last looked
+        self.silent = 0.0  # seconds since then, as far as the host itself was at work
+        self.replaced = False  # it is killed although no request was at work: another is started at once
         self.kill_reason = ""  # why it exits, if the host knows that before it does
         self.reported_failure = False
         self.closed = 0.0  # time.monotonic() when it closed its channel to the host; its process is to end at once

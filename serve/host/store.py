@@ -500,8 +500,8 @@ class Store:
             error = DoesNotFit if ended.exhausted else RunnerDied
             crash = error(f"the model's process crashed: {ended.cause}", hint=hint, model=model.name)
             model.crashed(crash, ended.requests)
-            if model.of_phase(Phase.READY) or model.pinned:
-                self.want(model)  # one of several copies, or a model that must always be loaded
+            if model.of_phase(Phase.READY) or model.pinned or (runner.replaced and not model.pause_left()):
+                self.want(model)  # one of several copies, a model that must always be loaded, or one that was idle
         elif ended.status:
             log.warning("runner exited with an error", extra={"model": model.name, "cause": ended.cause})
         self._admit()

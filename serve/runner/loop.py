@@ -23,9 +23,9 @@ from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, Waited, ou
 from serve.runner.records import Engine
 from serve.runner.references import References
 from serve.settings import Settings
-from serve.slots import AT, Slot
+from serve.slots import AT, BEAT, Slot
 
-_BUSY_SINCE, _LAST_USED = AT["busy_since"], AT["last_used"]  # of the slot
+_BUSY_SINCE, _LAST_USED, _TURNS = AT["busy_since"], AT["last_used"], AT["turns"]  # of the slot
 LARGE = 1 << 20  # bytes; a larger body is dropped once it is decoded
 
 
@@ -82,7 +82,8 @@ class Loop:
         busy = answers.joined or (answers.streams and answers.can_advance())
         if not busy:
             capture.end()
-        for fd, event in self._poll.wait(0 if busy else self._references.seconds_left()):
+        self._slot.numbers[_TURNS] += 1  # the host takes an idle runner that makes none for stopped or blocked
+        for fd, event in self._poll.wait(0 if busy else self._references.seconds_left(BEAT)):
             if fd == self._listener.fileno():
                 continue
             if fd == self._control.fileno():

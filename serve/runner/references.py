@@ -108,11 +108,11 @@ class References:
                 self.fetched.append(job)
         self._start()
 
-    def seconds_left(self) -> float:
-        """Seconds until the first deadline of a held job; -1, which means no timeout, if none is held."""
+    def seconds_left(self, most: float) -> float:
+        """Seconds until the first deadline of a held job, but at most so many."""
         if not self._held:
-            return -1
-        return max(0.0, min(job.request.deadline for job in self._held.values()) - time.monotonic())
+            return most
+        return min(most, max(0.0, min(job.request.deadline for job in self._held.values()) - time.monotonic()))
 
     def expire(self) -> None:
         """Fail jobs whose deadline has passed during the fetch. Their threads stop at the closed connection."""

@@ -2,13 +2,15 @@
 
 import http.client
 import json
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.live.conftest import Start
+from tests.live.conftest import Later, Start
 from tests.live.stack import Server, alive, toy, wait_until
 
 # Writes a byte over and over into each page that the process shares with the host, or calls what the test inserts.
@@ -23,9 +25,19 @@ for line in open("/proc/self/maps"):
 """
 
 
+# What stops an idle process half a second later, or blocks its main thread.
+BLOCKS = {
+    "itself": "import os, signal; signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGSTOP));"
+    " signal.setitimer(signal.ITIMER_REAL, 0.5)",
+    "handler": "import signal, time; signal.signal(signal.SIGALRM, lambda *_: time.sleep(3600));"
+    " signal.setitimer(signal.ITIMER_REAL, 0.5)",
+    "lock": "import ctypes, threading; threading.Timer(0.5, ctypes.PyDLL(None).sleep, [3600]).start()",
+}
+
+
 @pytest.fixture(scope="module")
 def server(start_shared: Start, shared_models: Path) -> Server:
-    for name in ("intruder", "second"):
+    for name in ("intruder", "second", *BLOCKS, "stopped"):  # the last ones crash, and pause after the third time
         toy(shared_models, "intruder", name)
     toy(shared_models, "tally", "good")
     server = start_shared(shared_models)
@@ -50,7 +62,7 @@ def assert_well(server: Server) -> None:
     assert server.pings()
     assert alive(host_pid(server))
     listed = server.get("/models").json["models"]
-    assert {each["modelName"] for each in listed} == {"intruder", "second", "good"}
+    assert {each["modelName"] for each in listed} >= {"intruder", "second", "good"}
     numbers = [value for each in listed for value in each.values() if type(value) is int]
     assert all(0 <= value < 1 << 62 for value in numbers), listed
     assert 'serve_model_requests_total{model="good"}' in server.get("/metrics").body.decode()
@@ -221,4 +233,25 @@ threading.Thread(target=flood, daemon=True).start()
     wait_until(lambda: _pid(server, "second"))
     run(server, code, "second")
     wait_until(lambda: server.events("output left out"))
+    assert_well(server)
+
+
+def test_idle_models_that_are_stopped_or_blocked_are_replaced(server: Server, later: Later) -> None:
+    """Within seconds, also one that no caller asks. Callers that come meanwhile get answers of the next process."""
+    stopped = _pid(server, "stopped")
+    blocked = {name: _pid(server, name) for name in BLOCKS}
+    os.kill(stopped, signal.SIGSTOP)
+    for name, code in BLOCKS.items():
+        run(server, code, name)
+    time.sleep(1)  # until they block, while they are idle
+    calls = {name: [later(_pid, server, name) for _ in range(3)] for name in BLOCKS}
+    for name in BLOCKS:
+        pids = {call.result() for call in calls[name]}
+        assert len(pids) == 1
+        assert not pids & {blocked[name], None}
+        assert server.model(name)["deaths"] == 1
+    wait_until(lambda: server.model("stopped")["deaths"] == 1)
+    wait_until(lambda: server.model("stopped")["state"] == "ready")
+    assert _pid(server, "stopped") not in (stopped, None)
+    assert sum("silent for" in each["error"] for each in server.events("runner crashed")) == 1 + len(BLOCKS)
     assert_well(server)

@@ -165,6 +165,8 @@ class Forks:
         self.reports: list[dict[str, Any]] = []
 
     def fork(self, runner: RunnerProcess, *rest: object) -> None:
+        if self.theirs:
+            self.theirs.close()
         counters, self.theirs = runner.hand_over()
         self.theirs.setblocking(False)
         os.close(counters)
@@ -301,3 +303,62 @@ def test_a_retired_runner_that_does_not_exit_is_ended(host: Host) -> None:
     runner.retired = time.monotonic() - 10_000
     host.store.tick()
     assert "retired" in runner.kill_reason
+
+
+@pytest.fixture
+def ready(host: Host, monkeypatch: pytest.MonkeyPatch) -> RunnerProcess:
+    """A runner that serves and is idle."""
+    monkeypatch.setattr("serve.machine.private_bytes", lambda *_: MB)
+    runner, theirs = host.start()
+    tell(theirs, Ready(0.1))
+    host.turn()
+    assert runner.phase is Phase.READY
+    return runner
+
+
+def looks(host: Host, seconds: float, each: Callable[[], Any] = lambda: None) -> None:
+    """The host looks at its runners every half a second for so long."""
+    for _ in range(round(seconds * 2)):
+        host.store.runners._looked = time.monotonic() - 0.5
+        each()
+        host.store.runners.kill_stuck()
+
+
+def test_an_idle_runner_that_is_silent_is_replaced_without_a_caller(host: Host, ready: RunnerProcess) -> None:
+    """It is stopped, or its main thread is blocked by a model's own code."""
+    looks(host, host_runners.SILENT - 1)
+    assert not ready.kill_reason
+    looks(host, 2)
+    assert "silent" in ready.kill_reason
+    host.exits(ready, -signal.SIGKILL)
+    assert host.forks.runner is not ready
+    assert host.model.state() == "loading"
+    assert host.model.shown()["deaths"] == 1
+
+
+def beat(runner: RunnerProcess) -> None:
+    runner.slot.add("turns")
+
+
+def work(runner: RunnerProcess) -> None:
+    runner.slot.set("busy_since", time.monotonic_ns())
+
+
+@pytest.mark.parametrize("does", [beat, work])
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_runner_that_turns_or_works_is_left_alone(
+    host: Host, ready: RunnerProcess, does: Callable[[RunnerProcess], None], retired: bool
+) -> None:
+    """A busy one has its time limit."""
+    if retired:
+        ready.retire()
+    looks(host, 3 * host_runners.SILENT, lambda: does(ready))
+    assert not ready.kill_reason
+
+
+def test_a_pause_of_the_machine_is_not_the_silence_of_a_runner(host: Host, ready: RunnerProcess) -> None:
+    """All processes stood still: each look of the host counts a second at most."""
+    for _ in range(5):
+        host.store.runners._looked = time.monotonic() - 3600
+        host.store.runners.kill_stuck()
+    assert not ready.kill_reason
