@@ -22,7 +22,7 @@ from serve.children import Children
 from serve.failed_start import FailedStart
 from serve.failures import how_to_install
 from serve.settings import BadSetting, Settings
-from serve.slots import Slots
+from serve.slots import FILES_LOST, Slots
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,16 @@ END_WITHIN = 24.0
 BAD_SETTING = 2  # the exit status of `serve`, and of the host, for a setting that cannot be used
 
 
+class _FilesLost(Exception):
+    """The host has ended, because a file by which the processes reach one another is gone. The text says which."""
+
+
 class Launcher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._children = Children()
         self._stopping = False
+        self._slots: Slots | None = None
         self._found = Catalog([])  # until the host has published its catalog
 
     def run(self) -> int:
@@ -46,6 +51,9 @@ class Launcher:
         except FailedStart as failed:  # all processes have ended: no line of the log comes after this one
             extra = {"reason": failed.reason, "hint": failed.hint, "model": failed.model}
             log.critical("the start failed", extra=extra)
+            return 1
+        except _FilesLost as lost:
+            log.critical("files of the server are gone, so it stops", extra={"reason": str(lost)})
             return 1
 
     def _run(self) -> int:
@@ -65,6 +73,9 @@ class Launcher:
             if (name, status) == ("host", failed_start.STATUS):
                 assert self._settings.run_dir is not None
                 raise failed_start.read(self._settings.run_dir)
+            if (name, status) == ("host", FILES_LOST):
+                assert self._slots is not None
+                raise _FilesLost(self._slots.pulse()[2])
             log.critical("a process ended, so the server stops", extra={"part": name, "status": status})
             return 1
         finally:
@@ -84,7 +95,7 @@ class Launcher:
         _refuse_missing_boto3(settings)
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
         python = [sys.executable, "-m"]
-        Slots(settings.slots, create=True)
+        self._slots = Slots(settings.slots, create=True)
         self._children.spawn("host", [*python, "serve", "host"], environ)
         self._children.spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
         self._await(settings.catalog)

@@ -100,6 +100,7 @@ class State(IntEnum):
     ENDING = 3  # a process that all models need has ended
 
 
+FILES_LOST = 4  # the exit status of a host whose sockets are gone; its last heartbeat says which
 _WORDS = struct.Struct("<qqH400s")  # of the host: its state, the time of its heartbeat, and the length of the reason
 _HEADER = 512
 WEB_SLOTS = 64

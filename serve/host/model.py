@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -153,6 +154,7 @@ class ServedModel:
         try:
             self.listener.bind(str(path))
             path.chmod(CLOSED)
+            self._inode = path.lstat().st_ino
             self.listener.listen(backlog)
         except OSError:
             self.listener.close()
@@ -193,6 +195,22 @@ class ServedModel:
         if not self.opened:
             self._path.chmod(OPEN)
             self.opened = True
+
+    def socket_lost(self) -> str:
+        """What has happened to the socket's file, so that callers cannot connect; "" if nothing has."""
+        if self.leaving:
+            return ""
+        try:
+            found = self._path.lstat()
+        except FileNotFoundError:
+            return f"{self._path} was removed or renamed"
+        except OSError as error:
+            return f"{self._path} cannot be reached: {error.strerror}"
+        if found.st_ino != self._inode:
+            return f"{self._path} was replaced by another file"
+        if self.opened and not found.st_mode & stat.S_IXUSR:
+            return f"{self._path} was closed to callers by another process"
+        return ""
 
     def close(self) -> None:
         """Remove the socket. Later requests are answered with 404."""

@@ -12,10 +12,11 @@ from serve.catalog.catalog import Catalog
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, installed, module_of
 from serve.host.answers import HostApi
 from serve.host.forkserver import Forkserver
+from serve.host.run_dir import HINT, FilesLost, RunDirectory
 from serve.host.sockets import HostSocket, ModelSockets, Poller
 from serve.host.store import Store
 from serve.settings import Settings
-from serve.slots import Slots, State
+from serve.slots import FILES_LOST, Slots, State
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Host:
         self._model_sockets = ModelSockets(self._store, self._poller)
         self._api = HostApi(settings, self._store, self._slots, self._model_sockets)
         HostSocket(settings.host_socket, self._poller, self._api.answer)
+        self._files = RunDirectory(settings, self._store)
 
     def run(self) -> None:
         """Serve until SIGQUIT. SIGTERM makes /ping answer 503; the launcher sends SIGQUIT when no request is left."""
@@ -73,6 +75,8 @@ class Host:
             self._beat()
             pause = HURRY if self._store.waits_for_memory() or self._api.waits() else BEAT
             self._poller.wait(pause)
+            if not self._draining:  # then the web workers remove their socket
+                self._files.check()
             self._api.settle()
             if time.monotonic() - ticked >= pause:
                 ticked = time.monotonic()
@@ -89,8 +93,12 @@ class Host:
         Returns the cause.
         """
         cause = self._forks.ended()
-        reason = f"{cause}, and all models with it: the server stops"
         self._poller.unwatch(self._forks.channel)
+        self.end_with(f"{cause}, and all models with it: the server stops")
+        return cause
+
+    def end_with(self, reason: str) -> None:
+        """Answer all requests with this reason for a moment: no model can be served any more."""
         self._api.end(reason)
         until = time.monotonic() + LINGER
         while time.monotonic() < until:
@@ -98,7 +106,6 @@ class Host:
             self._model_sockets.close_all_queued()
             self._poller.wait(HURRY)
             self._api.explain()
-        return cause
 
     def _drain(self, *_: object) -> None:
         self._draining = True
@@ -134,4 +141,7 @@ def run(settings: Settings, found: Catalog) -> int:
     except EOFError:
         log.critical("the forkserver exited, and all runners with it", extra={"cause": host.end_without_runners()})
         return 1
+    except FilesLost as lost:
+        host.end_with(f"{lost}: the server stops; {HINT}")
+        return FILES_LOST
     return 0
