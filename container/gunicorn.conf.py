@@ -22,6 +22,7 @@ gunicorn.SERVER = wire.SERVER
 wsgi_app = "serve.web.wsgi:create()"
 preload_app = True
 bind = f"unix:{_settings.run_dir}/web.sock"
+umask = 0o077  # of the socket too, which no model's user may open
 workers = _settings.web_workers
 # A web worker chooses a model in well under a millisecond. But it waits for nginx to hang up after each answer, and for
 # the host if it asks why a connection broke: hence threads. Measured in docs/decisions/0002-worker-class.md.

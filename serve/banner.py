@@ -6,6 +6,7 @@ import shlex
 from serve.catalog import examples
 from serve.catalog.catalog import Catalog
 from serve.settings import MB, Settings
+from serve.walls import enclosure
 
 
 def text(settings: Settings, catalog: Catalog) -> str:
@@ -19,6 +20,7 @@ def text(settings: Settings, catalog: Catalog) -> str:
         ("workers", f"{settings.web_workers} web, {settings.threads} threads a model", source["web_workers"]),
         ("time limit", f"{settings.request_limit:g} s a request", source["request_limit"]),
         ("payload", f"{settings.payload_bytes / MB:g} MB", source["payload_bytes"]),
+        ("walls", enclosure.summary(), "the kernel"),
         ("run dir", str(settings.run_dir), source["run_dir"]),
     ]
     shown = [f"  {name:<11}{value:<34} ({why})" for name, value, why in rows]

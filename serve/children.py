@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,11 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def become_subreaper() -> None:
+    """Become the parent of orphaned descendants."""
+    _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
 class Children:
     """The children, by name. `ended` is the name and the exit status of the first that has exited."""
 
@@ -44,7 +49,7 @@ class Children:
 
     def adopt(self) -> None:
         """Become the parent of orphaned descendants, and let any signal end a `pause`."""
-        _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        become_subreaper()
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -101,7 +106,7 @@ class Children:
         until = time.monotonic() + 3.0
         while time.monotonic() < until:
             self.reap()
-            left = _children_of(os.getpid())
+            left = children_of(os.getpid())
             if not left:
                 return
             for pid in left:
@@ -112,8 +117,37 @@ class Children:
             self.pause(0.02)
 
 
-def _children_of(pid: int) -> list[int]:
+def kill_with_descendants(pids: Iterable[int]) -> None:
+    """Kill these processes and all below them.
+
+    All are stopped first: those that start others faster than they are killed would never end.
+    """
+    stopped: set[int] = set()
+    waiting = list(pids)
+    while waiting:
+        found = {*waiting} - stopped
+        for pid in found:
+            _send_signal(pid, signal.SIGSTOP)
+        stopped |= found
+        # Again those below all of them: a process may have started another before it was stopped.
+        waiting = [child for pid in stopped for child in children_of(pid) if child not in stopped]
+    for pid in stopped:
+        _send_signal(pid, signal.SIGKILL)
+
+
+def _send_signal(pid: int, number: int) -> None:
     try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of all threads of a process."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, file.read_text().split())
+        except OSError:
+            pass  # the thread has ended
+    return found

@@ -23,9 +23,12 @@ SO_PASSRIGHTS = 83  # asm-generic/socket.h, since Linux 6.16
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
-    """The model is loaded, after so many seconds."""
+    """The model is loaded, after so many seconds, within these walls (serve.walls.enclosure.Walls)."""
 
     seconds: float
+    holds: tuple[str, ...] = ()
+    missing: dict[str, str] = {}
+    allowed: tuple[str, ...] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", forbid_unknown_fields=True, rename={"kind": "class"}):

@@ -23,6 +23,7 @@ from serve.failed_start import FailedStart
 from serve.failures import how_to_install
 from serve.settings import BadSetting, Settings
 from serve.slots import FILES_LOST, Slots
+from serve.walls import users
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,10 @@ class Launcher:
         assert settings.run_dir is not None
         _clear(settings)
         settings.sockets.mkdir(mode=0o700)
+        settings.own.mkdir(mode=0o711)
+        settings.own.chmod(0o711)
+        if not users.obstacle():  # models' own users pass through, and see no names
+            settings.run_dir.chmod(settings.run_dir.stat().st_mode & 0o777 | 0o011)
         _refuse_missing_boto3(settings)
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
         python = [sys.executable, "-m"]
@@ -177,7 +182,14 @@ def _clear(settings: Settings) -> None:
         file.unlink(missing_ok=True)
     # Unpacked files and installed packages may be those of an older archive. nginx would keep spooled bodies.
     spools = (settings.run_dir / "body", settings.run_dir / "proxy")
-    for directory in (settings.sockets, settings.unpacked, settings.packages, settings.submitted, *spools):
+    for directory in (
+        settings.sockets,
+        settings.unpacked,
+        settings.packages,
+        settings.submitted,
+        settings.own,
+        *spools,
+    ):
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -50,6 +50,14 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def allowances(text: str) -> tuple[str, ...]:
+    """`network`, `subprocess`, `credentials`, `environment`, `read`, `write`, separated by commas; `*` or `none`"""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not {*found} <= {"network", "subprocess", "credentials", "environment", "read", "write", "*", "none"}:
+        raise ValueError
+    return found
+
+
 def level(text: str) -> str:
     """DEBUG, INFO, WARNING, ERROR or CRITICAL, or its number (10 to 50)"""
     if text.isdigit():
@@ -228,6 +236,12 @@ class Settings:
         "packages in a model's `code/requirements.txt` are installed for that model when it is loaded",
         ("SERVE_ALLOW_PIP", true),
     )
+    allow: tuple[str, ...] = env(
+        ("*",),
+        "what the `[allow]` of a `model.toml` may open for the model's code; a model that asks for more is not served",
+        ("SERVE_ALLOW", allowances),
+        shown="`*`, all of it",
+    )
     request_limit: float = env(
         60.0,
         "seconds that a request may take; the limits of nginx, queue and models follow from it",
@@ -371,6 +385,12 @@ class Settings:
     def submitted(self) -> Path:
         """The unpacked archive of SAGEMAKER_SUBMIT_DIRECTORY."""
         return (self.run_dir or Path("/nonexistent")) / "submitted"
+
+    @property
+    def own(self) -> Path:
+        """The directories of models' processes, by the name of the model's socket."""
+        assert self.run_dir is not None
+        return self.run_dir / "own"
 
     @property
     def packages(self) -> Path:

@@ -93,6 +93,7 @@ class Catalog:
     def publish(self, file: Path) -> None:
         """Write the catalog to a file. Readers see the whole file or none."""
         fresh = file.with_name(f"{file.name}.new")
+        fresh.touch(0o600)
         fresh.write_bytes(msgspec.msgpack.encode(list(self.entries.values()), enc_hook=to_bytes))
         fresh.replace(file)
 

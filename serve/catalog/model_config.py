@@ -34,6 +34,17 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     body: str
 
 
+class Allow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the code of a model may do beside computing, reading its own files, and writing temporary ones."""
+
+    network: bool = False
+    subprocess: bool = False
+    credentials: bool = False
+    environment: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+
+
 class ModelToml(msgspec.Struct, Generic[Options_co], frozen=True, kw_only=True):
     """The keys of model.toml. A new key is one line here."""
 
@@ -48,6 +59,7 @@ class ModelToml(msgspec.Struct, Generic[Options_co], frozen=True, kw_only=True):
     preload: bool = False
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
     options: Options_co
+    allow: Allow = Allow()
     example: Example | None = None
 
 
@@ -106,6 +118,10 @@ def configured(
     values = msgspec.structs.asdict(said) | {each: getattr(settings, each) for each in _FROM_SETTINGS}
     values["threads"] = said.threads or settings.threads or 1
     values["max_batch"] = said.max_batch or settings.max_batch
+    for each in Allow.__struct_fields__:
+        if getattr(said.allow, each) and each not in settings.allow and "*" not in settings.allow:
+            hint = "the operator lists what models may allow themselves in SERVE_ALLOW"
+            raise ModelUnusable(f"{FILE}: allow: {each} is refused by this server", hint=hint)
     return ModelConfig(**values | {"name": name, "handler": handler, "directory": directory} | found)
 
 
@@ -143,6 +159,8 @@ def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
     _refuse_unknown(table, ModelToml.__struct_fields__, "key")
     if isinstance(table.get("example"), dict):
         _refuse_unknown(table["example"], Example.__struct_fields__, "key of [example]")
+    if isinstance(table.get("allow"), dict):
+        _refuse_unknown(table["allow"], Allow.__struct_fields__, "key of [allow]")
     said: ModelToml[dict[str, Any]] = _converted({"options": {}, **table}, ModelToml[dict[str, Any]])
     if (handler := said.handler) is not None:
         handler = ALIASES.get(handler, handler)
@@ -154,6 +172,9 @@ def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
                 raise ModelUnusable(
                     f"{FILE}: {key}: invalid name {name!r}: it is empty, or contains / or a control character"
                 )
+    for path in (*said.allow.read, *said.allow.write):
+        if not path.startswith("/") or "\0" in path:
+            raise ModelUnusable(f"{FILE}: allow: {path!r} is not an absolute path")
     return said
 
 

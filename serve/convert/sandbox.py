@@ -6,21 +6,15 @@ processes, no new programs. Namespaces (which Docker forbids) and landlock (from
 """
 
 import ctypes
-import os
 import platform
 import resource
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from serve.walls import landlock, system_calls
+
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
 _NAMESPACES = {"users": 0x10000000, "network": 0x40000000, "mounts": 0x00020000, "ipc": 0x08000000}  # CLONE_NEW*
-# Landlock (5.13) has the same numbers on all architectures: it is newer than their common table.
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446
-_ASK_VERSION = 1
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # number of file rights (bits) in each version
-_TCP, _SCOPES = 0b11, 0b11  # bind and connect, from version 4; abstract sockets and signals, from version 6
-
 SYSTEM_CALLS = "system calls"  # the name of that wall
 # The calls that computing needs: memory, locks, clocks, the process's own signals, reads and writes of open files.
 _CALLS = {
@@ -39,10 +33,6 @@ _CALLS = {
         "mprotect": 226, "madvise": 233, "getrandom": 278,
     },
 }  # fmt: skip
-_FILTER = {"x86_64": (317, 0xC000003E), "aarch64": (277, 0xC00000B7)}  # number of seccomp, and of the architecture
-_SET_FILTER, _ALL_THREADS = 1, 1
-_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # refuse with EPERM
-_LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # instructions of BPF
 
 
 def enter(memory: int, seconds: int, file_bytes: int) -> list[str]:
@@ -61,51 +51,21 @@ def enter(memory: int, seconds: int, file_bytes: int) -> list[str]:
         "no new privileges": lambda: libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0,
         "not dumpable": lambda: libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0,
         "namespaces": lambda: libc.unshare(sum(_NAMESPACES.values())) == 0,
-        "landlock": lambda: _landlock(libc),
+        "landlock": lambda: landlock.restrict({}),
     }
     walls += [name for name, attempt in attempts.items() if attempt()]
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    if _filtered(libc):  # last: it forbids all calls above
+    if _filtered():  # last: it forbids all calls above
         walls.append(SYSTEM_CALLS)
     return walls
 
 
-def _filtered(libc: ctypes.CDLL) -> bool:
+def _filtered() -> bool:
     """Forbid every system call that computing does not need, in all threads."""
     machine = platform.machine()
     if machine not in _CALLS:
         return False
-    number, architecture = _FILTER[machine]
-    allowed = _CALLS[machine].values()
-    program = [
-        (_LOAD, 0, 0, 4),  # the architecture of the call
-        (_IF_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),  # the number of the call
-        *((_IF_EQUAL, len(allowed) - at, 0, call) for at, call in enumerate(allowed)),
-        (_RETURN, 0, 0, _REFUSE),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
-    instructions = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *each) for each in program))
-    wanted = struct.pack("@HP", len(program), ctypes.addressof(instructions))
-    return bool(libc.syscall(number, _SET_FILTER, _ALL_THREADS, wanted) == 0)
-
-
-def _landlock(libc: ctypes.CDLL) -> bool:
-    """Forbid access to files, and to TCP and signals where the kernel supports it."""
-    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
-    if version < 1:
-        return False
-    files = (1 << _FILE_RIGHTS.get(version, 16)) - 1
-    rules = struct.pack("<QQQ", files, _TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0)
-    size = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = libc.syscall(_CREATE_RULESET, rules, ctypes.c_size_t(size), 0)
-    if ruleset < 0:
-        return False
-    try:
-        return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
-    finally:
-        os.close(ruleset)
+    return system_calls.install(system_calls.packed(system_calls.only(_CALLS[machine].values(), machine)))
 
 
 def _address_space() -> int:

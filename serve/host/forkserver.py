@@ -26,12 +26,16 @@ import msgspec
 from serve import log as serve_log
 from serve import machine
 from serve.catalog.kinds import HANDLERS, IMPORTED_AT_FIRST_LOAD, installed, module_of
-from serve.catalog.model_config import ModelConfig, decoder, encoded
-from serve.children import die_with_parent, signal_name
+from serve.catalog.model_config import ModelConfig, decoder
+from serve.children import become_subreaper, children_of, die_with_parent, kill_with_descendants, signal_name
 from serve.devices import VISIBLE
 from serve.failures import not_installed
 from serve.host.model import RunnerProcess
+from serve.http.addresses import socket_name
+from serve.runner.record import made
 from serve.settings import Settings
+from serve.walls import environment
+from serve.walls.users import Users
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,8 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
     die_with_parent()
     for handler in HANDLERS:
         decoder(handler)
+    main.prepare(settings)
+    family = _Family(channel, settings)
     awake, wake = socket.socketpair()
     awake.setblocking(False)
     wake.setblocking(False)
@@ -93,7 +99,7 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
         ready = [fd for fd, _ in poll.poll(None if pause is None else pause * 1e3)]
         if awake.fileno() in ready:
             awake.recv(4096)
-            _reap(channel)
+            family.reap()
         if channel.fileno() in ready:
             message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 5)
             if not message:
@@ -106,7 +112,9 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
                 import_framework(wanted, known)
             for module in at_first_load.pop(order.handler, ()):
                 import_framework(module, known)
-            _fork(channel, order, fds, settings, (awake, wake), main.run)
+            family.spare_others()
+            if pid := _fork(channel, order, fds, settings, (awake, wake), main.run):
+                family.add(pid, order.model)
             last_order = time.monotonic()
         elif not ready:
             missing.remove(ahead[0])
@@ -164,7 +172,8 @@ def _fork(
     settings: Settings,
     own: Sequence[socket.socket],
     start: Callable[..., None],
-) -> None:
+) -> int:
+    """The process id of the runner; 0 if there is none. Returns in this process only."""
     config, output, counters, *rest = fds
     listener, control = (socket.socket(fileno=fd) for fd in rest)
     gate = opened = -1
@@ -191,7 +200,7 @@ def _fork(
         for end in (gate, opened):
             if end >= 0:
                 os.close(end)
-        return
+        return max(0, pid)
     try:
         os.close(opened)
         os.read(gate, 1)  # until the parent has opened the measure of this process
@@ -202,6 +211,7 @@ def _fork(
         for each in own:
             each.close()
         die_with_parent()
+        os.setsid()  # a signal to the own group reaches no other process
         os.nice(NICENESS)
         _offer_to_oom_killer()
         if order.device is not None:
@@ -214,16 +224,56 @@ def _fork(
         os._exit(1)
 
 
-def _reap(channel: socket.socket) -> None:
-    """Report all children that have ended: several exits can arrive as one signal."""
-    while True:
+class _Family:
+    """The children of the forkserver: runners, and what a runner has left behind.
+
+    A process whose parent has ended becomes a child of the forkserver, however often it has forked, and of whichever
+    session it is. A child that is no runner is therefore left by one that has ended, and is killed.
+    """
+
+    def __init__(self, channel: socket.socket, settings: Settings) -> None:
+        self._channel = channel
+        self._own = settings.own
+        self._runners: dict[int, Path] = {}  # process id -> the directory of its own
+        self._others: set[int] = set()  # of frameworks, and those that delete files
+        become_subreaper()
+
+    def spare_others(self) -> None:
+        """Before a fork: processes that frameworks have started when they were imported."""
+        if not self._runners:
+            self._others |= set(children_of(os.getpid()))
+
+    def add(self, pid: int, model: str) -> None:
+        self._runners[pid] = self._own / socket_name(model) / str(pid)
+
+    def reap(self) -> None:
+        """Report all runners that have ended, several of one signal perhaps; kill and delete what they have left."""
+        ended = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            self._others.discard(pid)
+            if pid in self._runners:
+                ended.append((pid, os.waitstatus_to_exitcode(status)))
+                self._delete(self._runners.pop(pid))
+        kill_with_descendants(set(children_of(os.getpid())) - self._runners.keys() - self._others)
+        for pid, code in ended:
+            _send(self._channel, {"died": pid, "status": code})
+
+    def _delete(self, directory: Path) -> None:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not pid:
-            return
-        _send(channel, {"died": pid, "status": os.waitstatus_to_exitcode(status)})
+            directory.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # it may hold a million files
+            try:
+                self._others.add(os.posix_spawnp("rm", ["rm", "-rf", "--", str(directory)], os.environ))
+            except OSError:
+                log.warning("the files of a model's process are not deleted", extra={"directory": str(directory)})
 
 
 def _send(channel: socket.socket, message: dict[str, object], files: Sequence[int] = ()) -> None:
@@ -238,15 +288,23 @@ def _offer_to_oom_killer() -> None:
         log.warning("oom_score_adj cannot be set")
 
 
+def _cache_of_image(settings: Settings) -> str:
+    """HF_HOME where the image has files there, else a directory that no model can make."""
+    said = os.environ.get("HF_HOME", "")
+    return said if said and Path(said).is_dir() else f"{settings.run_dir}/huggingface"
+
+
 class Forkserver:
     """The host's client of the forkserver process."""
 
     def __init__(self, settings: Settings, needed: Sequence[str], possible: Sequence[str], *, alone: bool) -> None:
         """`alone`: there is never more than one runner, and it may use whole processors."""
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._settings = settings
+        self._users = Users()
         self._unsent: deque[tuple[bytes, int, int, int, socket.socket, socket.socket]] = deque()
         environ = {
-            **os.environ,
+            **environment.named(os.environ),
             # numpy's OpenBLAS starts its threads at import by default, and threads do not survive a fork.
             "OPENBLAS_NUM_THREADS": "1",
             "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the same for the allocator of pyarrow
@@ -257,10 +315,11 @@ class Forkserver:
             "TOKENIZERS_PARALLELISM": "false",  # no pool of its own in each runner: the server assigns the threads
             "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, also in own code, reports to its vendor by default
             "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": f"{settings.run_dir}/modules",  # for copies of a model's own code
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is JSON lines
             "TRANSFORMERS_VERBOSITY": "error",
             "SERVE_RUN_DIR": str(settings.run_dir),
+            # A cache that one model could fill for another would carry code from one to the other.
+            "HF_HOME": _cache_of_image(settings),
         }
         if not alone:
             # Threads that wait for the next product sleep at once. A runner that has its cores to itself keeps what
@@ -288,7 +347,8 @@ class Forkserver:
         """
         order = Order(runner.number, config.name, config.handler, device)
         counters, control = runner.hand_over()
-        files = _in_memory(config), runner.output.fd, counters, listener.dup(), control
+        record = made(config, self._users.of(config.name), self._settings, os.environ)
+        files = record, runner.output.fd, counters, listener.dup(), control
         self._unsent.append((msgspec.json.encode(order), *files))
         self._flush()
 
@@ -341,15 +401,3 @@ class Forkserver:
         self.process.kill()  # before the close: otherwise a report that is being sent fails with BrokenPipeError
         self.channel.close()
         self.process.wait()
-
-
-def _in_memory(config: ModelConfig[Any]) -> int:
-    """A descriptor of a file in memory with a model's record. Large options do not fit a message."""
-    file = os.memfd_create("model")
-    try:
-        with open(file, "wb", closefd=False) as writer:
-            writer.write(encoded(config))
-    except BaseException:
-        os.close(file)
-        raise
-    return file

@@ -7,7 +7,7 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -174,6 +174,7 @@ class ServedModel:
         self.peak_device_bytes = 0  # as `peak_bytes`, of a GPU's memory
         self.device_bytes_at_ready = 0
         self.device: int | None = None  # the GPU of the runner that was started last
+        self.walls: Mapping[str, Any] | None = None  # of the runner that loaded last: serve.walls.enclosure.Walls
         self.loads = 0
         self.load_seconds = 0.0
         self.evictions = 0
@@ -391,6 +392,7 @@ class ServedModel:
             "evictions": self.evictions,
             "lastEviction": self._last_eviction_shown(),
             "deaths": self.crashes,
+            "walls": self.walls,
             "requests": min(self.count("requests"), MOST),
         }
         failure = self.failure()

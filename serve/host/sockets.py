@@ -112,6 +112,7 @@ class HostSocket:
         self._on_request = on_request
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
+        path.chmod(0o600)
         self._listener.listen(1024)
         self._listener.setblocking(False)
         poller.watch(self._listener, self._accept)

@@ -306,6 +306,7 @@ class Store:
                     case Shrunk():
                         self._shrunk(model, runner)
                     case Ready() if runner.phase is Phase.LOADING:
+                        model.walls = {"holds": message.holds, "missing": message.missing, "allowed": message.allowed}
                         self._ready(model, runner, message.seconds)
         except Violation as violation:
             reason = f"its code wrote to the server's control channel: {violation}"

@@ -12,26 +12,33 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, cast
+
+import msgspec
 
 from serve import capture, devices
 from serve.catalog.kinds import HANDLERS
-from serve.catalog.model_config import ModelConfig, decoded
+from serve.catalog.model_config import ModelConfig
 from serve.catalog.scan import real
 from serve.control import Failed, Ready, tell
-from serve.errors import InternalError, ModelNotFound, ServeError
+from serve.errors import InternalError, ModelNotFound, ModelUnusable, ServeError
 from serve.failures import described, exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise, Upkeep
 from serve.http import extent
-from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE
+from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE, socket_name
 from serve.runner import own_packages
+from serve.runner import record as records
 from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.jobs import Batches
 from serve.runner.loop import Loop
 from serve.runner.open_inference import OpenInference
+from serve.runner.record import Record
 from serve.runner.records import Engine, Records
 from serve.settings import Settings
 from serve.slots import Slot
+from serve.walls import advice, enclosure
+from serve.walls.enclosure import Policy, Walls, raise_walls
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +61,8 @@ def run(
     that captures stdout and stderr. `own`: directories of the model's own packages, in an interpreter that was started
     for them; then `log_to` is the descriptor of the log.
     """
-    config = decoded(os.pread(record, os.fstat(record).st_size, 0))
+    given = records.read(record)
+    config = given.model()
     log_to = capture.install(output, f"runner {config.name}", config.name, settings.log_level, log_to)
     ctypes.CDLL(None).prctl(PR_SET_NAME, config.name.encode()[:15])  # shown by `top`
     slot = Slot(counters)
@@ -64,13 +72,14 @@ def run(
     extent.limit(settings.max_rows, settings.max_cells)
     began = time.monotonic()
     try:
-        handler = _load(config, settings, own, partial(_afresh, counters, record, output, log_to, listener, control))
+        handler, walls = _load(
+            record, given, settings, own, partial(_afresh, counters, record, output, log_to, listener, control)
+        )
     except ServeError as error:
         error.model = config.name
         capture.end()
         tell(control, Failed.of(error))
         os._exit(1)
-    os.close(record)
     os.close(counters)
     # Free the temporary memory of the load before the host measures the runner. The collector skips frozen objects:
     # weights and modules.
@@ -89,7 +98,8 @@ def run(
     devices.report(slot)
     if upkeep := getattr(handler, "upkeep", None):
         slot.set("pending_bytes", upkeep.bytes)
-    tell(control, Ready(time.monotonic() - began))
+    held = msgspec.structs.asdict(walls)
+    tell(control, Ready(seconds=time.monotonic() - began, **held))
     if upkeep:
         threading.Thread(target=_keep_up, args=(upkeep, slot), daemon=True).start()
     # Exit handlers and threads of the model's own code may never end, so that neither is waited for.
@@ -137,11 +147,13 @@ def begin(numbers: Sequence[int], settings: Settings, own: Sequence[str]) -> Non
 
 
 def _load(
-    config: ModelConfig[Any],
+    record: int,
+    given: Record,
     settings: Settings,
     own: Sequence[str] | None,
     afresh: Callable[[Sequence[str]], NoReturn],
-) -> Predictor | Stepwise:
+) -> tuple[Predictor | Stepwise, Walls]:
+    config = given.model()
     module, _, cls = HANDLERS[config.handler].partition(":")
     # Libraries that own code imports would use every core of the machine, in spite of the container's limit.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
@@ -149,10 +161,13 @@ def _load(
         if settings.multi_model and settings.run_dir:
             # Checked again: the path may have become a link since the host's check. Archives are in the run directory.
             real(config.directory, (*settings.model_roots, settings.run_dir))
-        if own is None and (packages := own_packages.prepare(config, settings)):
+        if own is None and (packages := own_packages.prepare(config, settings, given.installing)):
             afresh(list(map(str, packages)))
+        os.close(record)
+        walls, kept = _enclose(given, config, settings, own or ())
         sys.path[:0] = own or ()
-        return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config))
+        config = msgspec.structs.replace(config, run_dir=kept)
+        return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config)), walls
     except BaseException as error:
         if out := exhausted(error):  # even if the handler reports it as an error of the files
             log.exception("out of resources during the load")
@@ -169,3 +184,71 @@ def _load(
             raise missing from error
         log.exception("load failed")
         raise InternalError(f"loading failed: {described(error)}", hint="see the log") from error
+
+
+def _of_server(settings: Settings) -> tuple[Path, ...]:
+    """The run directory, and the directories of all models."""
+    assert settings.run_dir is not None
+    roots = settings.model_roots if settings.multi_model else (settings.model_dir,)
+    return tuple(each.resolve() for each in (settings.run_dir, *roots))
+
+
+def prepare(settings: Settings) -> None:
+    """Do the work that is the same for all runners, before they are forked."""
+    enclosure.prepare(_of_server(settings))
+
+
+def _enclose(given: Record, config: ModelConfig[Any], settings: Settings, own: Sequence[str]) -> tuple[Walls, Path]:
+    """Raise the walls, before a file or a line of code of the model is read.
+
+    Returns them, and the directory whose files outlive the process.
+    """
+    server = _of_server(settings)
+    for path in (*config.allow.read, *config.allow.write):
+        if any(each.is_relative_to(os.path.realpath(path)) for each in server):
+            message = f"model.toml: allow: {path} contains {settings.run_dir} or the directories of all models"
+            raise ModelUnusable(message, hint="name the directories that the code needs one by one")
+        if Path(path).resolve().is_relative_to(server[0]):
+            raise ModelUnusable(f"model.toml: allow: {path} is in the run directory", hint="use tempfile, or TMPDIR")
+    credentials = config.allow.credentials or bool(settings.s3_inputs)
+    read = [config.directory, *([config.submitted] if config.submitted else []), *map(Path, own)]
+    if credentials:
+        read += _credential_files()
+    os.environ |= given.environment
+    place = settings.own / socket_name(config.name)
+    unpacked = [settings.unpacked / place.name] if config.directory.is_relative_to(settings.unpacked) else []
+    installed = [each for each in map(Path, own) if each.is_relative_to(settings.packages)]
+    walls = raise_walls(
+        Policy(
+            read=tuple(read),
+            write=config.directory,
+            own=place / str(os.getpid()),
+            kept=place / "kept",
+            run_dir=server[0],
+            roots=server[1:],
+            given=(*unpacked, *installed),
+            user=given.user,
+            network=config.allow.network or bool(settings.s3_inputs),
+            subprocess=config.allow.subprocess,
+            more_read=config.allow.read,
+            more_write=config.allow.write,
+        )
+    )
+    advice.note(given.withheld)
+    allowed = [*walls.allowed, *(["credentials"] if credentials else []), *given.environment]
+    modules = str(place / "kept" / "modules")
+    os.environ["HF_MODULES_CACHE"] = modules
+    for name in ("transformers.utils.hub", "transformers.utils", "transformers.dynamic_module_utils"):
+        if module := sys.modules.get(name):  # they have read the variable when they were imported
+            vars(module)["HF_MODULES_CACHE"] = modules
+    return msgspec.structs.replace(walls, allowed=tuple(dict.fromkeys(allowed))), place / "kept"
+
+
+def _credential_files() -> list[Path]:
+    """The files in which AWS's SDK looks for credentials. Its variables name them, because HOME becomes another."""
+    found = []
+    for variable, usual in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        path = Path(os.environ.setdefault(variable, str(Path.home() / ".aws" / usual)))
+        found += [path] if path.is_file() else []
+    token = Path(os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE", "/nonexistent"))
+    return [*found, *([token] if token.is_file() else [])]

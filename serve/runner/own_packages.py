@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,19 @@ FILE = "requirements.txt"
 LISTED = 20
 
 
-def prepare(config: ModelConfig[Any], settings: Settings) -> list[Path]:
+def prepare(config: ModelConfig[Any], settings: Settings, variables: Mapping[str, str] | None = None) -> list[Path]:
     """The directories of a model's packages, as `installed`; none if it has no code of its own."""
     if config.handler != "custom":
         return []
-    return installed(config.code, config.name, settings.packages, settings)
+    return installed(config.code, config.name, settings.packages, settings, variables)
 
 
-def installed(code: Path, name: str, home: Path, settings: Settings) -> list[Path]:
+def installed(
+    code: Path, name: str, home: Path, settings: Settings, variables: Mapping[str, str] | None = None
+) -> list[Path]:
     """The directories to put first in sys.path; missing packages are installed below `home`, for the code of this name.
 
+    `variables`: those of pip's process, beside the environment of this one.
     Raises ModelUnusable, InternalError.
     """
     vendored = [code / "lib"] if (code / "lib").is_dir() else []
@@ -123,7 +127,7 @@ def installed(code: Path, name: str, home: Path, settings: Settings) -> list[Pat
     began = time.monotonic()
     # A tenth of SERVE_LOAD_LIMIT is left for the load itself: the host kills this process at the limit.
     try:
-        packages = _install(code, into, began + 0.9 * settings.load_limit, vendored)
+        packages = _install(code, into, began + 0.9 * settings.load_limit, vendored, variables or {})
     except OSError as error:  # out of disk space, for example
         raise InternalError(f"code/{FILE} cannot be installed: {error}", hint="see the log") from error
     seconds = round(time.monotonic() - began, 2)
@@ -137,7 +141,7 @@ def _digest(code: Path) -> str:
     return hashlib.sha256((code / FILE).read_bytes() + repr(wheels).encode()).hexdigest()[:16]
 
 
-def _install(code: Path, into: Path, until: float, vendored: Sequence[Path]) -> list[str]:
+def _install(code: Path, into: Path, until: float, vendored: Sequence[Path], variables: Mapping[str, str]) -> list[str]:
     """Install into `into`, completely or not at all; returns NAME==VERSION of each package.
 
     Raises ModelUnusable with the last useful line of pip's output.
@@ -146,18 +150,19 @@ def _install(code: Path, into: Path, until: float, vendored: Sequence[Path]) -> 
     wheels = code / "wheels"
     beside = ["--find-links", str(wheels)] if wheels.is_dir() else []
     with tempfile.TemporaryDirectory(dir=into.parent) as work:
+        run = partial(_pip, code=code, work=work, until=until, path=vendored, variables=variables)
         report, target = Path(work, "report"), Path(work, "target")
         # First resolve what the image lacks: --target alone ignores installed packages, and would fetch torch again.
         resolve = ["--dry-run", "--report", str(report), "-r", FILE]
-        failure = _pip([*resolve, "--no-index", *beside], code, work, until, vendored) if beside else "no wheels"
+        failure = run([*resolve, "--no-index", *beside]) if beside else "no wheels"
         if failure:
-            failure = _pip([*resolve, *beside], code, work, until, vendored)
+            failure = run([*resolve, *beside])
         if failure:
             raise ModelUnusable(f"code/{FILE} cannot be installed: {failure}", hint="the log has the output of pip")
         resolved = json.loads(report.read_bytes())["install"]
         urls = [f"{each['metadata']['name']} @ {_url(each['download_info'])}" for each in resolved]
         target.mkdir()
-        failure = _pip(["--no-deps", "--target", str(target), *urls], code, work, until, vendored) if urls else ""
+        failure = run(["--no-deps", "--target", str(target), *urls]) if urls else ""
         if failure:
             raise ModelUnusable(f"code/{FILE} cannot be installed: {failure}", hint="the log has the output of pip")
         try:
@@ -173,11 +178,14 @@ def _url(info: Mapping[str, Any]) -> str:
     return f"{vcs['vcs']}+{info['url']}@{vcs['commit_id']}" if vcs else str(info["url"])
 
 
-def _pip(arguments: Sequence[str], code: Path, work: str, until: float, path: Sequence[Path]) -> str:
+def _pip(
+    arguments: Sequence[str], code: Path, work: str, until: float, path: Sequence[Path], variables: Mapping[str, str]
+) -> str:
     """Run `pip install`; "" on success, else the cause of the failure."""
     command = [*_program(), "install", "--quiet", "--retries", "1", "--timeout", "15", *arguments]
     environ = {
         **os.environ,
+        **variables,
         "PIP_NO_INPUT": "1",
         "PIP_NO_CACHE_DIR": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",

@@ -17,7 +17,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
     toy(shared_models, "echo")
     toy(shared_models, "tally", "stampeded")
     for name in ("fails", "mended", "slowly"):
-        toy(shared_models, "slowload", name, {"gate.txt": str(shared_models.parent / f"gate-{name}")})
+        toy(shared_models, "slowload", name, {"gate.txt": str(shared_models / name / "gate")})
     toy(shared_models, "echo", "carded", {"model.toml": 'aliases = ["first", "second"]\noptions = {reverse = true}'})
     toy(shared_models, "echo", "mistyped", {"model.toml": 'alias = ["x"]'})
     return start_shared(shared_models)
@@ -26,7 +26,7 @@ def server(start_shared: Start, shared_models: Path) -> Server:
 @pytest.fixture
 def gate(server: Server, request: pytest.FixtureRequest) -> Path:
     """The file that the model of the test's parameter waits for."""
-    return server.models.parent / f"gate-{request.param}"
+    return Path(server.models, request.param, "gate")
 
 
 def _calls(server: Server, model: str, later: Later, count: int) -> list[Any]:

@@ -148,8 +148,9 @@ def test_variants_share_calls_by_weight(aws: Account, echo: str) -> None:
 def test_a_shadow_gets_a_copy_of_each_call(aws: Account, tmp_path: Path) -> None:
     """Each call reaches both variants once. The caller gets the production variant's answer only."""
     progress = tmp_path / "progress"
+    allow = {"model.toml": f'[allow]\nwrite = ["{tmp_path}"]\n'}
     aws.model("front", {"ModelDataUrl": aws.put("front.tar.gz", toy(tmp_path, "echo"))})
-    aws.model("back", {"ModelDataUrl": aws.put("back.tar.gz", toy(tmp_path, "stream"))})
+    aws.model("back", {"ModelDataUrl": aws.put("back.tar.gz", toy(tmp_path, "stream", files=allow))})
     aws.config("shadowed", variant("front"), ShadowProductionVariants=[variant("back", "Shadow")])
     described = aws.create("shadowed", "shadowed")
 

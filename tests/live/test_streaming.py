@@ -70,7 +70,7 @@ def test_an_early_failure_is_an_error(server: Server) -> None:
 
 def test_a_hang_up_stops_the_generator(server: Server, tmp_path: Path) -> None:
     """Within one step: the chunk in progress is the last."""
-    gate, progress = tmp_path / "gate", tmp_path / "progress"
+    gate, progress = tmp_path / "gate", server.models / "stream" / "progress"
     body = {"chunks": 100_000, "gate": str(gate), "progress": str(progress)}
     with _stream(server, body, request_id="hangs-up") as answer:
         assert answer.readline() == b"chunk 0\n"

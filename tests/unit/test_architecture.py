@@ -15,7 +15,7 @@ PRODUCTS = ("serve", "deploy", "local_test")
 LAYERS = (
     ("__init__", "errors", "log", "machine", "shared_pages"),
     ("capture", "children", "control", "failed_start", "failures", "s3", "settings", "slots"),
-    ("http",),
+    ("http", "walls"),
     ("formats",),
     ("catalog",),
     ("devices", "handlers"),

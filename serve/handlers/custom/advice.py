@@ -9,6 +9,7 @@ from traceback import walk_tb
 
 from serve.failures import EXTRAS, how_to_install
 from serve.handlers.custom import toolkits
+from serve.walls import advice
 
 PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 PLACES = "code/lib (pip install --target code/lib ...) or code/requirements.txt"
@@ -16,6 +17,8 @@ PLACES = "code/lib (pip install --target code/lib ...) or code/requirements.txt"
 
 def way_out(error: BaseException, code: Path) -> str:
     """The hint of an error that the code in this directory raised."""
+    if walled := advice.hint(error):
+        return walled
     if foreign := next(_foreign(code), None):
         return f"code/{foreign} is for another Python or another machine; use files that end in {EXTENSION_SUFFIXES[0]}"
     if isinstance(error, ImportError) and error.name:

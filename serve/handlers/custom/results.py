@@ -22,6 +22,7 @@ from serve.handlers.base import Reply
 from serve.handlers.custom import toolkits
 from serve.handlers.custom.context import OURS, checked_headers, checked_status
 from serve.http import media
+from serve.walls import advice
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def failure(error: BaseException, name: str, program: str, model_name: str) -> S
         give_back(error)  # before the other requests of the batch run
         out.message = f"{program} {name}: {out.message}"
         return out
-    return InternalError(f"{program} {name} raised {described(error)}", hint="the log has the traceback")
+    hint = advice.hint(error) or "the log has the traceback"
+    return InternalError(f"{program} {name} raised {described(error)}", hint=hint)
 
 
 def _refusal(error: BaseException, name: str) -> ServeError | None:

@@ -1,4 +1,4 @@
-"""Loads when the file whose path `gate.txt` holds appears; fails to when that file says why."""
+"""Loads when the file whose path `gate.txt` holds appears; fails to when that file, one of its own, says why."""
 
 import os
 import time
@@ -9,8 +9,8 @@ def model_fn(model_dir):
     gate = Path(Path(model_dir, "gate.txt").read_text().strip())
     while not gate.exists():
         time.sleep(0.01)
-    if said := gate.read_text():
-        raise ValueError(said)
+    if gate.stat().st_size:
+        raise ValueError(gate.read_text())
     return gate
 
 
