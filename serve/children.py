@@ -5,13 +5,15 @@ No child outlives the launcher: each asks the kernel to be killed with its paren
 
 import ctypes
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,6 +41,10 @@ def become_subreaper() -> None:
     _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
 class Children:
     """The children, by name. `ended` is the name and the exit status of the first that has exited."""
 
@@ -46,6 +52,8 @@ class Children:
         self._names: dict[int, str] = {}
         self.ended: tuple[str, int] | None = None
         self._woken, self._waker = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
 
     def adopt(self) -> None:
         """Become the parent of orphaned descendants, and let any signal end a `pause`."""
@@ -68,13 +76,23 @@ class Children:
         child.returncode = 0  # `reap` waits for it, so that Popen must not
         self._names[child.pid] = name
 
+    def watch(self, source: HasFileno, turn: Callable[[], None]) -> None:
+        """Call `turn` in every `pause` in which `source` is readable."""
+        self._selector.register(source, selectors.EVENT_READ, turn)
+
     def pause(self, seconds: float) -> None:
-        """Wait for a signal, for at most so long."""
-        self._woken.settimeout(seconds)
-        try:
-            self._woken.recv(4096)
-        except TimeoutError:
-            pass
+        """Wait for a signal, for at most so long, and serve what is watched meanwhile."""
+        until = time.monotonic() + seconds
+        signalled = False
+        while not signalled:
+            for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
+                if key.data is None:
+                    self._woken.recv(4096)
+                    signalled = True
+                else:
+                    key.data()
+            if time.monotonic() >= until:
+                return
 
     def reap(self) -> None:
         """Reap every child that has exited, orphans included."""

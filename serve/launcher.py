@@ -24,6 +24,7 @@ from serve.failures import how_to_install
 from serve.settings import BadSetting, Settings
 from serve.slots import FILES_LOST, Slots
 from serve.walls import users
+from serve.web.health import HealthSocket
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ class Launcher:
         environ = {**os.environ, "SERVE_RUN_DIR": str(settings.run_dir)}
         python = [sys.executable, "-m"]
         self._slots = Slots(settings.slots, create=True)
+        health = HealthSocket(settings.ping_socket, self._slots)
+        self._children.watch(health, health.turn)
         self._children.spawn("host", [*python, "serve", "host"], environ)
         self._children.spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
         self._await(settings.catalog)
@@ -124,13 +127,13 @@ class Launcher:
             self._children.pause(0.01)
 
     def _wait_ready(self) -> None:
-        """Wait for the first /ping with status 200, then print requests to try."""
+        """Wait until /ping has status 200, then print requests to try."""
         began = time.monotonic()
         run_dir, address = self._settings.run_dir, self._settings.reached_at
         assert run_dir is not None
         while self._going():
-            # The web workers are asked first, so that nginx logs no failed ping.
-            if _pings(socket.AF_UNIX, str(run_dir / "web.sock")) and _pings(_family(address[0]), address):
+            # A web worker is asked, and not nginx, which would ask this process. nginx listens before it serves.
+            if _pings(run_dir / "web.sock") and _listens(address):
                 log.info("ready", extra={"seconds": round(time.monotonic() - began, 2)})
                 print(banner.curls(self._settings, self._found), flush=True)
                 return
@@ -197,11 +200,19 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _pings(family: int, address: str | tuple[str, int]) -> bool:
+def _listens(address: tuple[str, int]) -> bool:
     try:
-        with socket.socket(family) as sock:
+        socket.create_connection(address, 2.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _pings(web_socket: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(2.0)
-            sock.connect(address)
+            sock.connect(str(web_socket))
             sock.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
             return sock.recv(64).startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
     except OSError:

@@ -20,6 +20,7 @@ from serve.errors import (
 )
 from serve.http.addresses import OPENAI_FIELD, PLAIN, socket_name
 from serve.settings import MB, Settings, nginx_limit
+from serve.web.health import TIMEOUT_MS
 
 TEMPLATE = Path(__file__).with_name("nginx.conf")
 BLOCK = re.compile(r"^{{block (\w+)}}\n(.*?)^{{end}}\n", re.DOTALL | re.MULTILINE)
@@ -43,6 +44,8 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         # A request takes two connections, to the client and to the model. The launcher has raised the limit on files.
         "connections": str(min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)),
         "run": str(settings.run_dir),
+        "ping_socket": str(settings.ping_socket),
+        "ping_ms": str(TIMEOUT_MS),
         "sockets": str(settings.sockets),
         # By default nginx listens on `::` for IPv6 alone.
         "listen": settings.listens + (" ipv6only=off" if settings.bind == "::" else ""),

@@ -370,6 +370,12 @@ class Settings:
         return self.run_dir / "host.sock"
 
     @property
+    def ping_socket(self) -> Path:
+        """The socket on which the launcher answers health checks."""
+        assert self.run_dir is not None
+        return self.run_dir / "ping.sock"
+
+    @property
     def catalog(self) -> Path:
         """The file of the models that the host has found."""
         assert self.run_dir is not None

@@ -10,6 +10,7 @@ from serve.errors import BadRequest
 from serve.http.body import decode_json
 
 INVOCATIONS = "/invocations"
+PING = "/ping"
 # OpenAI's API; the platform forwards .../openai/v1/... here.
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -19,6 +20,7 @@ OPENAI_FIELD = "model"
 # The Open Inference Protocol, as a runner sees it: nginx replaces /v2/models/NAME/infer and /v2/models/NAME.
 INFER, METADATA = "/v2/infer", "/v2/metadata"
 OPEN_INFERENCE = (INFER, METADATA)
+LIVE, READY = "/v2/health/live", "/v2/health/ready"
 
 SOCKET_PATH = 107  # bytes; the limit of a socket's path (unix(7)), so that file names must be short
 # A plain name: nginx's straight lane accepts it, and uses it as the socket's name.

@@ -7,6 +7,7 @@ sends the request there. If that fails, nginx repeats the request, and the same 
 import logging
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,11 +18,13 @@ from serve import errors
 from serve import log as serve_log
 from serve.catalog.adapters import MERGE
 from serve.catalog.catalog import Catalog
-from serve.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, ServeError
+from serve.errors import InternalError, MethodNotAllowed, PathNotFound, ServeError
 from serve.http import media
+from serve.http.addresses import PING
 from serve.settings import Settings
-from serve.slots import Slots, State, WebCounts
+from serve.slots import Slots, WebCounts
 from serve.web import batch_transform, model_api, open_inference, openai
+from serve.web.health import check_ready
 from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
 from serve.web.model_api import Loaded
@@ -29,7 +32,6 @@ from serve.web.model_api import Loaded
 log = logging.getLogger(__name__)
 
 SLOTS, COUNTS = "slots", "counts"  # extensions of the application: the file of counters, and those of this process
-SILENCE = 5.0  # seconds without a heartbeat after which the host is taken for dead
 
 
 def create(settings: Settings) -> Flask:
@@ -42,16 +44,10 @@ def create(settings: Settings) -> Flask:
     known = Loaded(settings.sockets) if settings.multi_model else _published(settings.catalog)
     invocations = Invocations(settings, known, host)
 
-    def check_ready() -> None:
-        state, silence, reason = slots.pulse()
-        if silence > SILENCE:
-            state, reason = State.STARTING, f"the host process has sent no heartbeat for {silence:.0f} s"
-        if state is not State.READY:
-            raise NotReady(reason, hint="GET /models shows each model's state", retry_after=1)
-
-    @app.route("/ping", methods=["GET", "HEAD", "POST"])
+    # The launcher answers /ping (serve/web/health.py). This is for other methods, and for a launcher that hangs.
+    @app.route(PING, methods=["GET", "HEAD", "POST"])
     def ping() -> Response:
-        check_ready()
+        check_ready(slots)
         return Response(b"", mimetype=media.JSON)
 
     @app.post("/invocations")
@@ -72,7 +68,7 @@ def create(settings: Settings) -> Flask:
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     openai.add_routes(app, host, invocations)
-    open_inference.add_routes(app, host, invocations, check_ready)
+    open_inference.add_routes(app, host, invocations, partial(check_ready, slots))
     model_api.add_routes(app, host, invocations, multi_model=settings.multi_model)
     _answer_errors(app)
     _name_requests(app)

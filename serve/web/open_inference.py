@@ -14,6 +14,7 @@ from flask import Flask, Response, request
 from serve import __version__
 from serve.errors import MethodNotAllowed, ModelNotFound, NotReady
 from serve.http import media
+from serve.http.addresses import LIVE, READY
 from serve.web.host_client import HostClient
 from serve.web.invocations import Invocations
 
@@ -29,11 +30,11 @@ def add_routes(app: Flask, host: HostClient, invocations: Invocations, check_rea
     def server_metadata() -> Response:
         return _json({"name": "sagemaker-serve", "version": __version__, "extensions": EXTENSIONS})
 
-    @app.get("/v2/health/live")
+    @app.get(LIVE)
     def live() -> Response:
         return _json({"live": True})
 
-    @app.get("/v2/health/ready")
+    @app.get(READY)
     def ready() -> Response:
         check_ready()
         return _json({"ready": True})

@@ -1,8 +1,10 @@
 """/ping, request ids, the log and the metrics: what the platform and an operator see."""
 
+import gzip
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.live.conftest import Later, Start
-from tests.live.stack import Server, at_once, toy, wait_until
+from tests.live.stack import Server, at_once, descendants, toy, wait_until
 
 JSON = {"Content-Type": "application/json"}
 MARKER = "payloads-are-nobodys-business"
@@ -57,6 +59,65 @@ def test_ping_is_quick_while_models_work(server: Server, later: Later) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert [call.result().status for call in spinning] == [500, 500]
+
+
+@pytest.mark.peer("sagemaker-hosting")
+@pytest.mark.parametrize("path", ["/ping", "/v2/health/ready", "/v2/health/live"])
+def test_health_checks_need_no_web_worker(start: Start, models: Path, path: str) -> None:
+    """With each of them stopped the answer is the same: bodies and health checks share no process."""
+    toy(models, "echo")
+    server = start(models)
+    wanted = server.get(path)
+    workers = descendants(server.part("gunicorn"))
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = server.request("GET", path, headers={"X-Long": "x" * 15_000, "X-Request-Id": "mine"})
+        head = server.request("HEAD", path + "?x=" + "y" * 8_000)
+        posted = server.request("POST", "/ping", bytes(1 << 20), {"Content-Encoding": "gzip"})
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+    assert (wanted.status, answer.status, head.status, posted.status) == (200, 200, 200, 200)
+    assert (answer.body, head.body) == (wanted.body, b"")
+    assert answer.headers["content-type"] == wanted.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"] == "mine"
+
+
+def test_ping_is_answered_beside_a_stopped_launcher(start: Start, models: Path) -> None:
+    """By a web worker, in the same words; the launcher answers again when it continues."""
+    toy(models, "echo")
+    server = start(models)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        answers = at_once(4, lambda _: server.get("/ping").status)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert answers == [200] * 4
+    assert server.get("/ping").status == 200
+
+
+@pytest.mark.peer("sagemaker-hosting")
+def test_ping_is_quick_while_bodies_are_unpacked(server: Server, later: Later) -> None:
+    """Callers send bodies of 25 kB that unfold to 25 MB and name no model, so that web workers must read them."""
+    bomb = gzip.compress(b'{"inputs": "' + b"x" * 24_000_000 + b'"}')
+    idle = _took_pings(server)
+    stop = threading.Event()
+
+    def send() -> set[int]:
+        seen = set()
+        while not stop.is_set():
+            seen.add(server.invoke(None, bomb, **{"Content-Encoding": "gzip"}).status)
+        return seen
+
+    calls = [later(send) for _ in range(16)]
+    try:
+        wait_until(lambda: server.events("request")[-1]["bytes_in"] > 20_000)
+        took = _took_pings(server)
+    finally:
+        stop.set()
+    assert took < 0.5 + 20 * idle  # on a machine of its own some ms
+    assert set().union(*(call.result() for call in calls)) <= {400, 503}
 
 
 def _took_pings(server: Server) -> float:
