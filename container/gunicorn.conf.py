@@ -13,6 +13,7 @@ from serve import log, settings
 from serve.children import die_with_parent
 from serve.http import media, wire
 from serve.web import wsgi
+from serve.web.bodies import THREADS
 
 _settings = settings.read()
 assert _settings.run_dir is not None
@@ -27,7 +28,7 @@ workers = _settings.web_workers
 # A web worker chooses a model in well under a millisecond. But it waits for nginx to hang up after each answer, and for
 # the host if it asks why a connection broke: hence threads. Measured in docs/decisions/0002-worker-class.md.
 worker_class = "gthread"
-threads = 4
+threads = THREADS
 backlog = 2048
 worker_tmp_dir = str(_settings.run_dir)  # gunicorn's heartbeat file; serverless inference has no /dev/shm
 control_socket_disable = True

@@ -94,8 +94,11 @@ class Connection:
 
     # Called by the loops.
 
-    def read(self) -> bool:
-        """Read the data that has arrived; True once the request is complete. Raises Gone, BadRequest."""
+    def read(self, *, once: bool = False) -> bool:
+        """Read the data that has arrived; True once the request is complete. Raises Gone, BadRequest.
+
+        `once`: read one piece only, which holds the head.
+        """
         while not self._complete:
             try:
                 data = self.sock.recv(CHUNK if self._parser else FIRST, _DONTWAIT)
@@ -113,7 +116,20 @@ class Connection:
                 self._parser.feed_data(data)
             except httptools.HttpParserError as error:
                 raise BadRequest(f"invalid HTTP request: {error}") from error
+            if once:
+                return self._complete
         return True
+
+    @property
+    def length(self) -> int:
+        """The bytes of the body, as its head states them."""
+        stated = self.headers.get("content-length", "")
+        return int(stated) if stated.isascii() and stated.isdecimal() and len(stated) < 16 else 0
+
+    @property
+    def size(self) -> int:
+        """The bytes of the body that have been read."""
+        return len(self._first) if self._body is None else self._body.tell()
 
     def _read_plain(self, data: bytes) -> bool:
         """Read a request that is here completely, and has the form in which nginx sends it; False for any other.
@@ -140,6 +156,10 @@ class Connection:
         self._first = body
         self._complete = True
         return True
+
+    def peeked(self) -> bytes:
+        """The complete body, undecoded, which stays here."""
+        return self._first if self._body is None else self._body.getvalue()
 
     def body(self) -> bytes:
         """The complete body, undecoded. It can be taken once.
@@ -240,7 +260,16 @@ def chunk(data: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def decompressed(body: bytes, encoding: str, most: int) -> bytes:
+def unfolds(body: bytes, most: int) -> bool:
+    """Whether a compressed body may have more than `most` bytes, or several members. It is not checked otherwise."""
+    unpacker = zlib.decompressobj(47)
+    try:
+        return len(unpacker.decompress(body, most + 1)) > most or bool(unpacker.unused_data)
+    except zlib.error:
+        return False  # `decompressed` raises it
+
+
+def decompressed(body: bytes, encoding: str, most: int, members: int = MEMBERS) -> bytes:
     """A body without its Content-Encoding. Decompression stops after `most` bytes: a bomb fills no memory.
 
     Raises UnsupportedMediaType, BadRequest or PayloadTooLarge.
@@ -256,8 +285,8 @@ def decompressed(body: bytes, encoding: str, most: int) -> bytes:
     rest, limit, count = memoryview(body), most, 0
     while rest or not count:  # a gzip body may have several members, as bgzip writes them
         count += 1
-        if count > MEMBERS:
-            raise BadRequest(f"the {encoding} body has more than {MEMBERS:,} members", hint="compress it as one member")
+        if count > members:
+            raise BadRequest(f"the {encoding} body has more than {members:,} members", hint="compress it as one member")
         unpacker = zlib.decompressobj(47)  # 32 + 15: zlib detects a gzip or a zlib header
         while rest and not unpacker.eof:
             try:

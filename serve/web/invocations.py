@@ -25,10 +25,11 @@ from serve.errors import (
     TooLate,
     Unavailable,
 )
-from serve.http import media, wire
+from serve.http import media
 from serve.http.addresses import INVOCATIONS, OPENAI_FIELD, peek, socket_name
 from serve.http.clock import Clock, parse_clock
 from serve.settings import Settings
+from serve.web.bodies import Bodies
 from serve.web.host_client import BrokenConnection, HostClient
 
 # The header of the platform, and a plain name for use without it; the platform strips the second.
@@ -135,6 +136,7 @@ class Invocations:
         self._settings = settings
         self._catalog = catalog
         self._host = host
+        self._bodies = Bodies(settings)
         default = catalog.default(settings.default_model)
         self._apis = {INVOCATIONS: _Api(settings.model_field, default, None)}
         for path, handlers in API_HANDLERS.items():
@@ -186,8 +188,7 @@ class Invocations:
         kind, _ = media.content_type(request.headers.get("Content-Type", ""))
         if kind and not media.is_json(kind):
             return None  # nginx has sent the request without its body
-        body = request.get_data(cache=False)
-        body = wire.decompressed(body, request.headers.get("Content-Encoding", ""), self._settings.payload_bytes)
+        body = self._bodies.read()
         if not body:
             raise BadRequest("the body is empty", hint="send JSON")
         return api.name_in(body)
