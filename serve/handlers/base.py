@@ -111,7 +111,7 @@ class Predictor(Protocol):
     def predict(self, items: Sequence[Any]) -> Sequence[Reply | ServeError | None]:
         """One outcome for each item, in order. If it raises, the loop runs the items one by one.
 
-        None: the item needs another batch. It comes again, behind the items that have arrived meanwhile.
+        None: the item needs another batch. It comes again, in turns with the items that have arrived meanwhile.
         """
 
 

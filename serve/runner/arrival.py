@@ -57,13 +57,16 @@ class Arrival:
         here = arrived + receive
         waited = Waited(arrived, receive, self._cold.seconds(here))
         media_type, charset = media.content_type(headers.get("content-type", ""))
+        deadline = here + self._limit
         invalid: ServeError | None = None
         body = b""
-        try:
-            body = _body(connection, self._payload_bytes)
-        except ServeError as error:
-            invalid = error
-        deadline = here + self._limit
+        if now > deadline:  # then the body need not be unpacked
+            invalid = deadline_exceeded(waited, now)
+        else:
+            try:
+                body = _body(connection, self._payload_bytes)
+            except ServeError as error:
+                invalid = error
         request = Request(
             body=body,
             content_type=media_type,
@@ -75,8 +78,6 @@ class Arrival:
             stream_deadline=here + self._stream_limit,
             id=headers.get("x-request-id", ""),
         )
-        if now > deadline:
-            invalid = deadline_exceeded(waited, now)
         return request, waited, invalid
 
 

@@ -199,26 +199,33 @@ class ConnectionJob:
 
 
 class Batches:
-    """A Predictor behind the interface of a Stepwise handler: one `step` runs one batch."""
+    """A Predictor behind the interface of a Stepwise handler: one `step` runs one batch.
+
+    A job that needs several batches gets one after another, first come first served. Each other job waits for one batch
+    of such a job at most: it shares them, or they take turns.
+    """
 
     def __init__(self, predictor: Predictor, max_batch: int) -> None:
         self._predictor = predictor
         self._max_batch = max_batch
         self._pending: deque[ConnectionJob] = deque()
+        self._long: deque[ConnectionJob] = deque()  # those that have had a batch and need more
+        self._long_is_next = False
         self._batch_seconds = 0.0  # the duration of a batch, smoothed; 0 before the first
 
     def decode(self, request: Request) -> Any:
         return self._predictor.decode(request)
 
     def room(self) -> int:
-        return self._max_batch - len(self._pending)
+        return self._max_batch - len(self._pending) if len(self._long) < self._max_batch else 0
 
     def join(self, job: ConnectionJob) -> None:
         self._pending.append(job)
 
     def leave(self, job: ConnectionJob) -> None:
-        if job in self._pending:  # it is absent if the caller hung up during its batch
-            self._pending.remove(job)
+        for jobs in (self._pending, self._long):
+            if job in jobs:  # it is absent if the caller hung up during its batch
+                jobs.remove(job)
 
     def step(self) -> None:
         batch = self._take()
@@ -231,15 +238,34 @@ class Batches:
         outcomes = self._outcomes(batch)
         took = time.monotonic() - begun
         self._batch_seconds = took if not self._batch_seconds else 0.8 * self._batch_seconds + 0.2 * took
+        head = self._long[0] if self._long else None
         for job, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
-                self._pending.append(job)  # behind the requests that arrived during the batch
-            elif isinstance(outcome, ServeError):
+                if job is not head:
+                    self._long.append(job)
+                continue
+            if job is head and job in self._long:
+                self._long.remove(job)
+            if isinstance(outcome, ServeError):
                 job.fail(outcome)
             else:
                 job.reply(outcome)
 
     def _take(self) -> list[ConnectionJob]:
+        """The jobs of the next batch."""
+        batch = [] if self._long and self._long_is_next else self._oldest()
+        if self._long:
+            head = self._long[0]
+            if not batch or self._shares(batch, head):
+                batch.append(head)
+            self._long_is_next = batch[-1] is not head
+        return batch
+
+    def _shares(self, batch: list[ConnectionJob], job: ConnectionJob) -> bool:
+        key = self._predictor.compatible(job.item)
+        return key is not job.item and len(batch) < self._max_batch and self._predictor.compatible(batch[0].item) == key
+
+    def _oldest(self) -> list[ConnectionJob]:
         """The oldest job and all that are compatible with it. Jobs that cannot meet their deadline are failed here."""
         batch: list[ConnectionJob] = []
         others: deque[ConnectionJob] = deque()

@@ -3,6 +3,9 @@
 The listening socket is the queue. A connection that the engine has no room for stays in the kernel's backlog: its work
 has not begun, and another copy of the model, or the next runner, can accept it. A retiring runner stops accepting,
 answers the requests it holds, and exits.
+
+What comes first is answered first: a turn decodes for a limited time, so that the first of many requests is answered
+before the last is decoded. Large bodies have a queue of their own (serve/runner/large.py).
 """
 
 import gc
@@ -19,7 +22,17 @@ from serve.failures import exhausted, give_back
 from serve.handlers.base import Caches, Request
 from serve.http import media, wire
 from serve.runner.arrival import Addressee, Arrival, ColdStart
-from serve.runner.jobs import HANGS_UP, Answers, ConnectionJob, Poll, Waited, outcome_of
+from serve.runner.jobs import (
+    FRESH_SECONDS,
+    HANGS_UP,
+    Answers,
+    ConnectionJob,
+    Poll,
+    Waited,
+    deadline_exceeded,
+    outcome_of,
+)
+from serve.runner.large import SMALL, LargeBodies, is_large
 from serve.runner.records import Engine
 from serve.runner.references import References
 from serve.settings import Settings
@@ -27,6 +40,9 @@ from serve.slots import AT, BEAT, Slot
 
 _BUSY_SINCE, _LAST_USED, _TURNS = AT["busy_since"], AT["last_used"], AT["turns"]  # of the slot
 LARGE = 1 << 20  # bytes; a larger body is dropped once it is decoded
+# The time for which a turn decodes requests before it runs those that it has: at least so long, or as this part of the
+# last steps' time, in which the decoding of a full batch fits.
+DECODE_NS, DECODE_SHARE = 20_000_000, 0.25
 
 
 class Loop:
@@ -53,6 +69,11 @@ class Loop:
         self._stepwise = stepwise
         self._caches = caches
         self._decode_ns = 0  # not counted in the slot yet
+        self._spent_ns = 0  # decoding in this turn
+        self._step_ns = 0.0  # the time of a step, smoothed
+        self._large = LargeBodies()
+        self._large_pace = 0.0  # seconds for a byte of a large body, from its decoding to the end of its step
+        self._large_taken: tuple[float, int] | None = None  # in this turn: when, and the bytes
         self._poll = Poll(listener, control)
         self._answers = Answers(addressee.model, self._poll, slot, settings.stream_limit, engine.leave)
         self._references = References(self._poll, settings)
@@ -74,14 +95,15 @@ class Loop:
     def _held(self) -> int:
         """Requests that this process has accepted and not answered completely."""
         answers = self._answers
-        held = len(self._reading) + len(self._references.held)
+        held = len(self._reading) + len(self._large) + len(self._references.held)
         return held + len(answers.joined) + len(answers.streams) + len(answers.sending)
 
     def _wait(self) -> None:
         answers = self._answers
-        busy = answers.joined or (answers.streams and answers.can_advance())
+        busy = answers.joined or self._large.ready or (answers.streams and answers.can_advance())
         if not busy:
             capture.end()
+        self._spent_ns = 0
         self._slot.numbers[_TURNS] += 1  # the host takes an idle runner that makes none for stopped or blocked
         for fd, event in self._poll.wait(0 if busy else self._references.seconds_left(BEAT)):
             if fd == self._listener.fileno():
@@ -100,15 +122,34 @@ class Loop:
                 answers.flush(fd)
         if self._references.held:
             self._references.expire()
-        while self._references.fetched and self._engine.room() > 0:
+        while self._references.fetched and self._engine.room() > 0 and not self._decoded_enough():
             self._decode(self._references.take())
         if self._accepting:
             self._accept()
+        if self._large:
+            self._advance_large()
         self._slot.set("in_flight", self._held())
+
+    def _decoded_enough(self) -> bool:
+        """Whether this turn has decoded for as long as it may."""
+        spent = self._spent_ns
+        return spent > DECODE_NS and spent > self._step_ns * DECODE_SHARE
+
+    def _advance_large(self) -> None:
+        """Read further large bodies; decode the complete ones, one in each turn at least."""
+        while connection := self._large.next_to_read():
+            self._reading[connection.fd] = connection, time.monotonic()
+            self._poll.watch(connection.fd, select.EPOLLIN)
+        while self._large.ready and self._engine.room() > 0:
+            self._admit(self._large.take(), large=True)
+            if self._decoded_enough():
+                return
 
     def _accept(self) -> None:
         # In every turn, not only when epoll reports a connection: the last turn may have left some for lack of room.
-        for count in range(self._engine.room() - len(self._reading)):
+        for count in range(self._engine.room() - len(self._reading) + self._large.reading):
+            if self._large.full or (self._spent_ns > DECODE_NS and self._decoded_enough()):
+                return
             # An accept in vain takes 5 us, for its exception, and this question 0.5; it is asked before the first,
             # second, third, fifth, ninth... so that it costs little where many wait.
             if not count & (count - 1) and not self._poll.connects():
@@ -123,7 +164,7 @@ class Loop:
                 if exhausted(error) is None or not (self._held() or gc.collect()):
                     raise
                 return
-            self._read(connection, time.monotonic())
+            self._read(connection, time.monotonic(), fresh=True)
 
     def _obey(self) -> None:
         """Do what the host asks for: free the caches, or retire. Its end is an end of file."""
@@ -146,29 +187,46 @@ class Loop:
         self._poll.retire(self._listener, self._control)
         self._listener.close()
 
-    def _read(self, connection: wire.Connection, accepted: float) -> None:
+    def _read(self, connection: wire.Connection, accepted: float, *, fresh: bool = False) -> None:
         fd = connection.fd
         try:
-            complete = connection.read()
+            complete = connection.read(once=fresh)
+            if fresh and not complete:
+                if connection.length > SMALL:
+                    self._large.add(connection)
+                    return
+                complete = connection.read()
         except wire.Gone:
             self._poll.forget(fd)
+            self._large.broke(connection)
             connection.close()
             return
         except ServeError as error:
             self._poll.forget(fd)
+            self._large.broke(connection)
             ConnectionJob(self._answers, connection, Request(body=b"", content_type=""), Waited(accepted)).fail(error)
             return
         if complete:
             self._poll.forget(fd)
-            self._admit(connection)
+            if is_large(connection):
+                self._large.completed(connection)
+            else:
+                self._admit(connection)
         else:
             self._reading[fd] = connection, accepted
             self._poll.watch(fd, select.EPOLLIN)
 
-    def _admit(self, connection: wire.Connection) -> None:
+    def _admit(self, connection: wire.Connection, *, large: bool = False) -> None:
         """A request is complete: decode it, or fetch its body from S3 first if it is a reference."""
+        began = time.monotonic_ns()
         request, waited, invalid = self._arrival.received(connection)
         job = ConnectionJob(self._answers, connection, request, waited)
+        if large:
+            self._spent_ns += time.monotonic_ns() - began  # unpacking
+            invalid = invalid or self._too_late(request, waited)
+            if invalid is None:
+                since, size = self._large_taken or (began / 1e9, 0)
+                self._large_taken = since, size + len(request.body)
         if invalid is not None:
             job.fail(invalid)
         elif request.content_type == media.URI_LIST:
@@ -178,6 +236,14 @@ class Loop:
                 job.fail(outcome_of(error))
         else:
             self._decode(job)
+
+    def _too_late(self, request: Request, waited: Waited) -> ServeError | None:
+        """The error for a large body that has waited too long to be answered in time, before it is decoded."""
+        now = time.monotonic()
+        takes = self._large_pace * len(request.body)
+        if now + takes <= request.deadline or waited.for_model(now) < FRESH_SECONDS:
+            return None
+        return deadline_exceeded(waited, now, takes)
 
     def _decode(self, job: ConnectionJob) -> None:
         """Add a job to the engine. An invalid request is answered here and never joins a batch."""
@@ -194,6 +260,7 @@ class Loop:
         took = time.monotonic_ns() - began
         job.waited.decode = took / 1e9
         self._decode_ns += took
+        self._spent_ns += took
         if failure:
             self._slot.add("work_ns", self._decode_ns)
             self._decode_ns = 0
@@ -219,12 +286,17 @@ class Loop:
             except BaseException as error:
                 self._answers.fail_joined(outcome_of(error))
             ended = time.monotonic_ns()
+            self._step_ns += 0.2 * (ended - began - self._step_ns)
             self._slot.add("work_ns", ended - began + self._decode_ns)
             self._decode_ns = 0
             self._slot.set("busy_since", 0)
             self._slot.set("last_used", ended)
             if self._caches is not None:
                 self._slot.set("spare_bytes", self._caches.bytes)
+        if self._large_taken:
+            since, size = self._large_taken
+            self._large_taken = None
+            self._large_pace += 0.5 * ((time.monotonic() - since) / max(1, size) - self._large_pace)
         self._answers.watch_joined()
         if self._answers.streams:
             self._answers.advance_streams()
