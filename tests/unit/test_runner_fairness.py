@@ -20,7 +20,7 @@ from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.jobs import Batches
 from serve.runner.large import LargeBodies
 from serve.runner.loop import Loop
-from serve.slots import Slots
+from serve.slots import Slot
 from tests.patience import PATIENCE
 
 BIG = "big " + "x" * (large.SMALL + 1)
@@ -59,7 +59,7 @@ class Runner:
 
     def __init__(self, directory: Path, recorder: Recorder, max_batch: int = 32) -> None:
         chosen = replace(settings.read({}), run_dir=directory)
-        slot = Slots(chosen.slots, create=True).slot(100)
+        slot = Slot(Slot.create())
         listener = socket.socket(socket.AF_UNIX)
         self._path = str(directory / "m.sock")
         listener.bind(self._path)
