@@ -22,9 +22,11 @@ assert _settings.run_dir is not None
 gunicorn.SERVER = wire.SERVER
 wsgi_app = "serve.web.wsgi:create()"
 preload_app = True
-bind = f"unix:{_settings.run_dir}/web.sock"
-umask = 0o077  # of the socket too, which no model's user may open
-workers = _settings.web_workers
+# One worker more, to which nginx sends the requests whose bodies are large or compressed: the others never wait for it.
+LARGE_BODIES = f"{_settings.run_dir}/large.sock"
+bind = [f"unix:{_settings.run_dir}/web.sock", f"unix:{LARGE_BODIES}"]
+umask = 0o077  # of the sockets too, which no model's user may open
+workers = _settings.web_workers + 1
 # A web worker chooses a model in well under a millisecond. But it waits for nginx to hang up after each answer, and for
 # the host if it asks why a connection broke: hence threads. Measured in docs/decisions/0002-worker-class.md.
 worker_class = "gthread"
@@ -72,13 +74,18 @@ util.write_error = write_error
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Keep the garbage collector of the workers from writing to, and so copying, the pages that they share."""
+    """Keep the garbage collector of the workers from writing to, and so copying, the pages that they share.
+
+    And choose the socket of the worker: `WORKERS` has those that run.
+    """
     gc.collect()
     gc.freeze()
+    worker.reads_large = not any(each.reads_large for each in server.WORKERS.values())
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Give the worker its own slot and the server's log format, and let it exit with gunicorn."""
     die_with_parent()
+    worker.sockets = [each for each in worker.sockets if (each.getsockname() == LARGE_BODIES) == worker.reads_large]
     wsgi.begin(server.app.wsgi(), worker.age - 1)
     log.start("web", _settings.log_level)

@@ -27,7 +27,7 @@ BLOCK = re.compile(r"^{{block (\w+)}}\n(.*?)^{{end}}\n", re.DOTALL | re.MULTILIN
 NAME = re.compile(r"{{(\w+)}}")
 WEB_LIMIT = 10.0  # seconds for an answer of a web worker; it bounds its own questions to the host (web/host_client.py)
 # Statuses that stand for a jump between locations: "error_page 418 = @web". No upstream's answer is treated so.
-GOTO_WEB, GOTO_WEB_WITHOUT_BODY, GOTO_BODY = "418", "419", "420"
+GOTO_WEB, GOTO_WEB_WITHOUT_BODY, GOTO_BODY, GOTO_WEB_LARGE = "418", "419", "420", "422"
 NESTING = 8  # levels of arrays and objects within a field, beyond which the Flask lane decides
 
 
@@ -52,6 +52,7 @@ def rendered(settings: Settings, catalog: Catalog) -> str:
         "goto_web": GOTO_WEB,
         "goto_web_without_body": GOTO_WEB_WITHOUT_BODY,
         "goto_body": GOTO_BODY,
+        "goto_web_large": GOTO_WEB_LARGE,
         "body_naming_model": _quoted(body_naming_model(settings.model_field)),
         "openai_body_naming_model": _quoted(body_naming_model(OPENAI_FIELD)),
         "payload_bytes": str(settings.payload_bytes),

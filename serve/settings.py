@@ -444,7 +444,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     if "budget_bytes" not in values:
         limit, limit_from = machine.limit()
         fraction = values.get("memory_fraction", 0.9)
-        values["budget_bytes"] = machine.budget(limit, fraction, values["web_workers"])
+        values["budget_bytes"] = machine.budget(limit, fraction, values["web_workers"] + 1)
         sources["budget_bytes"] = (
             f"{limit_from} {limit / (1 << 30):.1f} GiB x {fraction:g}, less the server's processes"
         )
