@@ -201,34 +201,35 @@ class ConnectionJob:
 class Batches:
     """A Predictor behind the interface of a Stepwise handler: one `step` runs one batch.
 
-    A job that needs several batches gets one after another, first come first served. Each other job waits for one batch
-    of such a job at most: it shares them, or they take turns.
+    Jobs that share no batch, and those that need several, run one after another, first come first served. Other jobs
+    wait for one batch of them at most: they share it, or take turns with it.
     """
 
     def __init__(self, predictor: Predictor, max_batch: int) -> None:
         self._predictor = predictor
         self._max_batch = max_batch
         self._pending: deque[ConnectionJob] = deque()
-        self._long: deque[ConnectionJob] = deque()  # those that have had a batch and need more
-        self._long_is_next = False
+        self._alone: deque[ConnectionJob] = deque()  # those that share no batch, and those that have had one
+        self._alone_is_next = False
         self._batch_seconds = 0.0  # the duration of a batch, smoothed; 0 before the first
 
     def decode(self, request: Request) -> Any:
         return self._predictor.decode(request)
 
     def room(self) -> int:
-        return self._max_batch - len(self._pending) if len(self._long) < self._max_batch else 0
+        return self._max_batch - len(self._pending) if len(self._alone) < self._max_batch else 0
 
     def join(self, job: ConnectionJob) -> None:
-        self._pending.append(job)
+        alone = self._predictor.compatible(job.item) is job.item
+        (self._alone if alone else self._pending).append(job)
 
     def leave(self, job: ConnectionJob) -> None:
-        for jobs in (self._pending, self._long):
+        for jobs in (self._pending, self._alone):
             if job in jobs:  # it is absent if the caller hung up during its batch
                 jobs.remove(job)
 
     def step(self) -> None:
-        batch = self._take()
+        batch, head = self._take()
         if not batch:
             return
         begun = time.monotonic()
@@ -238,39 +239,51 @@ class Batches:
         outcomes = self._outcomes(batch)
         took = time.monotonic() - begun
         self._batch_seconds = took if not self._batch_seconds else 0.8 * self._batch_seconds + 0.2 * took
-        head = self._long[0] if self._long else None
         for job, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
                 if job is not head:
-                    self._long.append(job)
+                    self._alone.append(job)
                 continue
-            if job is head and job in self._long:
-                self._long.remove(job)
+            if job is head and job in self._alone:
+                self._alone.remove(job)
             if isinstance(outcome, ServeError):
                 job.fail(outcome)
             else:
                 job.reply(outcome)
 
-    def _take(self) -> list[ConnectionJob]:
-        """The jobs of the next batch."""
-        batch = [] if self._long and self._long_is_next else self._oldest()
-        if self._long:
-            head = self._long[0]
-            if not batch or self._shares(batch, head):
-                batch.append(head)
-            self._long_is_next = batch[-1] is not head
-        return batch
+    def _take(self) -> tuple[list[ConnectionJob], ConnectionJob | None]:
+        """The jobs of the next batch, and the first of those alone if it is one of them."""
+        now = time.monotonic()
+        head = self._head(now) if self._alone else None
+        batch = [] if head and self._alone_is_next else self._oldest(now)
+        if head is None:
+            return batch, None
+        if not batch or self._shares(batch, head):
+            self._alone_is_next = False
+            return [*batch, head], head
+        self._alone_is_next = True
+        return batch, None
+
+    def _head(self, now: float) -> ConnectionJob | None:
+        """The first of the jobs alone that can meet its deadline."""
+        while self._alone:
+            job = self._alone[0]
+            left = job.request.deadline - now
+            if not ((left <= 0 or left < self._batch_seconds) and self._too_late(job, left, now)):
+                return job
+            self._alone.popleft()
+            job.fail(deadline_exceeded(job.waited, now, self._batch_seconds))
+        return None
 
     def _shares(self, batch: list[ConnectionJob], job: ConnectionJob) -> bool:
         key = self._predictor.compatible(job.item)
         return key is not job.item and len(batch) < self._max_batch and self._predictor.compatible(batch[0].item) == key
 
-    def _oldest(self) -> list[ConnectionJob]:
+    def _oldest(self, now: float) -> list[ConnectionJob]:
         """The oldest job and all that are compatible with it. Jobs that cannot meet their deadline are failed here."""
         batch: list[ConnectionJob] = []
         others: deque[ConnectionJob] = deque()
         key: Hashable = None
-        now = time.monotonic()
         while self._pending:
             job = self._pending.popleft()
             left = job.request.deadline - now
@@ -280,8 +293,6 @@ class Batches:
             elif not batch:
                 batch.append(job)
                 key = self._predictor.compatible(job.item)
-                if key is job.item:  # it shares no batch: the others need no look before their turn
-                    return batch
             elif len(batch) < self._max_batch and self._predictor.compatible(job.item) == key:
                 batch.append(job)
             else:

@@ -165,3 +165,80 @@ def test_a_prompt_is_computed_in_large_pieces_unless_a_running_request_streams(
 
     assert sizes == ([LEAST, LEAST] if streams else [96, 24])
     finish(handler, job, *[] if own else [other])
+
+
+LONG, SHORT = "abcdefgh" * 16, "xyz"
+
+
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[int]]:
+    """A handler that computes 8 tokens of a prompt in a step, and how many of each piece are left."""
+    handler = handler_of(tmp_path, max_batch=4)
+    monkeypatch.setattr(handler.engine._pieces, "tokens", lambda *_, **__: 8)
+    decoder, left = handler.engine.decoder, list[int]()
+    advance = decoder.advance
+
+    def noted(prefill: Any, most: int) -> Any:
+        logits = advance(prefill, most)
+        left.append(prefill.remaining)
+        return logits
+
+    monkeypatch.setattr(decoder, "advance", noted)
+    return handler, left
+
+
+def prompted(handler: Any, text: str, tokens: int = 3) -> Asked:
+    return Asked(handler, {"inputs": text, "parameters": {"max_new_tokens": tokens, "min_new_tokens": tokens}})
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> list[Any]:
+    """The answers to LONG and SHORT without each other."""
+    handler = handler_of(save_toy(tmp_path), max_batch=4)
+    jobs = [prompted(handler, LONG), prompted(handler, SHORT)]
+    for job in jobs:
+        handler.join(job)
+        finish(handler, job)
+    return [job.answer for job in jobs]
+
+
+def test_short_prompts_overtake_a_long_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: list[Any]) -> None:
+    """Each waits for a piece of it; between two of them is a piece of the long one; the answers are as alone."""
+    handler, left = begun(tmp_path, monkeypatch)
+    long = prompted(handler, LONG)
+    handler.join(long)
+    handler.step()
+    shorts = [prompted(handler, SHORT, 1), prompted(handler, LONG[:20] + SHORT, 1), prompted(handler, SHORT)]
+    for job in shorts:
+        handler.join(job)
+    finish(handler, *shorts)
+
+    assert not long.done
+    assert left[:10] == [120, 19, 15, 11, 7, 3, 0, 112, 0, 104]  # two short ones together, then the third
+    finish(handler, long)
+    assert [long.answer, shorts[2].answer] == alone
+
+
+@pytest.mark.parametrize("gone", ["long", "short"])
+def test_a_caller_of_two_prefills_hangs_up(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: list[Any]
+) -> None:
+    """The other one is answered, whichever has overtaken which."""
+    handler, left = begun(tmp_path, monkeypatch)
+    long = prompted(handler, LONG)
+    handler.join(long)
+    handler.step()
+    short = prompted(handler, LONG[:20])
+    handler.join(short)
+    handler.step()
+    assert left == [120, 12]
+
+    stays = short if gone == "long" else long
+    handler.leave(long if gone == "long" else short)
+    finish(handler, stays)
+
+    assert stays.answer == (alone[0] if stays is long else stays.answer)
+    assert handler.room() == 4
+    again = prompted(handler, SHORT)
+    handler.join(again)
+    finish(handler, again)
+    assert again.answer == alone[1]

@@ -60,7 +60,7 @@ def run(predictor: Any, jobs: Sequence[FakeJob], max_batch: int = 8) -> Batches:
     batches = Batches(predictor, max_batch)
     for job in jobs:
         batches.join(job)  # type: ignore[arg-type]
-    while batches.room() < max_batch:
+    while not all(job.answers for job in jobs):
         batches.step()
     return batches
 

@@ -22,6 +22,11 @@ from serve.handlers.huggingface import bodies
 from serve.handlers.huggingface.options import HuggingFaceOptions
 from serve.http import media
 
+# Tokens of a long request that one turn runs: other requests wait for them. A processor is busy with so many, a GPU is
+# not. With other requests about, half of what they use to run.
+SLICE, SLICE_ON_DEVICE = 1024, 16_384
+BESIDE_OTHERS = 256
+RECENT = 2.0  # seconds
 # Of one request. A text of a megabyte has 1,000 windows of 384 tokens; the results of 4,096 windows take 200 MB.
 MAX_WINDOWS = 4096
 
@@ -53,6 +58,7 @@ class EncoderItem:
     parameters: Any
     content_type: str
     pending: list[EncoderRow]
+    long: bool  # whether it takes turns with other requests, in place of sharing their passes
     answer: Callable[["EncoderItem"], Any]  # the answer, once all rows have outputs; as JSON, or an array
 
 
@@ -71,6 +77,8 @@ class Task(abc.ABC):
         self.encoder = Encoder(model, self.auto_class, self.optional_weights)
         self.tokenizer, self.config = self.encoder.tokenizer, self.encoder.config
         self.upkeep = self.encoder.packing
+        self._slice = SLICE if self.encoder.network.device.type == "cpu" else SLICE_ON_DEVICE
+        self._others_at = float("-inf")  # time.monotonic() of the last pass for requests that are not long
 
     def decode(self, request: Request) -> EncoderItem:
         content_type = bodies.accepted(request, self._model, self.offers)
@@ -91,7 +99,8 @@ class Task(abc.ABC):
         """A request that is ready for its passes. Raises BadRequest for a text without tokens."""
         if not all(row.ids for row in rows):
             raise bodies.no_tokens()
-        return EncoderItem(rows, context, parameters, content_type, self.encoder.by_length(rows), answer)
+        long = len(rows) > 1 and sum(len(row.ids) for row in rows) > self._slice
+        return EncoderItem(rows, context, parameters, content_type, self.encoder.by_length(rows), long, answer)
 
     @abc.abstractmethod
     def read(self, inputs: Any, parameters: Any, deadline: float) -> tuple[list[EncoderRow], Any]:
@@ -106,9 +115,12 @@ class Task(abc.ABC):
         """The return value of the pipeline."""
 
     def compatible(self, item: EncoderItem) -> Hashable:
-        return None  # parameters are used before and after the pass, never in it
+        return item if item.long else None  # parameters are used before and after the pass, never in it
 
     def predict(self, items: Sequence[EncoderItem]) -> Sequence[Reply | ServeError | None]:
+        if items[0].long:
+            return [self._slice_of(items[0])]
+        self._others_at = time.monotonic()
         most = max(1, self._model.max_batch)
         turn = [
             row for each in zip_longest(*(item.pending[:most] for item in items)) for row in each if row is not None
@@ -118,6 +130,20 @@ class Task(abc.ABC):
         for item in items:
             item.pending = [row for row in item.pending[:most] if id(row) not in done] + item.pending[most:]
         return [self._outcome(item) for item in items]
+
+    def _slice_of(self, item: EncoderItem) -> Reply | ServeError | None:
+        """Run the next rows of a long request, as many as other requests may wait for; one in any case."""
+        busy = time.monotonic() - self._others_at < RECENT
+        left = BESIDE_OTHERS if busy and self._slice == SLICE else self._slice
+        count = 0
+        for row in item.pending[: max(1, self._model.max_batch)]:
+            left -= len(row.ids)
+            if count and left < 0:
+                break
+            count += 1
+        self.encoder.run(item.pending[:count], self.extract)
+        del item.pending[:count]
+        return self._outcome(item)
 
     def _outcome(self, item: EncoderItem) -> Reply | ServeError | None:
         if item.pending and item.pending[0].deadline > time.monotonic():

@@ -21,7 +21,7 @@ from serve.handlers.generation.parameters import Prompt
 from serve.handlers.generation.pieces import Pieces
 from serve.handlers.generation.sampling import NO_TOKEN, choose, token_logprobs
 from serve.handlers.generation.scheduler import Scheduler
-from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit
+from serve.handlers.generation.sequence import ActiveRequest, GeneratedSequence, Unit, rows_of
 from serve.handlers.generation.text_decoder import TokenTexts
 from serve.handlers.huggingface import bodies
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Row = GeneratedSequence | Beam
 Begun = GeneratedSequence | BeamSearch  # a unit from its prefill on
+OVERTAKES = 4  # a prompt overtakes a prefill that has so many times as many tokens left
 CHECKED = 64  # tokens that one pass checks, of all rows: about the time of one token each with packed weights
 
 
@@ -54,6 +55,8 @@ class Engine:
         self.end_tokens = end_tokens(model)
         self._prefill: Any = None  # of `decoder`
         self._prefilled: list[Begun] = []  # what the rows of `_prefill` are of
+        self._paused: tuple[Any, list[Begun]] | None = None  # a prefill, and its rows, that shorter ones have overtaken
+        self._overtaken = False  # by the last prefill: the next one waits for a piece
         self._step_s = 0.0  # duration of the last step
         self._pieces = Pieces()
 
@@ -152,7 +155,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Prefill a piece of the waiting prompts; the first token of each is made behind the last piece."""
-        if self._prefill is None:
+        self._overtake()
+        if not self._prefilled:
             units = self.scheduler.next_prefill(self.max_batch - len(self.rows), self._reusable)
             self._prefilled = self._begun(units)
             if not self._prefilled:
@@ -177,10 +181,30 @@ class Engine:
                         f"the prefill of a prompt of {longest} tokens failed: {resource.message}", hint=resource.hint
                     )
                 )
-            self._prefill, self._prefilled = None, []
             return
-        prefilled, self._prefill, self._prefilled = self._prefilled, None, []
+        prefilled = self._prefilled
+        self._resume()
         self._append(*self._joined(prefilled, logits))
+
+    def _overtake(self) -> None:
+        """Pause a long prefill while shorter prompts wait, so that they wait for one piece of it and not for all.
+
+        Between two that overtake it is a piece of the long one.
+        """
+        if self._prefill is None or self._paused is not None or self._overtaken:
+            self._overtaken = False
+            return
+        free = self.max_batch - len(self.rows) - sum(rows_of(each.unit) for each in self._prefilled)
+        shorter = self.scheduler.next_prefill(free, self._reusable, self._prefill.remaining // OVERTAKES)
+        if begun := self._begun(shorter):
+            self._paused = self._prefill, self._prefilled
+            self._prefill, self._prefilled = None, begun
+
+    def _resume(self) -> None:
+        """The prefill has ended: continue with the one that it has overtaken, if any."""
+        self._overtaken = self._paused is not None
+        self._prefill, self._prefilled = self._paused or (None, [])
+        self._paused = None
 
     def _begun(self, units: Sequence[Unit]) -> list[Begun]:
         """What the units are during their prefill. A request whose parameters transformers refuses fails."""
@@ -408,14 +432,17 @@ class Engine:
         if any(row.owner is request for row in self._prefilled):
             # The other prompts of the prefill begin again: rare, and simpler than splitting a cache.
             self.scheduler.put_back([each.unit for each in self._prefilled if each.owner is not request])
-            self._prefill, self._prefilled = None, []
+            self._resume()
+        if self._paused and any(row.owner is request for row in self._paused[1]):
+            self.scheduler.put_back([each.unit for each in self._paused[1] if each.owner is not request])
+            self._paused = None
         for row in [row for row in self.rows if row.owner is request]:
             self._drop(row)
 
     def _reset(self) -> None:
         self.scheduler.clear()
         self.rows = []
-        self._prefill, self._prefilled = None, []
+        self._prefill, self._prefilled, self._paused = None, [], None
         self.decoder.reset()
 
 

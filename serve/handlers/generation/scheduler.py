@@ -56,28 +56,33 @@ class Scheduler:
     def clear(self) -> None:
         self._requests, self._queue = [], []
 
-    def next_prefill(self, rows: int, reusable: Callable[[Prompt], int]) -> list[Unit]:
+    def next_prefill(self, rows: int, reusable: Callable[[Prompt], int], most: int | None = None) -> list[Unit]:
         """The next units to prefill together, of at most `rows`, in the order of arrival; few tokens are padding.
 
         A search with more beams than the batch has rows begins in an empty batch. `reusable`: the number of first
         tokens of a prompt that need not be computed. Together, prompts reuse what all of them can.
+        `most`: prompts of more tokens to compute are passed over.
         """
         self._feed()
         chosen: list[Unit] = []
         lengths: list[int] = []
         known: list[int] = []
         for unit in self._queue:
+            prompt = unit[0].prompt
+            length, reused = len(prompt.read), reusable(prompt)
+            if most is not None and length - reused > most:
+                continue
             rows -= min(rows_of(unit), self._max_batch)
             if rows < 0:
                 break
-            prompt = unit[0].prompt
-            lengths.append(len(prompt.read))
-            known.append(reusable(prompt))
+            lengths.append(length)
+            known.append(reused)
             padded = (max(lengths) - min(known)) * len(lengths)
             if chosen and (padded > PREFILL_TOKENS or (sum(lengths) - sum(known)) * 2 < padded):
                 break
             chosen.append(unit)
-        del self._queue[: len(chosen)]
+        taken = set(map(id, chosen))
+        self._queue = [unit for unit in self._queue if id(unit) not in taken]
         return chosen
 
     def put_back(self, units: Sequence[Unit]) -> None:
