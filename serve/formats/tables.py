@@ -6,6 +6,7 @@ whose rows and cells are counted before they are read (serve.http.extent).
 
 import array
 import math
+import re
 import struct
 from collections.abc import Callable
 from functools import lru_cache
@@ -26,6 +27,9 @@ SMALL = 8192  # bytes; for smaller bodies Python is faster than pyarrow, whose c
 # Bytes of the body for each column; below it Python is faster again, because pyarrow takes 4 kB and 30 us a column.
 _ARROW_COLUMN = 1024
 
+_LINE_END = re.compile(rb"[^\r\n](\r?\n)(?=[^\r\n])")
+_ROW = re.compile(r"^row (\d+)")
+
 _numbers = msgspec.json.Decoder(list[float])
 
 MODEL_HAS = "the model has {} features"  # the end of the error for a wrong number of columns
@@ -44,16 +48,55 @@ def csv(body: bytes, width: int, labelled: bool = False, says: str = MODEL_HAS) 
     if len(body) <= SMALL and (row := _plain_row(body, width)) is not None:
         return row
     body = _without_blank_ends(body.removeprefix(_BOM), width)
+    delimiter, columns = _columns(body, width, labelled, says)
+    matrix = finite(_read_csv(body, delimiter, columns, np.float32, says))
+    return matrix if columns == width else np.ascontiguousarray(matrix[:, 1:])
+
+
+def _columns(body: bytes, width: int, labelled: bool, says: str) -> tuple[bytes, int]:
+    """The delimiter and the number of columns, by the first line: `width`, or one more with a label."""
     first = body[: body.find(b"\n")] if b"\n" in body else body  # _first_line, without a call
     delimiter = b"," if b"," in first else _delimiter(first)
     _refuse_numbered_header(body, first, delimiter)
     found = first.count(delimiter) + 1
-    if found != width:
-        if labelled and found == width + 1:
-            return np.ascontiguousarray(csv(body, width + 1, says=says)[:, 1:])
+    if found != width and not (labelled and found == width + 1):
         _floats(first.split(delimiter, 50)[:50], 1)  # a header line is the more likely mistake
         wrong_width(1, found, width, says)
-    return finite(_read_csv(body, delimiter, width, np.float32, says))
+    return delimiter, found
+
+
+class CsvPieces:
+    """The rows of a large CSV, a piece at a time: all pieces together are what `csv` returns."""
+
+    def __init__(self, body: bytes, width: int, labelled: bool = False) -> None:
+        """Raises BadRequest for the first line, as `csv` does."""
+        self._body = _without_blank_ends(body.removeprefix(_BOM), width)
+        self._width = width
+        self._delimiter, self._columns = _columns(self._body, width, labelled, MODEL_HAS)
+        self._at = 0
+        self._rows = 0  # read so far
+
+    def next(self, size: int) -> Matrix | None:
+        """The next rows, of about so many bytes; None behind the last. Raises BadRequest with the row in the body."""
+        if self._at >= len(self._body):
+            return None
+        # Blank lines are errors, unless they are at the ends of the body; so no piece ends or begins with one.
+        found = _LINE_END.search(self._body, self._at + size)
+        end, following = found.span(1) if found else (len(self._body), len(self._body))
+        piece = self._body[self._at : end]
+        try:
+            matrix = _read_csv(piece, self._delimiter, self._columns, np.float32, MODEL_HAS)
+            if matrix.shape[1] != self._columns:  # one row, which is not compared with another
+                wrong_width(1, matrix.shape[1], self._columns)
+            finite(matrix)
+        except BadRequest as error:
+            if self._rows:
+                error.message = _ROW.sub(lambda row: f"row {int(row[1]) + self._rows}", error.message, count=1)
+                error.hint = ""
+            raise
+        self._at = following
+        self._rows += len(matrix)
+        return matrix if self._columns == self._width else np.ascontiguousarray(matrix[:, 1:])
 
 
 def _plain_row(body: bytes, width: int) -> Matrix | None:

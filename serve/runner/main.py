@@ -87,6 +87,8 @@ def run(
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
     stepwise = hasattr(handler, "step")
+    if settings.bad_record and getattr(handler, "slices", False):
+        handler.slices = False  # type: ignore[union-attr]  # Records reads the lines of a body that `decode` refuses
     engine = cast(Engine, handler if stepwise else Batches(cast(Predictor, handler), config.max_batch))
     engine = Records(engine, getattr(handler, "records", ()), settings.bad_record)
     engine = OpenInference(engine, handler, config)

@@ -110,6 +110,7 @@ class Lanes:
         app = web_app.create(chosen)
         web_app.take_slot(app, 0)
         self._upstreams = Upstreams(app, chosen.sockets, run_dir / "web.sock")
+        (run_dir / "large.sock").symlink_to(run_dir / "web.sock")
         (run_dir / "nginx.conf").write_text(nginx.rendered(chosen, catalog))
         self._log = run_dir / "log"
         where = ["-e", "stderr", "-p", str(run_dir), "-c", str(run_dir / "nginx.conf")]

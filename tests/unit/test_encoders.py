@@ -25,6 +25,7 @@ from serve.errors import (
     UnsupportedMediaType,
 )
 from serve.handlers.base import Reply, Request
+from serve.handlers.encoders import task
 from serve.handlers.encoders.feature_extraction import FeatureExtraction
 from serve.handlers.encoders.fill_mask import FillMask
 from serve.handlers.encoders.question_answering import QuestionAnswering
@@ -32,6 +33,7 @@ from serve.handlers.encoders.task import Task
 from serve.handlers.encoders.text_classification import TextClassification
 from serve.handlers.encoders.token_classification import TokenClassification
 from serve.handlers.encoders.zero_shot import ZeroShotClassification
+from tests.patience import PATIENCE
 from tests.unit import tiny_encoders as tiny
 from tests.unit.configs import config_of
 
@@ -325,6 +327,40 @@ def test_a_long_list_takes_turns_with_other_requests(
     assert first is None
     assert isinstance(other, Reply)
     assert same(json.loads(rest.body), json.loads(reply(handler, {"inputs": [inputs, inputs]}).body)[:1] * 100)  # type: ignore[arg-type]
+
+
+def test_a_long_request_runs_in_slices_beside_others(
+    made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shares no pass; its slices have a size, a smaller one while others come; the answer is as in one pass."""
+    handler = made["feature-extraction"][1]
+    whole = json.loads(reply(handler, {"inputs": [ONE, TWO] * 10}).body)  # type: ignore[arg-type]
+    longest = max(len(row.ids) for row in handler.decode(request({"inputs": [ONE, TWO]})).rows)
+    sizes: list[int] = []
+    run = handler.encoder.run
+
+    def noted(rows: Any, extract: Any) -> None:
+        sizes.append(sum(len(row.ids) for row in rows))
+        run(rows, extract)
+
+    monkeypatch.setattr(handler, "_slice", 6 * longest)
+    monkeypatch.setattr(handler, "_others_at", float("-inf"))
+    monkeypatch.setattr(task, "SLICE", 6 * longest)
+    monkeypatch.setattr(task, "BESIDE_OTHERS", 2 * longest)
+    monkeypatch.setattr(task, "RECENT", PATIENCE)
+    monkeypatch.setattr(handler.encoder, "run", noted)
+    many, one = handler.decode(request({"inputs": [ONE, TWO] * 10})), handler.decode(request({"inputs": ONE}))
+
+    assert (handler.compatible(many), handler.compatible(one)) == (many, None)
+    assert handler.predict([many]) == [None]
+    assert 4 * longest < sizes.pop() <= 6 * longest
+    handler.predict([one])
+    sizes.clear()
+    (answer,) = predicted(handler, many)
+
+    assert max(sizes) <= 2 * longest
+    assert isinstance(answer, Reply)
+    assert same(json.loads(answer.body), whole)  # type: ignore[arg-type]
 
 
 def test_a_text_has_only_so_many_masks(made: dict[str, tuple[Path, Task]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ def test_every_name_of_the_template_is_filled() -> None:
     """With its block or its value."""
     text = nginx.rendered(settings.read({"SERVE_RUN_DIR": "/run/x"}), Catalog([]))
     assert "{{" not in text
-    assert text.count("proxy_set_header X-Serve-Tried") == 3  # wherever a web worker is asked
+    assert text.count("proxy_set_header X-Serve-Tried") == 4  # wherever a web worker is asked
     assert "error_page 418 = @web;" in text
 
 

@@ -117,7 +117,7 @@ def test_a_budget_never_vanishes() -> None:
     """In a container smaller than the server's processes a tenth is for models, and the banner shows it."""
     assert (
         machine.budget(4 << 30, 0.9, 2)
-        == int((4 << 30) * 0.9) - machine.FORKSERVER - machine.REST - 3 * machine.WEB_WORKER
+        == int((4 << 30) * 0.9) - machine.FORKSERVER - machine.REST - 2 * machine.WEB_WORKER
     )
     assert machine.budget(256 << 20, 0.9, 2) == (256 << 20) // 10
 

@@ -120,6 +120,52 @@ def test_a_wrong_csv_is_told_where(body: bytes, message: str) -> None:
         tables.csv(body, 3)
 
 
+@pytest.mark.parametrize("size", [1, 10, 1000, 30_000])
+@pytest.mark.parametrize(
+    ("block", "width"),
+    [
+        (b"1,2,3\n", 3),
+        (b"1,2,3\r\n4,5,6\r\n", 3),
+        (b"1;2.5;-3e2\n4;5;6\n", 3),
+        (b"1,,3\n,,\n", 3),
+        (b"1\n\n3\n", 1),
+        (b"7,1,2,3\n", 3),  # with a label
+        (b"0,1,2,3,4\n", 5),
+    ],
+)
+def test_pieces_of_a_csv_are_the_whole(block: bytes, width: int, size: int) -> None:
+    """Of any size, with any ends of lines; the row after the first may well number the columns."""
+    first = b"9,9,9,9,9\n" if width == 5 else b""
+    body = b"\n\n" * (width > 1) + first + block * (LARGE if size > 10 else 40) + b"\n\n" * (width > 1)
+    pieces, found = tables.CsvPieces(body, width, labelled=True), []
+    while (matrix := pieces.next(size)) is not None:
+        found.append(matrix)
+    assert same(np.concatenate(found), tables.csv(body, width, labelled=True))
+    assert len(found) > 1 or size >= len(body)
+
+
+def read_all(pieces: tables.CsvPieces, size: int) -> None:
+    while pieces.next(size) is not None:
+        pass
+
+
+@pytest.mark.parametrize("bad", [b"1,2\n", b"1,2,x\n", b"1,2,inf\n", b"\n", b"1,2,3,4\n", b"\n\n1,2,3\n"])
+def test_pieces_of_a_csv_are_refused_as_the_whole(bad: bytes) -> None:
+    """With the row in the body."""
+    body = b"1,2,3\n" * 1000 + bad + b"1,2,3\n" * 1000
+    with pytest.raises(BadRequest) as whole:
+        tables.csv(body, 3)
+    for size in (1, 500, 5000, 100_000):
+        pieces = tables.CsvPieces(body, 3)
+        with pytest.raises(BadRequest) as piece:
+            read_all(pieces, size)
+        assert (piece.value.message, piece.value.hint) == (whole.value.message, whole.value.hint)
+    with pytest.raises(BadRequest, match="row 1 has 2 columns"):
+        tables.CsvPieces(b"1,2\n1,2,3\n", 3)
+    with pytest.raises(BadRequest, match="row 1, column 1: 'age' is not a number"):
+        tables.CsvPieces(b"age,height,size\n1,2,3\n", 3).next(1)
+
+
 def test_the_last_of_many_rows_is_told_too() -> None:
     """The fast parser's failures are looked up by the thorough one."""
     good = b"1,2,3\n" * LARGE

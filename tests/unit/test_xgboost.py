@@ -1,5 +1,6 @@
 """XGBoost models answer what the library predicts, to the last digit, in the shapes of SageMaker's own container."""
 
+import io
 import pickle
 import re
 import subprocess
@@ -16,6 +17,7 @@ import xgboost
 from serve.errors import BadRequest, ModelUnusable, NotAcceptable, ServeError, UnsupportedMediaType
 from serve.handlers.base import Reply, Request
 from serve.handlers.xgboost import file_formats
+from serve.handlers.xgboost import handler as xgboost_handler
 from serve.handlers.xgboost.handler import XGBoost
 from tests.unit.configs import config_of
 
@@ -102,7 +104,9 @@ def csv(rows: Any) -> bytes:
 
 
 def ask(handler: XGBoost, body: bytes, content_type: str = "text/csv", accept: str = "") -> Reply:
-    (reply,) = handler.predict([handler.decode(Request(body=body, content_type=content_type, accept=accept))])
+    item = handler.decode(Request(body=body, content_type=content_type, accept=accept))
+    while (reply := handler.predict([item])[0]) is None:
+        pass
     assert isinstance(reply, Reply)
     return reply
 
@@ -231,6 +235,52 @@ def test_a_large_request_may_use_the_threads_of_the_model(
     wanted = logistic.predict(xgboost.DMatrix(rows))
     assert ask(handler, csv(rows)).body == "".join(str(each) + "\n" for each in wanted).encode()
     assert ask(handler, csv(ROWS[:1])).body == small
+
+
+@pytest.mark.parametrize("kind", ["text/csv", "application/x-npy"])
+def test_a_large_request_is_scored_in_slices_beside_others(
+    served: Callable[..., XGBoost], logistic: xgboost.Booster, kind: str
+) -> None:
+    """It shares no batch, and a small request is answered between two slices; the answer is the same."""
+    handler = served(logistic)
+    rows = np.tile(ROWS, (6000 // len(ROWS) + 1, 1))
+    file = io.BytesIO()
+    np.save(file, rows)
+    body = csv(rows) if kind == "text/csv" else file.getvalue()
+    wanted = logistic.predict(xgboost.DMatrix(rows))
+    small = handler.decode(Request(body=csv(ROWS[:1]), content_type="text/csv"))
+    large = handler.decode(Request(body=body, content_type=kind))
+    assert len(body) > xgboost_handler.LARGE
+    assert handler.compatible(large) is large
+    assert handler.compatible(small) is not small
+
+    turns = 0
+    while True:
+        (between,) = handler.predict([small])
+        assert isinstance(between, Reply)
+        (reply,) = handler.predict([large])
+        turns += 1
+        if reply is not None:
+            break
+    assert turns > 1
+    assert isinstance(reply, Reply)
+    assert reply.body == "".join(str(each) + "\n" for each in wanted).encode()
+
+
+def test_a_large_csv_is_refused_with_the_number_of_its_row(
+    served: Callable[..., XGBoost], logistic: xgboost.Booster
+) -> None:
+    """Once it is reached; before, where the runner asks for that."""
+    handler = served(logistic)
+    good = csv(ROWS)
+    times = 2 * xgboost_handler.LARGE // len(good)
+    body = good * times + b"1,x\n" + good
+    message = re.escape(f"row {len(ROWS) * times + 1} has 2 columns")
+    with pytest.raises(BadRequest, match=message):
+        ask(handler, body)
+    handler.slices = False
+    with pytest.raises(BadRequest, match=message):
+        handler.decode(Request(body=body, content_type="text/csv"))
 
 
 @pytest.mark.peer("xgboost-container", differs="NaN and infinity are not JSON.")

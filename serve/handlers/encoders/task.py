@@ -118,7 +118,7 @@ class Task(abc.ABC):
         return item if item.long else None  # parameters are used before and after the pass, never in it
 
     def predict(self, items: Sequence[EncoderItem]) -> Sequence[Reply | ServeError | None]:
-        if items[0].long:
+        if len(items) == 1 and items[0].long:
             return [self._slice_of(items[0])]
         self._others_at = time.monotonic()
         most = max(1, self._model.max_batch)
