@@ -40,6 +40,7 @@ class HealthSocket:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         self._listener.bind(str(path))
+        path.chmod(0o600)  # no model's user may open it
         self._listener.listen(1024)
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)
