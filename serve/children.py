@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,9 @@ from typing import Protocol
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None)
+_CREDENTIALS = struct.Struct(
+    "3i"
+)  # of a socket's peer: process, user, group; https://man7.org/linux/man-pages/man7/unix.7.html
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
@@ -45,6 +49,44 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
+def announce(pipe: int, pid: int) -> None:
+    """Tell the reader of a pipe that this process and its children are parts of the server."""
+    os.write(pipe, struct.pack("<i", pid))
+
+
+class Parts:
+    """The processes that may ask another part of the server: those that the launcher announces, and their children."""
+
+    def __init__(self, pipe: int) -> None:
+        """`pipe`: from the launcher, which writes a process id to it for each part that it has started."""
+        self._pipe = pipe
+        self._announced: set[int] = set()
+        os.set_blocking(pipe, False)
+
+    def include(self, peer: socket.socket) -> bool:
+        """Whether the process that has connected is one of them, and of this process's user."""
+        pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid != os.geteuid():
+            return False
+        self._learn()
+        return not self._announced.isdisjoint((pid, _parent_of(pid)))
+
+    def _learn(self) -> None:
+        try:
+            found = os.read(self._pipe, 4096)
+        except OSError:  # nothing new
+            return
+        self._announced.update(each for (each,) in struct.iter_unpack("<i", found))
+
+
+def _parent_of(pid: int) -> int:
+    """0 if the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 class Children:
     """The children, by name. `ended` is the name and the exit status of the first that has exited."""
 
@@ -63,18 +105,24 @@ class Children:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def spawn(
-        self, name: str, command: list[str], environ: Mapping[str, str], with_parent: int = signal.SIGKILL
-    ) -> None:
-        """Start a child. The kernel sends it the signal `with_parent` when this process exits."""
+        self,
+        name: str,
+        command: list[str],
+        environ: Mapping[str, str],
+        with_parent: int = signal.SIGKILL,
+        stdin: int = subprocess.DEVNULL,
+    ) -> int:
+        """Start a child; its process id. The kernel sends it the signal `with_parent` when this process exits."""
         child = subprocess.Popen(
             command,
             env=environ,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             start_new_session=True,
             preexec_fn=partial(die_with_parent, with_parent),  # noqa: PLW1509 - the launcher has one thread
         )
         child.returncode = 0  # `reap` waits for it, so that Popen must not
         self._names[child.pid] = name
+        return child.pid
 
     def watch(self, source: HasFileno, turn: Callable[[], None]) -> None:
         """Call `turn` in every `pause` in which `source` is readable."""

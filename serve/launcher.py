@@ -18,7 +18,7 @@ from pathlib import Path
 from serve import banner, failed_start, nginx
 from serve.catalog.catalog import Catalog
 from serve.catalog.required import unservable
-from serve.children import Children
+from serve.children import Children, announce
 from serve.failed_start import FailedStart
 from serve.failures import how_to_install
 from serve.settings import BadSetting, Settings
@@ -104,8 +104,11 @@ class Launcher:
         self._slots = Slots(settings.slots, create=True)
         health = HealthSocket(settings.ping_socket, self._slots)
         self._children.watch(health, health.turn)
-        self._children.spawn("host", [*python, "serve", "host"], environ)
-        self._children.spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
+        told, tell = os.pipe()
+        self._children.spawn("host", [*python, "serve", "host"], environ, stdin=told)
+        os.close(told)
+        gunicorn = self._children.spawn("gunicorn", [*python, "gunicorn", "-c", str(GUNICORN_CONF)], environ)
+        announce(tell, gunicorn)
         self._await(settings.catalog)
         if not self._going():
             return
@@ -119,7 +122,7 @@ class Launcher:
         where = ["-e", "stderr", "-p", str(settings.run_dir), "-c", str(conf)]
         # SIGTERM, not SIGKILL: on SIGTERM the nginx master stops its workers.
         command = [nginx.program(), *where, "-g", "daemon off;"]
-        self._children.spawn("nginx", command, environ, with_parent=signal.SIGTERM)
+        announce(tell, self._children.spawn("nginx", command, environ, with_parent=signal.SIGTERM))
 
     def _await(self, path: Path) -> None:
         """Wait until a file exists, a process ends, or a signal arrives."""

@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterable
 
 from serve import devices
 from serve.catalog.catalog import Catalog
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, installed, module_of
+from serve.children import Parts
 from serve.host.answers import HostApi
 from serve.host.forkserver import Forkserver
 from serve.host.run_dir import HINT, FilesLost, RunDirectory
@@ -59,7 +61,7 @@ class Host:
         self._poller.watch(self._forks.channel, self._store.forked)
         self._model_sockets = ModelSockets(self._store, self._poller)
         self._api = HostApi(settings, self._store, self._slots, self._model_sockets)
-        HostSocket(settings.host_socket, self._poller, self._api.answer)
+        HostSocket(settings.host_socket, self._poller, self._api.answer, Parts(sys.stdin.fileno()).include)
         self._files = RunDirectory(settings, self._store)
 
     def run(self) -> None:

@@ -3,6 +3,7 @@
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from serve.host.store import Store
 from serve.http import wire
 
 log = logging.getLogger(__name__)
+
+ACCEPTED_AT_ONCE = 64  # connections in a turn: a process that connects without end keeps the host from nothing else
 
 
 class Poller:
@@ -105,11 +108,22 @@ def _close_queued(model: ServedModel) -> None:
 
 
 class HostSocket:
-    """The host's own socket: reads requests of web workers and nginx, and passes on the complete ones."""
+    """The host's own socket: reads requests of web workers and nginx, and passes on the complete ones.
 
-    def __init__(self, path: Path, poller: Poller, on_request: Callable[[wire.Connection], None]) -> None:
+    Other processes are refused: a model's own code could ask for a load or an unload, and take the file descriptors.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        poller: Poller,
+        on_request: Callable[[wire.Connection], None],
+        allowed: Callable[[socket.socket], bool],
+    ) -> None:
         self._poller = poller
         self._on_request = on_request
+        self._allowed = allowed
+        self._refused = 0.0  # time.monotonic() of the last refusal in the log
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         path.chmod(0o600)
@@ -118,11 +132,15 @@ class HostSocket:
         poller.watch(self._listener, self._accept)
 
     def _accept(self) -> None:
-        while True:
+        for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, _ = self._listener.accept()
             except OSError:  # none left, or out of file descriptors: then the rest waits in the backlog
                 return
+            if not self._allowed(sock):
+                self._log_refusal()
+                sock.close()
+                continue
             caller = wire.Connection(sock)
             complete = _read(caller)
             if complete:
@@ -131,6 +149,13 @@ class HostSocket:
                 caller.close()
             else:
                 self._poller.watch(sock, partial(self._read_more, caller))
+
+    def _log_refusal(self) -> None:
+        """Once a second, whatever tries."""
+        now = time.monotonic()
+        if now - self._refused >= 1.0:
+            self._refused = now
+            log.warning("refused a process that is no part of the server")
 
     def _read_more(self, caller: wire.Connection) -> None:
         complete = _read(caller)

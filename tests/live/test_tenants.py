@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -254,4 +255,34 @@ def test_idle_models_that_are_stopped_or_blocked_are_replaced(server: Server, la
     wait_until(lambda: server.model("stopped")["state"] == "ready")
     assert _pid(server, "stopped") not in (stopped, None)
     assert sum("silent for" in each["error"] for each in server.events("runner crashed")) == 1 + len(BLOCKS)
+    assert_well(server)
+
+
+ASK = """
+import os, socket
+def ask():
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect({path!r})
+        sock.sendall(b"GET /models HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n")
+        return sock.recv(100).decode()
+try:
+    result = ask()
+except OSError as error:  # another wall
+    result = ""
+"""
+
+
+def test_only_the_server_itself_may_ask_the_host(server: Server) -> None:
+    """Neither a model's own code nor another process of the same user."""
+    path = str(server.run_dir / "host.sock")
+    assert run(server, ASK.format(path=path)) == ""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        try:
+            sock.sendall(b"GET /models HTTP/1.1\r\nHost: h\r\n\r\n")
+            answer = sock.recv(100)
+        except ConnectionError:
+            answer = b""
+    assert answer == b""
+    assert server.events("refused a process that is no part of the server")
     assert_well(server)
