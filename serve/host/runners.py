@@ -17,8 +17,9 @@ from serve.host.eviction import Held
 from serve.host.forkserver import Forkserver
 from serve.host.model import Phase, RunnerProcess, ServedModel
 from serve.settings import Settings, nginx_limit
-from serve.slots import BEAT
+from serve.slots import AT, BEAT
 
+_BUSY_SINCE, _TURNS = AT["busy_since"], AT["turns"]
 MOST_RUNNERS = 4000  # alive at a time
 MEASURE_EVERY = 2.0  # seconds; a measurement walks a process's page tables: about 1 ms for each GB it maps
 SHOW_EVERY = 0.5  # seconds; a look at a silent runner takes 1 µs
@@ -29,7 +30,7 @@ LAST_WORDS = 10.0  # seconds beyond the longest answer for a retired runner to e
 # Seconds without a turn after which an idle runner is taken for stopped or blocked: three of its beats, and one for a
 # busy machine. Python holds its lock for seconds when a thread of a model's own code reads a large pickle.
 SILENT = 3 * BEAT + 1.0
-LONGEST_LOOK = 1.0  # seconds that the time between two looks counts at most
+LISTEN_EVERY = 2.0  # seconds; 0.5 ms for a thousand runners
 WORN_OUT = 3  # 507 answers in a row after which a runner is replaced
 SPARE_FILES = 64  # file descriptors kept for the host's own connections and for unpacking
 
@@ -60,7 +61,7 @@ class Runners:
         self._forks = forks
         self._free = list(range(MOST_RUNNERS - 1, -1, -1))
         self._measured = 0.0  # time.monotonic()
-        self._looked = 0.0  # the same, of the last look for stuck runners
+        self._listened = 0.0  # the same, of the last `kill_silent`
         self._shown = 0.0  # the same, of the last look at the runners' output
         self._oom_kills = machine.oom_kills()
         self.alive: dict[int, RunnerProcess] = {}
@@ -170,8 +171,6 @@ class Runners:
     def kill_stuck(self) -> None:
         """Kill runners whose load, request or retirement has passed its limit, and those that no longer answer."""
         now = time.monotonic()
-        # If the host has not run either, the machine or the container was paused.
-        passed, self._looked = min(now - self._looked, LONGEST_LOOK), now
         for runner in self.alive.values():
             busy_since = runner.slot.get("busy_since")
             if runner.phase is Phase.LOADING and now - runner.since > self._settings.load_limit:
@@ -185,19 +184,26 @@ class Runners:
                 runner.kill("its code closed the server's control channel")
             elif runner.phase is Phase.RETIRING and now - runner.retired > self._retire_limit:
                 runner.kill(f"timeout: it did not exit within {self._retire_limit:g} s after it was retired")
-            elif runner.phase is not Phase.LOADING and self._is_silent(runner, passed, busy=busy_since > 0):
+
+    def kill_silent(self) -> None:
+        """Every LISTEN_EVERY seconds: kill idle runners that have made no turn of their loop for SILENT seconds.
+
+        A busy one has its time limit.
+        """
+        now = time.monotonic()
+        if now - self._listened < LISTEN_EVERY:
+            return
+        # If the host has not run either, the machine or the container was paused.
+        passed, self._listened = min(now - self._listened, 2 * LISTEN_EVERY), now
+        for runner in self.alive.values():
+            numbers = runner.slot.numbers
+            if (turns := numbers[_TURNS]) != runner.turns or numbers[_BUSY_SINCE] or runner.phase is Phase.LOADING:
+                runner.turns, runner.silent = turns, 0.0
+                continue
+            runner.silent += passed
+            if runner.silent > SILENT:
                 runner.replaced = True
                 runner.kill(f"it was stopped or blocked: idle, and silent for {SILENT:g} s")
-
-    @staticmethod
-    def _is_silent(runner: RunnerProcess, passed: float, *, busy: bool) -> bool:
-        """Whether an idle runner has made no turn of its loop for SILENT seconds. A busy one has its time limit."""
-        turns = runner.slot.get("turns")
-        if busy or turns != runner.turns:
-            runner.turns, runner.silent = turns, 0.0
-            return False
-        runner.silent += passed
-        return runner.silent > SILENT
 
     def worn_out(self) -> list[RunnerProcess]:
         """Runners that have answered WORN_OUT requests in a row with 507: what they can free is not enough."""

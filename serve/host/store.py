@@ -537,6 +537,7 @@ class Store:
     def tick(self) -> None:
         """Kill stuck runners, replace worn-out ones, measure, retry preloads, and admit waiting loads."""
         self.runners.kill_stuck()
+        self.runners.kill_silent()
         self.runners.show_output()
         now = time.monotonic()
         for runner in self.runners.alive.values():

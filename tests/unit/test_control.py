@@ -21,6 +21,7 @@ from serve.control import Control, Failed, Lost, Message, Ready, Shrunk, Violati
 from serve.errors import DoesNotFit, ModelUnusable, RunnerDied
 from serve.host import runners as host_runners
 from serve.host.model import Phase, RunnerProcess
+from serve.host.runners import LISTEN_EVERY
 from serve.host.sockets import ModelSockets, Poller
 from serve.host.store import Store
 from serve.settings import MB
@@ -317,18 +318,18 @@ def ready(host: Host, monkeypatch: pytest.MonkeyPatch) -> RunnerProcess:
 
 
 def looks(host: Host, seconds: float, each: Callable[[], Any] = lambda: None) -> None:
-    """The host looks at its runners every half a second for so long."""
-    for _ in range(round(seconds * 2)):
-        host.store.runners._looked = time.monotonic() - 0.5
+    """The host listens to its runners for so long."""
+    for _ in range(round(seconds / LISTEN_EVERY)):
+        host.store.runners._listened = time.monotonic() - LISTEN_EVERY
         each()
-        host.store.runners.kill_stuck()
+        host.store.runners.kill_silent()
 
 
 def test_an_idle_runner_that_is_silent_is_replaced_without_a_caller(host: Host, ready: RunnerProcess) -> None:
     """It is stopped, or its main thread is blocked by a model's own code."""
-    looks(host, host_runners.SILENT - 1)
+    looks(host, host_runners.SILENT - LISTEN_EVERY)
     assert not ready.kill_reason
-    looks(host, 2)
+    looks(host, 2 * LISTEN_EVERY)
     assert "silent" in ready.kill_reason
     host.exits(ready, -signal.SIGKILL)
     assert host.forks.runner is not ready
@@ -357,8 +358,8 @@ def test_a_runner_that_turns_or_works_is_left_alone(
 
 
 def test_a_pause_of_the_machine_is_not_the_silence_of_a_runner(host: Host, ready: RunnerProcess) -> None:
-    """All processes stood still: each look of the host counts a second at most."""
-    for _ in range(5):
-        host.store.runners._looked = time.monotonic() - 3600
-        host.store.runners.kill_stuck()
+    """All processes stood still: each look of the host counts some seconds at most."""
+    for _ in range(2):
+        host.store.runners._listened = time.monotonic() - 3600
+        host.store.runners.kill_silent()
     assert not ready.kill_reason
