@@ -200,6 +200,17 @@ def test_a_status_of_own_code_is_passed_on(server: Server, status: int) -> None:
     assert_well(server)
 
 
+def test_the_log_stays_json_in_utf8_whatever_a_model_answers(server: Server) -> None:
+    """Its lines have the Server-Timing of the answer, and what the model prints."""
+    raw = 'HTTP/1.1 200 OK\r\nServer-Timing: \xff\xfe"}\\, x;dur=1\r\nContent-Length: 5\r\n\r\nowned'
+    code = "import os; os.write(1, bytes(range(256)) + b'\\n');" + RAW.format(raw=raw)
+    assert server.invoke("intruder", {"code": code}).body == b"owned"
+    assert_well(server)
+    for line in server.log.encode(errors="surrogateescape").decode().splitlines():
+        if line.startswith("{"):
+            json.loads(line)
+
+
 MALFORMED = {
     "no HTTP": "\x00\xff garbage\r\n\r\n",
     "a huge header": f"HTTP/1.1 200 OK\r\nX-Own: {'x' * 200_000}\r\n\r\n",
