@@ -35,6 +35,9 @@ LONGEST = 16 * 1024  # bytes of a line; a longer one is cut into several
 AT_ONCE = 1 << 20  # bytes that are read in a turn
 LINES_AT_ONCE = 500  # that the host writes in a turn: 10 ms
 UNREAD = 16 << 20  # bytes beyond which the host leaves out the oldest output: the file is memory
+MOST_OUTPUT = (
+    2 << 30
+)  # bytes of one process; the limit of a model's files (RLIMIT_FSIZE), which holds for this one, is higher
 LAST_LINES = 2000  # that the host writes of an exited process
 PUNCHED = 1 << 20  # bytes that have been read before their memory is given back
 PUNCH_HOLE_KEEP_SIZE = 3
@@ -136,13 +139,14 @@ class Captured(_File):
         try:
             super().__init__(fd, f"runner {model}", model, sys.stderr.fileno())
             self._read_to = PAGE  # the first page may say anything
+            self.size = PAGE  # at the last look
         except BaseException:
             os.close(fd)
             raise
 
     def look(self) -> None:
         """Write the whole lines that the runner has not written itself, if it is not about to."""
-        size = os.fstat(self.fd).st_size
+        size = self.size = os.fstat(self.fd).st_size
         if size <= max(self._read_to, self.begin_of_unread()):
             return
         if size - self._begin(size) > UNREAD:  # even if the runner holds the lock

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from serve import machine
+from serve.capture import MOST_OUTPUT
 from serve.children import signal_name
 from serve.devices import Device
 from serve.errors import DoesNotFit
@@ -205,11 +206,21 @@ class Runners:
                 runner.replaced = True
                 runner.kill(f"it was stopped or blocked: idle, and silent for {SILENT:g} s")
 
-    def worn_out(self) -> list[RunnerProcess]:
-        """Runners that have answered WORN_OUT requests in a row with 507: what they can free is not enough."""
-        return [
-            each for each in self.alive.values() if each.phase is Phase.READY and each.slot.get("exhausted") >= WORN_OUT
-        ]
+    def worn_out(self) -> list[tuple[RunnerProcess, str]]:
+        """Runners that another process is to replace, and why.
+
+        They have answered WORN_OUT requests in a row with 507, so that what they can free is not enough; or they have
+        printed so much that they could soon print no more.
+        """
+        worn = []
+        for each in self.alive.values():
+            if each.phase is not Phase.READY:
+                continue
+            if each.slot.get("exhausted") >= WORN_OUT:
+                worn.append((each, "several requests in a row ran out of memory"))
+            elif each.output.size > MOST_OUTPUT:
+                worn.append((each, f"it has printed {each.output.size >> 20} MB"))
+        return worn
 
     def to_measure(self) -> list[RunnerProcess]:
         """Every MEASURE_EVERY seconds: the ready runners whose measurements are oldest."""

@@ -543,8 +543,8 @@ class Store:
         for runner in self.runners.alive.values():
             if runner.phase is Phase.READY and now - runner.since > MINUTE:
                 self.models[runner.model].forgive()
-        for runner in self.runners.worn_out():
-            self._replace(runner, now)
+        for runner, reason in self.runners.worn_out():
+            self._replace(runner, reason, now)
         if due := self.runners.to_measure():
             for runner in due:
                 measure(self.models[runner.model], runner)
@@ -552,7 +552,7 @@ class Store:
         self.preload()
         self._admit()
 
-    def _replace(self, runner: RunnerProcess, now: float) -> None:
+    def _replace(self, runner: RunnerProcess, reason: str, now: float) -> None:
         """Retire a runner so that the next request starts a fresh one. At most once a minute for each model.
 
         More often would not help: the requests themselves may be too large.
@@ -562,7 +562,7 @@ class Store:
             return
         model.replaced = now
         self.changed.add(model)
-        log.warning("replaced", extra={"model": model.name, "reason": "several requests in a row ran out of memory"})
+        log.warning("replaced", extra={"model": model.name, "reason": reason})
         runner.retire()
 
 

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from serve import control, settings
+from serve.capture import MOST_OUTPUT
 from serve.catalog.catalog import Catalog, Entry
 from serve.catalog.model_config import ModelConfig
 from serve.control import Control, Failed, Lost, Message, Ready, Shrunk, Violation, tell
@@ -363,3 +364,15 @@ def test_a_pause_of_the_machine_is_not_the_silence_of_a_runner(host: Host, ready
         host.store.runners._listened = time.monotonic() - 3600
         host.store.runners.kill_silent()
     assert not ready.kill_reason
+
+
+def test_a_runner_that_has_printed_very_much_is_replaced(host: Host, ready: RunnerProcess) -> None:
+    """Before the limit of a model's files, which holds for its output too, fails its requests."""
+    host.store.tick()
+    assert ready.phase is Phase.READY
+    os.ftruncate(ready.output.fd, MOST_OUTPUT + 1)
+    ready.output._read_to = MOST_OUTPUT
+    host.store.runners._shown = 0.0
+    host.store.tick()
+    assert host.forks.theirs
+    assert host.forks.theirs.recv(64) == b"retire"
