@@ -104,8 +104,7 @@ class Loop:
         if not busy:
             capture.end()
         self._spent_ns = 0
-        self._slot.numbers[_TURNS] += 1  # the host takes an idle runner that makes none for stopped or blocked
-        for fd, event in self._poll.wait(0 if busy else self._references.seconds_left(BEAT)):
+        for fd, event in self._events(0 if busy else self._references.seconds_left(BEAT)):
             if fd == self._listener.fileno():
                 continue
             if fd == self._control.fileno():
@@ -144,6 +143,15 @@ class Loop:
             self._admit(self._large.take(), large=True)
             if self._decoded_enough():
                 return
+
+    def _events(self, seconds: float) -> list[tuple[int, int]]:
+        """Wait for at most so long; where nothing is held, until something happens."""
+        numbers = self._slot.numbers
+        while True:
+            numbers[_TURNS] += 1  # the host takes an idle runner that makes none for stopped or blocked
+            events = self._poll.wait(seconds)
+            if events or not seconds or self._references.held:
+                return events
 
     def _accept(self) -> None:
         # In every turn, not only when epoll reports a connection: the last turn may have left some for lack of room.
@@ -219,9 +227,12 @@ class Loop:
     def _admit(self, connection: wire.Connection, *, large: bool = False) -> None:
         """A request is complete: decode it, or fetch its body from S3 first if it is a reference."""
         began = time.monotonic_ns()
+        if large:
+            self._slot.numbers[_BUSY_SINCE] = began
         request, waited, invalid = self._arrival.received(connection)
         job = ConnectionJob(self._answers, connection, request, waited)
         if large:
+            self._slot.numbers[_BUSY_SINCE] = 0
             self._spent_ns += time.monotonic_ns() - began  # unpacking
             invalid = invalid or self._too_late(request, waited)
             if invalid is None:
