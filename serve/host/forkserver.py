@@ -25,7 +25,7 @@ import msgspec
 
 from serve import log as serve_log
 from serve import machine
-from serve.catalog.kinds import HANDLERS, IMPORTED_AT_FIRST_LOAD, installed, module_of
+from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, IMPORTED_AT_FIRST_LOAD, installed, module_of
 from serve.catalog.model_config import ModelConfig, decoder
 from serve.children import become_subreaper, children_of, die_with_parent, kill_with_descendants, signal_name
 from serve.devices import VISIBLE
@@ -106,10 +106,10 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
                 signal.set_wakeup_fd(-1)  # children may end while this process exits
                 return
             order = msgspec.json.decode(message, type=Order)
-            wanted = module_of(order.handler)
-            if wanted in missing:
-                missing.remove(wanted)
-                import_framework(wanted, known)
+            for wanted in (module_of(order.handler), *ALSO_IMPORTED.get(order.handler, ())):
+                if wanted in missing:
+                    missing.remove(wanted)
+                    import_framework(wanted, known)
             for module in at_first_load.pop(order.handler, ()):
                 import_framework(module, known)
             family.spare_others()

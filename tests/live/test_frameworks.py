@@ -12,6 +12,7 @@ from sklearn.linear_model import LinearRegression
 
 from tests.live import tiny
 from tests.live.conftest import Start
+from tests.live.platform_side import load
 from tests.live.stack import Server, at_once
 
 NAMES = ("estimator", "graph", "exported", "scripted")
@@ -55,6 +56,18 @@ def test_a_row_of_another_width_names_both(server: Server, name: str) -> None:
     assert refused.status == 400
     assert "2" in refused.json["message"]
     assert "1" in refused.json["message"]
+
+
+def test_the_first_load_shares_what_its_framework_has_imported(start: Start, models: Path) -> None:
+    """The forkserver imports it before the fork. Otherwise the runner would hold all of it, and be refused for that."""
+    (models / "estimator").mkdir()
+    skops.io.dump(LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0]), models / "estimator" / "model.skops")
+    server = start(models, SAGEMAKER_MULTI_MODEL="true", SERVE_MODEL_ROOTS=models)
+
+    loaded = load(server, "m", models / "estimator")
+
+    assert loaded.status == 200, loaded.body
+    assert server.get("/models/m").json["bytes"] < 40 << 20
 
 
 def test_a_framework_that_is_not_installed_is_named(start: Start, tmp_path: Path) -> None:
