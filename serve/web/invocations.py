@@ -118,6 +118,10 @@ def broken(attempt: UpstreamAttempt, found: BrokenConnection, model: str, reques
             model=model,
             retry_after=1,
         )
+    if not found.may_have_begun:
+        return RunnerDied(
+            "the model's process closed the connection before it began this request", hint="retry", model=model
+        )
     return InternalError("the model's process closed the connection without an answer", hint="see the log", model=model)
 
 

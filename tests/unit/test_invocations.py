@@ -54,6 +54,13 @@ BROKE_OFF = UpstreamAttempt(socket="m.sock", connected=True, timed_out=False, cl
     [
         pytest.param(BROKE_OFF, {"error": RunnerDied("x")}, RunnerDied, "x", id="the host knows a crash"),
         pytest.param(BROKE_OFF, {"error": None}, InternalError, "without an answer", id="nothing is known"),
+        pytest.param(
+            BROKE_OFF,
+            {"error": None, "may_have_begun": False},
+            RunnerDied,
+            "before it began this request",
+            id="it waited in a process that was killed",
+        ),
         pytest.param(BROKE_OFF, {"error": None, "load_step": "x"}, Unavailable, "loading: x", id="it is loading again"),
         pytest.param(TIMED_OUT, {"error": None}, TooLate, "no answer within 9 s", id="work took too long"),
         pytest.param(
