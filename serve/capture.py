@@ -107,7 +107,7 @@ class _File:
     def write(self, data: bytes, requests: Sequence[str]) -> None:
         """Write output as lines of the log."""
         for line in _lines(data):
-            os.write(self._out, serve_log.output(self._process, self._model, requests, line))
+            _write(self._out, serve_log.output(self._process, self._model, requests, line))
 
     @contextmanager
     def locked(self, *, wait: bool) -> Iterator[bool]:
@@ -122,6 +122,18 @@ class _File:
                 yield True
             finally:
                 fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+
+def _write(out: int, line: bytes) -> None:
+    """Write a line to the log, and wait where its reader is slow.
+
+    The code of a model may have told the log, which it shares with the server, to refuse what it has no room for.
+    """
+    try:
+        os.write(out, line)
+    except BlockingIOError:
+        os.set_blocking(out, True)
+        os.write(out, line)
 
 
 def _lines(data: bytes) -> Iterator[str]:
@@ -223,7 +235,7 @@ def install(fd: int, process: str, model: str, level: str, out: int | None = Non
     `out`: that descriptor, if a program that this process has replaced had installed the capture before.
     """
     global _capture
-    out = os.dup(2) if out is None else out
+    out = _log_of_its_own() if out is None else out
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     _capture = _Capture(fd, process, model, out)
@@ -238,6 +250,14 @@ def install(fd: int, process: str, model: str, level: str, out: int | None = Non
     handler = _Handler(io.TextIOWrapper(io.FileIO(out, "w", closefd=False), encoding="utf-8", write_through=True))
     serve_log.start(process, level, handler=handler, model=model)
     return out
+
+
+def _log_of_its_own() -> int:
+    """The log, opened once more where that is allowed: flags of this descriptor are then not those of the server's."""
+    try:
+        return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    except OSError:  # a socket, or a pipe of another user
+        return os.dup(2)
 
 
 def begin(requests: tuple[str, ...]) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from serve.http import wire
 log = logging.getLogger(__name__)
 
 ACCEPTED_AT_ONCE = 64  # connections in a turn: a process that connects without end keeps the host from nothing else
+LONGEST_ACCEPTS = 0.1  # seconds for the queued connections of one model: 10,000 of them
 
 
 class Poller:
@@ -98,13 +101,26 @@ class ModelSockets:
 
 
 def _close_queued(model: ServedModel) -> None:
-    """Close every queued connection. nginx sends the request to a web worker, which asks the host for the cause."""
-    while True:
+    """Close every queued connection. nginx sends the request to a web worker, which asks the host for the cause.
+
+    Whether an accept waits is a flag of the socket itself, which runners share: the code of a model may have changed
+    it, and a retiring runner may do so at any time. Therefore it is set again, and an alarm ends an accept that waits.
+    """
+    model.listener.setblocking(False)
+    usual = signal.signal(signal.SIGALRM, _give_up)
+    with suppress(OSError):  # none is left, or the alarm, which may come as late as it is stopped
         try:
-            sock, _ = model.listener.accept()
-        except OSError:
-            return
-        sock.close()
+            signal.setitimer(signal.ITIMER_REAL, LONGEST_ACCEPTS)
+            while True:
+                sock, _ = model.listener.accept()
+                sock.close()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, usual)
+
+
+def _give_up(*_: object) -> None:
+    raise TimeoutError
 
 
 class HostSocket:

@@ -277,3 +277,24 @@ def test_no_setting_of_a_model_opens_the_server_or_all_models(start: Start, tmp_
     refused = start(models, SERVE_RUN_DIR=str(run_dir)).invoke("greedy", {})
     assert refused.status == 424
     assert "model.toml: allow: " in refused.json["message"]
+
+
+BLOCKS = """
+import fcntl, os
+for fd in range(3, 64):
+    try: fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) ^ os.O_NONBLOCK)
+    except OSError: pass
+"""
+
+
+def test_flags_of_what_a_model_shares_with_the_server_do_not_stop_it(start: Start, tmp_path: Path) -> None:
+    """Its socket waits where the host does not expect that, and the log does not wait."""
+    for name in ("intruder", "victim"):
+        toy(tmp_path, "intruder", name)
+    server = start(tmp_path)
+    assert server.invoke("victim", {"code": BLOCKS}).status == 200
+    for _ in range(3):  # then the host closes the connections to this model for a while
+        server.invoke("intruder", {"code": BLOCKS + "os._exit(1)"})
+    assert {server.invoke("intruder", {}).status for _ in range(3)} <= {200, 500, 503}
+    assert server.model("victim")["state"] == "ready"  # the host tells
+    assert server.pings()
