@@ -143,7 +143,7 @@ def _run_part(part: str, rest: list[str], chosen: Settings) -> int:
     if part == "runner":
         from serve.runner import main as runner
 
-        runner.begin(list(map(int, rest[:6])), chosen, rest[6:])
+        runner.begin(list(map(int, rest[:7])), chosen, rest[7:])
         return 0
     from serve.train import booster, script
 

@@ -13,6 +13,7 @@ ServeError
 ├─ PayloadTooLarge        413
 ├─ UnsupportedMediaType   415
 ├─ ModelUnusable          424
+├─ TooManyRequests        429
 ├─ InternalError          500
 │  ├─ RunnerDied          500
 │  └─ DeviceLost          500
@@ -27,6 +28,7 @@ ServeError
 The docstring of each class is its row in docs/operating/errors.md (python -m docs.reference).
 """
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -128,6 +130,14 @@ class ModelUnusable(ServeError):
 
     status = HTTPStatus.FAILED_DEPENDENCY
     type = "ModelException"
+
+
+class TooManyRequests(ServeError):
+    """A limit of `[limits]` in the model's `model.toml`; Retry-After says when the next request will be taken."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "ThrottlingException"
+    retryable = True
 
 
 class ModelRefused(ServeError):
@@ -248,10 +258,13 @@ def body(error: ServeError, request_id: str = "", *, openai: bool = False, open_
 
 
 def headers(error: ServeError) -> Mapping[str, str]:
-    """Headers beside the body: Retry-After in whole seconds, at least one."""
+    """Headers beside the body: Retry-After in whole seconds, at least one. OpenAI's clients read the milliseconds."""
     if error.retry_after is None:
         return {}
-    return {"Retry-After": str(max(1, round(error.retry_after)))}
+    whole = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, TooManyRequests):
+        return {**whole, "Retry-After-Ms": str(math.ceil(error.retry_after * 1e3))}
+    return whole
 
 
 # By class, for an error that crosses from the host to a web worker by name.

@@ -21,6 +21,7 @@ from serve.settings import Settings
 
 FILE = "model.toml"
 LONGEST = 1 << 20
+MOST_COPIES = 64
 # Own code may have options of its own. An unknown one this similar (of 1) to an option of the server is a mistake.
 MISSPELT = 0.85
 
@@ -45,6 +46,16 @@ class Allow(msgspec.Struct, frozen=True, kw_only=True):
     write: tuple[str, ...] = ()
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What callers may ask of the model, of all its copies together; None: no limit."""
+
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None  # requests at work
+    queue: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None  # requests that wait
+    requests_per_second: Annotated[float, msgspec.Meta(ge=0.001, le=1e6)] | None = None
+    burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None  # requests at once, within that rate
+    tokens_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] | None = None
+
+
 class ModelToml(msgspec.Struct, Generic[Options_co], frozen=True, kw_only=True):
     """The keys of model.toml. A new key is one line here."""
 
@@ -52,12 +63,13 @@ class ModelToml(msgspec.Struct, Generic[Options_co], frozen=True, kw_only=True):
     handler: str | None = None
     task: str | None = None
     aliases: tuple[str, ...] = ()
-    copies: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    copies: Annotated[int, msgspec.Meta(ge=1, le=MOST_COPIES)] = 1
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     device: Annotated[str, msgspec.Meta(pattern=r"^(cpu|cuda(:\d{1,2})?)$")] | None = None  # None: a GPU where one is
     pin: bool = False
     preload: bool = False
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    limits: Limits | None = None
     options: Options_co
     allow: Allow = Allow()
     example: Example | None = None
@@ -161,6 +173,10 @@ def parse(table: dict[str, Any]) -> ModelToml[dict[str, Any]]:
         _refuse_unknown(table["example"], Example.__struct_fields__, "key of [example]")
     if isinstance(table.get("allow"), dict):
         _refuse_unknown(table["allow"], Allow.__struct_fields__, "key of [allow]")
+    if isinstance(table.get("limits"), dict):
+        _refuse_unknown(table["limits"], Limits.__struct_fields__, "key of [limits]")
+        if "burst" in table["limits"] and "requests_per_second" not in table["limits"]:
+            raise ModelUnusable(f"{FILE}: limits.burst is of a rate; set requests_per_second too")
     said: ModelToml[dict[str, Any]] = _converted({"options": {}, **table}, ModelToml[dict[str, Any]])
     if (handler := said.handler) is not None:
         handler = ALIASES.get(handler, handler)

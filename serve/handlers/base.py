@@ -13,7 +13,8 @@ writes arrays names their media type in an attribute `arrays` (serve/runner/open
 npy for one, which `output` names. Its method `signature` returns the tensors that it takes and returns. One that keeps
 memory which it can do without has it in an attribute `caches` (`Caches`): the host asks for it before an eviction. One
 that can become faster behind its load has the work in an attribute `upkeep` (`Upkeep`). One that reads large bodies in
-slices, in `predict`, has an attribute `slices`, which the runner sets to False where `decode` must find all faults.
+slices, in `predict`, has an attribute `slices`, which the runner sets to False where `decode` must find all faults. One
+that generates text counts its tokens in `computed`, and its items have `most_tokens`: those that they may take.
 
 All calls come from the one thread of the runner's loop, but those of the upkeep. A handler needs no locks, and starts
 no threads beyond those of its framework.

@@ -24,7 +24,7 @@ from typing import Any, cast
 import msgspec
 
 from serve import log as serve_log
-from serve import machine
+from serve import machine, shared_pages
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, IMPORTED_AT_FIRST_LOAD, installed, module_of
 from serve.catalog.model_config import ModelConfig, decoder
 from serve.children import become_subreaper, children_of, die_with_parent, kill_with_descendants, signal_name
@@ -32,6 +32,7 @@ from serve.devices import VISIBLE
 from serve.failures import not_installed
 from serve.host.model import RunnerProcess
 from serve.http.addresses import socket_name
+from serve.runner.limits import PAGE
 from serve.runner.record import made
 from serve.settings import Settings
 from serve.walls import environment
@@ -52,7 +53,10 @@ _USE_SCIPY = {*_OWN_ESTIMATORS, module_of("xgboost")}
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A runner to fork. Descriptors come with it: the model's record, output, counters, socket and control channel."""
+    """A runner to fork. Descriptors come with it: the model's record, output, counters, socket and control channel.
+
+    A further one, of copies that count together, is that of their page.
+    """
 
     runner: int  # its number
     model: str
@@ -101,7 +105,7 @@ def run(channel: socket.socket, needed: Sequence[str], possible: Sequence[str], 
             awake.recv(4096)
             family.reap()
         if channel.fileno() in ready:
-            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 5)
+            message, fds, _, _ = socket.recv_fds(channel, MESSAGE, 6)
             if not message:
                 signal.set_wakeup_fd(-1)  # children may end while this process exits
                 return
@@ -174,8 +178,9 @@ def _fork(
     start: Callable[..., None],
 ) -> int:
     """The process id of the runner; 0 if there is none. Returns in this process only."""
-    config, output, counters, *rest = fds
-    listener, control = (socket.socket(fileno=fd) for fd in rest)
+    config, output, counters, *sockets = fds[:5]
+    listener, control = (socket.socket(fileno=fd) for fd in sockets)
+    common = fds[5] if len(fds) > 5 else -1
     gate = opened = -1
     try:
         gate, opened = os.pipe()
@@ -188,6 +193,8 @@ def _fork(
         os.close(config)
         os.close(output)
         os.close(counters)
+        if common >= 0:
+            os.close(common)
         listener.close()
         control.close()
         if pid > 0:
@@ -216,7 +223,7 @@ def _fork(
         _offer_to_oom_killer()
         if order.device is not None:
             os.environ[VISIBLE] = order.device
-        start(counters, config, output, listener, control, settings)
+        start(counters, config, output, listener, control, settings, common=common)
         os._exit(0)
     except BaseException:
         log.exception("runner failed", extra={"model": order.model})
@@ -302,7 +309,8 @@ class Forkserver:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._settings = settings
         self._users = Users()
-        self._unsent: deque[tuple[bytes, int, int, int, socket.socket, socket.socket]] = deque()
+        self._unsent: deque[tuple[bytes, int, int, int, int, socket.socket, socket.socket]] = deque()
+        self._common: dict[str, int] = {}  # by model: the page in which its copies count together
         environ = {
             **environment.named(os.environ),
             # numpy's OpenBLAS starts its threads at import by default, and threads do not survive a fork.
@@ -348,15 +356,24 @@ class Forkserver:
         order = Order(runner.number, config.name, config.handler, device)
         counters, control = runner.hand_over()
         record = made(config, self._users.of(config.name), self._settings, os.environ)
-        files = record, runner.output.fd, counters, listener.dup(), control
+        files = record, runner.output.fd, counters, self._common_of(config), listener.dup(), control
         self._unsent.append((msgspec.json.encode(order), *files))
         self._flush()
 
+    def _common_of(self, config: ModelConfig[Any]) -> int:
+        """A descriptor of the page in which the copies of a model count together; -1: nothing is counted so."""
+        if config.limits is None or config.copies == 1:
+            return -1
+        if config.name not in self._common:
+            self._common[config.name] = shared_pages.create("limits", PAGE)
+        return os.dup(self._common[config.name])
+
     def _flush(self) -> None:
         while self._unsent:
-            message, config, output, counters, listener, control = self._unsent[0]
+            message, config, output, counters, common, listener, control = self._unsent[0]
             try:
                 fds = [config, output, counters, listener.fileno(), control.fileno()]
+                fds += [common] if common >= 0 else []
                 socket.send_fds(self.channel, [message], fds)
             except BlockingIOError:
                 return  # tried again at the next message: then the forkserver has read an order
@@ -364,6 +381,8 @@ class Forkserver:
                 raise EOFError from broken
             self._unsent.popleft()
             os.close(config)
+            if common >= 0:
+                os.close(common)
             os.close(counters)
             listener.close()
             control.close()

@@ -455,6 +455,10 @@ class Answers:
             return
         self._close(fd, connection)
 
+    def hang_up(self, job: ConnectionJob) -> None:
+        """Close the connection of a job that has not joined."""
+        self._close(job.connection.fd, job.connection)
+
     # Called by jobs.
 
     def begun(self, job: ConnectionJob) -> None:

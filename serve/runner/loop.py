@@ -33,6 +33,7 @@ from serve.runner.jobs import (
     outcome_of,
 )
 from serve.runner.large import SMALL, LargeBodies, is_large
+from serve.runner.limits import Admission
 from serve.runner.records import Engine
 from serve.runner.references import References
 from serve.settings import Settings
@@ -58,8 +59,12 @@ class Loop:
         *,
         stepwise: bool,
         caches: Caches | None = None,
+        admission: Admission | None = None,
     ) -> None:
-        """`stepwise`: each step advances all jobs, in place of one batch. `caches`: those of the handler."""
+        """`stepwise`: each step advances all jobs, in place of one batch. `caches`: those of the handler.
+
+        `admission`: of a model with limits; else the socket's queue is the only one.
+        """
         self._engine = engine
         self._addressee = addressee
         self._listener = listener
@@ -68,6 +73,7 @@ class Loop:
         self._arrival = Arrival(settings, cold)
         self._stepwise = stepwise
         self._caches = caches
+        self._admission = admission
         self._decode_ns = 0  # not counted in the slot yet
         self._spent_ns = 0  # decoding in this turn
         self._step_ns = 0.0  # the time of a step, smoothed
@@ -96,6 +102,8 @@ class Loop:
         """Requests that this process has accepted and not answered completely."""
         answers = self._answers
         held = len(self._reading) + len(self._large) + len(self._references.held)
+        if self._admission is not None:
+            held += len(self._admission)
         return held + len(answers.joined) + len(answers.streams) + len(answers.sending)
 
     def _wait(self) -> None:
@@ -104,7 +112,10 @@ class Loop:
         if not busy:
             capture.end()
         self._spent_ns = 0
-        for fd, event in self._events(0 if busy else self._references.seconds_left(BEAT)):
+        timeout = 0 if busy else self._references.seconds_left(BEAT)
+        if self._admission is not None:
+            timeout = self._admission.wake_after(timeout, self._at_work, self._engine.room())
+        for fd, event in self._events(timeout):
             if fd == self._listener.fileno():
                 continue
             if fd == self._control.fileno():
@@ -116,7 +127,10 @@ class Loop:
             elif fd in self._references.held:
                 self._references.hung_up(fd)
             elif event & HANGS_UP:
-                answers.hung_up(fd)
+                if self._admission is not None and fd in self._admission:
+                    self._answers.hang_up(self._admission.leave(fd))
+                else:
+                    answers.hung_up(fd)
             elif event & select.EPOLLOUT:
                 answers.flush(fd)
         if self._references.held:
@@ -127,7 +141,16 @@ class Loop:
             self._accept()
         if self._large:
             self._advance_large()
+        if self._admission is not None:
+            while not self._decoded_enough() and (job := self._admission.next(self._engine.room())) is not None:
+                self._start(job)
         self._slot.set("in_flight", self._held())
+
+    def _at_work(self, job: ConnectionJob) -> bool:
+        """Whether a request that has begun is not answered yet."""
+        fd = job.connection.fd
+        answers = self._answers
+        return fd >= 0 and (fd in answers.joined or fd in answers.streams or fd in self._references.held)
 
     def _decoded_enough(self) -> bool:
         """Whether this turn has decoded for as long as it may."""
@@ -140,6 +163,8 @@ class Loop:
             self._reading[connection.fd] = connection, time.monotonic()
             self._poll.watch(connection.fd, select.EPOLLIN)
         while self._large.ready and self._engine.room() > 0:
+            if self._admission is not None and not self._admission.accepts():
+                return
             self._admit(self._large.take(), large=True)
             if self._decoded_enough():
                 return
@@ -150,12 +175,13 @@ class Loop:
         while True:
             numbers[_TURNS] += 1  # the host takes an idle runner that makes none for stopped or blocked
             events = self._poll.wait(seconds)
-            if events or not seconds or self._references.held:
+            if events or not seconds or self._references.held or self._admission:  # whose requests wait
                 return events
 
     def _accept(self) -> None:
         # In every turn, not only when epoll reports a connection: the last turn may have left some for lack of room.
-        for count in range(self._engine.room() - len(self._reading) + self._large.reading):
+        room = self._engine.room() if self._admission is None else self._admission.accepts()
+        for count in range(room - len(self._reading) + self._large.reading):
             if self._large.full or (self._spent_ns > DECODE_NS and self._decoded_enough()):
                 return
             # An accept in vain takes 5 us, for its exception, and this question 0.5; it is asked before the first,
@@ -240,7 +266,15 @@ class Loop:
                 self._large_taken = since, size + len(request.body)
         if invalid is not None:
             job.fail(invalid)
-        elif request.content_type == media.URI_LIST:
+        elif self._admission is not None:
+            self._admission.offer(job, self._engine.room())
+            if connection.fd in self._admission:
+                self._poll.watch(connection.fd, select.EPOLLRDHUP)
+        else:
+            self._start(job)
+
+    def _start(self, job: ConnectionJob) -> None:
+        if job.request.content_type == media.URI_LIST:
             try:
                 self._references.add(job)
             except Exception as error:  # an invalid reference, or out of file descriptors
@@ -266,6 +300,8 @@ class Loop:
         try:
             self._addressee.check(job.request)
             job.item = self._engine.decode(job.request)
+            if self._admission is not None:
+                self._admission.reserve(job, getattr(job.item, "most_tokens", 0))
         except BaseException as error:
             failure = outcome_of(error)
         took = time.monotonic_ns() - began
@@ -296,6 +332,8 @@ class Loop:
                 self._engine.step()
             except BaseException as error:
                 self._answers.fail_joined(outcome_of(error))
+            if self._admission is not None:
+                self._admission.count()
             ended = time.monotonic_ns()
             self._step_ns += 0.2 * (ended - began - self._step_ns)
             self._slot.add("work_ns", ended - began + self._decode_ns)

@@ -19,7 +19,7 @@ import msgspec
 
 from serve import capture, devices
 from serve.catalog.kinds import HANDLERS
-from serve.catalog.model_config import ModelConfig
+from serve.catalog.model_config import FILE, ModelConfig
 from serve.catalog.scan import real
 from serve.control import Failed, Ready, tell
 from serve.errors import InternalError, ModelNotFound, ModelUnusable, ServeError
@@ -27,10 +27,11 @@ from serve.failures import described, exhausted, not_installed
 from serve.handlers.base import Predictor, Stepwise, Upkeep
 from serve.http import extent
 from serve.http.addresses import INVOCATIONS, OPEN_INFERENCE, socket_name
-from serve.runner import own_packages
+from serve.runner import limits, own_packages
 from serve.runner import record as records
 from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.jobs import Batches
+from serve.runner.limits import Admission
 from serve.runner.loop import Loop
 from serve.runner.open_inference import OpenInference
 from serve.runner.record import Record
@@ -54,12 +55,15 @@ def run(
     settings: Settings,
     own: Sequence[str] | None = None,
     log_to: int | None = None,
+    *,
+    common: int = -1,
 ) -> None:
     """Load a model, report to the host, and serve until the host retires the runner.
 
     `counters`, `record`, `output`: file descriptors of the runner's slot, of the model's ModelConfig, and of the file
     that captures stdout and stderr. `own`: directories of the model's own packages, in an interpreter that was started
-    for them; then `log_to` is the descriptor of the log.
+    for them; then `log_to` is the descriptor of the log. `common`: that of the page in which the copies of the model
+    count together; -1: none.
     """
     given = records.read(record)
     config = given.model()
@@ -73,13 +77,14 @@ def run(
     began = time.monotonic()
     try:
         handler, walls = _load(
-            record, given, settings, own, partial(_afresh, counters, record, output, log_to, listener, control)
+            record, given, settings, own, partial(_afresh, counters, record, output, log_to, common, listener, control)
         )
     except ServeError as error:
         error.model = config.name
         capture.end()
         tell(control, Failed.of(error))
         os._exit(1)
+    admission = _admission(config, common, handler, settings)
     os.close(counters)
     # Free the temporary memory of the load before the host measures the runner. The collector skips frozen objects:
     # weights and modules.
@@ -96,7 +101,12 @@ def run(
     addressee = Addressee(config.names(), settings.model_field, paths)
     capture.end()
     cold, caches = ColdStart.ended_now(slot), getattr(handler, "caches", None)
-    loop = Loop(engine, addressee, listener, control, slot, settings, cold, stepwise=stepwise, caches=caches)
+    loop = Loop(
+        *(engine, addressee, listener, control, slot, settings, cold),
+        stepwise=stepwise,
+        caches=caches,
+        admission=admission,
+    )
     devices.report(slot)
     if upkeep := getattr(handler, "upkeep", None):
         slot.set("pending_bytes", upkeep.bytes)
@@ -106,6 +116,18 @@ def run(
         threading.Thread(target=_keep_up, args=(upkeep, slot), daemon=True).start()
     # Exit handlers and threads of the model's own code may never end, so that neither is waited for.
     os._exit(1 if loop.run() else 0)
+
+
+def _admission(
+    config: ModelConfig[Any], common: int, handler: Predictor | Stepwise, settings: Settings
+) -> Admission | None:
+    """The limits of a model that has some."""
+    if config.limits is None:
+        return None
+    tally = limits.Tally(common)
+    return Admission(
+        config.name, config.limits, settings.queue_limit, tally, lambda: cast(int, getattr(handler, "computed", 0))
+    )
 
 
 def _keep_up(upkeep: Upkeep, slot: Slot) -> None:
@@ -123,6 +145,7 @@ def _afresh(
     record: int,
     output: int,
     log_to: int,
+    common: int,
     listener: socket.socket,
     control: socket.socket,
     own: Sequence[str],
@@ -131,18 +154,19 @@ def _afresh(
 
     Modules that the forkserver has imported, transformers 5 for example, would hide the model's own versions.
     """
-    files = (counters, record, output, log_to, listener.fileno(), control.fileno())
+    files = (counters, record, output, log_to, common, listener.fileno(), control.fileno())
     for file in files:
-        os.set_inheritable(file, True)
+        if file >= 0:
+            os.set_inheritable(file, True)
     os.execv(sys.executable, [sys.executable, "-m", "serve", "runner", *map(str, files), *own])
 
 
 def begin(numbers: Sequence[int], settings: Settings, own: Sequence[str]) -> None:
     """Continue after `_afresh`, in the new interpreter, with its file descriptors."""
-    counters, record, output, log_to, listener, control = numbers
+    counters, record, output, log_to, common, listener, control = numbers
     sockets = socket.socket(fileno=listener), socket.socket(fileno=control)
     try:
-        run(counters, record, output, *sockets, settings, own, log_to)
+        run(counters, record, output, *sockets, settings, own, log_to, common=common)
     except BaseException:
         log.exception("runner failed")
         os._exit(1)
@@ -169,7 +193,11 @@ def _load(
         walls, kept = _enclose(given, config, settings, own or ())
         sys.path[:0] = own or ()
         config = msgspec.structs.replace(config, run_dir=kept)
-        return cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config)), walls
+        handler = cast(Predictor | Stepwise, getattr(importlib.import_module(module), cls)(config))
+        if config.limits and config.limits.tokens_per_minute and not hasattr(handler, "computed"):
+            message = f"{FILE}: limits.tokens_per_minute is for models that generate text, not for {config.handler}"
+            raise ModelUnusable(message, hint="limit requests_per_second instead")
+        return handler, walls
     except BaseException as error:
         if out := exhausted(error):  # even if the handler reports it as an error of the files
             log.exception("out of resources during the load")

@@ -36,6 +36,10 @@ class _Item:
         self.item = item
         self.request = request
 
+    @property
+    def most_tokens(self) -> int:
+        return getattr(self.item, "most_tokens", 0)
+
 
 class InferenceJob:
     """An inference in the engine: a Job whose reply is written as tensors."""

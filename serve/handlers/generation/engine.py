@@ -47,6 +47,7 @@ class Engine:
         max_batch: int,
     ) -> None:
         self.max_batch = max_batch
+        self.computed = 0  # tokens, of prompts and of answers
         self.scheduler = Scheduler(max_batch)
         self.rows: list[Row] = []  # the rows of `decoder`
         self.decoder = decoder
@@ -184,6 +185,7 @@ class Engine:
             return
         prefilled = self._prefilled
         self._resume()
+        self.computed += sum(len(each.prompt.read) for each in prefilled)
         self._append(*self._joined(prefilled, logits))
 
     def _overtake(self) -> None:
@@ -319,6 +321,7 @@ class Engine:
 
     def _choose(self, rows: list[GeneratedSequence], logits: torch.Tensor) -> None:
         """Choose the next token of each sequence from its logits."""
+        self.computed += len(rows)
         chosen: dict[int, int] = {}
         failed: dict[ActiveRequest, Exception] = {}
         for i, row in enumerate(rows):
@@ -363,6 +366,7 @@ class Engine:
         self, rows: Sequence[Row], logits: torch.Tensor, now: float, failed: dict[ActiveRequest, Exception]
     ) -> list[Row]:
         """Let each search among the rows add a token to its beams; returns the beams of searches that have ended."""
+        self.computed += len(rows)
         first = len(self.rows) - len(rows)
         numbers = {row: number for number, row in enumerate(rows)}
         searches = _searches(rows)
@@ -405,6 +409,7 @@ class Engine:
                 raise
             self._fail(request, error)
             return
+        self.computed += len(prompt.read) + sum(map(len, made))
         for sequence, tokens in zip(unit, made, strict=True):
             sequence.tokens = tokens
         request.end(unit, "deadline" if request.deadline <= time.monotonic() else "length")

@@ -48,6 +48,10 @@ class TextGeneration:
             return self._invocations.item(request)
         return self._openai.item(request)
 
+    @property
+    def computed(self) -> int:
+        return self.engine.computed
+
     def room(self) -> int:
         return self.engine.room()
 

@@ -36,6 +36,11 @@ class GenerationItem(msgspec.Struct, frozen=True):
     rows: int  # of a batch, for all prompts
     needs_generate: bool  # whether transformers' `generate` makes the texts, and not the batch
 
+    @property
+    def most_tokens(self) -> int:
+        """The tokens that it takes at most, of prompts and texts."""
+        return sum(len(each.read) + each.settings.max_new_tokens * each.settings.rows for each in self.prompts)
+
 
 def generation_item(prompts: list[Prompt], form: Form) -> GenerationItem:
     """Raises BadRequest for more sequences than one request may have. All prompts need `generate`, or none does."""

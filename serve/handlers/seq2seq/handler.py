@@ -160,6 +160,10 @@ class Seq2Seq:
         form = Seq2SeqForm(self._key, decoder, asked.single, content_type, streams)
         return GenerationItem(prompts, form, len(prompts) * settings.rows, settings.needs_generate)
 
+    @property
+    def computed(self) -> int:
+        return self.engine.computed
+
     def room(self) -> int:
         return self.engine.room()
 
