@@ -68,6 +68,7 @@ class _File:
         self._out = out  # the descriptor that the lines of the log are written to
         self._head = shared_pages.mapped(fd, PAGE)
         self._turn = threading.RLock()
+        self.last = ""  # the end of what this process has written
 
     def requests(self) -> tuple[str, ...]:
         """The ids of the requests at work."""
@@ -106,6 +107,7 @@ class _File:
 
     def write(self, data: bytes, requests: Sequence[str]) -> None:
         """Write output as lines of the log."""
+        self.last = data[-LONGEST:].decode("utf-8", "backslashreplace")
         for line in _lines(data):
             _write(self._out, serve_log.output(self._process, self._model, requests, line))
 

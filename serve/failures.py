@@ -35,6 +35,9 @@ _MEMORY = re.compile(
     r"out of memory|(can(no|')t|failed to) allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation|kind: OutOfMemory",
     re.IGNORECASE,
 )
+# What Rust and C++ write before they abort where an allocation fails:
+# https://doc.rust-lang.org/std/alloc/fn.handle_alloc_error.html
+_REFUSED = re.compile(r"memory allocation of \d+ bytes failed|terminate called .*std::bad_alloc|what\(\):.*bad_alloc")
 _DEVICE = re.compile(r"cuda|cublas|cudnn|\bhip\b", re.IGNORECASE)
 
 
@@ -62,6 +65,12 @@ def _what(error: BaseException) -> str | None:
     if of_a_library(error) and _MEMORY.search(message := message_of(error)):
         return "device memory" if _DEVICE.search(message) else "memory"
     return None
+
+
+def refused_allocation(output: str) -> str:
+    """The line of a process's last output which says that an allocation failed; "" if none does."""
+    lines = [line.strip() for line in output.splitlines() if _REFUSED.search(line) or _MEMORY.search(line)]
+    return lines[-1][:300] if lines else ""
 
 
 def of_a_library(error: BaseException) -> bool:

@@ -1,6 +1,8 @@
 """The limits of this container (cgroup v1 and v2), and the memory of a process (/proc)."""
 
 import os
+import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -11,6 +13,8 @@ UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as the largest page-aligned i
 FORKSERVER = 350 << 20
 WEB_WORKER = 35 << 20
 REST = 80 << 20
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 COUNTED = ("Private_Dirty:", "Private_Hugetlb:")  # of smaps_rollup
 ANONYMOUS = ("RssAnon:", "HugetlbPages:")  # of status
@@ -42,7 +46,7 @@ def _number(path: Path) -> int | None:
 
 def limit() -> tuple[int, str]:
     """Bytes that this container may use, and the source of the number."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = PAGE * os.sysconf("SC_PHYS_PAGES")
     best, source = total, "machine"
     for group in _own_cgroup("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -116,6 +120,62 @@ def _rollup(pid: int, opened: int) -> str:
         return ""
     finally:
         os.close(fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Resident memory of a process, also what it shares with the process that it was forked from.
+
+    `bytes` are anonymous; `files` are pages of mapped files and of shared memory.
+    """
+
+    bytes: int
+    files: int
+
+
+def resident(pid: int) -> Resident | None:
+    """The counters of a process's resident memory, in 10 µs; None when it has ended. No right over it is needed."""
+    try:
+        file = os.open(f"/proc/{pid}/statm", os.O_RDONLY)  # pathlib takes ten times as long
+    except OSError:
+        return None
+    try:
+        _, pages, files, *_ = os.read(file, 200).split()
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(file)
+    return Resident((int(pages) - int(files)) * PAGE, int(files) * PAGE)
+
+
+def resident_with_shared(pid: int) -> Resident | None:
+    """The same in 100 µs; shared memory counts among `bytes`."""
+    found = dict.fromkeys(("RssAnon:", "RssFile:", "RssShmem:"), 0)
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        key, _, rest = line.partition("\t")
+        if key in found:
+            found[key] = int(rest.split()[0]) * 1024
+    return Resident(found["RssAnon:"] + found["RssShmem:"], found["RssFile:"])
+
+
+def for_models(web_workers: int) -> int:
+    """Bytes of the container's limit that the server's own processes leave to models."""
+    return max(limit()[0] - FORKSERVER - REST - WEB_WORKER * web_workers, limit()[0] // 10)
+
+
+def limit_allocations(more: int) -> None:
+    """Let allocations of this process fail that would take it more than so many bytes beyond what it has mapped now.
+
+    Only private writable memory counts (RLIMIT_DATA): heaps, arrays and stacks, also what has not been touched.
+    """
+    mapped = int(Path("/proc/self/statm").read_bytes().split()[5]) * PAGE
+    most, hard = mapped + more, resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def oom_kills() -> int:

@@ -294,6 +294,13 @@ class Settings:
         "share of the container's memory limit for models and the server's own processes",
         ("SERVE_MEMORY_FRACTION", number(0.05, 1)),
     )
+    working_bytes: int = env(
+        0,
+        "MB that the process of a model may take for its work beyond its size after the load; above it, the process is"
+        " ended and its callers get a 507. `memory_limit_mb` in `model.toml` is a limit of the whole",
+        ("SERVE_WORKING_MEMORY_MB", from_mb),
+        shown="half of the budget, at least 256",
+    )
     device_budget_bytes: tuple[int, ...] = env(
         (),
         "MB that all models on a GPU may use together: one number, or one for each GPU, separated by commas",
@@ -448,6 +455,9 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         sources["budget_bytes"] = (
             f"{limit_from} {limit / (1 << 30):.1f} GiB x {fraction:g}, less the server's processes"
         )
+    if "working_bytes" not in values:
+        values["working_bytes"] = max(values["budget_bytes"] // 2, 256 * MB)
+        sources["working_bytes"] = "half of the budget, at least 256 MB"
     return Settings(**values, sources=sources)
 
 

@@ -70,6 +70,7 @@ class ModelToml(msgspec.Struct, Generic[Options_co], frozen=True, kw_only=True):
     preload: bool = False
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
     limits: Limits | None = None
+    memory_limit_mb: Annotated[int, msgspec.Meta(ge=1)] | None = None  # of one process
     options: Options_co
     allow: Allow = Allow()
     example: Example | None = None

@@ -20,6 +20,7 @@ from serve.catalog.model_config import ModelConfig
 from serve.control import Control
 from serve.errors import ModelFailed, ModelUnusable, ServeError
 from serve.host.eviction import Held
+from serve.host.memory import Allowance
 from serve.slots import FIELDS, MOST, RunnerSlot, Slot
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,9 @@ class RunnerProcess:
         self.silent = 0.0  # seconds since then, as far as the host itself was at work
         self.replaced = False  # it is killed although no request was at work: another is started at once
         self.kill_reason = ""  # why it exits, if the host knows that before it does
+        self.allowance: Allowance | None = None  # what it may hold; None until its process is known
+        self.holds = 0  # bytes that it holds, by the last look of serve.host.memory
+        self.over_limit = ""  # killed for its memory: what its callers can do
         self.reported_failure = False
         self.closed = 0.0  # time.monotonic() when it closed its channel to the host; its process is to end at once
         self._counters = Slot.create()
@@ -95,6 +99,11 @@ class RunnerProcess:
         except BaseException:
             os.close(self._counters)
             raise
+
+    @property
+    def growth(self) -> int:
+        """Bytes that it holds beyond what it held at rest."""
+        return self.holds - self.allowance.private if self.allowance else 0
 
     def retire(self) -> None:
         """Ask the runner to stop accepting, answer the requests it holds, and exit."""
@@ -277,13 +286,17 @@ class ServedModel:
         self.stage = Stage.NONE
         log.error("model failed", extra={"model": self.name, "error": error.message, "pause_s": pause})
 
-    def crashed(self, error: ServeError, requests: Sequence[str]) -> None:
-        """Record that a runner exited during these requests. The next request starts another, except after CRASHES."""
+    def crashed(self, error: ServeError, requests: Sequence[str], *, counts: bool = True) -> None:
+        """Record that a runner exited during these requests. The next request starts another, except after CRASHES.
+
+        `counts`: among CRASHES; not if a request is to blame, and not the model.
+        """
         now = time.monotonic()
-        self._crash_times.append(now)
+        if counts:
+            self._crash_times.append(now)
         self.crashes += 1
         self.failed = now, error
-        if len(self._crash_times) == CRASHES and now - self._crash_times[0] < MINUTE:
+        if counts and len(self._crash_times) == CRASHES and now - self._crash_times[0] < MINUTE:
             self._crash_times.clear()
             message = f"the model crashed {CRASHES} times within a minute: {error.message}"
             self.fail(ModelFailed(message, hint=error.hint))

@@ -1,23 +1,27 @@
-"""All runner processes: started, measured, killed when stuck, and the cause of each exit."""
+"""All runner processes: started, measured, killed when stuck or over their memory, and the cause of each exit."""
 
 import os
 import resource
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from serve import machine
 from serve.capture import MOST_OUTPUT
 from serve.children import signal_name
+from serve.catalog.model_config import ModelConfig
 from serve.devices import Device
 from serve.errors import DoesNotFit
-from serve.failures import HINTS
+from serve.failures import HINTS, refused_allocation
+from serve.host import memory
 from serve.host.eviction import Held
 from serve.host.forkserver import Forkserver
 from serve.host.model import Phase, RunnerProcess, ServedModel
-from serve.settings import Settings, nginx_limit
+from serve.settings import MB, Settings, nginx_limit
 from serve.slots import AT, BEAT
 
 _BUSY_SINCE, _TURNS = AT["busy_since"], AT["turns"]
@@ -33,6 +37,8 @@ LAST_WORDS = 10.0  # seconds beyond the longest answer for a retired runner to e
 SILENT = 3 * BEAT + 1.0
 LISTEN_EVERY = 2.0  # seconds; 0.5 ms for a thousand runners
 WORN_OUT = 3  # 507 answers in a row after which a runner is replaced
+LOOK_EVERY = 0.025  # seconds between looks at the memory of busy runners: at 2 GB/s, which is much, 50 MB
+IDLE_LOOKS = 10  # of which one is at all runners, because threads of own code work between requests too
 SPARE_FILES = 64  # file descriptors kept for the host's own connections and for unpacking
 
 
@@ -44,6 +50,7 @@ class Exit:
     status: int
     cause: str
     exhausted: str = ""  # the resource that ran out, a key of serve.failures.HINTS; "" if that was not the cause
+    limited: bool = False  # it was over its own limit of memory, so that the machine was never short of it
     requests: tuple[str, ...] = ()  # ids of those that it worked on
 
     @property
@@ -93,6 +100,15 @@ class Runners:
         uuid = self._devices[runner.device].uuid if runner.device is not None else "" if self._devices else None
         self._forks.fork(runner, model.config, model.listener, uuid)
 
+    def allow(self, runner: RunnerProcess, config: ModelConfig[Any] | None) -> None:
+        """A runner is loaded and measured: from now on it may hold this size and a share for its work."""
+        if now := machine.resident(runner.pid):
+            pending = min(runner.slot.get("pending_bytes"), self._settings.budget_bytes)
+            own = config.memory_limit_mb if config else None
+            runner.allowance = memory.while_working(
+                runner.bytes - pending, pending, now, self._settings.working_bytes, own
+            )
+
     def used(self) -> int:
         """Bytes that all runners hold, or have reserved while they load."""
         return sum(each.bytes for each in self.alive.values())
@@ -118,6 +134,10 @@ class Runners:
                 runner = self.alive[message["runner"]]
                 runner.pid = message["pid"]
                 runner.memory = message.get("memory", -1)
+                if now := machine.resident(runner.pid):
+                    runner.allowance = memory.while_loading(
+                        now, self._settings.budget_bytes, self._settings.working_bytes
+                    )
                 if runner.kill_reason:  # it was killed before its process id was known
                     runner.kill(runner.kill_reason)
             elif "unborn" in message:
@@ -137,9 +157,15 @@ class Runners:
             os.close(ended.runner.memory)
         ended = replace(ended, requests=ended.runner.output.requests())
         ended.runner.output.finish()
+        if ended.status == -signal.SIGABRT and (line := refused_allocation(ended.runner.output.last)):
+            # Compiled code aborts where Python raises MemoryError.
+            cause = f"the process aborted, because its limit of memory refused an allocation: {line}"
+            return replace(ended, cause=cause, exhausted="memory", limited=True)
         return ended
 
     def _exit(self, runner: RunnerProcess, status: int) -> Exit:
+        if runner.over_limit:
+            return Exit(runner, status, runner.kill_reason, "memory", limited=True)
         if runner.kill_reason:
             return Exit(runner, status, runner.kill_reason)
         if status == -signal.SIGKILL and self._kernel_killed():
@@ -230,6 +256,63 @@ class Runners:
         self._measured = now
         ready = [each for each in self.alive.values() if each.phase is Phase.READY]
         return sorted(ready, key=lambda each: each.measured)[:MEASURED_AT_ONCE]
+
+
+class MemoryWatch(threading.Thread):
+    """Kills runners that hold more than their allowance, before the container has no memory left.
+
+    The measurement below is exact and takes 1 ms for each GB, so it is made every two seconds; a request can take 2 GB
+    in one. Between them this thread reads the counters of resident memory. It changes nothing but `holds`, and what
+    `kill` changes: the loop handles the exit.
+    """
+
+    def __init__(self, alive: Mapping[int, RunnerProcess], most: int) -> None:
+        """`most`: bytes that the container has for all models together."""
+        super().__init__(name="memory", daemon=True)
+        self._alive = alive
+        self._most = most
+
+    def run(self) -> None:
+        looks = 0
+        while True:
+            time.sleep(LOOK_EVERY)
+            self.look(everyone=looks % IDLE_LOOKS == 0)
+            looks += 1
+
+    def look(self, *, everyone: bool) -> None:
+        """Look at the runners at work, or at all, and kill those over their limit."""
+        runners = list(self._alive.values())  # at once: the loop changes it meanwhile
+        for runner in runners:
+            if everyone or runner.phase is Phase.LOADING or runner.slot.get("in_flight"):
+                _look_at(runner)
+        held = sum(each.holds for each in runners)
+        if held > self._most:
+            grown = [each for each in runners if each.growth > 0 and not each.kill_reason]
+            if found := max(grown, key=lambda each: each.growth, default=None):
+                found.over_limit = memory.HINT
+                found.kill(
+                    f"all models together held {held // MB} MB, and the container has {self._most // MB} MB for them;"
+                    f" the model's process had grown most, to {found.holds // MB} MB"
+                )
+
+
+def _look_at(runner: RunnerProcess) -> None:
+    allowance = runner.allowance
+    now = machine.resident(runner.pid) if allowance and not runner.kill_reason else None
+    if allowance is None or now is None:
+        return
+    caches = runner.slot.get("spare_bytes")
+    files = now.files - allowance.resident.files
+    if files > 0 and allowance.over(allowance.holds(now) + files, caches):
+        # Shared memory counts among the pages of files here, like mapped weights: only the detail tells them apart.
+        now = machine.resident_with_shared(runner.pid) or now
+    runner.holds = allowance.holds(now)
+    if allowance.over(runner.holds, caches):
+        doing = "during its load" if runner.phase is Phase.LOADING else "while it worked"
+        runner.over_limit = allowance.hint
+        runner.kill(
+            f"the model's process held {runner.holds // MB} MB {doing}; the limit of its memory is {allowance.of}"
+        )
 
 
 def measure(model: ServedModel, runner: RunnerProcess) -> None:

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterable
 
-from serve import devices
+from serve import devices, machine
 from serve.catalog.catalog import Catalog
 from serve.catalog.kinds import ALSO_IMPORTED, HANDLERS, installed, module_of
 from serve.children import Parts
 from serve.host.answers import HostApi
 from serve.host.forkserver import Forkserver
 from serve.host.run_dir import HINT, FilesLost, RunDirectory
+from serve.host.runners import MemoryWatch
 from serve.host.sockets import HostSocket, ModelSockets, Poller
 from serve.host.store import Store
 from serve.settings import Settings
@@ -54,6 +55,7 @@ class Host:
         if gpus:
             log.info("GPUs", extra={"budgets": [each.bytes for each in gpus]})
         self._store = Store(settings, found, self._forks, self._wake, gpus)
+        self._memory = MemoryWatch(self._store.runners.alive, machine.for_models(settings.web_workers))
         self._draining = False
         self._ending = False
         self._poller = Poller()
@@ -70,6 +72,7 @@ class Host:
         signal.signal(signal.SIGTERM, self._drain)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGQUIT, self._end)
+        self._memory.start()
         self._store.preload()
         ticked = 0.0
         while not self._ending:

@@ -330,10 +330,17 @@ class Store:
         model.load_seconds += waited
         measure(model, runner)
         model.bytes_at_ready, model.device_bytes_at_ready = runner.bytes, runner.device_bytes
+        self.runners.allow(runner, model.config)
         extra = {"model": model.name, "bytes": runner.bytes, "load_s": round(seconds, 3), "wait_s": round(waited, 3)}
         if runner.device is not None:
             extra |= {"device": runner.device, "device_bytes": runner.device_bytes}
         log.info("loaded", extra=extra)
+        own = model.config.memory_limit_mb if model.config else None
+        if own is not None and runner.bytes > own * MB:
+            message = f"the model holds {_mb(runner.bytes)} after its load; memory_limit_mb in its model.toml is {own}"
+            model.fail(DoesNotFit(message, hint="raise memory_limit_mb"))
+            self._evict(runner, "larger than its memory_limit_mb")
+            return
         if not self._too_large(model, runner):
             model.open()
             self._keep_within_budget(just_loaded=runner)
@@ -488,9 +495,9 @@ class Store:
             # Reset the estimate to the size right after loading. A peak caused by one large request must not make every
             # later load fail with 507.
             model.peak_bytes, model.peak_device_bytes = model.bytes_at_ready, model.device_bytes_at_ready
-        hint = HINTS.get(ended.exhausted, "see the log")
+        hint = runner.over_limit or HINTS.get(ended.exhausted, "see the log")
         if runner.phase is Phase.LOADING and not runner.reported_failure:
-            message = f"the model's process exited during the load: {ended.cause}"
+            message = ended.cause if runner.over_limit else f"the model's process exited during the load: {ended.cause}"
             if ended.killed:  # the model is not the cause, and its requests still wait in its socket
                 model.crashed(RunnerDied(message, hint=hint, model=model.name), ended.requests)
                 if not model.pause_left():
@@ -499,8 +506,10 @@ class Store:
                 model.fail((DoesNotFit if ended.exhausted else InternalError)(message, hint=hint))
         elif runner.phase is Phase.READY or (runner.phase is Phase.RETIRING and ended.status):
             error = DoesNotFit if ended.exhausted else RunnerDied
-            crash = error(f"the model's process crashed: {ended.cause}", hint=hint, model=model.name)
-            model.crashed(crash, ended.requests)
+            cause = ended.cause if runner.over_limit else f"the model's process crashed: {ended.cause}"
+            # A request that needs too much says nothing about the model: the next request starts it again.
+            by_request = ended.limited and bool(ended.requests)
+            model.crashed(error(cause, hint=hint, model=model.name), ended.requests, counts=not by_request)
             if model.of_phase(Phase.READY) or model.pinned or (runner.replaced and not model.pause_left()):
                 self.want(model)  # one of several copies, a model that must always be loaded, or one that was idle
         elif ended.status:

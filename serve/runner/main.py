@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
-from serve import capture, devices
+from serve import capture, devices, machine
 from serve.catalog.kinds import HANDLERS
 from serve.catalog.model_config import FILE, ModelConfig
 from serve.catalog.scan import real
@@ -36,7 +36,7 @@ from serve.runner.loop import Loop
 from serve.runner.open_inference import OpenInference
 from serve.runner.record import Record
 from serve.runner.records import Engine, Records
-from serve.settings import Settings
+from serve.settings import MB, Settings
 from serve.slots import Slot
 from serve.walls import advice, enclosure
 from serve.walls.enclosure import Policy, Walls, raise_walls
@@ -44,6 +44,8 @@ from serve.walls.enclosure import Policy, Walls, raise_walls
 log = logging.getLogger(__name__)
 
 PR_SET_NAME = 15
+# Allowed beside the memory for work: stacks of threads that do not exist yet, and what allocators reserve ahead.
+RESERVED = 1 << 30
 
 
 def run(
@@ -110,6 +112,9 @@ def run(
     devices.report(slot)
     if upkeep := getattr(handler, "upkeep", None):
         slot.set("pending_bytes", upkeep.bytes)
+    if not slot.get("device_bytes"):  # CUDA maps far more than it uses
+        work = config.memory_limit_mb * MB if config.memory_limit_mb else settings.working_bytes
+        machine.limit_allocations(work + slot.get("pending_bytes") + RESERVED)
     held = msgspec.structs.asdict(walls)
     tell(control, Ready(seconds=time.monotonic() - began, **held))
     if upkeep:
