@@ -107,7 +107,8 @@ class _File:
 
     def write(self, data: bytes, requests: Sequence[str]) -> None:
         """Write output as lines of the log."""
-        self.last = data[-LONGEST:].decode("utf-8", "backslashreplace")
+        # Not only of this call: a look and the end of the process may each see a half of a process's last words.
+        self.last = (self.last + data[-LONGEST:].decode("utf-8", "backslashreplace"))[-LONGEST:]
         for line in _lines(data):
             _write(self._out, serve_log.output(self._process, self._model, requests, line))
 

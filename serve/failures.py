@@ -130,7 +130,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def give_back(error: BaseException | None = None) -> None:
-    """Give unused memory back to the system: cycles, torch's cache, free pages of the heap.
+    """Give unused memory back to the system: cycles, torch's cache, pyarrow's pool, free pages of the heap.
 
     `error`: of work that failed; the variables of its frames are freed as well.
     """
@@ -140,6 +140,8 @@ def give_back(error: BaseException | None = None) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if (arrow := sys.modules.get("pyarrow")) is not None and hasattr(arrow, "default_memory_pool"):
+        arrow.default_memory_pool().release_unused()  # 100 MB after a CSV of 25 MB
     ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -148,6 +148,28 @@ def resident(pid: int) -> Resident | None:
     return Resident((int(pages) - int(files)) * PAGE, int(files) * PAGE)
 
 
+class OwnMemory:
+    """The counters of this process's own memory. Their file stays open, because code behind walls may not open it."""
+
+    def __init__(self) -> None:
+        self._file = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def bytes(self) -> int:
+        """Resident anonymous memory."""
+        _, pages, files, *_ = os.pread(self._file, 200, 0).split()
+        return (int(pages) - int(files)) * PAGE
+
+    def limit(self, more: int) -> None:
+        """Let allocations fail that would take the process more than so many bytes beyond what it has mapped now.
+
+        Only private writable memory counts (RLIMIT_DATA): heaps, arrays and stacks, also what has not been touched.
+        """
+        mapped = int(os.pread(self._file, 200, 0).split()[5]) * PAGE
+        most, hard = mapped + more, resource.getrlimit(resource.RLIMIT_DATA)[1]
+        if hard == resource.RLIM_INFINITY or most < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
 def resident_with_shared(pid: int) -> Resident | None:
     """The same in 100 µs; shared memory counts among `bytes`."""
     found = dict.fromkeys(("RssAnon:", "RssFile:", "RssShmem:"), 0)
@@ -162,20 +184,13 @@ def resident_with_shared(pid: int) -> Resident | None:
     return Resident(found["RssAnon:"] + found["RssShmem:"], found["RssFile:"])
 
 
-def for_models(web_workers: int) -> int:
-    """Bytes of the container's limit that the server's own processes leave to models."""
-    return max(limit()[0] - FORKSERVER - REST - WEB_WORKER * web_workers, limit()[0] // 10)
+def for_models(limit_bytes: int, wanted: int, web_workers: int) -> int:
+    """Bytes that all models may hold while they work: what the server's own processes leave of the limit.
 
-
-def limit_allocations(more: int) -> None:
-    """Let allocations of this process fail that would take it more than so many bytes beyond what it has mapped now.
-
-    Only private writable memory counts (RLIMIT_DATA): heaps, arrays and stacks, also what has not been touched.
+    `wanted`: as much as this if it is less than four fifths of the limit. A server without torch is much smaller than
+    FORKSERVER, which would leave a small container almost nothing for work.
     """
-    mapped = int(Path("/proc/self/statm").read_bytes().split()[5]) * PAGE
-    most, hard = mapped + more, resource.getrlimit(resource.RLIMIT_DATA)[1]
-    if hard == resource.RLIM_INFINITY or most < hard:
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    return max(limit_bytes - FORKSERVER - REST - WEB_WORKER * web_workers, min(wanted, limit_bytes // 5 * 4))
 
 
 def oom_kills() -> int:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from serve import errors
-from serve.errors import InternalError, NotReady, PathNotFound, RunnerDied, ServeError
+from serve.errors import DoesNotFit, InternalError, NotReady, PathNotFound, RunnerDied, ServeError
 from serve.host.model import Phase, ServedModel
 from serve.host.model_api import MultiModelApi
 from serve.host.sockets import ModelSockets, refuse, reply
@@ -250,7 +250,10 @@ class HostApi:
         )
         if found is Cause.WAIT:
             return False
-        exited = RunnerDied("the model's process crashed", hint="see the log", model=model.name)
+        exited: ServeError = RunnerDied("the model's process crashed", hint="see the log", model=model.name)
+        for each in model.runners:
+            if each.over_limit and each.exited():  # its cause is known before the forkserver's report
+                exited = DoesNotFit(each.kill_reason, hint=each.over_limit, model=model.name)
         self._tell(
             question, {Cause.FAILURE: failure, Cause.CRASH: recent, Cause.EXIT: exited, Cause.UNKNOWN: None}[found]
         )

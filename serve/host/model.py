@@ -192,6 +192,7 @@ class ServedModel:
         self.preloaded = False  # loaded before /ping is 200
         self.crashes = 0
         self.replaced = -MINUTE  # time.monotonic() when a runner was last replaced for running out of memory
+        self.replaced_for_keeping = 0  # how often a runner was replaced for what it held while idle
         self.failed: tuple[float, ServeError] | None = None  # the newest failure or crash, and its time.monotonic()
         self._last_used = 0.0  # time.time(); kept when the last runner exits
         self._totals = dict.fromkeys(SUMMED, 0)  # of runners that have exited

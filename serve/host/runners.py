@@ -12,8 +12,8 @@ from typing import Any
 
 from serve import machine
 from serve.capture import MOST_OUTPUT
-from serve.children import signal_name
 from serve.catalog.model_config import ModelConfig
+from serve.children import signal_name
 from serve.devices import Device
 from serve.errors import DoesNotFit
 from serve.failures import HINTS, refused_allocation
@@ -304,7 +304,7 @@ def _look_at(runner: RunnerProcess) -> None:
     caches = runner.slot.get("spare_bytes")
     files = now.files - allowance.resident.files
     if files > 0 and allowance.over(allowance.holds(now) + files, caches):
-        # Shared memory counts among the pages of files here, like mapped weights: only the detail tells them apart.
+        # Shared memory counts among the pages of files here, like mapped weights: only the detail distinguishes them.
         now = machine.resident_with_shared(runner.pid) or now
     runner.holds = allowance.holds(now)
     if allowance.over(runner.holds, caches):

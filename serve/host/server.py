@@ -55,7 +55,9 @@ class Host:
         if gpus:
             log.info("GPUs", extra={"budgets": [each.bytes for each in gpus]})
         self._store = Store(settings, found, self._forks, self._wake, gpus)
-        self._memory = MemoryWatch(self._store.runners.alive, machine.for_models(settings.web_workers))
+        wanted = settings.budget_bytes + settings.working_bytes
+        most = machine.for_models(machine.limit()[0], wanted, settings.web_workers)
+        self._memory = MemoryWatch(self._store.runners.alive, most)
         self._draining = False
         self._ending = False
         self._poller = Poller()

@@ -44,6 +44,7 @@ PATIENCE = 1.0
 # A start is given up after so many failed loads in a row of one preloaded model (with their pauses 15 s and the loads),
 # or at a failure after so many seconds: SageMaker waits 480 s for the first successful /ping.
 ATTEMPTS = 5
+IDLE = 2.0  # seconds without a request, in which a runner gives back what memory it can
 RETRIED_FOR = 240.0
 
 
@@ -108,6 +109,7 @@ class Store:
     ) -> None:
         self._budget = Budget(bytes=settings.budget_bytes, devices=tuple(each.bytes for each in devices))
         self._multi_model = settings.multi_model
+        self._working_bytes = settings.working_bytes
         self.models = {
             name: ServedModel(entry, settings.sockets / socket_name(name), settings.queue_limit)
             for name, entry in found.entries.items()
@@ -514,6 +516,8 @@ class Store:
                 self.want(model)  # one of several copies, a model that must always be loaded, or one that was idle
         elif ended.status:
             log.warning("runner exited with an error", extra={"model": model.name, "cause": ended.cause})
+        elif model.pinned and not model.pause_left():
+            self.want(model)  # it was replaced
         self._admit()
 
     # Loads and unloads of a multi-model endpoint.
@@ -556,23 +560,42 @@ class Store:
             self._replace(runner, reason, now)
         if due := self.runners.to_measure():
             for runner in due:
-                measure(self.models[runner.model], runner)
+                model = self.models[runner.model]
+                measure(model, runner)
+                if keeps_too_much(model, runner, self._working_bytes, now):
+                    reason = f"idle, it still held {_mb(runner.bytes)} after its requests"
+                    model.replaced_for_keeping += self._replace(runner, reason, now)
             self._keep_within_budget()
         self.preload()
         self._admit()
 
-    def _replace(self, runner: RunnerProcess, reason: str, now: float) -> None:
+    def _replace(self, runner: RunnerProcess, reason: str, now: float) -> bool:
         """Retire a runner so that the next request starts a fresh one. At most once a minute for each model.
 
         More often would not help: the requests themselves may be too large.
         """
         model = self.models[runner.model]
         if now - model.replaced < MINUTE:
-            return
+            return False
         model.replaced = now
         self.changed.add(model)
         log.warning("replaced", extra={"model": model.name, "reason": reason})
         runner.retire()
+        return True
+
+
+def keeps_too_much(model: ServedModel, runner: RunnerProcess, share: int, now: float) -> bool:
+    """Whether an idle runner still holds so much of what its requests took that a fresh one is better.
+
+    By then it has given back what it can (serve.runner.rest). Half of the share for work is too much; the double each
+    time it happened before, since a model that loads a part of itself with its first request holds it again.
+    """
+    if runner.phase is not Phase.READY or runner.slot.get("in_flight") or not model.bytes_at_ready:
+        return False
+    if now - runner.slot.get("last_used") / 1e9 < IDLE:
+        return False
+    kept = runner.bytes - min(runner.slot.get("spare_bytes"), share) - model.bytes_at_ready
+    return kept > (share // 2) << min(model.replaced_for_keeping, 30)
 
 
 def hopeless(error: ServeError, failures: int, seconds: float) -> bool:

@@ -41,7 +41,7 @@ def check(rows: int, cells: int = 0) -> None:
 
 def check_shape(shape: Sequence[int]) -> None:
     """The same for an array. An empty one counts as if it had one cell in each row: its lists take memory."""
-    cells = math.prod(max(1, size) for size in shape)
+    cells = math.prod(shape) or math.prod(max(1, size) for size in shape)
     check(shape[0] if len(shape) > 1 else 1, cells)
 
 

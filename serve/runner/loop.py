@@ -36,6 +36,7 @@ from serve.runner.large import SMALL, LargeBodies, is_large
 from serve.runner.limits import Admission
 from serve.runner.records import Engine
 from serve.runner.references import References
+from serve.runner.rest import AFTER, Rest
 from serve.settings import Settings
 from serve.slots import AT, BEAT, Slot
 
@@ -58,6 +59,7 @@ class Loop:
         cold: ColdStart,
         *,
         stepwise: bool,
+        rest: Rest,
         caches: Caches | None = None,
         admission: Admission | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class Loop:
         self._answers = Answers(addressee.model, self._poll, slot, settings.stream_limit, engine.leave)
         self._references = References(self._poll, settings)
         self._reading: dict[int, tuple[wire.Connection, float]] = {}  # by file descriptor: incomplete requests
+        self._rest = rest
         self._accepting = True
 
     def run(self) -> ServeError | None:
@@ -174,7 +177,9 @@ class Loop:
         numbers = self._slot.numbers
         while True:
             numbers[_TURNS] += 1  # the host takes an idle runner that makes none for stopped or blocked
-            events = self._poll.wait(seconds)
+            events = self._poll.wait(min(seconds, AFTER) if self._rest.worked else seconds)
+            if not events and seconds and self._rest.worked:
+                self._rest.begin()
             if events or not seconds or self._references.held or self._admission:  # whose requests wait
                 return events
 
@@ -255,6 +260,7 @@ class Loop:
         began = time.monotonic_ns()
         if large:
             self._slot.numbers[_BUSY_SINCE] = began
+        self._rest.worked = True
         request, waited, invalid = self._arrival.received(connection)
         job = ConnectionJob(self._answers, connection, request, waited)
         if large:

@@ -36,6 +36,7 @@ from serve.runner.loop import Loop
 from serve.runner.open_inference import OpenInference
 from serve.runner.record import Record
 from serve.runner.records import Engine, Records
+from serve.runner.rest import Rest
 from serve.settings import MB, Settings
 from serve.slots import Slot
 from serve.walls import advice, enclosure
@@ -75,6 +76,7 @@ def run(
     slot.set("pid", os.getpid())
     # The launcher alone acts on Ctrl-C. Without a handler, `_thread.interrupt_main` in own code does nothing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    memory = machine.OwnMemory()
     extent.limit(settings.max_rows, settings.max_cells)
     began = time.monotonic()
     try:
@@ -106,6 +108,7 @@ def run(
     loop = Loop(
         *(engine, addressee, listener, control, slot, settings, cold),
         stepwise=stepwise,
+        rest=Rest(memory),
         caches=caches,
         admission=admission,
     )
@@ -114,7 +117,7 @@ def run(
         slot.set("pending_bytes", upkeep.bytes)
     if not slot.get("device_bytes"):  # CUDA maps far more than it uses
         work = config.memory_limit_mb * MB if config.memory_limit_mb else settings.working_bytes
-        machine.limit_allocations(work + slot.get("pending_bytes") + RESERVED)
+        memory.limit(work + slot.get("pending_bytes") + RESERVED)
     held = msgspec.structs.asdict(walls)
     tell(control, Ready(seconds=time.monotonic() - began, **held))
     if upkeep:

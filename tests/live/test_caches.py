@@ -28,7 +28,8 @@ def test_a_model_loses_its_prefix_cache_and_stays_loaded(start: Start, models: P
 
     assert [ask(prompt) for prompt in (*prompts, prompts[0])] == [0, 0, TOKENS - 1]
     grown = wait_until(lambda: (said := server.model("text"))["bytes"] > said["cacheBytes"] > 70 * MB and said)
-    (hungry / "mb.txt").write_text(str(BUDGET + 20 - grown["bytes"] // MB))
+    # More than the text model gives back by itself while it is idle, and less than its cache.
+    (hungry / "mb.txt").write_text(str(BUDGET + 55 - grown["bytes"] // MB))
 
     answer = server.invoke("hungry", {})
 

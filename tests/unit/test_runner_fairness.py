@@ -15,11 +15,13 @@ import pytest
 from serve import settings
 from serve.handlers.base import Reply, Request
 from serve.http.addresses import INVOCATIONS
+from serve.machine import OwnMemory
 from serve.runner import large, loop
 from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.jobs import Batches
 from serve.runner.large import LargeBodies
 from serve.runner.loop import Loop
+from serve.runner.rest import Rest
 from serve.slots import Slot
 from tests.patience import PATIENCE
 
@@ -75,6 +77,7 @@ class Runner:
             chosen,
             ColdStart.ended_now(slot),
             stepwise=False,
+            rest=Rest(OwnMemory()),
         )
         self._thread = threading.Thread(target=self._loop.run)
 

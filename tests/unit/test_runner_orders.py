@@ -10,10 +10,12 @@ import pytest
 
 from serve import settings
 from serve.handlers.base import Job
+from serve.machine import OwnMemory
 from serve.runner import main
 from serve.runner.arrival import Addressee, ColdStart
 from serve.runner.loop import Loop
 from serve.runner.records import Engine
+from serve.runner.rest import Rest
 from serve.slots import Slot
 from tests.patience import PATIENCE
 
@@ -55,6 +57,7 @@ def test_a_runner_frees_its_caches_and_serves_on(tmp_path: Path, caches: Texts |
         chosen,
         ColdStart.ended_now(slot),
         stepwise=False,
+        rest=Rest(OwnMemory()),
         caches=caches,
     )
     host.send(b"shrink")
