@@ -107,7 +107,7 @@ class _File:
 
     def write(self, data: bytes, requests: Sequence[str]) -> None:
         """Write output as lines of the log."""
-        # Not only of this call: a look and the end of the process may each see a half of a process's last words.
+        # Not only of this call: a look and the end of the process may each read a half of its last output.
         self.last = (self.last + data[-LONGEST:].decode("utf-8", "backslashreplace"))[-LONGEST:]
         for line in _lines(data):
             _write(self._out, serve_log.output(self._process, self._model, requests, line))
