@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+import xgboost
 
+from tests.live import tiny
 from tests.live.conftest import Start
 from tests.live.platform_side import load
 from tests.live.stack import Server, wait_until
@@ -78,11 +80,25 @@ def own(models: Path, name: str, code: str) -> None:
     (directory / "inference.py").write_text(code)
 
 
+def lost_branch(directory: Path) -> None:
+    """An XGBoost model whose last split leads beyond the nodes; most rows do not come there."""
+    tiny.xgboost_model(directory)
+    (file,) = directory.iterdir()
+    booster = xgboost.Booster(model_file=file)
+    model = json.loads(booster.save_raw("json"))
+    tree = model["learner"]["gradient_booster"]["model"]["trees"][0]
+    last = max(node for node, child in enumerate(tree["left_children"]) if child != -1)
+    tree["left_children"][last] = tree["right_children"][last] = 100_000_000
+    file.unlink()
+    (directory / "model.json").write_text(json.dumps(model))
+
+
 @pytest.fixture(scope="module")
 def server(start_shared: Start, shared_models: Path) -> Server:
     own(shared_models, "raises", RAISES)
     for name, (code, _) in LOADS.items():
         own(shared_models, name, code)
+    lost_branch(shared_models / "lost-branch")
     return start_shared(shared_models)
 
 
@@ -139,6 +155,15 @@ def test_a_load_that_raises_names_the_function(server: Server, name: str) -> Non
     assert (answer.status, answer.json["model"]) == (424, name)
     assert LOADS[name][1] in answer.json["message"]
     assert server.model(name)["state"] == "failed"
+
+
+def test_a_file_that_crashes_its_library_fails_at_the_load(server: Server) -> None:
+    """A branch that leads nowhere would end the process under the caller whose row takes it."""
+    answer = server.invoke("lost-branch", "1,2", "text/csv")
+    assert answer.status == 500
+    assert "exited during the load: killed by SIG" in answer.json["message"]
+    shown = server.model("lost-branch")
+    assert (shown["state"], shown["deaths"]) == ("failed", 0)
 
 
 def test_exit_handlers_and_threads_do_not_hold_a_model_back(start: Start, models: Path) -> None:

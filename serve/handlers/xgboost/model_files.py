@@ -31,6 +31,8 @@ def load(model: ModelConfig[XGBoostOptions]) -> Scorer | Ensemble:
     if allow_pickle:
         log.warning("pickles are read, because model.toml says allow_pickle", extra={"model": model.name})
     scorers = [Scorer(parsed(_read(path), path.name, allow_pickle), path.name, model.threads) for path in paths]
+    for scorer in scorers:
+        scorer.try_out()
     if len(scorers) > 1:
         log.info("several files are one model", extra={"model": model.name, "files": [path.name for path in paths]})
     return scorers[0] if len(scorers) == 1 else Ensemble(scorers)

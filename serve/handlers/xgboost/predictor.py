@@ -3,6 +3,7 @@
 import ctypes
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,20 @@ class Scorer:
         self._types = booster.feature_types if "c" in (booster.feature_types or ()) else None
         self._iterations = (0, _best_rounds(booster, learner["gradient_booster"]))
         self._dense = _DenseCall(booster, self._iterations)
+
+    def try_out(self) -> None:
+        """Predict once, over all nodes of the trees.
+
+        XGBoost loads trees whose branches lead beyond their nodes, and a row that takes such a branch ends the process:
+        here no caller's. The approximate contributions visit all nodes, in 7 ms for 300 trees of depth 8.
+        """
+        rows = np.zeros((3, self.width), np.float32)
+        rows[1], rows[2] = np.nan, 1e6
+        self(rows)
+        if self._in_place:
+            data = xgboost.DMatrix(rows[:1], nthread=1, feature_types=self._types)
+            with suppress(xgboost.core.XGBoostError):  # trees of several targets have no contributions
+                self.booster.predict(data, pred_contribs=True, approx_contribs=True, validate_features=False)
 
     def __call__(self, matrix: Any) -> Scores:
         """Predictions, one row for each of the matrix (float32, or csr_matrix); one or more columns."""
