@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -32,12 +33,13 @@ KINDS = {
 }
 
 
-def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
+def unpack(archive: Path, into: Path, *, limit_bytes: int, seconds: float = float("inf")) -> Path:
     """Unpack an archive; the directory of the model, which is `into` or the only directory in it.
 
     `into` appears whole or not at all. A crash leaves a `.unpacking-*` beside it, which later calls ignore. Of two
     concurrent calls the slower one returns the directory of the faster one. Raises ModelUnusable, naming the member at
-    fault, and DoesNotFit when the disk is full or the content is larger than `limit_bytes`.
+    fault, and DoesNotFit when the disk is full or the content is larger than `limit_bytes`; ModelUnusable after so
+    many `seconds` too, for the unpacking is a part of the load.
     """
     if into.exists():
         return top(into)
@@ -46,7 +48,7 @@ def unpack(archive: Path, into: Path, *, limit_bytes: int) -> Path:
         fresh = Path(beside, "model")
         try:
             fresh.mkdir(mode=0o755)
-            _extract_all(archive, fresh, limit_bytes)
+            _extract_all(archive, fresh, limit_bytes, seconds)
         except (ModelUnusable, DoesNotFit) as error:
             where = f" in {into.parent}" if isinstance(error, DoesNotFit) else ""
             error.message = f"{shown(archive.name)}: {error.message}{where}"
@@ -89,27 +91,34 @@ class _Member(tarfile.TarInfo):
 
 
 class _Meter:
-    """A file that can be read for `left` more bytes: a limit on headers, whose size the archive chooses."""
+    """A file that can be read for `left` more bytes: a limit on headers, whose size it chooses, and for a time."""
 
-    def __init__(self, file: gzip.GzipFile | BinaryIO) -> None:
+    def __init__(self, file: gzip.GzipFile | BinaryIO, seconds: float) -> None:
         self._file = file
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
         self.left = HEADERS
 
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
         self.left -= len(data)
+        if time.monotonic() > self._until:
+            raise ModelUnusable(
+                f"not unpacked within {self._seconds:g} s (SERVE_LOAD_LIMIT)",
+                hint="raise SERVE_LOAD_LIMIT, or pack fewer and smaller files",
+            )
         if self.left < 0:
             raise ModelUnusable("a header between two members is too long")
         return data
 
 
-def _extract_all(archive: Path, into: Path, limit_bytes: int) -> None:
+def _extract_all(archive: Path, into: Path, limit_bytes: int, seconds: float) -> None:
     try:
         with archive.open("rb") as raw:
             packed = raw.read(len(GZIP)) == GZIP
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if packed else raw as plain:
-                meter = _Meter(plain)
+                meter = _Meter(plain, seconds)
                 _extract_from(meter, into, limit_bytes)
                 # Read to the end: gzip's checksum is there.
                 meter.left = limit_bytes

@@ -88,7 +88,7 @@ class Preparation:
         self._unpacked.mkdir(exist_ok=True)
         free, size = archive.disk(self._unpacked)
         limit = max(free - min(SPARE_DISK, size // 10), 0)
-        directory = archive.unpack(path, self._place(name), limit_bytes=limit)
+        directory = archive.unpack(path, self._place(name), limit_bytes=limit, seconds=self._settings.load_limit)
         return describe(name, directory, self._settings)
 
 

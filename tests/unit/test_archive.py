@@ -366,3 +366,12 @@ def test_the_free_and_all_bytes_of_a_disk(tmp_path: Path) -> None:
 
     assert size == usage.total
     assert free == pytest.approx(usage.free, rel=0.2)
+
+
+def test_unpacking_ends_with_the_time_of_the_load(path: Path, tmp_path: Path) -> None:
+    """However large a member is; nothing of it is left."""
+    pack(path, member("model.bin", b"x" * 1000))
+    with pytest.raises(ModelUnusable, match=r"not unpacked within 0 s \(SERVE_LOAD_LIMIT\)") as refused:
+        unpack(path, tmp_path / "into", limit_bytes=LIMIT, seconds=0)
+    assert "raise SERVE_LOAD_LIMIT" in refused.value.hint
+    assert not [each for each in tmp_path.iterdir() if each.is_dir()]
