@@ -343,9 +343,9 @@ def test_a_long_request_runs_in_slices_beside_others(
         sizes.append(sum(len(row.ids) for row in rows))
         run(rows, extract)
 
-    monkeypatch.setattr(handler, "_slice", 6 * longest)
+    monkeypatch.setattr(handler, "_slice", 4 * longest)
     monkeypatch.setattr(handler, "_others_at", float("-inf"))
-    monkeypatch.setattr(task, "SLICE", 6 * longest)
+    monkeypatch.setattr(task, "SLICE", 4 * longest)
     monkeypatch.setattr(task, "BESIDE_OTHERS", 2 * longest)
     monkeypatch.setattr(task, "RECENT", PATIENCE)
     monkeypatch.setattr(handler.encoder, "run", noted)
@@ -353,7 +353,7 @@ def test_a_long_request_runs_in_slices_beside_others(
 
     assert (handler.compatible(many), handler.compatible(one)) == (many, None)
     assert handler.predict([many]) == [None]
-    assert 4 * longest < sizes.pop() <= 6 * longest
+    assert 2 * longest < sizes.pop() <= 4 * longest
     handler.predict([one])
     sizes.clear()
     (answer,) = predicted(handler, many)

@@ -22,9 +22,9 @@ from serve.handlers.huggingface import bodies
 from serve.handlers.huggingface.options import HuggingFaceOptions
 from serve.http import media
 
-# Tokens of a long request that one turn runs: other requests wait for them. A processor is busy with so many, a GPU is
-# not. With other requests about, half of what they use to run.
-SLICE, SLICE_ON_DEVICE = 1024, 16_384
+# Tokens of a long request that one turn runs, for which other requests wait; fewer while there have been others of
+# late. More in one pass gain nothing on a processor, but on a GPU they do.
+SLICE, SLICE_ON_DEVICE = 512, 16_384
 BESIDE_OTHERS = 256
 RECENT = 2.0  # seconds
 # Of one request. A text of a megabyte has 1,000 windows of 384 tokens; the results of 4,096 windows take 200 MB.
@@ -99,7 +99,7 @@ class Task(abc.ABC):
         """A request that is ready for its passes. Raises BadRequest for a text without tokens."""
         if not all(row.ids for row in rows):
             raise bodies.no_tokens()
-        long = len(rows) > 1 and sum(len(row.ids) for row in rows) > self._slice
+        long = len(rows) > 1 and sum(len(row.ids) for row in rows) > 2 * self._slice
         return EncoderItem(rows, context, parameters, content_type, self.encoder.by_length(rows), long, answer)
 
     @abc.abstractmethod
