@@ -36,6 +36,7 @@ def main() -> int:
     long.add_argument("--calls", type=int, default=1_000_000)
     long.add_argument("--kills", type=int, help="one for 1,000 calls")
     long.add_argument("--inputs", type=int, help="hostile ones: one for ten calls")
+    long.add_argument("--kinds", nargs="+", default=list(long_run.MODELS), choices=long_run.MODELS, help="of models")
     long.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
@@ -77,19 +78,22 @@ def _long(asked: argparse.Namespace, work: Path) -> int:
         inputs=calls // 10 if inputs is None else inputs,
         seed=asked.seed,
     )
-    fleet = make(work / "models", long_run.MODELS)
-    environ = {"SERVE_MEMORY_BUDGET_MB": str(long_run.BUDGET_MB)}
+    kinds = {kind: count for kind, count in long_run.MODELS.items() if kind in asked.kinds}
+    if len(kinds) < len(long_run.MODELS):
+        kinds = dict.fromkeys(kinds, sum(long_run.MODELS.values()) // len(kinds))
+    fleet = make(work / "models", kinds)
+    environ = {"SERVE_MEMORY_BUDGET_MB": str(long_run.budget_mb(kinds))}
     subject: Subject = (
         InContainer(fleet.directory, environ, asked.image, []) if asked.image else Processes(fleet.directory, environ)
     )
     with running(subject):
         report = long_run.LongRun(subject, fleet, plan, lambda line: print(line, flush=True)).run()
-    print(page.long_run(report))
+    print(page.long_run(report, kinds))
     for each in report.faults[:40]:
         print(each[:400])
     _keep(asked.json, report.as_figures())
     if not asked.no_page:
-        page.write("long run", page.long_run(report))
+        page.write("long run", page.long_run(report, kinds))
     return 1 if report.faults or report.failed_pings else 0
 
 

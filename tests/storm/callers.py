@@ -146,7 +146,7 @@ class Callers:
             with self._lock:
                 self._at_work -= 1
             self.outcomes[number].append(outcome)
-            if outcome.kind == "refused":
+            if outcome.kind in ("refused", "lost"):
                 time.sleep(0.05)
         client.close()
 

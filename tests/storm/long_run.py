@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,21 @@ from tests.storm.subjects import Subject
 
 MB = 1 << 20
 CALLERS, ATTACKERS = 16, 4
-MODELS = {"own": 4, "trees": 3, "linear": 3, "text": 2}
-BUDGET_MB = 150  # for some six of the models
+MODELS = {"own": 3, "trees": 3, "linear": 2, "text": 1}
+MB_EACH = {"own": 28, "trees": 14, "linear": 20, "text": 30}  # that a loaded model holds, about
+ROOM = 0.66  # of all models: so that each new working set evicts others
 SET, EVERY = 4, 400  # models that are asked at a time; calls after which one of them is replaced
+WARM = 300.0  # seconds for the first answer of a model
 NEAR = 3.0  # seconds before its end within which a kill explains an error
 # Growth from the first to the last third of the samples that is no leak: allocators and caches settle.
 MAY_GROW_MB, MAY_OPEN = 24, 40
 SAMPLE = 1.0  # seconds
 VICTIMS = ("runner",) * 8 + ("web worker", "nginx worker")
+
+
+def budget_mb(models: Mapping[str, int]) -> int:
+    """The budget for so many models of each kind."""
+    return int(ROOM * sum(MB_EACH[kind] * count for kind, count in models.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +174,7 @@ class LongRun:
         self._random = [random.Random((plan.seed, caller).__repr__()) for caller in range(CALLERS)]
         self._kills: list[Kill] = []
         self._results: list[hostile.Result] = []
+        self._told: set[str] = set()
 
     def run(self) -> Report:
         self._warm()
@@ -190,11 +198,15 @@ class LongRun:
         return self._report(seconds, callers.all(), pinger.pings, samples)
 
     def _warm(self) -> None:
-        """Ask each model once: the imports of the frameworks are no growth."""
+        """Ask each model until it answers: the imports of the frameworks are no growth, and may take a minute."""
         client = Client(lambda: self._subject.port)
         for name in self._fleet.names:
-            found = client.ask(self._fleet.ask(name, self._random[0]))
-            assert found.kind == "right", found
+            until = time.monotonic() + WARM
+            while (found := client.ask(self._fleet.ask(name, self._random[0]))).kind != "right":
+                assert found.kind == "error", found
+                assert time.monotonic() < until, found
+                time.sleep(0.5)
+            self._progress(f"{name} has answered after {found.seconds:.1f} s")
         client.close()
 
     # What is done.
@@ -244,12 +256,17 @@ class LongRun:
                 self._kills.pop()
 
     def _tell(self, callers: Callers) -> None:
+        """The state of the run in a line, and what has become a fault since the last line."""
         found = callers.all()
-        wrong = sum(each.kind == "wrong" for each in found)
+        faults = [f"{each.model}: {each.kind} {each.told}: {each.text}" for each in found if not self._explained(each)]
+        faults += [f"hostile input: {each.kind}: {each.problem}" for each in self._results if self._is_problem(each)]
         self._progress(
-            f"{time.monotonic() - self._began:.0f} s: {len(found)} calls, {wrong} wrong, {len(self._kills)} kills, "
-            f"{len(self._results)} hostile inputs, {len(self._subject.endings)} ends of the server"
+            f"{time.monotonic() - self._began:.0f} s: {len(found)} calls, {len(self._kills)} kills, "
+            f"{len(self._results)} hostile inputs, {len(faults)} faults, {len(self._subject.endings)} ends"
         )
+        for each in [each for each in faults if each not in self._told]:
+            self._progress(f"  {each[:600]}")
+            self._told.add(each)
 
     # What came of it.
 

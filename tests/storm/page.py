@@ -49,12 +49,13 @@ def matrix(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def long_run(report: Report) -> str:
+def long_run(report: Report, models: Mapping[str, int]) -> str:
     """The figures of a long run."""
     inputs = ", ".join(f"{count} {kind}" for kind, count in sorted(report.inputs.items()))
     kills = ", ".join(f"{count} of a {part}" for part, count in sorted(report.kills.items()))
     cells = [
         ("length", f"{report.seconds:.0f} s"),
+        ("models", ", ".join(f"{count} {kind}" for kind, count in models.items())),
         ("calls", f"{report.calls} of 16 callers"),
         ("wrong answers", str(len(report.wrong))),
         ("outcomes", ", ".join(f"{count} {kind}" for kind, count in sorted(report.outcomes.items()))),
