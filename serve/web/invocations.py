@@ -118,11 +118,9 @@ def broken(attempt: UpstreamAttempt, found: BrokenConnection, model: str, reques
             model=model,
             retry_after=1,
         )
-    if not found.may_have_begun:
-        return RunnerDied(
-            "the model's process closed the connection before it began this request", hint="retry", model=model
-        )
-    return InternalError("the model's process closed the connection without an answer", hint="see the log", model=model)
+    # Only a process that ends leaves a connection so, and the host has not heard of the end yet.
+    when = "without an answer" if found.may_have_begun else "before it began this request"
+    return RunnerDied(f"the model's process closed the connection {when}", hint="see the log", model=model)
 
 
 class _Api:

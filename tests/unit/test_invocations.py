@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.errors import InternalError, ModelFailed, RunnerDied, ServeError, TooLate, Unavailable
+from serve.errors import ModelFailed, RunnerDied, ServeError, TooLate, Unavailable
 from serve.http.clock import Clock
 from serve.web.host_client import BrokenConnection
 from serve.web.invocations import UpstreamAttempt, broken, in_attributes
@@ -53,7 +53,7 @@ BROKE_OFF = UpstreamAttempt(socket="m.sock", connected=True, timed_out=False, cl
     ("attempt", "found", "kind", "says"),
     [
         pytest.param(BROKE_OFF, {"error": RunnerDied("x")}, RunnerDied, "x", id="the host knows a crash"),
-        pytest.param(BROKE_OFF, {"error": None}, InternalError, "without an answer", id="nothing is known"),
+        pytest.param(BROKE_OFF, {"error": None}, RunnerDied, "without an answer", id="nothing is known"),
         pytest.param(
             BROKE_OFF,
             {"error": None, "may_have_begun": False},
@@ -113,4 +113,4 @@ def test_the_error_for_a_request_without_an_answer(
     error = broken(attempt, BrokenConnection(**found), "m", 9.0)  # type: ignore[arg-type]
     assert type(error) is kind
     assert says in error.message
-    assert error.retryable == (kind is not InternalError)
+    assert error.retryable
