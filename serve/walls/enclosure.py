@@ -134,7 +134,6 @@ def raise_walls(policy: Policy) -> Walls:
         users.drop_capabilities(but=kept)
     elif policy.user is not None:
         users.become(policy.user)
-        die_with_parent()  # a change of users has cleared it
         holds.append("user")
     unprivileged = _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     if kept:
@@ -151,6 +150,7 @@ def raise_walls(policy: Policy) -> Walls:
         holds.append("files")
     else:
         missing["files"] = NO_LANDLOCK
+    die_with_parent()  # the kernel has cleared that: at a change of users, and of what else the process may do
     scoped = "files" in holds and landlock.version() >= landlock.SCOPES_FROM
     wanted = _filter(network=policy.network, subprocess=policy.subprocess, own_user=not obstacle)
     if system_calls.install(wanted.replace(_pid(_ANY_PID), _pid(os.getpid()))):
