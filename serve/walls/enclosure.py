@@ -83,13 +83,24 @@ class Walls(msgspec.Struct, frozen=True, kw_only=True):
 def expected() -> Walls:
     """The walls that this machine has for models, as far as no file of theirs is in the way of one."""
     missing = {}
-    if obstacle := users.obstacle():
+    if obstacle := users.obstacle() or _hidden_python():
         missing["user"] = obstacle
     if not landlock.version():
         missing["files"] = NO_LANDLOCK
     if not system_calls.supported():
         missing["system calls"] = NO_FILTER
     return Walls(holds=tuple(sorted(NAMES.keys() - missing.keys())), missing=missing)
+
+
+def _hidden_python() -> str:
+    """Why a user of a model's own could not import Python's modules, or ""."""
+    with users.acting_as(users.FIRST):
+        refused = users.unreadable((), python_places(()))
+    return _unreadable(refused) if refused else ""
+
+
+def _unreadable(path: str) -> str:
+    return f"only root can read {path}"
 
 
 def summary() -> str:
@@ -205,7 +216,7 @@ def _give(policy: Policy, user: int) -> str:
     if refused:
         for directory in mine:
             _chown(directory, 0)
-        return f"only root can read {refused}"
+        return _unreadable(refused)
     return ""
 
 
