@@ -16,6 +16,7 @@ REST = 80 << 20
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+_PF_EXITING = 0x4  # of a task's flags: include/linux/sched.h
 COUNTED = ("Private_Dirty:", "Private_Hugetlb:")  # of smaps_rollup
 ANONYMOUS = ("RssAnon:", "HugetlbPages:")  # of status
 
@@ -146,6 +147,15 @@ def resident(pid: int) -> Resident | None:
     finally:
         os.close(file)
     return Resident((int(pages) - int(files)) * PAGE, int(files) * PAGE)
+
+
+def exiting(pid: int) -> bool:
+    """Whether a process has ended, or is in its exit, in which the kernel frees its memory: seconds, of gigabytes."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 class OwnMemory:

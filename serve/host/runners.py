@@ -207,7 +207,7 @@ class Runners:
                 # failure before nginx times out.
                 limit = self._settings.request_limit
                 runner.kill(f"timeout: one request took longer than {limit:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)")
-            elif runner.closed and now - runner.closed > CLOSED:
+            elif runner.closed and now - runner.closed > CLOSED and not (runner.pid and machine.exiting(runner.pid)):
                 runner.kill("its code closed the server's control channel")
             elif runner.phase is Phase.RETIRING and now - runner.retired > self._retire_limit:
                 runner.kill(f"timeout: it did not exit within {self._retire_limit:g} s after it was retired")

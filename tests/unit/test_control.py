@@ -292,6 +292,10 @@ def test_a_runner_that_closes_its_channel_is_ended(host: Host, monkeypatch: pyte
     host.store.tick()
     assert not runner.kill_reason  # its exit may be about to be reported
     monkeypatch.setattr(host_runners, "CLOSED", 0.0)
+    runner.pid = 1 << 30  # of no process: its exit takes long, and is about to be reported
+    host.store.tick()
+    assert not runner.kill_reason
+    runner.pid = 0
     host.store.tick()
     assert "control channel" in runner.kill_reason
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve.machine import open_private_bytes, private_bytes
+from serve.machine import exiting, open_private_bytes, private_bytes
 
 MB = 1 << 20
 # Says a line after each step: it holds 32 MB; it may not be looked into; its program is another, which holds 64 MB.
@@ -77,3 +77,16 @@ def test_the_memory_of_a_process_that_gave_up_being_looked_into_is_read(locked: 
         assert private_bytes(locked.pid, opened) == 0
     finally:
         os.close(opened)
+
+
+def test_a_process_that_has_ended_is_known_before_it_is_reaped() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process.stdin
+    assert not exiting(process.pid)
+
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+    assert exiting(process.pid)
+    process.wait()
+    assert exiting(process.pid)
