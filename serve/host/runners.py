@@ -291,7 +291,8 @@ class MemoryWatch(threading.Thread):
             if found := max(grown, key=lambda each: each.growth, default=None):
                 found.over_limit = memory.HINT
                 found.kill(
-                    f"all models together held {held // MB} MB, and the container has {self._most // MB} MB for them;"
+                    f"out of memory: all models together held {held // MB} MB, and the container has"
+                    f" {self._most // MB} MB for them;"
                     f" the model's process had grown most, to {found.holds // MB} MB"
                 )
 

@@ -86,6 +86,7 @@ def test_a_preload_that_fails_for_the_moment_is_retried(start: Start, models: Pa
     once = f"import os\nfrom pathlib import Path\nmark = Path({str(tmp_path / 'mark')!r})\n"
     once += "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
     program.write_text(once + program.read_text())
+    (directory / "model.toml").write_text(f'[allow]\nwrite = ["{tmp_path}"]\n')
 
     server = start(models, SERVE_PRELOAD="echo")
 
@@ -311,11 +312,12 @@ def test_a_respawned_web_worker_knows_the_models_that_the_host_knows(start: Star
     toy(models, "echo")
     server = start(models, SERVE_WEB_WORKERS=1)
     gunicorn = server.part("gunicorn")
-    (worker,) = descendants(gunicorn)
+    workers = descendants(gunicorn)
     toy(models, "echo", "added")
 
-    os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: descendants(gunicorn) - {worker} and server.pings())
+    for each in workers:
+        os.kill(each, signal.SIGKILL)
+    wait_until(lambda: len(descendants(gunicorn) - workers) == len(workers) and server.pings())
 
     answer = server.invoke("added", "hello", "text/plain")
     assert (answer.status, answer.json["type"]) == (404, "ModelNotFoundException")
