@@ -83,10 +83,12 @@ def test_a_preload_that_fails_for_the_moment_is_retried(start: Start, models: Pa
     """A process that ends during its first load, as one that the kernel kills for memory, is started again."""
     directory = toy(models, "echo")
     program = directory / "code" / "inference.py"
-    once = f"import os\nfrom pathlib import Path\nmark = Path({str(tmp_path / 'mark')!r})\n"
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    once = f"import os\nfrom pathlib import Path\nmark = Path({str(marks / 'mark')!r})\n"
     once += "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
     program.write_text(once + program.read_text())
-    (directory / "model.toml").write_text(f'[allow]\nwrite = ["{tmp_path}"]\n')
+    (directory / "model.toml").write_text(f'[allow]\nwrite = ["{marks}"]\n')
 
     server = start(models, SERVE_PRELOAD="echo")
 
