@@ -71,9 +71,10 @@ class Preparation:
             yield model, future
 
     def delete(self, model: ServedModel) -> None:
-        """Delete the files that were unpacked for a model."""
+        """Delete the files that were unpacked for a model, and those that its processes have kept."""
         if model.entry.archive:
             shutil.rmtree(self._place(model.name), ignore_errors=True)
+        shutil.rmtree(self._settings.own / socket_name(model.name), ignore_errors=True)
 
     def _place(self, name: str) -> Path:
         return self._unpacked / socket_name(name)

@@ -55,6 +55,7 @@ def test_a_model_is_loaded_listed_invoked_and_unloaded(platform: Callable[..., S
     assert (shown["modelName"], shown["modelUrl"]) == ("abc", str(path))
     assert (gone.status, gone.json) == (200, {"status": 'Model "abc" unregistered'})
     assert not alive(answer.json["pid"])  # when DELETE has answered, not some time later
+    assert not list((server.run_dir / "own").iterdir())  # the directory of its code
     assert listed(server) == []
     assert [
         each.status
