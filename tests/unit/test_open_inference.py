@@ -321,9 +321,10 @@ def test_an_invalid_inference_is_refused_with_the_input_at_fault(body: Any, head
         ("FP32", [2], b"1234567", "7 bytes are not whole elements of FP32"),
         ("FP32", [2], b"1234", "has 1 elements; its shape [2] has 2"),
         ("BYTES", [1], struct.pack("<I", 9) + b"abc", "a text of 9 bytes is cut"),
-        ("BYTES", [1], b"\1\0", "not texts in UTF-8"),
+        ("BYTES", [1], b"\1\0", "2 bytes are too few for 1 texts"),
         ("BYTES", [1], struct.pack("<I", 1) + b"\xff", "not texts in UTF-8"),
-        ("BYTES", [2], struct.pack("<I", 1) + b"a", "has 1 elements"),
+        ("BYTES", [2], struct.pack("<I", 1) + b"a", "5 bytes are too few for 2 texts"),
+        ("BYTES", [2], struct.pack("<I", 5) + b"abcde", "has 1 elements"),
     ],
 )
 def test_invalid_binary_data_is_refused(datatype: str, shape: list[int], data: bytes, said: str) -> None:
