@@ -42,6 +42,8 @@ class ProcessRuntime:
             **kept,
             # A process has no memory limit to read, so it gets the budget that serve would compute in a container.
             "SERVE_MEMORY_BUDGET_MB": str(machine.budget(limit, SHARE, WEB_WORKERS) >> 20),
+            # Each of several instances on one laptop would import all frameworks: 8 to 15 s of processor time.
+            "SERVE_IMPORT_AHEAD": "false",
             **platform_environment(spec, several),
             "SAGEMAKER_BIND_TO_PORT": str(port),
             # As Docker publishes the port of a container, whatever address the container itself listens at.
